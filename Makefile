@@ -1,0 +1,55 @@
+# `make run` and `make test` do everything on a fresh machine. `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help install dev grf run test lint types unit bench clean
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed  ## the package into .venv, with everything a run needs
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
+	  || { echo "this Python has no venv: install it first (Debian: apt-get install python3-venv)"; exit 1; }
+	@command -v c++ >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq g++ >/dev/null; } \
+	  || echo "no C++ compiler: training works, at about half the speed (Debian: apt-get install g++)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (once)"
+	@$(PIP) torch
+	@$(PIP) -e '.[pettingzoo]'
+	@$(BIN)/python -m qllm_exp.networks.native
+	@touch $@
+
+dev: .venv/dev  ## ... and with what the tests need
+.venv/dev: .venv/installed
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+grf: .venv/installed  ## the football engine (builds it once, about 4 minutes; the wheel is kept in .wheels)
+	@launch/install_grf.sh $(BIN)/python
+
+run: .venv/installed  ## a small real sweep: mpe, lbf and grf, tfcaf against qmix, 2 seeds; ends with table and plot
+	@launch/install_grf.sh $(BIN)/python || true
+	@envs=mpe,lbf; $(BIN)/python -c 'import gfootball' 2>/dev/null && envs=$$envs,grf; \
+	  set -x; $(BIN)/python -m qllm_exp -m env=$$envs mixer=tfcaf,qmix seed=0-1 train=quick
+
+test: .venv/dev  ## lint, types and all tests, the football engine included
+	@launch/install_grf.sh $(BIN)/python
+	@$(MAKE) --no-print-directory lint types unit
+
+lint: .venv/dev  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev  ## mypy
+	$(BIN)/mypy
+
+unit: .venv/dev  ## the tests alone
+	$(BIN)/pytest -n 2
+
+bench: .venv/dev  ## speed, beside JaxMARL and BenchMARL from their published packages
+	@tests/bench/run.sh
+
+clean:  ## everything that was installed or made; runs stay
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

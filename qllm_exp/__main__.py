@@ -1,0 +1,50 @@
+"""`python -m qllm_exp [-m] [OVERRIDE ...]`: compose the configuration, check it, run it, show what came out."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from qllm_exp import cli, config
+from qllm_exp.errors import UserError
+
+_BESIDE = Path(__file__).parent / "conf"  # in a wheel; in a checkout the folder is one level up
+CONF = _BESIDE if _BESIDE.exists() else Path(__file__).parent.parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def run(composed: DictConfig) -> float:
+    """One run in this process. Returns the final evaluation return, so that any Hydra sweeper can optimise it."""
+    from qllm_exp.sweep.single import run_one
+
+    try:
+        return run_one(config.load(composed))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> int:
+    """Exit codes: 0 all done, 1 a run failed, 2 nothing was started, 3 stopped at a checkpoint."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
+    try:
+        sys.argv[1:] = [cli.expand_ranges(argument) for argument in sys.argv[1:]]
+        run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
+        print(f"error: {cli.explain(error, overrides, CONF)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

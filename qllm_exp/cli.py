@@ -1,0 +1,97 @@
+"""The command line before and after Hydra: ranges such as seed=0-4, and errors that say what to type instead."""
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from qllm_exp.errors import UserError, nearest
+
+_PART = r"\d+(?:-\d+)?"
+_RANGES = re.compile(rf"(?P<key>[+~]{{0,2}}[\w./@-]+)=(?P<value>{_PART}(?:,{_PART})*)")
+
+
+def expand_ranges(argument: str) -> str:
+    """'seed=0-2,7' becomes 'seed=0,1,2,7'; anything that is not made of whole numbers and ranges stays as it is."""
+    match = _RANGES.fullmatch(argument)
+    if match is None or "-" not in match["value"]:
+        return argument
+    values: list[str] = []
+    for part in match["value"].split(","):
+        low, _, high = part.partition("-")
+        if high and int(high) < int(low):
+            raise UserError(f"{argument}: the range {part} runs backwards. Write {match['key']}={high}-{low}.")
+        values += map(str, range(int(low), int(high or low) + 1))
+    return f"{match['key']}={','.join(dict.fromkeys(values))}"
+
+
+def combinations(arguments: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every combination of the values that overrides list: ['env=a,b', 'seed=0-1'] gives four. The last one varies fastest."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    axes: list[list[str]] = []
+    for override in OverridesParser.create().parse_overrides([expand_ranges(a) for a in arguments]):
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([f"{key}={override.get_value_element_as_str()}"])
+    return list(itertools.product(*axes))
+
+
+def explain(error: Exception, overrides: Iterable[str], conf: Path) -> str:
+    """One line for an error of Hydra's, with the nearest right word where a name was misspelt."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    missing = re.search(
+        r"(?:Could not find|In '.*?': Could not find) '(?P<group>[\w/]+)/(?P<choice>[^'/]+)'", str(error)
+    )
+    if missing:
+        allowed = sorted(path.stem for path in (conf / missing["group"]).glob("*.yaml"))
+        word = f"{missing['group']}={missing['choice']}"
+        return f"{word} is unknown.{nearest(missing['choice'], allowed)} Allowed: {', '.join(allowed)}."
+    unknown = re.search(r"Could not override '(?P<key>[^']+)'", str(error))
+    if unknown:
+        return f"Unknown key {unknown['key']!r}.{_nearest_key(unknown['key'], overrides, conf)} The files in {conf} list them all."
+    several = re.search(r"Ambiguous value for argument '(?P<argument>.*)'", first)
+    if several:
+        return f"{several['argument']} is more than one run: add -m (python -m qllm_exp -m {' '.join(overrides)})."
+    if first.startswith("Error parsing override"):
+        return f"{first}: write KEY=VALUE, e.g. env=mpe or train.gamma=0.95."
+    return " ".join([first, *(line for line in rest if line.startswith("full_key"))])
+
+
+def _nearest_key(key: str, overrides: Iterable[str], conf: Path) -> str:
+    """The known key closest to `key`, among those of the groups that the command line chooses."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import DictConfig
+
+    groups = [
+        o
+        for o in overrides
+        if "=" in o and "." not in o.partition("=")[0] and "," not in o and not o.startswith(f"{key}=")
+    ]
+    known: list[str] = []
+
+    def walk(node: DictConfig, at: str) -> None:
+        for name in node:
+            full = f"{at}{name!s}"
+            known.append(full)
+            if isinstance(node._get_node(name), DictConfig):
+                walk(node[name], f"{full}.")
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+            walk(compose("config", groups), "")
+    except (
+        HydraException,
+        OmegaConfBaseException,
+    ):  # the line has other faults too; this one is reported without a guess
+        return ""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

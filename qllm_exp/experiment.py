@@ -1,0 +1,295 @@
+"""One run from one configuration, start to result. `python -m qllm_exp.experiment RUN_FOLDER` starts it, or goes on with it."""
+
+import contextlib
+import ctypes
+import errno
+import json
+import logging
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qllm_exp import config as configuration
+from qllm_exp import schema
+from qllm_exp.errors import UserError
+from qllm_exp.tracking.run_dir import RunDirectory
+
+log = logging.getLogger(__name__)
+
+FAILED, INTERRUPTED = 1, 3  # exit codes of a run's process; 0: finished, 2: it could not start
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    path: Path
+    final_return: float  # evaluation at the end of training, mean episode return
+    absolute_return: float  # the best parameters of the run, evaluated once more on more episodes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start: its configuration, its folder, and the text of its TFCAF."""
+
+    run: schema.Run
+    directory: RunDirectory
+    tfcaf: str | None
+
+
+def prepare(run: schema.Run) -> Prepared:
+    """Settle what the configuration leaves open (device-dependent sizes, which TFCAF), and name the folder.
+
+    Raises UserError for whatever would keep the run from starting, before anything is written.
+    """
+    from qllm_exp.algorithms import check_combination
+    from qllm_exp.envs import env_module
+
+    run = replace(run, device=settle_device(run.device))
+    run = configuration.with_num_envs(run, run.device.partition(":")[0])
+    check_combination(run.algorithm.name, run.mixer.name)
+    env_module(run.env.name).check(run.env)
+    text, tfcaf_hash = None, None
+    if isinstance(run.mixer, schema.Tfcaf):
+        from qllm_exp.tfcaf import entry
+
+        path = Path(run.mixer.file) if run.mixer.file else entry.bundled(run.env.name, run.env.task)
+        tfcaf_hash = entry.load(path).program.hash
+        text = path.read_text(encoding="utf-8")
+    name = configuration.run_name(run, tfcaf_hash)
+    return Prepared(run, RunDirectory(Path(run.dir) / name), text)
+
+
+def settle_device(device: str) -> str:
+    """'auto' becomes 'cuda' where there is a GPU, else 'cpu'. UserError for a GPU that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if int(device.partition(":")[2] or 0) >= count:
+            raise UserError(f"device={device}: PyTorch sees {count} GPUs here. Use device=auto or device=cpu.")
+    return device
+
+
+def execute(directory: RunDirectory, show: bool = True) -> RunResult:
+    """Run what a folder's config.yaml describes, from its checkpoint if there is one, and return the result.
+
+    Args:
+        show: progress bar or lines on the console.
+
+    Raises:
+        UserError: for what the user can mend. Interrupted: asked to stop by SIGINT, SIGTERM or SIGUSR2.
+    """
+    run = directory.read_config()
+    done = directory.result()
+    if done is not None:
+        log.info("%s is finished already (return %.3f); nothing to do.", directory.path, done["final_return"])
+        return RunResult(directory.path, done["final_return"], done["absolute_return"])
+    directory.lock()
+    handler = _log_file(directory.log)
+    try:
+        return _locked(run, directory, show)
+    except Exception as error:
+        mended = _user_error(error, directory)
+        _say_how_it_ended(directory, error if mended is None else mended)
+        if mended is not None and mended is not error:
+            raise mended from error
+        raise
+    except KeyboardInterrupt:
+        directory.set_status("interrupted")
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        directory.close()
+
+
+def _user_error(error: Exception, directory: RunDirectory) -> UserError | None:
+    """The error in the user's terms: what it is when it is meant for the user, a full disk, or None."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        go_on = "The same command goes on from the last checkpoint once there is room"
+        return UserError(f"Cannot write to {directory.path}: {error.strerror}. {go_on} (or choose another folder: dir=...).")
+    return None
+
+
+def _say_how_it_ended(directory: RunDirectory, error: Exception) -> None:
+    from qllm_exp.training.trainer import Interrupted
+
+    state, text = "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, Interrupted):
+        state, text = "interrupted", ""
+    elif not isinstance(error, UserError):
+        log.debug("%s", "".join(traceback.format_exception(error)))
+    with contextlib.suppress(OSError):  # a full disk does not take this either; the error itself is on its way up
+        directory.set_status(state, error=text)
+
+
+def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
+    import torch
+
+    from qllm_exp.envs import make_env
+    from qllm_exp.training.checkpoint import CheckpointStore
+    from qllm_exp.training.seeds import derive
+    from qllm_exp.training.trainer import Trainer
+
+    begin = time.monotonic()
+    _keep_freed_memory()
+    torch.set_num_threads(1)
+    _write_versions(directory)
+    directory.set_status("running", error="", env_step=0, total_steps=run.train.total_steps, started=time.time())
+    stop = _StopRequest()
+    env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), run.device)
+    try:
+        torch.manual_seed(derive(run.seed, "networks"))
+        algorithm = _algorithm(run, directory, env)
+        shown: list[Any] = []  # the progress display, once it is known where the run starts
+
+        def progress(figures: dict[str, Any]) -> None:
+            steps_per_s = round(shown[0].speed(figures["env_step"]), 1)
+            directory.beat(env_step=figures["env_step"], steps_per_s=steps_per_s, **{"return": figures["return"]})
+            if show:
+                shown[0](figures)
+
+        trainer = Trainer(run.train, env, algorithm, run.seed, directory.append, progress, stop)
+        c = run.train.checkpoint
+        checkpoints = CheckpointStore(directory.checkpoint, trainer.buffer, c.every_s, c.max_share)
+        saved = checkpoints.load()
+        if saved is not None:
+            trainer.load_state_dict(saved)
+            log.info("going on from the checkpoint at %s environment steps", f"{trainer.env_steps:,}")
+        directory.open_metrics(trainer.offset)
+        shown.append(_progress(directory, run, trainer.env_steps))
+        log.info("%s: ready after %.1f s", directory.path.name, time.monotonic() - begin)
+        try:
+            trainer.train(checkpoints)
+            result = _finish(run, directory, trainer)
+        finally:
+            shown[0].close()
+    finally:
+        stop.restore()
+        env.close()
+    checkpoints.remove()
+    directory.set_status("finished", env_step=trainer.env_steps)
+    return result
+
+
+def _algorithm(run: schema.Run, directory: RunDirectory, env: Any) -> Any:
+    from qllm_exp.algorithms import make_algorithm
+    from qllm_exp.mixers import make_mixer
+
+    stored = None
+    if directory.tfcaf.exists():
+        from qllm_exp.tfcaf import entry
+
+        stored = entry.load(directory.tfcaf)
+    return make_algorithm(run, env, make_mixer(run.mixer, env, stored))
+
+
+def _finish(run: schema.Run, directory: RunDirectory, trainer: Any) -> RunResult:
+    """The absolute metric (Gorsane et al. 2022), the parameters, and the result file, which marks the run as finished."""
+    import torch
+
+    policies = {"last": trainer.algorithm.policy_state_dict(), "best": trainer.best_policy}
+    torch.save(policies, directory.policy)
+    trainer.algorithm.load_policy_state_dict(trainer.best_policy)
+    absolute = trainer.evaluate(run.train.evaluation.absolute_episodes, "absolute")
+    directory.append({"kind": "absolute", "env_step": run.train.total_steps, **absolute.row()})
+    final = float(trainer.last_evaluation)
+    directory.finish(
+        {
+            "final_return": final,
+            "absolute_return": absolute.return_mean,
+            "env_steps": trainer.env_steps,
+            "episodes": trainer.episodes,
+            "updates": trainer.updates,
+            "parameters": trainer.algorithm.parameter_counts(),
+            "wall_s": round(trainer.wall_s, 1),
+            "seconds": {part: round(s, 2) for part, s in trainer.clock.seconds.items()},
+        }
+    )
+    return RunResult(directory.path, final, absolute.return_mean)
+
+
+def _progress(directory: RunDirectory, run: schema.Run, start: int) -> Any:
+    from qllm_exp.tracking.console import Progress
+
+    return Progress(directory.path.name, run.train.total_steps, start)
+
+
+def _write_versions(directory: RunDirectory) -> None:
+    from qllm_exp.networks import native
+    from qllm_exp.tracking.versions import versions
+
+    path = directory.path / "versions.json"
+    path.write_text(json.dumps(versions() | {"network_kernel": native.status()}, indent=1) + "\n")
+
+
+def _log_file(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path)
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    return handler
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks: an update frees and takes the same ones again, and page faults cost time."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+class _StopRequest:
+    """Asked to stop by a signal: the trainer sees it after the cycle it is in. A second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the folder given; the exit code says how it ended."""
+    from qllm_exp.training.trainer import Interrupted
+
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m qllm_exp.experiment RUN_FOLDER    (start a run, or go on with it)", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    directory = RunDirectory(Path(arguments[0]))
+    try:
+        execute(directory)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except Interrupted:
+        print(f"stopped at a checkpoint; to go on: python -m qllm_exp.experiment {directory.path}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

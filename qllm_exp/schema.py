@@ -1,0 +1,198 @@
+"""Types, allowed values and bounds of everything in conf/. The YAML files carry the values and their comments.
+
+A dataclass per choice of a group, found by the `name` in its YAML. `config.py` turns a composed configuration into a `Run`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+def one_of(default: str, *allowed: str) -> Any:
+    """A string field with a closed list of values."""
+    return field(default=default, metadata={"allowed": (default, *allowed)})
+
+
+def number(default: float | int, low: float, high: float = float("inf")) -> Any:
+    """A number field with inclusive bounds."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass
+class Env:
+    """What every environment has. An environment of your own derives its config from this."""
+
+    name: str = ""
+    task: str = ""
+    episode_limit: int = number(25, 1)
+    num_envs: Any = field(default="auto", metadata={"auto_or_at_least": 1})
+    reward: str = one_of("sum", "mean")
+    auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 64, "cuda": 1024}  # what num_envs=auto means, by kind of device
+
+
+@dataclass
+class Mpe(Env):
+    name: str = "mpe"
+    task: str = "simple_spread"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Lbf(Env):
+    name: str = "lbf"
+    task: str = "8x8-2p-2f-coop-2s"
+    episode_limit: int = number(50, 1)
+
+
+@dataclass
+class Grf(Env):
+    name: str = "grf"
+    task: str = "academy_3_vs_1_with_keeper"
+    episode_limit: int = number(150, 1)
+    workers: int = field(default=0, metadata={"low": 0, "high": 1024, "identity": False})
+    goalkeeper: bool = True
+    rewards: str = one_of("scoring,checkpoints", "scoring")
+    reward: str = one_of("mean", "sum")
+    auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 16, "cuda": 16}
+
+
+@dataclass
+class Matrix(Env):
+    name: str = "matrix"
+    task: str = "climbing"
+    reward: str = one_of("mean", "sum")
+
+
+@dataclass
+class Pettingzoo(Env):
+    name: str = "pettingzoo"
+    task: str = "mpe2.simple_spread_v3"
+    options: dict[str, Any] = field(default_factory=dict)
+    auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 8, "cuda": 8}
+
+
+@dataclass
+class Algorithm:
+    """What every algorithm has."""
+
+    name: str = ""
+
+
+@dataclass
+class QLearning(Algorithm):
+    name: str = "q_learning"
+    double_q: bool = True
+    targets: str = one_of("n_step", "td_lambda")
+    n_step: int = number(1, 1)
+    td_lambda: float = number(0.6, 0, 1)
+    target_update: str = one_of("soft", "periodic")
+    target_tau: float = number(0.01, 0, 1)
+    target_period: int = number(200, 1)
+    epsilon_start: float = number(1.0, 0, 1)
+    epsilon_end: float = number(0.05, 0, 1)
+    epsilon_steps: int = number(200_000, 1)
+    epsilon_evaluation: float = number(0.0, 0, 1)
+    agent_id: bool = True
+    last_action: bool = False
+
+
+@dataclass
+class Mixer:
+    """What every mixer has."""
+
+    name: str = ""
+
+
+@dataclass
+class Vdn(Mixer):
+    name: str = "vdn"
+
+
+@dataclass
+class NoMixer(Mixer):
+    name: str = "none"
+
+
+@dataclass
+class Qmix(Mixer):
+    name: str = "qmix"
+    embed: int = number(32, 1)
+    hypernet: int = number(64, 0)
+
+
+@dataclass
+class Tfcaf(Mixer):
+    name: str = "tfcaf"
+    file: str = ""
+    igm: str = one_of("auto", "enforce", "relax")
+
+
+@dataclass
+class Llm:
+    """Where the credit-assignment function comes from."""
+
+    name: str = one_of("bundled")
+
+
+@dataclass
+class Evaluation:
+    every: int = number(50_000, 1)
+    episodes: int = number(100, 1)
+    absolute_episodes: int = number(1000, 1)
+
+
+@dataclass
+class Checkpoint:
+    every_s: float = number(60.0, 0)
+    max_share: float = number(0.02, 0, 1)
+
+
+@dataclass
+class Train:
+    """Budget and the settings that a method shares with its baselines."""
+
+    name: str = "fair"
+    source: str = "chosen for this package"
+    total_steps: int = number(2_000_000, 1)
+    steps_per_update: int = number(200, 1)
+    batch_episodes: int = number(32, 1)
+    buffer_episodes: int = number(5000, 1)
+    optimiser: str = one_of("adam", "rmsprop")
+    learning_rate: float = number(5e-4, 0)
+    grad_norm_clip: float = number(10.0, 0)
+    gamma: float = number(0.99, 0, 1)
+    hidden: int = number(64, 1)
+    standardise_rewards: bool = False
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint, metadata={"identity": False})
+
+
+@dataclass
+class Tracking:
+    """Where metrics go besides the run's own files."""
+
+    name: str = one_of("local")
+
+
+@dataclass
+class Run:
+    """One run: one seed of one configuration. Fields marked identity=False say where or how, not what."""
+
+    env: Env = field(default_factory=Lbf)
+    algorithm: Algorithm = field(default_factory=QLearning)
+    mixer: Mixer = field(default_factory=Tfcaf)
+    llm: Llm = field(default_factory=Llm)
+    train: Train = field(default_factory=Train)
+    tracking: Tracking = field(default_factory=Tracking, metadata={"identity": False})
+    seed: int = number(0, 0)
+    device: str = field(default="auto", metadata={"identity": False})
+    dir: str = field(default="runs", metadata={"identity": False})
+
+
+CHOICES: dict[str, dict[str, type]] = {
+    "env": {"mpe": Mpe, "lbf": Lbf, "grf": Grf, "matrix": Matrix, "pettingzoo": Pettingzoo},
+    "algorithm": {"q_learning": QLearning},
+    "mixer": {"vdn": Vdn, "none": NoMixer, "qmix": Qmix, "tfcaf": Tfcaf},
+    "llm": {"bundled": Llm},
+    "train": {"fair": Train, "paper": Train, "quick": Train},
+    "tracking": {"local": Tracking},
+}
