@@ -1,0 +1,81 @@
+"""The contract of an algorithm: how a team acts, and how it learns from a batch of episodes.
+
+Shapes: T steps, B episodes of a batch, N copies of the environment, n agents, A actions.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class EpisodeBatch(NamedTuple):
+    """Whole episodes, time first, padded to the longest. Padding is marked by `mask`."""
+
+    obs: Tensor  # [T + 1, B, n, obs_dim]
+    state: Tensor  # [T + 1, B, state_dim]
+    available_actions: Tensor  # [T + 1, B, n, A] bool
+    actions: Tensor  # [T, B, n] int64
+    reward: Tensor  # [T, B]
+    terminated: Tensor  # [T, B] bool; an episode that ends without it was truncated
+    mask: Tensor  # [T, B] bool, the steps that happened
+
+    @property
+    def steps(self) -> int:
+        return self.actions.shape[0]
+
+
+class Algorithm(ABC):
+    """A team of agents that learns."""
+
+    @abstractmethod
+    def initial_memory(self, num_envs: int) -> Any:
+        """What the agents carry from step to step, at the start of an episode."""
+
+    @abstractmethod
+    def act(
+        self, obs: Tensor, available_actions: Tensor, memory: Any, env_step: int | None, generator: torch.Generator
+    ) -> Any:
+        """Choose a joint action.
+
+        Args:
+            obs: [N, n, obs_dim]; available_actions: [N, n, A] bool.
+            memory: from `initial_memory` or the call before.
+            env_step: environment steps so far, for exploration schedules; None to evaluate.
+            generator: where every random number comes from.
+
+        Returns:
+            actions [N, n] int64, and the memory for the next step.
+        """
+
+    def observe(self, rewards: Tensor, mask: Tensor) -> None:  # noqa: B027 - most algorithms have no use for it
+        """See the rewards [T, N] of a new rollout, where mask [T, N] is True; called once for every rollout."""
+
+    @abstractmethod
+    def update(self, batch: EpisodeBatch) -> dict[str, Tensor]:
+        """One gradient update. Returns figures to log, as tensors without gradient (no host synchronisation)."""
+
+    @abstractmethod
+    def exploration(self, env_step: int) -> dict[str, float]:
+        """Figures of the exploration schedule, to log."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning has changed: networks, targets, optimiser, statistics."""
+
+    @abstractmethod
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+    @abstractmethod
+    def policy_state_dict(self) -> dict[str, Tensor]:
+        """The parameters that decide how the team acts, copied."""
+
+    @abstractmethod
+    def load_policy_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """Act with these parameters from now on."""
+
+    @abstractmethod
+    def parameter_counts(self) -> dict[str, int]:
+        """Trainable parameters of each part, e.g. {'agent': 31000, 'mixer': 9000}."""

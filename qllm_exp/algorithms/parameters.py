@@ -1,0 +1,29 @@
+"""All parameters of some modules in one contiguous tensor: the optimiser, clipping and target updates are one operation each."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatParameters:
+    """Re-points the parameters of `modules`, and their gradients, to views of `values` and `gradient`, both [P]."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        parameters = [p for module in modules for p in module.parameters()]
+        with torch.no_grad():
+            self.values = nn.Parameter(torch.cat([p.reshape(-1) for p in parameters]))
+            self.gradient = torch.zeros_like(self.values)
+            self.values.grad = self.gradient
+            start = 0
+            for p in parameters:
+                stop = start + p.numel()
+                p.data = self.values.data[start:stop].view_as(p)
+                p.grad = self.gradient[start:stop].view_as(p)
+                start = stop
+
+    def clip_(self, max_norm: float) -> Tensor:
+        """Scale the gradient down to `max_norm` where it is longer; returns its norm before, a scalar."""
+        norm: Tensor = torch.linalg.vector_norm(self.gradient)
+        self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm

@@ -1,0 +1,54 @@
+"""QMIX (Rashid et al., arXiv 1803.11485): a two-layer mixing network with non-negative, state-dependent weights.
+
+    Q_tot = |W2(s)|^T elu(|W1(s)|^T q + b1(s)) + b2(s)
+
+W1 and W2 come from hypernetworks with one hidden layer (or none), b1 is linear in the state, b2 has one hidden layer.
+The absolute values make dQ_tot/dQ_i >= 0.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qllm_exp.envs.base import TeamEnv
+from qllm_exp.mixers.base import Mixer
+
+
+class Qmix(Mixer):
+    """The monotone mixing network.
+
+    Args:
+        n_agents, state_dim: sizes of the inputs.
+        embed: width E of the mixing network.
+        hypernet: hidden width of the two weight hypernetworks; 0 makes them linear.
+    """
+
+    monotone = True
+    learns = True
+
+    def __init__(self, n_agents: int, state_dim: int, embed: int = 32, hypernet: int = 64) -> None:
+        super().__init__()
+        self.n_agents, self.embed, self.hypernet = n_agents, embed, hypernet
+        # Everything that reads the state directly is one product: hidden layers of both weight nets, b1, hidden layer of b2.
+        first = (hypernet, hypernet) if hypernet else (n_agents * embed, embed)
+        self.parts = (*first, embed, embed)
+        self.from_state = nn.Linear(state_dim, sum(self.parts))
+        if hypernet:
+            self.weights1 = nn.Linear(hypernet, n_agents * embed)
+            self.weights2 = nn.Linear(hypernet, embed)
+        self.bias2 = nn.Linear(embed, 1)
+
+    def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
+        w1, w2, b1, b2 = self.from_state(state).split(self.parts, -1)
+        if self.hypernet:
+            w1, w2 = self.weights1(F.relu(w1)), self.weights2(F.relu(w2))
+        w1 = w1.abs().unflatten(-1, (self.n_agents, self.embed))
+        hidden = F.elu((agent_qs.unsqueeze(-1) * w1).sum(-2) + b1)
+        q_tot: Tensor = torch.linalg.vecdot(hidden, w2.abs()) + self.bias2(F.relu(b2)).squeeze(-1)
+        return q_tot
+
+
+def make(config: Any, env: TeamEnv, tfcaf: Any) -> Qmix:
+    return Qmix(env.n_agents, env.state_dim, config.embed, config.hypernet)

@@ -1,0 +1,82 @@
+"""QLLM's mixer (arXiv 2504.12961): a training-free credit-assignment function f(q, s), written by a language model.
+
+    Q_tot = n * f(q, s)                   (uniform weights 1/n give VDN)
+
+f has no parameters. For a function that is affine in q, f(q, s) = w(s) . q + b(s), w and b are read off it by evaluating
+it at q = 0 and at the unit vectors, and
+
+    Q_tot = n * (sum_i g(w_i(s)) q_i + b(s)),    g(w) = max(w, 0) with the IGM gate on, g(w) = w with it off.
+
+With the gate on (Definition 1 of version 4 of the paper: no agent's contribution is negative) dQ_tot/dQ_i = n g(w_i(s)) >= 0
+for every state by construction, so that the joint argmax is made of the individual argmaxes. An agent whose weight the
+function makes negative is muted, not turned round: nothing the function says of it asks for the opposite sign.
+A function that is not affine in q has no such weights: with the gate off it is evaluated as it is, with it on it is refused.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qllm_exp.envs.base import TeamEnv
+from qllm_exp.errors import UserError
+from qllm_exp.mixers.base import Mixer
+
+
+class Tfcaf(Mixer):
+    """Runs the tensor program of a stored function.
+
+    Args:
+        program: (agents_q [B, n], state [B, S]) -> [B, 1], qllm_exp.tfcaf.program.Program.
+        affine: whether the program is affine in agents_q.
+        enforce: whether the IGM gate is on.
+    """
+
+    learns = False
+
+    def __init__(self, program: Any, affine: bool, enforce: bool) -> None:
+        super().__init__()
+        self.program, self.affine, self.enforce = program, affine, enforce
+        self.monotone = enforce
+        if enforce and not affine:
+            raise UserError(
+                "mixer.igm=enforce needs a credit-assignment function that is affine in the agents' Qs, and this one is not. "
+                "Use mixer.igm=relax, or another function (mixer.file=...)."
+            )
+
+    def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
+        n = agent_qs.shape[-1]
+        rows = state.reshape(-1, state.shape[-1])
+        if not self.affine:
+            whole: Tensor = n * self.program(agent_qs.reshape(-1, n), rows)
+            return whole.view(agent_qs.shape[:-1])
+        weights, bias = self.program.weights_and_bias(rows)
+        if self.enforce:
+            weights = weights.clamp(min=0)
+        affine: Tensor = torch.linalg.vecdot(agent_qs.reshape(-1, n), weights) + bias.squeeze(-1)
+        return n * affine.view(agent_qs.shape[:-1])
+
+
+def make(config: Any, env: TeamEnv, tfcaf: Any) -> Tfcaf:
+    """Raises UserError when the function is for other sizes than the environment's."""
+    if tfcaf is None:
+        raise UserError("mixer=tfcaf needs a credit-assignment function: llm=bundled, or mixer.file=PATH.")
+    tfcaf.check_fits(env)
+    enforce = config.igm == "enforce" or (config.igm == "auto" and env.task.monotonic)
+    return Tfcaf(tfcaf.program, tfcaf.program.affine(probe_states(env)), enforce)
+
+
+def probe_states(env: TeamEnv, rows: int = 64) -> Tensor:
+    """[rows, state_dim] states inside the declared ranges, with special values mixed in; the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.empty(rows, env.state_dim)
+    for one in env.layout:
+        low, high = max(one.low, -3.0), min(one.high, 3.0)
+        if one.low > -3.0 and one.high < float("inf"):
+            low, high = one.low, one.high
+        width = one.stop - one.start
+        states[:, one.columns] = low + (high - low) * torch.rand(rows, width, generator=generator)
+        for value in one.special:
+            rare = torch.rand(rows, generator=generator) < 0.2
+            states[rare, one.columns] = float(value)
+    return states.to(env.device)

@@ -1,0 +1,133 @@
+"""Replay buffer and checkpoints: what goes in comes out, and a kill at any moment leaves a whole checkpoint."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qllm_exp.training.checkpoint import CheckpointStore
+from qllm_exp.training.replay import Episodes, ReplayBuffer
+
+ENV = SimpleNamespace(
+    episode_limit=4, n_agents=2, n_actions=3, obs_dim=2, state_dim=3, device=torch.device("cpu"), num_envs=3
+)
+
+
+def fresh(first: int, count: int) -> Episodes:
+    """Episodes that carry their own number in every field."""
+    new = Episodes(ENV, count)
+    number = torch.arange(first, first + count)
+    for field in new.fields:
+        shape = (1, count, *[1] * (field.dim() - 2))
+        field.copy_(((number if field.dtype.is_floating_point else number % 2).view(shape)).to(field.dtype).expand_as(field))
+    new.lengths.copy_(number % ENV.episode_limit + 1)
+    return new
+
+
+def contents(buffer: ReplayBuffer) -> list[float]:
+    """The number of the episode in each slot."""
+    return buffer.episodes.reward[0, : buffer.size].tolist()
+
+
+def test_the_buffer_holds_the_latest_episodes():
+    buffer = ReplayBuffer(ENV, 5)
+    for first in range(0, 12, 3):
+        buffer.add(fresh(first, 3))
+    assert sorted(contents(buffer)) == [7, 8, 9, 10, 11]
+    buffer.add(fresh(12, 9))
+    assert sorted(contents(buffer)) == [16, 17, 18, 19, 20]
+    assert [buffer.episodes.reward[0, s].item() for s in buffer.latest(5)] == [16, 17, 18, 19, 20]
+
+
+def test_a_sample_is_whole_different_episodes_cut_to_the_longest():
+    buffer = ReplayBuffer(ENV, 50)
+    buffer.add(fresh(0, 40))
+    g = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        batch = buffer.sample(6, g)
+        numbers = batch.reward[0]
+        assert len(set(numbers.tolist())) == 6
+        lengths = numbers % ENV.episode_limit + 1
+        assert batch.steps == lengths.max() and batch.obs.shape[0] == batch.steps + 1
+        assert torch.equal(batch.mask.sum(0), lengths.long())
+        assert torch.equal(batch.obs[0, :, 0, 0], numbers) and torch.equal(batch.state[-1, :, 2], numbers)
+
+
+def test_every_episode_is_sampled_equally_often():
+    buffer = ReplayBuffer(ENV, 10)
+    buffer.add(fresh(0, 10))
+    g = torch.Generator().manual_seed(0)
+    counts = torch.zeros(10)
+    for _ in range(3000):
+        counts[buffer.sample(3, g).reward[0].long()] += 1
+    assert (counts - 900).abs().max() < 4 * (3000 * 0.3 * 0.7) ** 0.5
+
+
+def twin(path, capacity=5) -> tuple[ReplayBuffer, CheckpointStore]:
+    buffer = ReplayBuffer(ENV, capacity)
+    return buffer, CheckpointStore(path, buffer, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("amounts", [(2,), (3, 1), (5, 5, 5), (2, 4, 1, 1, 3, 2, 5, 1), (9, 1, 12, 3, 3, 3)])
+def test_a_checkpoint_restores_every_slot(tmp_path, amounts):
+    buffer, store = twin(tmp_path / "c")
+    first = 0
+    for i, amount in enumerate(amounts):
+        buffer.add(fresh(first, amount))
+        first += amount
+        store.save({"i": i})
+        other, again = twin(tmp_path / "c")
+        assert again.load() == {"i": i}
+        assert (other.next, other.size, other.added) == (buffer.next, buffer.size, buffer.added)
+        for mine, theirs in zip(buffer.episodes.fields, other.episodes.fields, strict=True):
+            assert torch.equal(mine[:, : buffer.size], theirs[:, : buffer.size])
+        one, two = (b.sample(2, torch.Generator().manual_seed(1)) for b in (buffer, other))
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert (tmp_path / "c/episodes.bin").stat().st_size <= 2 * 5 * buffer.record_size()
+
+
+@pytest.mark.parametrize("amounts", [(3, 4), (5, 5), (5, 9), (2, 1), (4, 4)])
+@pytest.mark.parametrize("killed_in", ["episodes", "state"])
+def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch, amounts, killed_in):
+    buffer, store = twin(tmp_path / "c")
+    buffer.add(fresh(0, 3))
+    store.save({"i": 0})
+    buffer.add(fresh(3, amounts[0]))
+    store.save({"i": 1})
+    before = contents(buffer)
+    buffer.add(fresh(3 + amounts[0], amounts[1]))
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync" if killed_in == "episodes" else "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        store.save({"i": 2})
+    monkeypatch.undo()
+    other, again = twin(tmp_path / "c")
+    assert again.load() == {"i": 1}
+    assert contents(other) == before
+
+
+def test_a_slow_checkpoint_makes_the_next_one_wait(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    buffer = ReplayBuffer(ENV, 5)
+    store = CheckpointStore(tmp_path / "c", buffer, every_s=10, max_share=0.02)
+    assert not store.due()
+    now = 11.0
+    assert store.due()
+    real = os.replace
+
+    def slow(*args):
+        nonlocal now
+        now += 3.0
+        real(*args)
+
+    monkeypatch.setattr(os, "replace", slow)
+    store.save({})
+    now += 149.0
+    assert not store.due()
+    now += 2.0
+    assert store.due()

@@ -1,0 +1,57 @@
+"""Value targets against the slow, literal definition, one episode and one step at a time."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qllm_exp.algorithms.returns import n_step, td_lambda
+
+
+def episodes(seed: int, steps: int = 7, count: int = 5):
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, steps + 1, (count,), generator=g)
+    lengths[0] = steps
+    mask = torch.arange(steps).unsqueeze(1) < lengths
+    ends = torch.rand(count, generator=g) < 0.5  # terminated, else truncated
+    terminated = torch.zeros(steps, count, dtype=torch.bool)
+    terminated[lengths - 1, torch.arange(count)] = ends
+    reward, value = torch.randn(steps, count, generator=g).double(), torch.randn(steps, count, generator=g).double()
+    return reward, value, terminated, mask, lengths, ends
+
+
+def literal_n_step(r, v, ends, length, gamma, n, t):
+    m = min(n, length - t)
+    total = sum(gamma**k * r[t + k] for k in range(m))
+    last = t + m - 1
+    return total + (0 if last == length - 1 and ends else gamma**m * v[last])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.floats(0, 1))
+def test_n_step_is_its_definition(seed, n, gamma):
+    reward, value, terminated, mask, lengths, ends = episodes(seed)
+    target = n_step(reward, value, terminated, mask, gamma, n)
+    for b, length in enumerate(lengths.tolist()):
+        for t in range(length):
+            expected = literal_n_step(reward[:, b].tolist(), value[:, b].tolist(), bool(ends[b]), length, gamma, n, t)
+            assert abs(target[t, b].item() - expected) < 1e-9
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1))
+def test_td_lambda_is_the_weighted_sum_of_n_step_returns(seed, lam, gamma):
+    """G^lambda_t = (1 - lam) sum_{n < m} lam^(n-1) G^(n)_t + lam^(m-1) G^(m)_t, with m the steps left (12.3 in Sutton & Barto)."""
+    reward, value, terminated, mask, lengths, ends = episodes(seed)
+    target = td_lambda(reward, value, terminated, mask, gamma, lam)
+    for b, length in enumerate(lengths.tolist()):
+        r, v = reward[:, b].tolist(), value[:, b].tolist()
+        for t in range(length):
+            left = length - t
+            g = [literal_n_step(r, v, bool(ends[b]), length, gamma, n, t) for n in range(1, left + 1)]
+            expected = (1 - lam) * sum(lam ** (n - 1) * g[n - 1] for n in range(1, left)) + lam ** (left - 1) * g[-1]
+            assert abs(target[t, b].item() - expected) < 1e-9
+
+
+def test_truncation_bootstraps_and_termination_does_not():
+    reward, value = torch.ones(1, 2), torch.full((1, 2), 10.0)
+    mask, terminated = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[True, False]])
+    assert n_step(reward, value, terminated, mask, 0.5, 1).tolist() == [[1.0, 6.0]]
+    assert td_lambda(reward, value, terminated, mask, 0.5, 1.0).tolist() == [[1.0, 6.0]]

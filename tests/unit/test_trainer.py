@@ -1,0 +1,113 @@
+"""The training loop: the ratio of steps to updates, the evaluation grid, and resuming as if never stopped."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from qllm_exp import schema
+from qllm_exp.algorithms import make_algorithm
+from qllm_exp.envs import make_env
+from qllm_exp.mixers import make_mixer
+from qllm_exp.training.checkpoint import CheckpointStore
+from qllm_exp.training.trainer import Interrupted, Trainer
+
+
+def small_run(env="lbf", mixer="qmix", num_envs=4, **train) -> schema.Run:
+    settings = {"total_steps": 1500, "steps_per_update": 100, "batch_episodes": 4, "buffer_episodes": 10, "hidden": 8}
+    evaluation = schema.Evaluation(every=500, episodes=6, absolute_episodes=8)
+    return schema.Run(
+        env=schema.CHOICES["env"][env](num_envs=num_envs),
+        mixer=schema.CHOICES["mixer"][mixer](),
+        train=schema.Train(**(settings | {"evaluation": evaluation} | train)),
+    )
+
+
+class Bench:
+    """A trainer with its rows kept in a list, which may be stopped after a number of cycles."""
+
+    def __init__(self, run: schema.Run, folder: Path, stop_after: int = 10**9) -> None:
+        self.rows: list[dict] = []
+        self.cycles, self.stop_after = -1, stop_after
+        env = make_env(run.env, run.env.num_envs, 0)
+        torch.manual_seed(run.seed)
+        algorithm = make_algorithm(run, env, make_mixer(run.mixer, env))
+        self.trainer = Trainer(run.train, env, algorithm, run.seed, self.write, lambda _: None, self.stop)
+        self.store = CheckpointStore(folder, self.trainer.buffer, 1e9, 1.0)
+        saved = self.store.load()
+        if saved is not None:
+            self.trainer.load_state_dict(saved)
+
+    def write(self, row: dict) -> int:
+        self.rows.append({k: v for k, v in json.loads(json.dumps(row)).items() if k != "wall_s"})
+        return len(self.rows)
+
+    def stop(self) -> bool:
+        self.cycles += 1
+        return self.cycles >= self.stop_after
+
+
+@pytest.mark.parametrize(("env", "mixer"), [("lbf", "qmix"), ("mpe", "vdn"), ("matrix", "none"), ("pettingzoo", "qmix")])
+@pytest.mark.parametrize("extra", [{}, {"standardise_rewards": True}], ids=["raw", "standardised"])
+def test_stopped_after_every_cycle_and_resumed_is_bit_for_bit_the_same(tmp_path, monkeypatch, env, mixer, extra):
+    monkeypatch.setattr("qllm_exp.training.trainer.LOG_EVERY", 300)
+    run = small_run(env, mixer, **extra)
+    whole = Bench(run, tmp_path / "whole")
+    whole.trainer.train(whole.store)
+
+    rows: list[dict] = []
+    while True:
+        part = Bench(run, tmp_path / "parts", stop_after=1)
+        try:
+            part.trainer.train(part.store)
+        except Interrupted:
+            rows += part.rows
+            continue
+        rows += part.rows
+        break
+    assert rows == whole.rows and len(rows) > 6
+    for name, value in whole.trainer.algorithm.policy_state_dict().items():
+        assert torch.equal(value, part.trainer.algorithm.policy_state_dict()[name])
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 16])
+def test_the_ratio_of_steps_to_updates_does_not_depend_on_the_number_of_copies(tmp_path, num_envs):
+    bench = Bench(small_run("matrix", num_envs=num_envs, total_steps=8000, buffer_episodes=50), tmp_path)
+    bench.trainer.train(bench.store)
+    before_the_first_batch = -(-4 // num_envs) * num_envs * 25  # steps until four episodes are there
+    expected = bench.trainer.env_steps // 100 - (before_the_first_batch // 100 if num_envs < 4 else 0)
+    assert abs(bench.trainer.updates - expected) <= 1
+
+
+def test_evaluations_stand_at_the_same_steps_for_any_number_of_copies(tmp_path):
+    grids = []
+    for num_envs in (2, 16, 50):
+        bench = Bench(small_run("matrix", num_envs=num_envs, batch_episodes=2), tmp_path / str(num_envs))
+        bench.trainer.train(bench.store)
+        rows = [row for row in bench.rows if row["kind"] == "evaluation"]
+        grids.append([row["env_step"] for row in rows])
+        assert all(row["env_step_exact"] >= row["env_step"] and row["episodes"] == 6 for row in rows)
+    assert grids == [[0, 500, 1000, 1500]] * 3
+
+
+def test_evaluating_leaves_no_trace_in_training(tmp_path):
+    often = Bench(small_run("lbf", total_steps=3000), tmp_path / "often")
+    rarely = Bench(small_run("lbf", total_steps=3000, evaluation=schema.Evaluation(10**6, 1, 1)), tmp_path / "rarely")
+    for bench in (often, rarely):
+        bench.trainer.train(bench.store)
+    one, two = (b.trainer.algorithm.policy_state_dict() for b in (often, rarely))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert len(often.rows) > len(rarely.rows)
+
+
+def test_seeds_differ_and_equal_seeds_agree(tmp_path):
+    def policy(seed: int, name: str) -> torch.Tensor:
+        run = small_run("matrix")
+        run.seed = seed
+        bench = Bench(run, tmp_path / name)
+        bench.trainer.train(bench.store)
+        return torch.cat([v.flatten() for v in bench.trainer.algorithm.policy_state_dict().values()])
+
+    assert torch.equal(policy(3, "a"), policy(3, "b"))
+    assert not torch.equal(policy(3, "c"), policy(4, "d"))
