@@ -1,0 +1,16 @@
+"""An algorithm of a user's own that takes one mixer only."""
+
+from dataclasses import dataclass
+
+from qllm_exp import schema
+from qllm_exp.algorithms import q_learning
+
+ACCEPTS = ("qmix",)
+
+
+@dataclass
+class Config(schema.QLearning):
+    name: str = "picky_algorithm"
+
+
+make = q_learning.make

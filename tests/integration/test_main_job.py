@@ -1,0 +1,187 @@
+"""The platform's command, as a user types it, in processes of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+TINY = [
+    "train=quick",
+    "train.total_steps=4000",
+    "train.evaluation.every=2000",
+    "train.evaluation.episodes=10",
+    "train.evaluation.absolute_episodes=20",
+    "train.hidden=8",
+]
+
+
+def command(folder, *overrides, tiny=True):
+    return [sys.executable, "-m", "qllm_exp", *overrides, *(TINY if tiny else []), f"dir={folder}"]
+
+
+def call(folder, *overrides, tiny=True, **more):
+    environment = os.environ | {"PYTHONPATH": str(HERE)} | more
+    done = subprocess.run(command(folder, *overrides, tiny=tiny), capture_output=True, text=True, timeout=240, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def rows(run: Path):
+    """The metrics of a run without what the clock decides."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "wall_s"} for row in read]
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("sweep_"))
+
+
+def test_a_run_ends_with_table_and_plot_and_is_not_run_twice(tmp_path):
+    code, text = call(tmp_path / "r")
+    assert code == 0, text
+    (run,) = runs(tmp_path / "r")
+    assert re.search(r"\| lbf/8x8-2p-2f-coop-2s \| -?\d+\.\d{3} \(n=1\) \|", text), text
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in run.iterdir()} >= {
+        *("config.yaml", "versions.json", "metrics.jsonl", "status.json"),
+        *("result.json", "policy.pt", "tfcaf.json", "log.txt", "table.md"),
+    }
+    assert not (run / "checkpoint").exists() and json.loads((run / "status.json").read_text())["state"] == "finished"
+    before = (run / "metrics.jsonl").read_bytes()
+    code, text = call(tmp_path / "r")
+    assert code == 0 and "finished already" in text and (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_sweep_runs_every_combination_and_compares(tmp_path):
+    args = ["-m", "env=matrix,lbf", "mixer=tfcaf,qmix", "seed=0-1"]
+    code, text = call(tmp_path / "r", *args)
+    assert code == 0, text
+    assert "sweep of 8 runs: 0 finished already, 8 to run" in text
+    assert len(runs(tmp_path / "r")) == 8
+    assert text.count("(n=2)") == 8 and "Fewer than 5 seeds" in text
+    (sweep,) = (tmp_path / "r").glob("sweep_*")
+    assert (sweep / "curves.png").stat().st_size > 10_000 and "| matrix/climbing" in (sweep / "table.md").read_text()
+    code, text = call(tmp_path / "r", *args)
+    assert code == 0 and "8 finished already, 0 to run" in text and text.count("(n=2)") == 8
+    code, text = call(tmp_path / "r", "-m", "env=matrix,lbf", "mixer=tfcaf,qmix", "seed=0-2")
+    assert code == 0 and "sweep of 12 runs: 8 finished already, 4 to run" in text and text.count("(n=3)") == 8
+
+
+def test_one_failed_run_leaves_the_others_alone_and_is_named(tmp_path):
+    args = ["-m", "env=matrix", "env.name=flaky_env", "+env.fault='',raise,exit,kill", "mixer=vdn", "seed=0"]
+    code, text = call(tmp_path / "r", *args)
+    assert code == 1, text
+    assert "3 of 4 runs failed" in text and text.count("again: ") == 3 and text.count("log: ") == 3
+    for error in ("the simulator says no", "exit code 9", "killed by SIGKILL"):
+        assert error in text
+    assert "matrix" not in text.split("again:")[0].split("failed:")[0] or "flaky_env/climbing" in text
+    states = sorted(json.loads((run / "status.json").read_text())["state"] for run in runs(tmp_path / "r"))
+    assert states == ["failed", "failed", "failed", "finished"]
+    log = next(re.finditer(r"log: (.*)", text))[1]
+    assert Path(log).exists()
+
+
+def test_killed_at_random_moments_and_started_again_gives_the_same_numbers(tmp_path):
+    args = ["mixer=qmix", "env=matrix", "train.total_steps=20000", "train.checkpoint.every_s=0", "train.checkpoint.max_share=1"]
+    code, text = call(tmp_path / "whole", *args)
+    assert code == 0, text
+    kills = 0
+    for attempt in range(40):
+        process = subprocess.Popen(command(tmp_path / "killed", *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=3.0 + 0.37 * attempt)
+            assert process.returncode == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    (whole,), (killed,) = runs(tmp_path / "whole"), runs(tmp_path / "killed")
+    assert kills > 0 and rows(whole) == rows(killed)
+    one, two = (json.loads((run / "result.json").read_text()) for run in (whole, killed))
+    assert all(one[k] == two[k] for k in ("final_return", "absolute_return", "env_steps", "episodes", "updates"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_at_a_checkpoint_that_the_same_command_goes_on_from(tmp_path, number):
+    args = ["mixer=vdn", "env=matrix", "train.total_steps=400000"]
+    process = subprocess.Popen(command(tmp_path / "r", *args), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("r/*/metrics.jsonl")) or not next(tmp_path.glob("r/*/metrics.jsonl")).stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 3 and "checkpoint" in text, text
+    (run,) = runs(tmp_path / "r")
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    assert (run / "checkpoint/state.pt").exists()
+
+
+def test_the_same_run_is_not_started_beside_itself(tmp_path):
+    args = ["mixer=vdn", "env=matrix", "train.total_steps=4000000"]
+    first = subprocess.Popen(command(tmp_path / "r", *args), stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("r/*/metrics.jsonl")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        code, text = call(tmp_path / "r", *args)
+        assert code == 1 and f"is being run already, by process {first.pid}" in text
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["env=lbff"], "env=lbff is unknown. Did you mean 'lbf'?"),
+        (["mixer=qmx"], "mixer=qmx is unknown. Did you mean 'qmix'?"),
+        (["env.task=9x9"], "env.task"),
+        (["env=matrix", "env.task=climbin"], "Did you mean 'climbing'?"),
+        (["env=mpe", "env.task=simple_spred"], "Did you mean 'simple_spread'?"),
+        (["env=pettingzoo", "env.task=mpe2.simple_sprad_v3"], "mpe2.simple_sprad_v3"),
+        (["train.learningrate=1"], "Unknown key 'train.learningrate'. Did you mean 'train.learning_rate'?"),
+        (["train.gamma=1.2"], "train.gamma=1.2 is out of bounds"),
+        (["seed=5-2"], "the range 5-2 runs backwards. Write seed=2-5"),
+        (["-m", "seed=5-2"], "the range 5-2 runs backwards"),
+        (["seed=0-2"], "add -m"),
+        (["device=cuda:99"], "device=cuda:99"),
+        (["mixer.file=nowhere.json"], "nowhere.json"),
+        (["algorithm.name=picky_algorithm", "mixer=vdn"], "algorithm=picky_algorithm does not accept mixer=vdn"),
+        (["-m", "env=lbf,matrix", "env.task=climbing", "mixer=vdn"], "1 of the 2 runs of this sweep cannot start"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, args, message):
+    code, text = call(tmp_path / "r", *args, tiny=False)
+    assert code == 2 and message in text and "Traceback" not in text, text
+    assert text.count("error:") == 1 and not (tmp_path / "r").exists()
+
+
+def test_an_unwritable_folder_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    code, text = call(tmp_path / "file", "mixer=vdn")
+    assert code == 2 and "Cannot write the run folder" in text and "dir=" in text and "Traceback" not in text
+
+
+def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(tmp_path):
+    args = ["mixer=vdn", "env=matrix"]
+    code, text = call(tmp_path / "r", *args)
+    assert code == 0, text
+    (run,) = runs(tmp_path / "r")
+    whole = rows(run)
+    (run / "result.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    code, text = call(tmp_path / "r", *args)
+    assert code == 1 and "No space left on device" in text and "Traceback" not in text, text
+    (run / "metrics.jsonl").unlink()
+    code, text = call(tmp_path / "r", *args)
+    assert code == 0 and rows(run) == whole

@@ -1,0 +1,34 @@
+"""Ranges, combinations, and the errors of a mistyped command line."""
+
+import pytest
+
+from qllm_exp.cli import combinations, expand_ranges
+from qllm_exp.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "expanded"),
+    [
+        ("seed=0-4", "seed=0,1,2,3,4"),
+        ("seed=0-2,7", "seed=0,1,2,7"),
+        ("seed=7,0-1,1-2", "seed=7,0,1,2"),
+        ("seed=3", "seed=3"),
+        ("env=lbf,mpe", "env=lbf,mpe"),
+        ("env.task=15x15-4p-3f", "env.task=15x15-4p-3f"),
+        ("env.task=penalty-25", "env.task=penalty-25"),
+        ("train.learning_rate=1e-4", "train.learning_rate=1e-4"),
+        ("seed=-1", "seed=-1"),
+    ],
+)
+def test_ranges_of_whole_numbers_are_expanded_and_nothing_else(given, expanded):
+    assert expand_ranges(given) == expanded
+
+
+def test_a_backward_range_is_refused_with_what_to_type():
+    with pytest.raises(UserError, match="seed=2-5"):
+        expand_ranges("seed=5-2")
+
+
+def test_combinations_are_the_product_of_all_lists():
+    got = combinations(["env=lbf,mpe", "mixer=tfcaf", "seed=0-2"])
+    assert len(got) == 6 and ("env=mpe", "mixer=tfcaf", "seed=2") in got and len(set(got)) == 6

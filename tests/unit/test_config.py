@@ -1,0 +1,129 @@
+"""The YAML files and the schema say the same, and what is wrong is refused with the nearest right word."""
+
+import dataclasses
+import itertools
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from qllm_exp import config, schema
+from qllm_exp.__main__ import CONF
+from qllm_exp.errors import UserError
+
+CHOICES = [(group, path.stem) for group in schema.CHOICES for path in sorted((CONF / group).glob("*.yaml"))]
+ALL = list(itertools.product(schema.CHOICES["env"], schema.CHOICES["mixer"], schema.CHOICES["train"]))
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def keys(cls):
+    return {
+        f.name: keys(f.default_factory) if dataclasses.is_dataclass(f.default_factory) else None
+        for f in dataclasses.fields(cls)
+    }
+
+
+def yaml_keys(node):
+    return {k: yaml_keys(v) if isinstance(v, dict) and v else None for k, v in node.items()}
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_has_a_schema_with_exactly_its_keys(group, name):
+    written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    if "defaults" in written:
+        written = OmegaConf.to_container(composed(f"{group}={name}")[group])
+    assert yaml_keys(written) == keys(config.group_class(group, name))
+    assert written["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [one for one in CHOICES if one not in (("train", "paper"), ("train", "quick"))]
+)
+def test_the_schema_defaults_are_the_values_of_the_yaml(group, name):
+    written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert written == dataclasses.asdict(config.group_class(group, name)())
+
+
+@pytest.mark.parametrize("group", schema.CHOICES)
+def test_every_choice_of_the_schema_has_a_file(group):
+    assert sorted(schema.CHOICES[group]) == sorted(name for g, name in CHOICES if g == group)
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_value_is_commented(group, name):
+    lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    own_words = {"name", "evaluation", "checkpoint", "defaults", "learning_rate", "source"}
+    for line in lines:
+        key = line.strip().partition(":")[0]
+        if line.strip() and not line.strip().startswith(("#", "-")) and key not in own_words:
+            assert "#" in line, f"{group}/{name}: {line}"
+
+
+@pytest.mark.parametrize(("env", "mixer", "train"), ALL)
+def test_every_combination_composes_and_loads(env, mixer, train):
+    given = composed(f"env={env}", f"mixer={mixer}", f"train={train}")
+    if (train, env) == ("paper", "pettingzoo"):
+        with pytest.raises(UserError, match="no published settings for env=pettingzoo"):
+            config.load(given)
+        return
+    run = config.load(given)
+    assert (run.env.name, run.mixer.name, run.train.name) == (env, mixer, train)
+    assert config.load(config.to_dict(run)) == run
+
+
+@pytest.mark.parametrize("env", schema.CHOICES["env"])
+def test_fair_settings_do_not_depend_on_the_mixer(env):
+    runs = [config.load(composed(f"env={env}", f"mixer={mixer}")) for mixer in schema.CHOICES["mixer"]]
+    assert all((r.train, r.algorithm, r.env) == (runs[0].train, runs[0].algorithm, runs[0].env) for r in runs)
+
+
+def test_published_settings_differ_where_the_publication_differs():
+    qllm, qmix = (config.load(composed("env=lbf", "train=paper", f"mixer={m}")) for m in ("tfcaf", "qmix"))
+    assert (qllm.train.learning_rate, qllm.train.batch_episodes, qllm.env.num_envs) == (1e-3, 64, 8)
+    assert (qmix.train.learning_rate, qmix.train.batch_episodes, qmix.env.num_envs) == (3e-4, 32, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"env": {"name": "lbff"}}, "Did you mean 'lbf'"),
+        ({"mixer": {"name": "qmixx"}}, "Did you mean 'qmix'"),
+        ({"train": {"learning_rat": 1}}, "Did you mean 'learning_rate'"),
+        ({"algorithm": {"targets": "td_lamda"}}, "Did you mean 'td_lambda'"),
+        ({"train": {"gamma": 1.5}}, "train.gamma=1.5 is out of bounds"),
+        ({"train": {"total_steps": "many"}}, "train.total_steps"),
+        ({"env": {"num_envs": 0}}, "env.num_envs=0"),
+        ({"sed": 1}, "Did you mean 'seed'"),
+        ({"seed": -1}, "seed=-1 is out of bounds"),
+        ({"device": "gpu"}, "device='gpu' is unknown"),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_is_right(change, message):
+    given = OmegaConf.to_container(composed())
+    for key, value in change.items():
+        if isinstance(value, dict):
+            given[key] |= value
+        else:
+            given[key] = value
+    with pytest.raises(UserError, match=message):
+        config.load(given)
+
+
+def test_identity_is_what_a_run_is_not_where_it_runs():
+    run = config.load(composed("mixer=qmix", "env=grf"))
+    elsewhere = dataclasses.replace(run, dir="/elsewhere", device="cuda", env=dataclasses.replace(run.env, workers=7))
+    assert config.run_name(elsewhere, None) == config.run_name(run, None)
+    assert config.run_name(dataclasses.replace(run, seed=1), None) != config.run_name(run, None)
+    slower = dataclasses.replace(run.train, learning_rate=1e-9)
+    assert config.run_name(dataclasses.replace(run, train=slower), None) != config.run_name(run, None)
+
+
+def test_the_function_counts_not_its_path():
+    run = config.load(composed("mixer=tfcaf"))
+    moved = dataclasses.replace(run, mixer=dataclasses.replace(run.mixer, file="moved.json"))
+    assert config.run_name(run, "a") == config.run_name(moved, "a") != config.run_name(run, "b")
