@@ -1,0 +1,147 @@
+"""Stored functions: what is saved is loaded, and a file that is not right is refused by name."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from qllm_exp.envs.base import TeamEnv
+from qllm_exp.errors import UserError
+from qllm_exp.tfcaf import entry as entry_module
+from qllm_exp.tfcaf.entry import Entry, bundled, load
+from qllm_exp.tfcaf.program import Program
+
+PROGRAM = {
+    "version": 1,
+    "n_agents": 3,
+    "state_dim": 18,
+    "constants": [],
+    "operations": [["mean.dim", [{"ref": 0}, [1], True], {}]],
+    "output": 3,
+}
+
+
+def make_entry() -> Entry:
+    return Entry(
+        env="mpe",
+        task="simple_spread",
+        source="def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)  # Ø\n",
+        function="credit_assignment",
+        program=Program(PROGRAM),
+        prompt_hash="ab" * 32,
+        provenance={"model": "some-model", "date": "2026-01-02", "procedure": "coder-evaluator 3x3"},
+        transcript=({"role": "user", "content": "Write."}, {"role": "assistant", "content": "Done."}),
+        verdict="the simplest",
+    )
+
+
+def test_load_gives_what_save_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.json"
+    make_entry().save(path)
+    assert load(path) == make_entry() and load(path).path == path
+    assert os.listdir(path.parent) == ["x.json"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    make_entry().save(path)
+
+    def fail(descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_entry().save(path)
+    assert load(path) == make_entry() and os.listdir(tmp_path) == ["x.json"]
+
+
+def changed(path: Path, **values: Any) -> Path:
+    make_entry().save(path)
+    data = json.loads(path.read_text())
+    data.update(values)
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not ...}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"format": 9}, "format 9 is unknown; this package reads format 1"),
+        ({"format": ...}, "no 'format'"),
+        ({"source": ...}, r"missing keys \['source'\]"),
+        ({"colour": "red"}, r"unknown keys \['colour'\]"),
+        ({"source": "def credit_assignment(q, s): return q"}, "source does not match source_hash: the file was edited"),
+        (
+            {"program": {**PROGRAM, "operations": [["amax.default", [{"ref": 0}, [1], True], {}]]}},
+            "program does not match",
+        ),
+        ({"program": {**PROGRAM, "operations": [["system.default", [], {}]]}}, "not valid: operation 'system.default'"),
+        ({"program_hash": "00"}, "program does not match program_hash"),
+        ({"n_agents": 4}, "n_agents=4, but its program is for 3"),
+        ({"state_dim": 17}, "state_dim=17, but its program is for 18"),
+        ({"env": 3}, "env must be a text"),
+        ({"function": "mixer"}, "'mixer' is not one of credit_assignment, QLLMNetwork"),
+        ({"provenance": {"model": 3}}, "provenance must be"),
+        ({"transcript": [{"role": "user"}]}, "transcript must be"),
+    ],
+)
+def test_a_file_that_is_not_right_is_named_with_its_fault(tmp_path: Path, values: dict, reason: str) -> None:
+    path = changed(tmp_path / "x.json", **values)
+    with pytest.raises(UserError, match=reason) as error:
+        load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "is not JSON"), ("[1]", "no TFCAF file"), ("\udcff", "is not JSON")]
+)
+def test_a_file_that_is_no_entry_is_named(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=reason):
+        load(path)
+
+
+def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not exist\. Give an existing file with mixer\.file="):
+        load(tmp_path / "none.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path)
+
+
+def env_of(n_agents: int, state_dim: int) -> TeamEnv:
+    task = SimpleNamespace(env="mpe", task="simple_tag")
+    return cast(TeamEnv, SimpleNamespace(task=task, n_agents=n_agents, state_dim=state_dim))
+
+
+def test_fit_is_checked_against_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    make_entry().save(path)
+    load(path).check_fits(env_of(3, 18))
+    with pytest.raises(
+        UserError, match=r"x\.json is for 3 agents and a state of 18 columns; env mpe/simple_tag has 2 and 12"
+    ):
+        load(path).check_fits(env_of(2, 12))
+
+
+def test_bundled_finds_the_task_or_lists_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry_module, "BUNDLED", tmp_path)
+    make_entry().save(tmp_path / "mpe" / "simple_spread.json")
+    assert load(bundled("mpe", "simple_spread", 3)).task == "simple_spread"
+    with pytest.raises(UserError, match=r"No TFCAF for lbf/x.*Bundled: mpe/simple_spread\..*mixer\.file="):
+        bundled("lbf", "x", 3)
+    with pytest.raises(UserError, match="is for 3 agents, the env has 5"):
+        bundled("mpe", "simple_spread", 5)
+    with pytest.raises(UserError, match="No TFCAF"):
+        bundled("..", "x", 3)
+
+
+def test_every_bundled_file_loads_and_is_filed_under_its_task() -> None:
+    for path in entry_module.BUNDLED.glob("*/*.json"):
+        stored = load(path)
+        assert (stored.env, stored.task) == (path.parent.name, path.stem)

@@ -1,0 +1,181 @@
+"""Prompts say what the environment says, completely; answers are read strictly."""
+
+import re
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from qllm_exp.envs.base import TeamEnv
+from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
+from qllm_exp.tfcaf.prompt import extract_choice, extract_code, render, state_table
+from qllm_exp.tfcaf.static_check import Refused, check
+
+INF = float("inf")
+
+
+def make_env(
+    monotonic: bool = True, goal: str = "Collect all the food together, as fast as you can. " * 5 + "Then rest."
+) -> TeamEnv:
+    layout = StateLayout.of(
+        [
+            StateField("agent", 0, "position", ("x", "y"), 0, 7, "cells"),
+            StateField("agent", 0, "level", ("level",), 1, 2),
+            StateField("agent", 1, "position", ("x", "y"), 0, 7, "cells"),
+            StateField("agent", 1, "level", ("level",), 1, 2),
+            StateField("food", 0, "position", ("x", "y"), -1, 7, "cells", {-1.0: "taken"}),
+            StateField("agent", 0, "last_action", ("action",), -1, 5, "action index", {-1.0: "no action yet"}),
+            StateField("agent", 1, "last_action", ("action",), -1, 5, "action index", {-1.0: "no action yet"}),
+            StateField("ball", None, "velocity", ("vx", "vy", "vz"), -INF, INF, "metres per second"),
+            StateField("match", None, "steps_left", ("steps",), 0, INF),
+        ]
+    )
+    task = TaskDescription(
+        env="lbf",
+        task="8x8-2p-1f-coop",
+        goal=goal,
+        reward="Level of the food over $1 sum of all levels, shared.",
+        actions=("none", "north", "south", "west", "east", "load"),
+        episode="Ends when all food is taken, or after 50 steps.",
+        n_agents=2,
+        monotonic=monotonic,
+    )
+    return cast(TeamEnv, SimpleNamespace(task=task, layout=layout, n_agents=2, n_actions=6, state_dim=layout.size))
+
+
+def test_table_has_every_column_once_and_in_order() -> None:
+    env = make_env()
+    rows = state_table(env.layout).splitlines()[2:]
+    covered = []
+    for row, one in zip(rows, env.layout, strict=True):
+        columns = row.split()[0]
+        start, _, stop = columns.partition(":")
+        covered += range(int(start), int(stop) if stop else int(start) + 1)
+        assert one.label in row and ", ".join(one.components) in row and one.unit in row
+        assert all(meaning in row for meaning in one.special.values())
+    assert covered == list(range(env.state_dim))
+
+
+def test_each_row_of_the_table_stands_once_in_both_system_prompts() -> None:
+    env, prompts = make_env(), render(make_env())
+    for row in state_table(env.layout).splitlines():
+        assert prompts.coder_system.count(row) == 1 and prompts.evaluator_system.count(row) == 1
+
+
+def test_ranges_are_told_in_words() -> None:
+    table = state_table(make_env().layout)
+    assert re.search(r"0:2 +agent 0 position +x, y +0 to 7 cells +none", table)
+    assert re.search(r"8 +agent 0 last_action +action +-1 to 5 action index +-1: no action yet", table)
+    assert "any number metres per second" in table and "0 or more" in table
+
+
+@pytest.mark.parametrize("which", ["coder_system", "evaluator_system"])
+def test_system_prompts_carry_all_that_is_known_of_the_task(which: str) -> None:
+    env = make_env()
+    text = getattr(render(env), which)
+    flowing = " ".join(text.split())
+    for fact in (env.task.goal, env.task.reward, env.task.episode, "lbf, 8x8-2p-1f-coop", "2 agents"):
+        assert fact in flowing
+    for index, meaning in enumerate(env.task.actions):
+        assert re.search(rf"^ +{index} +{meaning}$", text, re.MULTILINE)
+    assert "Q_tot = 2 * " in text and "1/2" in text
+
+
+def test_coder_prompt_states_signature_shapes_and_answer_format() -> None:
+    text = render(make_env()).coder_system
+    assert "def credit_assignment(agents_q, global_state):" in text
+    assert "float32 tensor [B, 2]" in text and "float32 tensor [B, 14]" in text and "float32 tensor [B, 1]" in text
+    assert "exactly one block that starts with ```python" in text
+
+
+def test_prompts_are_short_plain_lines_without_unfilled_places() -> None:
+    prompts = render(make_env())
+    for text in (prompts.coder_system, prompts.coder_request, prompts.evaluator_system):
+        assert not re.search(r"\$[a-z{]", text)
+        assert max(map(len, text.splitlines())) <= 120
+        assert text.endswith("\n") and "\t" not in text and "\n\n\n" not in text
+
+
+def test_igm_rule_follows_the_task_unless_told_otherwise() -> None:
+    on, off = "must be non-negative", "sign of an agent's contribution is free"
+    for env, igm, expected in [
+        (make_env(True), None, on),
+        (make_env(False), None, off),
+        (make_env(True), False, off),
+        (make_env(False), True, on),
+    ]:
+        for text in (render(env, igm).coder_system, render(env, igm).evaluator_system):
+            assert expected in text and ({on, off} - {expected}).pop() not in text
+
+
+def test_hash_changes_with_the_task_and_the_gate_only() -> None:
+    base = render(make_env()).hash
+    assert base == render(make_env()).hash and re.fullmatch("[0-9a-f]{64}", base)
+    assert base != render(make_env(goal="Collect.")).hash
+    assert base != render(make_env(), igm=False).hash
+
+
+def test_later_messages_carry_sources_advice_and_reasons() -> None:
+    prompts = render(make_env())
+    choice = prompts.evaluator_choice(["def a(): $x", "def b(): pass", "def c(): pass"])
+    assert choice.count("```python") == 3 and "def a(): $x" in choice and choice.rstrip().endswith("[0, 0, 1]")
+    assert choice.index("Candidate 1") < choice.index("def a()") < choice.index("Candidate 2") < choice.index("def b()")
+    advice = prompts.coder_advice("def a(): pass\n", "Use the level.")
+    assert "def a(): pass\n```" in advice and "Use the level." in advice
+    assert "it returns shape [7]" in prompts.coder_retry("it returns shape [7]")
+    assert "def a(): pass" in prompts.evaluator_advice("def a(): pass") and "one sentence" in prompts.evaluator_advice(
+        ""
+    )
+
+
+SOURCE = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"```python\n{SOURCE}```",
+        f"The nearest agent matters.\n\n```python\n{SOURCE}```\nThat is all.",
+        f"```\n{SOURCE}\n```\n",
+        f"```Python\r\n{SOURCE}```".replace("\n", "\r\n").replace("\r\r", "\r"),
+        "1. So:\n   ```py\n" + "".join(f"   {line}\n" for line in SOURCE.splitlines()) + "   ```",
+        f"Inline `code` is fine.\n```python\n\n{SOURCE}\n\n```",
+    ],
+)
+def test_one_fenced_block_is_the_source(answer: str) -> None:
+    assert extract_code(answer) == SOURCE
+    assert check(extract_code(answer)) == "credit_assignment"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("", "no code block"),
+        (SOURCE, "no code block"),
+        (f"```python\n{SOURCE}", "not closed"),
+        (f"```python\n{SOURCE}```\n```python\n{SOURCE}```", "2 code blocks"),
+        (f"```bash\npip install torch\n```\n```python\n{SOURCE}```", "2 code blocks"),
+        ("```json\n{}\n```", "must start with ```python"),
+        ("```python\n\n```", "empty"),
+        (f"```python\n{SOURCE}``` and more", "must start with ```python and end with ```"),
+    ],
+)
+def test_other_answers_are_refused_with_the_reason(answer: str, reason: str) -> None:
+    with pytest.raises(Refused, match=reason) as refused:
+        extract_code(answer)
+    assert refused.value.stage == "answer"
+
+
+@pytest.mark.parametrize(("answer", "index"), [("[0, 1, 0]", 1), ("My choice: [1,0,0].", 0), ("\n[0,\n0,\n1]\n", 2)])
+def test_a_choice_is_a_list_with_a_single_one(answer: str, index: int) -> None:
+    assert extract_choice(answer, 3) == index
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "1", "[0, 0, 0]", "[1, 1, 0]", "[0, 1]", "[0, 1, 0, 0]", "[0, 2, 0]", "[0, 1.0, 0]", "[false, true, false]",
+     "[0, 1, 0] or [1, 0, 0]", "[a, b, c]", "[[0, 1, 0], [0, 1, 0]]", '["0", "1", "0"]'],
+)  # fmt: skip
+def test_other_choices_are_refused(answer: str) -> None:
+    with pytest.raises(Refused, match="a single 1"):
+        extract_choice(answer, 3)
