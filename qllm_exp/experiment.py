@@ -141,7 +141,7 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
     from qllm_exp.training.trainer import Trainer
 
     begin = time.monotonic()
-    _keep_freed_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
     _write_versions(directory)
     directory.set_status("running", error="", env_step=0, total_steps=run.train.total_steps, started=time.time())
@@ -241,7 +241,7 @@ def _log_file(path: Path) -> logging.Handler:
     return handler
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks: an update frees and takes the same ones again, and page faults cost time."""
     try:
         mallopt = ctypes.CDLL(None).mallopt

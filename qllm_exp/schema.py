@@ -26,7 +26,7 @@ class Env:
     episode_limit: int = number(25, 1)
     num_envs: Any = field(default="auto", metadata={"auto_or_at_least": 1})
     reward: str = one_of("sum", "mean")
-    auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 64, "cuda": 1024}  # what num_envs=auto means, by kind of device
+    auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 1024}  # what num_envs=auto means, by kind of device
 
 
 @dataclass
@@ -161,7 +161,7 @@ class Train:
     grad_norm_clip: float = number(10.0, 0)
     gamma: float = number(0.99, 0, 1)
     hidden: int = number(64, 1)
-    standardise_rewards: bool = False
+    standardise_rewards: bool = True
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint, metadata={"identity": False})
 

@@ -125,7 +125,7 @@ class QLearning(Algorithm):
         error = (q_tot - target) * weight
         loss = error.square().sum() / count
         self.online.gradient.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = self.online.clip_(self.train.grad_norm_clip)
         self.optimiser.step()
         self.updates += 1

@@ -1,7 +1,8 @@
 """Environments, found by name: `env.name=lbf` is the module `qllm_exp.envs.lbf`; a name with a dot is the user's own.
 
 Each module has `make(config, num_envs, seed, device) -> TeamEnv`, where config is the `env` group of the run's
-configuration as a plain dataclass (schema.py), and `tasks() -> list[str]`, the tasks it knows.
+configuration as a plain dataclass (schema.py); `check(config)`, which raises a UserError for an unknown task or a missing
+package without building anything; and `tasks() -> list[str]`, the tasks it knows.
 """
 
 import importlib

@@ -116,20 +116,15 @@ def load(path: Path | str) -> Entry:
     return _parsed(data, path)
 
 
-def bundled(env: str, task: str, n_agents: int) -> Path:
+def bundled(env: str, task: str) -> Path:
     """The function that ships with the package for a task, as a file to `load`; UserError where there is none."""
     path = BUNDLED / env / f"{task}.json"
     shipped = {str(one.relative_to(BUNDLED).with_suffix("")): one for one in sorted(BUNDLED.glob("*/*.json"))}
     found = shipped.get(f"{env}/{task}")
-    advice = "Give a file of your own with mixer.file=..., or generate one: python -m qllm_exp.tfcaf generate " + (
-        f"env={env} env.task={task}"
-    )
     if found is None:
         names = ", ".join(shipped) or "none"
+        advice = "Give a file of your own with mixer.file=..., or use another mixer."
         raise UserError(f"No TFCAF for {env}/{task} comes with qllm_exp. Bundled: {names}. {advice}")
-    has = load(path).n_agents
-    if has != n_agents:
-        raise UserError(f"The TFCAF bundled for {env}/{task} is for {has} agents, the env has {n_agents}. {advice}")
     return path
 
 

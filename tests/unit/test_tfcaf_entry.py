@@ -9,11 +9,16 @@ from typing import Any, cast
 
 import pytest
 
+from qllm_exp import schema
+from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.tfcaf import entry as entry_module
 from qllm_exp.tfcaf.entry import Entry, bundled, load
+from qllm_exp.tfcaf.export import export
 from qllm_exp.tfcaf.program import Program
+from qllm_exp.tfcaf.prompt import extract_code, render
+from qllm_exp.tfcaf.record import sample_states
 
 PROGRAM = {
     "version": 1,
@@ -132,16 +137,42 @@ def test_fit_is_checked_against_the_environment(tmp_path: Path) -> None:
 def test_bundled_finds_the_task_or_lists_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry_module, "BUNDLED", tmp_path)
     make_entry().save(tmp_path / "mpe" / "simple_spread.json")
-    assert load(bundled("mpe", "simple_spread", 3)).task == "simple_spread"
+    assert load(bundled("mpe", "simple_spread")).task == "simple_spread"
     with pytest.raises(UserError, match=r"No TFCAF for lbf/x.*Bundled: mpe/simple_spread\..*mixer\.file="):
-        bundled("lbf", "x", 3)
-    with pytest.raises(UserError, match="is for 3 agents, the env has 5"):
-        bundled("mpe", "simple_spread", 5)
+        bundled("lbf", "x")
     with pytest.raises(UserError, match="No TFCAF"):
-        bundled("..", "x", 3)
+        bundled("..", "x")
 
 
 def test_every_bundled_file_loads_and_is_filed_under_its_task() -> None:
     for path in entry_module.BUNDLED.glob("*/*.json"):
         stored = load(path)
         assert (stored.env, stored.task) == (path.parent.name, path.stem)
+
+
+BUNDLED_FILES = sorted(entry_module.BUNDLED.glob("*/*.json"))
+
+
+@pytest.mark.parametrize("path", BUNDLED_FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_what_is_bundled_is_the_recorded_answer_to_todays_prompt(path: Path) -> None:
+    """Fails when a prompt, a task's description or a state layout has changed since: the function is then stale."""
+    stored = load(path)
+    env = make_env(schema.CHOICES["env"][stored.env](task=stored.task), 2, 0)
+    try:
+        prompts = render(env)
+        stored.check_fits(env)
+        states = sample_states(env, 32)
+    finally:
+        env.close()
+    system, user, answer = stored.transcript
+    assert (system["content"], user["content"]) == (prompts.coder_system, prompts.coder_request)
+    assert stored.prompt_hash == prompts.hash
+    assert stored.source == extract_code(answer["content"])
+    assert export(stored.source, stored.n_agents, stored.state_dim, states=states).hash == stored.program.hash
+    assert stored.provenance["model"] and stored.provenance["date"].startswith("2026-")
+
+
+def test_every_default_task_has_a_bundled_function() -> None:
+    filed = {(path.parent.name, path.stem) for path in BUNDLED_FILES}
+    for name, choice in schema.CHOICES["env"].items():
+        assert (name, choice().task) in filed

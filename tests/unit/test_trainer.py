@@ -52,7 +52,7 @@ class Bench:
 @pytest.mark.parametrize("extra", [{}, {"standardise_rewards": True}], ids=["raw", "standardised"])
 def test_stopped_after_every_cycle_and_resumed_is_bit_for_bit_the_same(tmp_path, monkeypatch, env, mixer, extra):
     monkeypatch.setattr("qllm_exp.training.trainer.LOG_EVERY", 300)
-    run = small_run(env, mixer, **extra)
+    run = small_run(env, mixer, num_envs=16 if env == "mpe" else 4, **extra)
     whole = Bench(run, tmp_path / "whole")
     whole.trainer.train(whole.store)
 

@@ -1,0 +1,481 @@
+// Linear + ReLU -> GRU -> Linear over whole sequences of many short rows, single precision, one thread.
+//
+// A block of rows goes through all time steps, so that its activations stay in the second-level cache. The gates, the
+// candidate and the new hidden state of a tile of rows are computed from accumulators that never leave the registers.
+// Every result of a row depends on that row alone and is summed in an order that only the shapes decide.
+//
+// Letters: T steps, R rows, I inputs, H hidden units, A actions; P = panels of W lanes that cover H, Hp = P * W.
+// Parameters come in the order fc_in.weight [H, I], fc_in.bias, weight_ih [3H, H], weight_hh [3H, H], bias_ih,
+// bias_hh, fc_out.weight [A, H], fc_out.bias; gates in the order reset, update, candidate.
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int W = 16, ROWS = 6, COLUMNS = 4, CELL_ROWS = 6;
+#elif defined(__AVX__)
+constexpr int W = 8, ROWS = 6, COLUMNS = 2, CELL_ROWS = 3;
+#elif defined(__aarch64__)
+constexpr int W = 4, ROWS = 6, COLUMNS = 4, CELL_ROWS = 6;
+#else
+constexpr int W = 4, ROWS = 3, COLUMNS = 4, CELL_ROWS = 3;
+#endif
+constexpr int64_t BLOCK = 96;  // rows that go through time together
+
+typedef float V __attribute__((vector_size(W * 4), aligned(4), may_alias));
+typedef int32_t N __attribute__((vector_size(W * 4)));
+
+enum { FC_IN, FC_IN_BIAS, WEIGHT_IH, WEIGHT_HH, BIAS_IH, BIAS_HH, FC_OUT, FC_OUT_BIAS };
+
+inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
+inline void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
+inline V splat(float x) { return x - V{}; }  // minus zero changes no value, so that this is one broadcast
+
+// The first argument wins only if it is truly beyond the second, so that a NaN in x stays.
+#if defined(__AVX512F__)
+inline V at_least(float low, V x) { return (V)_mm512_max_ps((__m512)splat(low), (__m512)x); }
+inline V at_most(float high, V x) { return (V)_mm512_min_ps((__m512)splat(high), (__m512)x); }
+#elif defined(__AVX__)
+inline V at_least(float low, V x) { return (V)_mm256_max_ps((__m256)splat(low), (__m256)x); }
+inline V at_most(float high, V x) { return (V)_mm256_min_ps((__m256)splat(high), (__m256)x); }
+#else
+inline V at_least(float low, V x) { return splat(low) > x ? splat(low) : x; }
+inline V at_most(float high, V x) { return splat(high) < x ? splat(high) : x; }
+#endif
+
+// 2^(c * x) = power * (1 + rest), with |rest| < 0.42 known to a few units in its own last place.
+struct Exponential {
+    V power, rest;
+    Exponential(V x, float c) {
+        const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
+        const V shifted = x * c + shift;
+        const V f = x * c - (shifted - shift);
+        V p = splat(1.54035122e-4f);  // (2^f - 1) / f on [-1/2, 1/2], minimax in relative error: 2e-8
+        p = p * f + 1.33907353e-3f;
+        p = p * f + 9.61823761e-3f;
+        p = p * f + 5.55035733e-2f;
+        p = p * f + 2.40226492e-1f;
+        p = p * f + 6.93147182e-1f;
+        rest = p * f;
+        power = (V)(((N)shifted << 23) + 0x3f800000);
+    }
+};
+
+inline V sigmoid(V x) {
+    const Exponential e(at_most(60.0f, at_least(-60.0f, x)), -1.44269504f);
+    return 1.0f / (e.power * e.rest + (e.power + 1.0f));
+}
+
+inline V tanh_(V x) {
+    const Exponential e(at_most(10.0f, at_least(-10.0f, x)), 2.88539008f);
+    const V m = e.power * e.rest + (e.power - 1.0f);  // exp(2x) - 1 without cancellation
+    return m / (m + 2.0f);
+}
+
+// Memory for packed weights and one block of rows; kept from call to call because fresh pages are slow.
+class Scratch {
+    static constexpr int64_t LINE = 16, PIECES = 16;  // floats in a cache line; most pieces that are taken at a time
+    float *start = nullptr, *next = nullptr;
+    int64_t size = 0;
+
+public:
+    ~Scratch() { std::free(start); }
+    bool reserve(int64_t floats) {
+        const int64_t needed = (floats + LINE * PIECES) / LINE * LINE;
+        if (needed > size) {
+            std::free(start);
+            start = static_cast<float*>(std::aligned_alloc(LINE * sizeof(float), needed * sizeof(float)));
+            size = start ? needed : 0;
+        }
+        next = start;
+        return start;
+    }
+    float* take(int64_t floats) {
+        float* taken = next;
+        next += (floats + LINE - 1) / LINE * LINE;
+        return taken;
+    }
+    float* zeros(int64_t floats) {
+        float* taken = take(floats);
+        std::memset(taken, 0, floats * sizeof(float));
+        return taken;
+    }
+};
+thread_local Scratch scratch;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Shape {
+    int64_t T, R, I, H, A, Hp, Ap;  // Ap: actions in whole vectors
+    int64_t block;                  // rows of every block but the last: even shares, in whole tiles
+    explicit Shape(const int64_t* d) : T(d[0]), R(d[1]), I(d[2]), H(d[3]), A(d[4]) {
+        Hp = divide_up(H, W) * W;
+        Ap = divide_up(A, W) * W;
+        const int64_t share = divide_up(divide_up(R, divide_up(R, BLOCK)), ROWS) * ROWS;
+        block = share < R ? share : R;
+    }
+    int64_t rows(int64_t first) const { return R - first < block ? R - first : block; }
+};
+
+// What the forward pass leaves for the backward pass, for the rows of one block.
+struct Saved {
+    // [T, b, Hp] each for x and h, and [T, b, P, 4, W] with the gates r, z, n, and W_hn h + b_hn
+    float *x = nullptr, *h = nullptr, *gates = nullptr;
+
+    Saved(float* all, const Shape& s, int64_t first) {
+        if (!all) return;
+        const int64_t each = s.T * s.rows(first) * s.Hp;
+        x = all + first * s.T * 6 * s.Hp;
+        h = x + each;
+        gates = h + each;
+    }
+};
+
+// ---- products -------------------------------------------------------------------------------------------------
+
+// One tile of C = A B, or C += A B: A is [MR, K] with rows lda apart or, transposed, [K, MR]; B is [K, NV * W].
+template <int MR, int NV, bool TRANSPOSED>
+void tile(int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+    V sum[MR][NV] = {};
+    const int64_t along_rows = TRANSPOSED ? 1 : lda, along_k = TRANSPOSED ? lda : 1;
+    for (int64_t k = 0; k < K; ++k) {
+        V right[NV];
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) right[v] = load(b + v * W);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+            const V left = splat(a[r * along_rows]);
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v) sum[r][v] += left * right[v];
+        }
+        a += along_k;
+        b += ldb;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+            float* at = c + r * ldc + v * W;
+            store(at, add ? load(at) + sum[r][v] : sum[r][v]);
+        }
+}
+
+template <int MR, bool TRANSPOSED>
+void tile_of_width(int64_t vectors, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                   int64_t ldc, bool add) {
+    if constexpr (COLUMNS >= 4) {
+        if (vectors == 4) return tile<MR, 4, TRANSPOSED>(K, a, lda, b, ldb, c, ldc, add);
+        if (vectors == 3) return tile<MR, 3, TRANSPOSED>(K, a, lda, b, ldb, c, ldc, add);
+    }
+    if (vectors == 2) return tile<MR, 2, TRANSPOSED>(K, a, lda, b, ldb, c, ldc, add);
+    return tile<MR, 1, TRANSPOSED>(K, a, lda, b, ldb, c, ldc, add);
+}
+
+template <bool TRANSPOSED, int MR = ROWS>
+void tiles(int64_t M, int64_t vectors, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+           int64_t ldc, bool add) {
+    for (; M >= MR; M -= MR, a += MR * (TRANSPOSED ? 1 : lda), c += MR * ldc)
+        tile_of_width<MR, TRANSPOSED>(vectors, K, a, lda, b, ldb, c, ldc, add);
+    if constexpr (MR > 1) {
+        if (M) tiles<TRANSPOSED, MR - 1>(M, vectors, K, a, lda, b, ldb, c, ldc, add);
+    }
+}
+
+// C [M, width] = A B, or C += A B, over K. B is packed in Panels (ldb = 0) or plain with rows ldb apart.
+template <bool TRANSPOSED>
+void product(int64_t M, int64_t width, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+             int64_t ldc, bool add) {
+    for (int64_t j = 0; j < width; j += COLUMNS * W) {
+        const int64_t wide = width - j < COLUMNS * W ? width - j : COLUMNS * W;
+        tiles<TRANSPOSED>(M, wide / W, K, a, lda, ldb ? b + j : b + j * K, ldb ? ldb : wide, c + j, ldc, add);
+    }
+}
+
+// ---- packing --------------------------------------------------------------------------------------------------
+
+// Place of element (k, j) of a [K, width] matrix packed for `product`: panels of COLUMNS vectors, each contiguous.
+struct Panels {
+    float* to;
+    int64_t K, width;
+    float* at(int64_t k, int64_t j) const {
+        const int64_t first = j / (COLUMNS * W) * (COLUMNS * W);
+        const int64_t wide = width - first < COLUMNS * W ? width - first : COLUMNS * W;
+        return to + first * K + k * wide + (j - first);
+    }
+};
+
+void pack_transposed(const float* from, int64_t rows, int64_t columns, const Panels& panels) {
+    for (int64_t j = 0; j < rows; ++j) {
+        float* to = panels.at(0, j);
+        const int64_t step = panels.K > 1 ? panels.at(1, j) - to : 0;
+        for (int64_t k = 0; k < columns; ++k) to[k * step] = from[j * columns + k];
+    }
+}
+
+void pack_rows(const float* from, int64_t rows, int64_t columns, int64_t first_row, const Panels& panels) {
+    for (int64_t j = 0; j < columns; j += COLUMNS * W) {
+        const int64_t wide = columns - j < COLUMNS * W ? columns - j : COLUMNS * W;
+        for (int64_t k = 0; k < rows; ++k)
+            std::memcpy(panels.at(first_row + k, j), from + k * columns + j, wide * sizeof(float));
+    }
+}
+
+// A weight [3H, H] of the cell for `cell`: [P, H, 3, W], so that a panel of units reads its three gates in one stream.
+void pack_cell(const float* from, int64_t H, float* to) {
+    for (int64_t p = 0; p * W < H; ++p)
+        for (int64_t gate = 0; gate < 3; ++gate)
+            for (int64_t lane = 0; lane < W && p * W + lane < H; ++lane) {
+                const float* row = from + (gate * H + p * W + lane) * H;
+                float* at = to + (p * H * 3 + gate) * W + lane;
+                for (int64_t k = 0; k < H; ++k) at[k * 3 * W] = row[k];
+            }
+}
+
+// ---- forward --------------------------------------------------------------------------------------------------
+
+struct Cell {
+    int64_t H, Hp;
+    const float *input, *hidden, *bias;  // packed: [P, H, 3, W] twice, [P, 4, W] with the biases of r, z, n and W_hn h
+};
+
+// New hidden state of MR rows and one panel of units. h null: the hidden state before is zero.
+template <int MR>
+void cell_tile(const Cell& c, int64_t p, const float* x, const float* h, float* h_next, float* gates) {
+    V r[MR] = {}, z[MR] = {}, n[MR] = {}, m[MR] = {};
+    const float* w = c.input + p * c.H * 3 * W;
+    for (int64_t k = 0; k < c.H; ++k, w += 3 * W) {
+        const V wr = load(w), wz = load(w + W), wn = load(w + 2 * W);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; ++i) {
+            const V left = splat(x[i * c.Hp + k]);
+            r[i] += left * wr;
+            z[i] += left * wz;
+            n[i] += left * wn;
+        }
+    }
+    w = c.hidden + p * c.H * 3 * W;
+    for (int64_t k = 0; h && k < c.H; ++k, w += 3 * W) {
+        const V wr = load(w), wz = load(w + W), wn = load(w + 2 * W);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; ++i) {
+            const V left = splat(h[i * c.Hp + k]);
+            r[i] += left * wr;
+            z[i] += left * wz;
+            m[i] += left * wn;
+        }
+    }
+    const float* bias = c.bias + p * 4 * W;
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+        const V reset = sigmoid(r[i] + load(bias)), update = sigmoid(z[i] + load(bias + W));
+        const V memory = m[i] + load(bias + 3 * W);
+        const V candidate = tanh_((n[i] + load(bias + 2 * W)) + reset * memory);
+        const V before = h ? load(h + i * c.Hp + p * W) : V{};
+        store(h_next + i * c.Hp + p * W, candidate + update * (before - candidate));
+        if (gates) {
+            float* at = gates + i * 4 * c.Hp + p * 4 * W;
+            store(at, reset);
+            store(at + W, update);
+            store(at + 2 * W, candidate);
+            store(at + 3 * W, memory);
+        }
+    }
+}
+
+template <int MR = CELL_ROWS>
+void cell_rows(const Cell& c, int64_t p, int64_t left, const float* x, const float* h, float* h_next, float* gates) {
+    for (; left >= MR; left -= MR) {
+        cell_tile<MR>(c, p, x, h, h_next, gates);
+        x += MR * c.Hp;
+        h = h ? h + MR * c.Hp : h;
+        h_next += MR * c.Hp;
+        gates = gates ? gates + MR * 4 * c.Hp : gates;
+    }
+    if constexpr (MR > 1) {
+        if (left) cell_rows<MR - 1>(c, p, left, x, h, h_next, gates);
+    }
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------
+
+// Gradients before the gates of one step, from dh [b, Hp], which becomes the part of dh before the cell that does not
+// pass a weight. d: [b, 4, Hp] with candidate, reset, update, W_hn h. sums: [4, Hp], d summed over rows.
+void gate_gradients(int64_t b, int64_t Hp, const float* gates, const float* h, float* dh, float* d, float* sums) {
+    for (int64_t j = 0; j < Hp; j += W) {
+        V sum_n{}, sum_r{}, sum_z{}, sum_m{};
+        for (int64_t i = 0; i < b; ++i) {
+            const float* g = gates + i * 4 * Hp + j * 4;
+            const V r = load(g), z = load(g + W), n = load(g + 2 * W), m = load(g + 3 * W);
+            const V before = h ? load(h + i * Hp + j) : V{};
+            const V down = load(dh + i * Hp + j);
+            const V dn = down * (1.0f - z) * (1.0f - n * n);
+            const V dm = dn * r;
+            const V dr = dm * (1.0f - r) * m;
+            const V dz = down * z * (1.0f - z) * (before - n);
+            float* at = d + i * 4 * Hp + j;
+            store(at, dn);
+            store(at + Hp, dr);
+            store(at + 2 * Hp, dz);
+            store(at + 3 * Hp, dm);
+            store(dh + i * Hp + j, down * z);
+            sum_n += dn;
+            sum_r += dr;
+            sum_z += dz;
+            sum_m += dm;
+        }
+        store(sums + j, load(sums + j) + sum_n);
+        store(sums + Hp + j, load(sums + Hp + j) + sum_r);
+        store(sums + 2 * Hp + j, load(sums + 2 * Hp + j) + sum_z);
+        store(sums + 3 * Hp + j, load(sums + 3 * Hp + j) + sum_m);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floats that `saved` must hold.
+int64_t qllm_recurrent_saved_size(const int64_t* dims) {
+    const Shape s(dims);
+    return s.T * s.R * 6 * s.Hp;
+}
+
+// q [T, R, A] from inputs [T, R, I]. h_first, h_last [R, H] and saved may be null. Returns 0, or 1 without memory.
+int qllm_recurrent_forward(const int64_t* dims, const float* const* params, const float* inputs, const float* h_first,
+                           float* h_last, float* q, float* saved) {
+    const Shape s(dims);
+    const int64_t H = s.H, Hp = s.Hp, rows = s.block * Hp;
+    if (!scratch.reserve(s.I * Hp + 2 * Hp * 3 * H + H * s.Ap + 5 * Hp + 3 * rows + s.block * s.Ap)) return 1;
+    const auto padded = [&](int64_t floats) { return H == Hp ? scratch.take(floats) : scratch.zeros(floats); };
+    float *fc_in = padded(s.I * Hp), *cell_input = padded(Hp * 3 * H), *cell_hidden = padded(Hp * 3 * H);
+    float *fc_out = scratch.zeros(H * s.Ap), *in_bias = scratch.zeros(Hp), *cell_bias = scratch.zeros(4 * Hp);
+    pack_transposed(params[FC_IN], H, s.I, {fc_in, s.I, Hp});
+    pack_transposed(params[FC_OUT], s.A, H, {fc_out, H, s.Ap});
+    pack_cell(params[WEIGHT_IH], H, cell_input);
+    pack_cell(params[WEIGHT_HH], H, cell_hidden);
+    std::memcpy(in_bias, params[FC_IN_BIAS], H * sizeof(float));
+    for (int64_t j = 0; j < H; ++j) {
+        float* at = cell_bias + j / W * 4 * W + j % W;
+        const float *ih = params[BIAS_IH] + j, *hh = params[BIAS_HH] + j;
+        at[0] = ih[0] + hh[0];
+        at[W] = ih[H] + hh[H];
+        at[2 * W] = ih[2 * H];
+        at[3 * W] = hh[2 * H];
+    }
+    const Cell cell{H, Hp, cell_input, cell_hidden, cell_bias};
+    float *x_here = scratch.take(rows), *h_here[2] = {scratch.take(rows), scratch.take(rows)};
+    float* q_here = scratch.take(s.block * s.Ap);
+    for (int64_t first = 0; first < s.R; first += s.block) {
+        const int64_t b = s.rows(first);
+        const Saved keep(saved, s, first);
+        const float* h = nullptr;
+        if (h_first) {
+            std::memset(h_here[1], 0, b * Hp * sizeof(float));
+            for (int64_t i = 0; i < b; ++i)
+                std::memcpy(h_here[1] + i * Hp, h_first + (first + i) * H, H * sizeof(float));
+            h = h_here[1];
+        }
+        for (int64_t t = 0; t < s.T; ++t) {
+            float* x = saved ? keep.x + t * b * Hp : x_here;
+            float* h_next = saved ? keep.h + t * b * Hp : h_here[t % 2];
+            float* gates = saved ? keep.gates + t * b * 4 * Hp : nullptr;
+            product<false>(b, Hp, s.I, inputs + (t * s.R + first) * s.I, s.I, fc_in, 0, x, Hp, false);
+            for (int64_t i = 0; i < b; ++i)
+                for (int64_t j = 0; j < Hp; j += W)
+                    store(x + i * Hp + j, at_least(0.0f, load(x + i * Hp + j) + load(in_bias + j)));
+            for (int64_t p = 0; p < Hp / W; ++p) cell_rows(cell, p, b, x, h, h_next, gates);
+            h = h_next;
+            product<false>(b, s.Ap, H, h, Hp, fc_out, 0, q_here, s.Ap, false);
+            float* to = q + (t * s.R + first) * s.A;
+            for (int64_t i = 0; i < b; ++i)
+                for (int64_t a = 0; a < s.A; ++a) to[i * s.A + a] = q_here[i * s.Ap + a] + params[FC_OUT_BIAS][a];
+        }
+        for (int64_t i = 0; h_last && i < b; ++i)
+            std::memcpy(h_last + (first + i) * H, h + i * Hp, H * sizeof(float));
+    }
+    return 0;
+}
+
+// Gradients of all parameters, in the order of the parameters, from grad_q [T, R, A] and what the forward pass saved.
+int qllm_recurrent_backward(const int64_t* dims, const float* const* params, const float* inputs, float* saved,
+                            const float* grad_q, float* const* grads) {
+    const Shape s(dims);
+    const int64_t H = s.H, Hp = s.Hp, weight = 3 * Hp * Hp;
+    // Steps whose weight gradients are summed in one product. More than one only where one block has all rows, so that
+    // the rows of consecutive steps lie one after the other.
+    const int64_t chunk = s.block < BLOCK ? BLOCK / s.block : 1, rows = chunk * s.block;
+    if (!scratch.reserve(4 * weight + (s.I + 2 * s.A + 5 + s.block + 5 * rows) * Hp)) return 1;
+    float *to_input = scratch.zeros(weight), *to_hidden = scratch.zeros(weight);
+    float* from_q = scratch.zeros(s.A * Hp);
+    for (int64_t gate = 0; gate < 3; ++gate) {  // in the order of gate_gradients: n, r, z for x and r, z, n for h
+        pack_rows(params[WEIGHT_IH] + gate * H * H, H, H, (gate + 1) % 3 * Hp, {to_input, 3 * Hp, Hp});
+        pack_rows(params[WEIGHT_HH] + gate * H * H, H, H, gate * Hp, {to_hidden, 3 * Hp, Hp});
+    }
+    pack_rows(params[FC_OUT], s.A, H, 0, {from_q, s.A, Hp});
+    float *d_ih = scratch.zeros(weight), *d_hh = scratch.zeros(weight);
+    float *d_in = scratch.zeros(s.I * Hp), *d_out = scratch.zeros(s.A * Hp);
+    float *d_gate_bias = scratch.zeros(4 * Hp), *d_in_bias = scratch.zeros(Hp);
+    float *dh = scratch.take(s.block * Hp), *dx = scratch.take(rows * Hp), *d = scratch.take(rows * 4 * Hp);
+    std::memset(grads[FC_OUT_BIAS], 0, s.A * sizeof(float));
+
+    for (int64_t first = 0; first < s.R; first += s.block) {
+        const int64_t b = s.rows(first);
+        const Saved keep(saved, s, first);
+        std::memset(dh, 0, b * Hp * sizeof(float));
+        for (int64_t stop = s.T; stop > 0;) {
+            const int64_t begin = stop > chunk ? stop - chunk : 0;
+            for (int64_t t = stop - 1; t >= begin; --t) {
+                const float* dq = grad_q + (t * s.R + first) * s.A;
+                const float *x = keep.x + t * b * Hp, *before = t ? keep.h + (t - 1) * b * Hp : nullptr;
+                float *d_here = d + (t - begin) * b * 4 * Hp, *dx_here = dx + (t - begin) * b * Hp;
+                product<false>(b, Hp, s.A, dq, s.A, from_q, 0, dh, Hp, true);
+                gate_gradients(b, Hp, keep.gates + t * b * 4 * Hp, before, dh, d_here, d_gate_bias);
+                product<false>(b, Hp, 3 * Hp, d_here, 4 * Hp, to_input, 0, dx_here, Hp, false);
+                if (t) product<false>(b, Hp, 3 * Hp, d_here + Hp, 4 * Hp, to_hidden, 0, dh, Hp, true);
+                for (int64_t j = 0; j < Hp; j += W) {
+                    V sum{};
+                    for (int64_t i = 0; i < b; ++i) {
+                        const V down = load(x + i * Hp + j) > 0.0f ? load(dx_here + i * Hp + j) : V{};
+                        store(dx_here + i * Hp + j, down);
+                        sum += down;
+                    }
+                    store(d_in_bias + j, load(d_in_bias + j) + sum);
+                }
+                for (int64_t a = 0; a < s.A; ++a) {
+                    float sum = 0.0f;
+                    for (int64_t i = 0; i < b; ++i) sum += dq[i * s.A + a];
+                    grads[FC_OUT_BIAS][a] += sum;
+                }
+            }
+            const int64_t n = (stop - begin) * b, skip = begin ? 0 : b;  // no hidden state before the first step
+            const float* before = keep.h + (begin ? begin - 1 : 0) * b * Hp;
+            const float *in = inputs + (begin * s.R + first) * s.I, *dq = grad_q + (begin * s.R + first) * s.A;
+            product<true>(3 * Hp, Hp, n, d, 4 * Hp, keep.x + begin * b * Hp, Hp, d_ih, Hp, true);
+            product<true>(3 * Hp, Hp, n - skip, d + skip * 4 * Hp + Hp, 4 * Hp, before, Hp, d_hh, Hp, true);
+            product<true>(s.I, Hp, n, in, s.I, dx, Hp, d_in, Hp, true);
+            product<true>(s.A, Hp, n, dq, s.A, keep.h + begin * b * Hp, Hp, d_out, Hp, true);
+            stop = begin;
+        }
+    }
+
+    for (int64_t j = 0; j < H; ++j) {
+        for (int64_t k = 0; k < s.I; ++k) grads[FC_IN][j * s.I + k] = d_in[k * Hp + j];
+        grads[FC_IN_BIAS][j] = d_in_bias[j];
+        for (int64_t gate = 0; gate < 3; ++gate) {
+            const int64_t row = gate * H + j, ih = (gate + 1) % 3 * Hp + j, hh = gate * Hp + j;
+            std::memcpy(grads[WEIGHT_IH] + row * H, d_ih + ih * Hp, H * sizeof(float));
+            std::memcpy(grads[WEIGHT_HH] + row * H, d_hh + hh * Hp, H * sizeof(float));
+            grads[BIAS_IH][row] = d_gate_bias[ih];
+            grads[BIAS_HH][row] = d_gate_bias[Hp + hh];
+        }
+    }
+    for (int64_t a = 0; a < s.A; ++a) std::memcpy(grads[FC_OUT] + a * H, d_out + a * Hp, H * sizeof(float));
+    return 0;
+}
+}

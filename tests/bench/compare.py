@@ -1,0 +1,85 @@
+"""Runs every setting, and the peers, in turn on one core, several rounds, and prints medians and ratios as Markdown.
+
+The machine may be shared: figures are medians over rounds, comparisons are ratios within a round.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+OURS = ("qllm-mpe", "qllm-lbf", "epymarl-mpe", "epymarl-lbf", "jaxmarl-mpe", "grf")
+PEERS = {"jaxmarl": "jaxmarl_qmix.py", "benchmarl": "benchmarl_qmix.py"}
+PARTS = ("simulate", "act", "store", "update")
+# Environment steps per second, training included, that were measured on another machine of this kind for the published
+# programs; the official QLLM and EPyMARL are not installable packages, so they cannot run beside ours here.
+ELSEWHERE = {"qllm-mpe": 761, "qllm-lbf": 1312, "epymarl-mpe": 1168, "epymarl-lbf": 1802}
+
+
+def run(core: int, command: list[str]) -> dict:
+    done = subprocess.run(["taskset", "-c", str(core), *command], capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    found: dict = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--core", type=int, default=0)
+    given = parser.parse_args()
+    seconds = ["--seconds", str(given.seconds)]
+    found: dict[str, list[dict]] = {}
+    for _ in range(given.rounds):
+        for setting in OURS:
+            command = [sys.executable, str(HERE / "ours.py"), "--setting", setting, *seconds]
+            found.setdefault(setting, []).append(run(given.core, command))
+        for name, script in PEERS.items():
+            python = ROOT / f".venv-{name}/bin/python"
+            found.setdefault(name, []).append(run(given.core, [str(python), str(HERE / "peers" / script), *seconds]))
+        command = [sys.executable, str(HERE / "football.py"), *seconds]
+        found.setdefault("football", []).append(run(given.core, command))
+    show(found)
+
+
+def median(rows: list[dict], key: str) -> float:
+    return statistics.median(row[key] for row in rows)
+
+
+def show(found: dict[str, list[dict]]) -> None:
+    print("\n| setting | env steps/s | updates/s | ms per update: simulate, act, store, update | start-up s | peak MB |")
+    print("|---|---|---|---|---|---|")
+    for name in (*OURS, *PEERS):
+        rows = found[name]
+        parts = "-"
+        if name in OURS:
+            parts = ", ".join(f"{statistics.median(r['ms_per_update'].get(p, 0.0) for r in rows):.2f}" for p in PARTS)
+        print(
+            f"| {name} | {median(rows, 'env_steps_per_s'):,.0f} | {median(rows, 'updates_per_s'):.1f} | {parts} "
+            f"| {median(rows, 'startup_s'):.1f} | {median(rows, 'peak_memory_mb'):,.0f} |"
+        )
+    print("\n| compared, ours to theirs in the same round | ratio (median, lowest, highest) |\n|---|---|")
+    for peer in PEERS:
+        pairs = zip(found["jaxmarl-mpe"], found[peer], strict=True)
+        ratios = [ours["env_steps_per_s"] / theirs["env_steps_per_s"] for ours, theirs in pairs]
+        print(f"| env steps/s, {peer}'s setting on mpe | {spread(ratios)} |")
+    print(f"| joint steps/s, football engine, random actions | {spread([r['ratio'] for r in found['football']])} |")
+    total = {k: median(found[k], "startup_s") + 2e6 / median(found[k], "env_steps_per_s") for k in ("jaxmarl-mpe", "jaxmarl")}
+    print(f"\n2M steps, start-up included: ours {total['jaxmarl-mpe']:.0f} s, JaxMARL {total['jaxmarl']:.0f} s")
+    for setting, theirs in ELSEWHERE.items():
+        ours = median(found[setting], "env_steps_per_s")
+        print(f"{setting}: {ours / theirs:.1f} times the {theirs:,} steps/s that the published program reached elsewhere")
+
+
+def spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
+
+
+if __name__ == "__main__":
+    main()

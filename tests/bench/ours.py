@@ -1,0 +1,93 @@
+"""Speed of this package's training in one setting, as one JSON line (the same fields as the scripts in peers/).
+
+python tests/bench/ours.py --setting jaxmarl-mpe --seconds 20
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+
+BEGIN = time.monotonic()
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# name: (environment, mixer with its options, hidden width, episodes per batch, environment steps per update)
+SETTINGS = {
+    "qllm-mpe": ("mpe", {"name": "tfcaf"}, 128, 64, 200),
+    "qllm-lbf": ("lbf", {"name": "tfcaf"}, 128, 64, 400),
+    "epymarl-mpe": ("mpe", {"name": "qmix"}, 64, 32, 200),
+    "epymarl-lbf": ("lbf", {"name": "qmix"}, 64, 32, 400),
+    "jaxmarl-mpe": ("mpe", {"name": "qmix", "hypernet": 128}, 64, 32, 208),
+    "grf": ("grf", {"name": "qmix"}, 64, 32, 1200),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--setting", choices=SETTINGS, required=True)
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the measurement, after a warm-up")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--num-envs", type=int, default=0, help="0: what env.num_envs=auto means on the device")
+    given = parser.parse_args()
+    print(json.dumps(measure(given.setting, given.seconds, given.device, given.num_envs)))
+
+
+def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
+    import torch
+
+    from qllm_exp import config, experiment
+    from qllm_exp.algorithms import make_algorithm
+    from qllm_exp.envs import make_env
+    from qllm_exp.mixers import make_mixer
+    from qllm_exp.networks import native
+    from qllm_exp.tfcaf import entry
+    from qllm_exp.training.trainer import Trainer
+
+    torch.set_num_threads(1)
+    experiment.keep_freed_memory()
+    env_name, mixer, hidden, batch, steps_per_update = SETTINGS[setting]
+    run = config.load(
+        {
+            "env": {"name": env_name, "num_envs": num_envs or "auto"},
+            "mixer": mixer,
+            "algorithm": {"name": "q_learning"},
+            "train": {"name": "fair", "hidden": hidden, "batch_episodes": batch, "steps_per_update": steps_per_update},
+        }
+    )
+    run = config.with_num_envs(run, device.partition(":")[0])
+    env = make_env(run.env, run.env.num_envs, 0, device)
+    stored = entry.load(entry.bundled(env_name, run.env.task)) if mixer["name"] == "tfcaf" else None
+    algorithm = make_algorithm(run, env, make_mixer(run.mixer, env, stored))
+    trainer = Trainer(run.train, env, algorithm, 0, lambda _: 0, lambda _: None, lambda: False, exact_clock=True)
+    trainer.cycle()
+    startup = time.monotonic() - BEGIN
+    while trainer.updates < 10:
+        trainer.cycle()
+    trainer.clock.seconds.clear()
+    steps, updates, begin = trainer.env_steps, trainer.updates, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        trainer.cycle()
+    wall = time.perf_counter() - begin
+    evaluation = time.perf_counter()
+    trainer.evaluate(100, "bench")
+    evaluation = time.perf_counter() - evaluation
+    env.close()
+    done = trainer.updates - updates
+    return {
+        "name": "qllm_exp",
+        "setting": setting,
+        "env_steps_per_s": (trainer.env_steps - steps) / wall,
+        "updates_per_s": done / wall,
+        "ms_per_update": {part: 1000 * s / max(done, 1) for part, s in trainer.clock.seconds.items() if part != "evaluate"},
+        "evaluation_of_100_episodes_s": evaluation,
+        "startup_s": startup,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "num_envs": env.num_envs,
+        "kernel": native.status(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

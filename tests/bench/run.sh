@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Speed of this package beside JaxMARL's and BenchMARL's from their published packages, on one core, in one run.
+# SECONDS_EACH=10 and ROUNDS=1 make it shorter; CORE picks the core. Nothing here passes or fails.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+for peer in jaxmarl benchmarl; do
+  if [ ! -e ".venv-$peer/installed" ]; then
+    echo "installing $peer into .venv-$peer (once)"
+    python3 -m venv ".venv-$peer"
+    ".venv-$peer/bin/pip" install -q --disable-pip-version-check -r "tests/bench/peers/requirements-$peer.txt"
+    touch ".venv-$peer/installed"
+  fi
+done
+exec .venv/bin/python tests/bench/compare.py --seconds "${SECONDS_EACH:-20}" --rounds "${ROUNDS:-3}" --core "${CORE:-0}"

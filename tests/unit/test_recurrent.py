@@ -1,0 +1,349 @@
+"""The agents' recurrent network: compiled and plain torch alike, against the same weights in float64 torch modules."""
+
+import copy
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qllm_exp.networks import native
+from qllm_exp.networks.recurrent import RecurrentAgent
+
+# Rounding of float32 is 6e-8. Errors of a q are that of sums over inputs and units, carried on over at most 26 steps;
+# gradients add up some thousand terms, so theirs is taken relative to the largest gradient of the same parameter.
+Q_TOLERANCE = 5e-6
+GRADIENT_TOLERANCE = 2e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def agent(n_inputs: int, n_actions: int, hidden: int) -> RecurrentAgent:
+    torch.manual_seed(n_inputs * 1000 + hidden)
+    return RecurrentAgent(n_inputs, n_actions, hidden)
+
+
+class Twin(nn.Module):
+    """The same network from torch's modules, step by step, in float64."""
+
+    def __init__(self, of: RecurrentAgent) -> None:
+        super().__init__()
+        hidden = of.gru.hidden_size
+        self.fc_in = nn.Linear(of.fc_in.in_features, hidden)
+        self.gru = nn.GRUCell(hidden, hidden)
+        self.fc_out = nn.Linear(hidden, of.fc_out.out_features)
+        self.load_state_dict(of.state_dict())
+        self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.zeros(inputs.shape[1], self.gru.hidden_size, dtype=torch.float64)
+        q = []
+        for x in inputs.double():
+            hidden = self.gru(F.relu(self.fc_in(x)), hidden)
+            q.append(self.fc_out(hidden))
+        return torch.stack(q)
+
+
+def gradients(q: Tensor, module: nn.Module) -> list[Tensor]:
+    """Of a loss that weighs every q differently."""
+    generator = torch.Generator().manual_seed(7)
+    weights = torch.randn(q.shape, generator=generator).to(q.dtype)
+    return list(torch.autograd.grad((q * weights).sum() + q.square().sum(), list(module.parameters())))
+
+
+def assert_matches_twin(module: RecurrentAgent, inputs: Tensor) -> None:
+    twin = Twin(module)
+    q, expected = module.unroll(inputs), twin(inputs)
+    torch.testing.assert_close(q.double(), expected, rtol=0, atol=Q_TOLERANCE * max(1.0, expected.abs().max().item()))
+    names = [name for name, _ in module.named_parameters()]
+    for name, ours, theirs in zip(names, gradients(q, module), gradients(expected, twin), strict=True):
+        error = (ours.double() - theirs).abs().max().item()
+        assert error <= GRADIENT_TOLERANCE * max(theirs.abs().max().item(), 1e-3), name
+
+
+@pytest.fixture
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_library", lambda: (None, "switched off by the test"))
+
+
+@pytest.fixture
+def unbuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A process that has not looked for the compiled code yet, and its empty cache; built without optimisation."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_FLAGS", ("-std=gnu++17", "-O0", "-shared", "-fPIC"))
+    native._library.cache_clear()
+    yield tmp_path / "qllm_exp"
+    native._library.cache_clear()
+
+
+def test_the_compiled_network_is_in_use() -> None:
+    assert native.available(), native.status()
+    assert native.status().startswith("native (")
+
+
+@settings(max_examples=20, deadline=None)
+@example(hidden=64, n_inputs=21, n_actions=5, rows=97, steps=26)
+@example(hidden=100, n_inputs=115, n_actions=19, rows=5, steps=3)
+@example(hidden=1, n_inputs=1, n_actions=1, rows=1, steps=1)
+@given(
+    hidden=st.sampled_from([1, 7, 16, 48, 64, 100]),
+    n_inputs=st.sampled_from([1, 3, 21, 115]),
+    n_actions=st.sampled_from([1, 5, 16, 19]),
+    rows=st.sampled_from([1, 2, 5, 24, 97, 200]),
+    steps=st.sampled_from([1, 2, 5, 9]),
+)
+def test_q_and_gradients_equal_torch_in_double_precision(
+    hidden: int, n_inputs: int, n_actions: int, rows: int, steps: int
+) -> None:
+    module = agent(n_inputs, n_actions, hidden)
+    assert_matches_twin(module, torch.randn(steps, rows, n_inputs, generator=torch.Generator().manual_seed(steps)))
+
+
+@pytest.mark.usefixtures("plain_torch")
+@pytest.mark.parametrize(("hidden", "rows", "steps"), [(7, 5, 3), (64, 96, 26), (16, 1, 1)])
+def test_plain_torch_equals_torch_in_double_precision(hidden: int, rows: int, steps: int) -> None:
+    assert native.status().startswith("torch (")
+    module, inputs = agent(4, 5, hidden), torch.randn(steps, rows, 4)
+    assert_matches_twin(module, inputs)
+    state = module.initial_hidden(rows, "cpu")
+    for x, expected in zip(inputs, module.unroll(inputs), strict=True):
+        q, state = module.step(x, state)
+        torch.testing.assert_close(q, expected, rtol=0, atol=Q_TOLERANCE)
+
+
+@pytest.mark.parametrize("hidden", [7, 64])
+@pytest.mark.parametrize("rows", [1, 5, 97])
+def test_acting_evaluating_and_training_see_the_same_bits(hidden: int, rows: int) -> None:
+    module, inputs = agent(9, 5, hidden), torch.randn(6, rows, 9)
+    q = module.unroll(inputs)
+    assert q.requires_grad
+    with torch.no_grad():
+        assert torch.equal(q, module.unroll(inputs))
+    state = module.initial_hidden(rows, "cpu")
+    for x, expected in zip(inputs, q, strict=True):
+        given_state = state.clone()
+        step_q, after = module.step(x, state)
+        assert torch.equal(step_q, expected) and not step_q.requires_grad
+        assert torch.equal(state, given_state)
+        state = after
+
+
+@pytest.mark.parametrize("rows", [3, 96, 200])
+def test_repeated_calls_give_the_same_bits(rows: int) -> None:
+    module, inputs = agent(9, 5, 64), torch.randn(7, rows, 9)
+    first = gradients(module.unroll(inputs), module)
+    gradients(module.unroll(torch.full_like(inputs, torch.nan)), module)  # leaves NaN in memory that is used again
+    assert all(torch.equal(a, b) for a, b in zip(first, gradients(module.unroll(inputs), module), strict=True))
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    module, inputs = agent(9, 5, 64), torch.randn(7, 130, 9)
+    q = module.unroll(inputs)
+    for rows in ([0], [3, 4, 129], list(range(97))):
+        assert torch.equal(module.unroll(inputs[:, rows]), q[:, rows])
+
+
+def test_graphs_that_live_at_once_keep_their_own_memory() -> None:
+    module, batches = agent(9, 5, 64), [torch.randn(7, 20, 9) for _ in range(5)]
+    alone = [gradients(module.unroll(batch), module) for batch in batches]
+    graphs = [module.unroll(batch) for batch in batches]
+    together = [gradients(q, module) for q in graphs]
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_kept_graph_gives_its_gradients_twice() -> None:
+    module = agent(9, 5, 64)
+    q = module.unroll(torch.randn(7, 20, 9))
+    parameters = list(module.parameters())
+    once = torch.autograd.grad(q.sum(), parameters, retain_graph=True)
+    torch.autograd.backward(module.unroll(torch.randn(7, 20, 9)).sum())
+    again = torch.autograd.grad(q.sum(), parameters)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+def test_a_parameter_changed_between_forward_and_backward_is_refused() -> None:
+    module = agent(3, 2, 8)
+    q = module.unroll(torch.randn(2, 4, 3))
+    with torch.no_grad():
+        module.fc_out.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.backward(q.sum())
+
+
+@pytest.mark.parametrize("trained", [["gru.weight_hh"], ["fc_in.bias", "fc_out.weight"], ["gru.bias_ih"]])
+def test_gradients_reach_the_parameters_that_are_trained(trained: list[str]) -> None:
+    module, inputs = agent(9, 5, 16), torch.randn(4, 5, 9)
+    expected = dict(zip(dict(module.named_parameters()), gradients(module.unroll(inputs), module), strict=True))
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in trained)
+    q = module.unroll(inputs)
+    weights = torch.randn(q.shape, generator=torch.Generator().manual_seed(7))
+    torch.autograd.backward((q * weights).sum() + q.square().sum())
+    for name, parameter in module.named_parameters():
+        if name in trained:
+            assert parameter.grad is not None and torch.equal(parameter.grad, expected[name])
+        else:
+            assert parameter.grad is None
+
+
+def test_inputs_that_need_gradients_get_them() -> None:
+    module, inputs = agent(9, 5, 16), torch.randn(4, 5, 9)
+    ours, theirs = inputs.clone().requires_grad_(), inputs.double().requires_grad_()
+    torch.autograd.backward(module.unroll(ours).sum())
+    torch.autograd.backward(Twin(module)(theirs).sum())
+    assert ours.grad is not None and theirs.grad is not None
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=1e-6)
+
+
+def one_unit(weight: float, bias: list[float]) -> RecurrentAgent:
+    """q = h of a single unit from inputs x >= 0. Gates get their bias alone; z and n without one get weight * x."""
+    module = RecurrentAgent(1, 1, 1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        module.fc_in.weight.fill_(1.0)
+        module.fc_out.weight.fill_(1.0)
+        module.gru.weight_ih.copy_(torch.tensor([[0.0], [0.0 if bias[1] else weight], [0.0 if bias[2] else weight]]))
+        module.gru.bias_ih.copy_(torch.tensor(bias))
+    return module
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_gates_are_accurate_to_a_few_units_in_the_last_place(sign: float) -> None:
+    x = torch.cat([torch.logspace(-30, -2, 200), torch.linspace(0.01, 40, 20000)])
+    # Update gate shut: h = tanh(x), relative error.
+    tanh = one_unit(sign, [0.0, -1e4, 0.0]).unroll(x[None, :, None])[0, :, 0].detach().double()
+    expected = torch.tanh(sign * x.double())
+    assert ((tanh - expected) / expected).abs().max() < 4e-7
+    # Candidate one: h = 1 - sigmoid(x) = sigmoid(-x), absolute error.
+    update = one_unit(sign, [0.0, 0.0, 1e4]).unroll(x[None, :, None])[0, :, 0].detach().double()
+    assert (update - torch.sigmoid(-sign * x.double())).abs().max() < 2e-7
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_saturated_gates_have_their_limits(size: float) -> None:
+    module, inputs = agent(6, 5, 16), size * torch.randn(4, 9, 6)
+    q = module.unroll(inputs)
+    assert torch.isfinite(q).all()
+    torch.testing.assert_close(q.double(), Twin(module)(inputs), rtol=0, atol=Q_TOLERANCE)
+    assert all(torch.isfinite(g).all() for g in gradients(q, module))
+
+
+def test_a_nan_stays_in_its_row_and_is_never_lost() -> None:
+    module, inputs = agent(6, 5, 16), torch.randn(4, 9, 6)
+    clean = module.unroll(inputs)
+    inputs[1, 2, 3] = torch.nan
+    q = module.unroll(inputs)
+    assert q[1:, 2].isnan().all()
+    others = [row for row in range(9) if row != 2]
+    assert torch.equal(q[:, others], clean[:, others]) and torch.equal(q[0, 2], clean[0, 2])
+    assert all(g.isnan().any() for g in gradients(q, module))
+
+
+def test_inputs_need_not_be_contiguous() -> None:
+    module, inputs = agent(6, 5, 16), torch.randn(9, 4, 6)
+    assert torch.equal(module.unroll(inputs.transpose(0, 1)), module.unroll(inputs.transpose(0, 1).contiguous()))
+    q, expected = module.unroll(inputs), module.unroll(inputs)
+    by_column = torch.randn(5, 4, 9).permute(2, 1, 0)
+    ours = torch.autograd.grad(q, list(module.parameters()), by_column)
+    theirs = torch.autograd.grad(expected, list(module.parameters()), by_column.contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_copy_and_other_precisions_work() -> None:
+    module, inputs = agent(6, 5, 16), torch.randn(4, 9, 6)
+    target = copy.deepcopy(module)
+    assert torch.equal(target.unroll(inputs), module.unroll(inputs))
+    torch.testing.assert_close(target.double().unroll(inputs.double()), Twin(module)(inputs), rtol=0, atol=1e-12)
+    assert module.unroll(inputs[:, :0]).shape == (4, 0, 5)
+
+
+def test_tensors_that_do_not_fit_are_refused() -> None:
+    module = agent(6, 5, 16)
+    with pytest.raises(ValueError, match="do not fit"):
+        module.unroll(torch.zeros(4, 9, 7))
+    with pytest.raises(ValueError, match="hidden"):
+        module.step(torch.zeros(9, 6), torch.zeros(8, 16))
+    with pytest.raises(TypeError, match="float32 on cpu"):
+        native.unroll(torch.zeros(4, 9, 6, dtype=torch.float64), module._weights())
+
+
+WITHOUT_COMPILER = """
+import sys, torch
+from qllm_exp.networks import native
+from qllm_exp.networks.recurrent import RecurrentAgent
+torch.manual_seed(3)
+module, inputs = RecurrentAgent(9, 5, 64), torch.randn(7, 20, 9)
+q = module.unroll(inputs)
+q.square().sum().backward()
+torch.save((native.status(), q.detach(), [p.grad for p in module.parameters()]), sys.argv[1])
+"""
+
+
+def test_without_a_compiler_the_results_are_the_same(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": "", "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("CXX", None)
+    subprocess.run([sys.executable, "-c", WITHOUT_COMPILER, str(tmp_path / "out")], env=environment, check=True)
+    status, q, grads = torch.load(tmp_path / "out")
+    assert status.startswith("torch (no C++ compiler")
+    torch.manual_seed(3)
+    module, inputs = RecurrentAgent(9, 5, 64), torch.randn(7, 20, 9)
+    ours = module.unroll(inputs)
+    torch.testing.assert_close(ours.detach(), q, rtol=0, atol=1e-5)
+    torch.autograd.backward(ours.square().sum())
+    for parameter, expected in zip(module.parameters(), grads, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_it_can_be_switched_off(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLLM_EXP_NATIVE", "0")
+    assert native.status() == "torch (QLLM_EXP_NATIVE=0)"
+    assert not unbuilt.exists()
+    assert agent(6, 5, 16).unroll(torch.randn(4, 9, 6)).shape == (4, 9, 5)
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_a_compiler_that_fails_is_reported_once(
+    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiler: str
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    with caplog.at_level(logging.INFO, logger=native.__name__):
+        assert native.status().startswith(f"torch ({compiler}: ")
+        assert not native.available()
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert compiler in caplog.text
+
+
+def test_many_that_build_at_once_leave_one_whole_file(unbuilt: Path) -> None:
+    places = []
+    builders = [threading.Thread(target=lambda: places.append(native._from_cache()[1])) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
+    assert len(places) == 2 and len(set(places)) == 1
+    assert [str(path) for path in unbuilt.iterdir()] == places[:1]
+    assert native.status() == f"native ({places[0]})"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(unbuilt: Path) -> None:
+    unbuilt.write_text("a file where the folder should be")
+    assert native.status().startswith("native (for this process only")
+    assert agent(6, 5, 16).unroll(torch.randn(4, 9, 6)).shape == (4, 9, 5)
