@@ -81,7 +81,7 @@ class Algorithm:
 class QLearning(Algorithm):
     name: str = "q_learning"
     double_q: bool = True
-    targets: str = one_of("n_step", "td_lambda")
+    targets: str = one_of("td_lambda", "n_step")
     n_step: int = number(1, 1)
     td_lambda: float = number(0.6, 0, 1)
     target_update: str = one_of("soft", "periodic")

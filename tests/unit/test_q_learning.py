@@ -21,7 +21,7 @@ MIXERS = {"qmix": lambda: Qmix(ENV.n_agents, ENV.state_dim, 4, 8), "vdn": Vdn, "
 
 def learner(mixer="vdn", train=None, **algorithm) -> QLearning:
     torch.manual_seed(0)
-    made = QLearning(schema.QLearning(**algorithm), schema.Train(hidden=8, **(train or {})), ENV, MIXERS[mixer]())
+    made = QLearning(schema.QLearning(**({"targets": "n_step"} | algorithm)), schema.Train(hidden=8, **(train or {})), ENV, MIXERS[mixer]())
     with torch.no_grad():  # so that online and target differ
         made.target.values += 0.1 * torch.randn_like(made.target.values)
     return made
