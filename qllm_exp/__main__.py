@@ -34,7 +34,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     try:
-        sys.argv[1:] = [cli.expand_ranges(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = cli.arrange([cli.expand_ranges(argument) for argument in sys.argv[1:]])
         run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -29,6 +29,12 @@ def expand_ranges(argument: str) -> str:
     return f"{match['key']}={','.join(dict.fromkeys(values))}"
 
 
+def arrange(arguments: Sequence[str]) -> list[str]:
+    """-m to the front: Hydra reads overrides on one side of an option only."""
+    several = [a for a in arguments if a in ("-m", "--multirun")]
+    return several[:1] + [a for a in arguments if a not in ("-m", "--multirun")]
+
+
 def combinations(arguments: Sequence[str]) -> list[tuple[str, ...]]:
     """Every combination of the values that overrides list: ['env=a,b', 'seed=0-1'] gives four. The last one varies fastest."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

@@ -2,28 +2,22 @@
 
 import dataclasses
 import hashlib
-import importlib
 import json
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qllm_exp import schema
+from qllm_exp import modules, schema
 from qllm_exp.errors import UserError, nearest
 
 
 def group_class(group: str, name: str) -> type:
-    """The schema of one choice of a group. A name with a dot is a module of the user's own, with a dataclass `Config`."""
+    """The schema of one choice of a group: for a module of the user's own, its dataclass `Config`."""
     known = schema.CHOICES[group]
     if name in known:
         return known[name]
-    if "." not in name:
-        raise UserError(f"{group}={name!r} is unknown.{nearest(name, known)} Allowed: {', '.join(known)}.")
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{group}.name={name!r} cannot be imported: {error}. Is its folder on PYTHONPATH?") from error
+    module = modules.find(group, name, known)
     if not dataclasses.is_dataclass(getattr(module, "Config", None)):
         raise UserError(f"{group}.name={name!r}: the module needs a dataclass named Config that describes its options.")
     config: type = module.Config

@@ -116,7 +116,9 @@ def _user_error(error: Exception, directory: RunDirectory) -> UserError | None:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
         go_on = "The same command goes on from the last checkpoint once there is room"
-        return UserError(f"Cannot write to {directory.path}: {error.strerror}. {go_on} (or choose another folder: dir=...).")
+        return UserError(
+            f"Cannot write to {directory.path}: {error.strerror}. {go_on} (or choose another folder: dir=...)."
+        )
     return None
 
 

@@ -1,12 +1,12 @@
-"""Algorithms, found by name: `algorithm.name=q_learning` is the module of that name here; a name with a dot is the user's own.
+"""Algorithms, found by name: `algorithm.name=q_learning` is the module of that name here; any other is the user's own.
 
 Each module has `make(run, env, mixer) -> Algorithm`, and `ACCEPTS`, the names of the mixers it can be combined with
 (None: all of them).
 """
 
-import importlib
 from typing import Any
 
+from qllm_exp import modules, schema
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
@@ -16,13 +16,13 @@ __all__ = ["Algorithm", "EpisodeBatch", "check_combination", "make_algorithm"]
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(name if "." in name else f"{__name__}.{name}")
+    return modules.find("algorithm", name, schema.CHOICES["algorithm"])
 
 
 def check_combination(algorithm: str, mixer: str) -> None:
     """Raise UserError, naming both, when the algorithm cannot be used with the mixer."""
     accepts = _module(algorithm).ACCEPTS
-    if accepts is not None and mixer not in accepts and "." not in mixer:
+    if accepts is not None and mixer not in accepts:
         raise UserError(f"algorithm={algorithm} does not accept mixer={mixer}. It accepts: {', '.join(accepts)}.")
 
 

@@ -12,7 +12,7 @@ from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 
 _INF = float("inf")
 _SPREAD = "mpe2.simple_spread_v3"
-_SPREAD_ACTIONS = ("no push", "push left", "push right", "push down", "push up")
+_SPREAD_ACTIONS: tuple[str, ...] = ("no push", "push left", "push right", "push down", "push up")
 _MOST_WORDS = 4000  # characters of an environment's own documentation that are passed on
 
 

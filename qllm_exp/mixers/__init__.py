@@ -1,12 +1,12 @@
-"""Mixers, found by name: `mixer.name=qmix` is the module `qllm_exp.mixers.qmix`; a name with a dot is the user's own.
+"""Mixers, found by name: `mixer.name=qmix` is the module `qllm_exp.mixers.qmix`; any other name is a module of the user's own.
 
 Each module has `make(config, env, tfcaf) -> Mixer`: the `mixer` group of the configuration, the environment whose
 sizes, state layout and task it is for, and the stored credit-assignment function, if the mixer uses one.
 """
 
-import importlib
 from typing import Any
 
+from qllm_exp import modules, schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
 
@@ -15,6 +15,5 @@ __all__ = ["Mixer", "make_mixer"]
 
 def make_mixer(config: Any, env: TeamEnv, tfcaf: Any = None) -> Mixer:
     """Build the mixer that `config.name` names."""
-    path = config.name if "." in config.name else f"{__name__}.{config.name}"
-    mixer: Mixer = importlib.import_module(path).make(config, env, tfcaf)
+    mixer: Mixer = modules.find("mixer", config.name, schema.CHOICES["mixer"]).make(config, env, tfcaf)
     return mixer

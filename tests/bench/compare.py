@@ -53,7 +53,9 @@ def median(rows: list[dict], key: str) -> float:
 
 
 def show(found: dict[str, list[dict]]) -> None:
-    print("\n| setting | env steps/s | updates/s | ms per update: simulate, act, store, update | start-up s | peak MB |")
+    print(
+        "\n| setting | env steps/s | updates/s | ms per update: simulate, act, store, update | start-up s | peak MB |"
+    )
     print("|---|---|---|---|---|---|")
     for name in (*OURS, *PEERS):
         rows = found[name]
@@ -70,11 +72,15 @@ def show(found: dict[str, list[dict]]) -> None:
         ratios = [ours["env_steps_per_s"] / theirs["env_steps_per_s"] for ours, theirs in pairs]
         print(f"| env steps/s, {peer}'s setting on mpe | {spread(ratios)} |")
     print(f"| joint steps/s, football engine, random actions | {spread([r['ratio'] for r in found['football']])} |")
-    total = {k: median(found[k], "startup_s") + 2e6 / median(found[k], "env_steps_per_s") for k in ("jaxmarl-mpe", "jaxmarl")}
+    total = {
+        k: median(found[k], "startup_s") + 2e6 / median(found[k], "env_steps_per_s") for k in ("jaxmarl-mpe", "jaxmarl")
+    }
     print(f"\n2M steps, start-up included: ours {total['jaxmarl-mpe']:.0f} s, JaxMARL {total['jaxmarl']:.0f} s")
     for setting, theirs in ELSEWHERE.items():
         ours = median(found[setting], "env_steps_per_s")
-        print(f"{setting}: {ours / theirs:.1f} times the {theirs:,} steps/s that the published program reached elsewhere")
+        print(
+            f"{setting}: {ours / theirs:.1f} times the {theirs:,} steps/s that the published program reached elsewhere"
+        )
 
 
 def spread(ratios: list[float]) -> str:

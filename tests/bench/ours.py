@@ -80,7 +80,9 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
         "setting": setting,
         "env_steps_per_s": (trainer.env_steps - steps) / wall,
         "updates_per_s": done / wall,
-        "ms_per_update": {part: 1000 * s / max(done, 1) for part, s in trainer.clock.seconds.items() if part != "evaluate"},
+        "ms_per_update": {
+            part: 1000 * s / max(done, 1) for part, s in trainer.clock.seconds.items() if part != "evaluate"
+        },
         "evaluation_of_100_episodes_s": evaluation,
         "startup_s": startup,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -1,4 +1,4 @@
-"""An environment of a user's own, from outside the package: a matrix game in which `seed` decides how the run ends."""
+"""An environment of a user's own, from outside the package: a matrix game in which an option decides how the run ends."""
 
 import os
 import signal
@@ -29,11 +29,11 @@ def make(config, num_envs, seed, device):
     def step(actions):
         nonlocal calls
         calls += 1
-        if calls > 200 and config.fault == "raise":
+        if calls > 30 and config.fault == "raise":
             raise RuntimeError("the simulator says no")
-        if calls > 200 and config.fault == "exit":
+        if calls > 30 and config.fault == "exit":
             os._exit(9)
-        if calls > 200 and config.fault == "kill":
+        if calls > 30 and config.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         return proper(actions)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qllm_exp.cli import combinations, expand_ranges
+from qllm_exp.cli import arrange, combinations, expand_ranges
 from qllm_exp.errors import UserError
 
 
@@ -27,6 +27,11 @@ def test_ranges_of_whole_numbers_are_expanded_and_nothing_else(given, expanded):
 def test_a_backward_range_is_refused_with_what_to_type():
     with pytest.raises(UserError, match="seed=2-5"):
         expand_ranges("seed=5-2")
+
+
+def test_the_switch_for_several_runs_may_stand_anywhere():
+    assert arrange(["env=lbf", "-m", "seed=0,1"]) == ["-m", "env=lbf", "seed=0,1"]
+    assert arrange(["env=lbf", "seed=0"]) == ["env=lbf", "seed=0"]
 
 
 def test_combinations_are_the_product_of_all_lists():

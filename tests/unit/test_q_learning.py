@@ -21,7 +21,12 @@ MIXERS = {"qmix": lambda: Qmix(ENV.n_agents, ENV.state_dim, 4, 8), "vdn": Vdn, "
 
 def learner(mixer="vdn", train=None, **algorithm) -> QLearning:
     torch.manual_seed(0)
-    made = QLearning(schema.QLearning(**({"targets": "n_step"} | algorithm)), schema.Train(hidden=8, **(train or {})), ENV, MIXERS[mixer]())
+    made = QLearning(
+        schema.QLearning(**({"targets": "n_step"} | algorithm)),
+        schema.Train(hidden=8, **(train or {})),
+        ENV,
+        MIXERS[mixer](),
+    )
     with torch.no_grad():  # so that online and target differ
         made.target.values += 0.1 * torch.randn_like(made.target.values)
     return made
@@ -101,7 +106,10 @@ def test_padding_changes_nothing():
     obs, state, reward = b.obs.clone(), b.state.clone(), b.reward.clone()
     after = torch.cat([padded, torch.ones(1, 4, dtype=torch.bool)])  # observations beyond the last step
     after = after & torch.cat([torch.zeros(1, 4, dtype=torch.bool), padded])
-    obs[after], state[after] = torch.randn(obs[after].shape, generator=noise), torch.randn(state[after].shape, generator=noise)
+    obs[after], state[after] = (
+        torch.randn(obs[after].shape, generator=noise),
+        torch.randn(state[after].shape, generator=noise),
+    )
     reward[padded] = 99.0
     one.update(b)
     other.update(b._replace(obs=obs, state=state, reward=reward))

@@ -20,7 +20,9 @@ def fresh(first: int, count: int) -> Episodes:
     number = torch.arange(first, first + count)
     for field in new.fields:
         shape = (1, count, *[1] * (field.dim() - 2))
-        field.copy_(((number if field.dtype.is_floating_point else number % 2).view(shape)).to(field.dtype).expand_as(field))
+        field.copy_(
+            ((number if field.dtype.is_floating_point else number % 2).view(shape)).to(field.dtype).expand_as(field)
+        )
     new.lengths.copy_(number % ENV.episode_limit + 1)
     return new
 

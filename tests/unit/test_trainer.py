@@ -48,7 +48,9 @@ class Bench:
         return self.cycles >= self.stop_after
 
 
-@pytest.mark.parametrize(("env", "mixer"), [("lbf", "qmix"), ("mpe", "vdn"), ("matrix", "none"), ("pettingzoo", "qmix")])
+@pytest.mark.parametrize(
+    ("env", "mixer"), [("lbf", "qmix"), ("mpe", "vdn"), ("matrix", "none"), ("pettingzoo", "qmix")]
+)
 @pytest.mark.parametrize("extra", [{}, {"standardise_rewards": True}], ids=["raw", "standardised"])
 def test_stopped_after_every_cycle_and_resumed_is_bit_for_bit_the_same(tmp_path, monkeypatch, env, mixer, extra):
     monkeypatch.setattr("qllm_exp.training.trainer.LOG_EVERY", 300)
