@@ -30,9 +30,10 @@ def expand_ranges(argument: str) -> str:
 
 
 def arrange(arguments: Sequence[str]) -> list[str]:
-    """-m to the front: Hydra reads overrides on one side of an option only."""
+    """What Hydra wants to have otherwise: -m in front of all overrides, and ++ before the simulator's own options."""
     several = [a for a in arguments if a in ("-m", "--multirun")]
-    return several[:1] + [a for a in arguments if a not in ("-m", "--multirun")]
+    others = [a for a in arguments if a not in ("-m", "--multirun")]
+    return several[:1] + [f"++{a}" if a.startswith("env.options.") else a for a in others]
 
 
 def combinations(arguments: Sequence[str]) -> list[tuple[str, ...]]:

@@ -58,10 +58,29 @@ def prepare(run: schema.Run) -> Prepared:
         from qllm_exp.tfcaf import entry
 
         path = Path(run.mixer.file) if run.mixer.file else entry.bundled(run.env.name, run.env.task)
-        tfcaf_hash = entry.load(path).program.hash
+        stored = entry.load(path)
+        _check_fits(run.env, stored)
+        tfcaf_hash = stored.program.hash
         text = path.read_text(encoding="utf-8")
     name = configuration.run_name(run, tfcaf_hash)
     return Prepared(run, RunDirectory(Path(run.dir) / name), text)
+
+
+_FIT: set[tuple[str, str]] = set()  # pairs of environment and function that are known to go together
+
+
+def _check_fits(env_config: schema.Env, stored: Any) -> None:
+    """UserError when the function is for other sizes than the environment's. Builds one copy of it, once per pair."""
+    from qllm_exp.envs import make_env
+
+    pair = (repr(env_config), stored.program.hash)
+    if pair not in _FIT:
+        env = make_env(replace(env_config, num_envs=1), 1, 0)
+        try:
+            stored.check_fits(env)
+        finally:
+            env.close()
+        _FIT.add(pair)
 
 
 def settle_device(device: str) -> str:

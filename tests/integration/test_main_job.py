@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from qllm_exp.tfcaf.entry import bundled
+
 HERE = Path(__file__).parent
+OTHERS_FUNCTION = bundled("lbf", "8x8-2p-2f-coop-2s")
 TINY = [
     "train=quick",
     "train.total_steps=4000",
@@ -174,6 +177,11 @@ def test_the_same_run_is_not_started_beside_itself(tmp_path):
         (["seed=0-2"], "add -m"),
         (["device=cuda:99"], "device=cuda:99"),
         (["mixer.file=nowhere.json"], "nowhere.json"),
+        (
+            ["env=matrix", f"mixer.file={OTHERS_FUNCTION}"],
+            "is for 2 agents and a state of 14 columns; env matrix/climbing has 2 and 2",
+        ),
+        (["env=mpe", "env.options.n_agents=5"], "is for 3 agents"),
         (["algorithm.name=picky_algorithm", "mixer=vdn"], "algorithm=picky_algorithm does not accept mixer=vdn"),
         (["-m", "env=lbf,matrix", "env.task=climbing", "mixer=vdn"], "1 of the 2 runs of this sweep cannot start"),
     ],

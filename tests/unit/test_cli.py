@@ -34,6 +34,10 @@ def test_the_switch_for_several_runs_may_stand_anywhere():
     assert arrange(["env=lbf", "seed=0"]) == ["env=lbf", "seed=0"]
 
 
+def test_options_of_the_simulator_need_no_plus():
+    assert arrange(["env=mpe", "env.options.n_agents=5"]) == ["env=mpe", "++env.options.n_agents=5"]
+
+
 def test_combinations_are_the_product_of_all_lists():
     got = combinations(["env=lbf,mpe", "mixer=tfcaf", "seed=0-2"])
     assert len(got) == 6 and ("env=mpe", "mixer=tfcaf", "seed=2") in got and len(set(got)) == 6
