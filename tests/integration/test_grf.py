@@ -1,0 +1,263 @@
+"""The football environment: the same matches as gfootball's own, and what it says about them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from football import RIGHT, SHOT, joint_action, restricted, wrappers
+from gfootball.env import scenario_builder
+
+from qllm_exp.envs import Step, make_env
+from qllm_exp.envs.grf import FootballEnv, engine_seed, tasks
+from qllm_exp.errors import UserError
+from qllm_exp.schema import Grf
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gym's
+
+Make = Callable[..., FootballEnv]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Builds environments, with one worker unless told otherwise, and closes them."""
+    built = []
+
+    def build(num_envs: int = 1, seed: int = 0, **config: Any) -> FootballEnv:
+        env = make_env(Grf(**{"workers": 1, **config}), num_envs, seed)
+        assert isinstance(env, FootballEnv)
+        built.append(env)
+        return env
+
+    yield build
+    for env in built:
+        env.close()
+
+
+def play(env: FootballEnv, actions_seed: int = 0, purposeful: bool = False) -> list[Any]:
+    """An episode of every match, to the end of the longest: the observation at its start, then its steps."""
+    rng = np.random.default_rng(actions_seed)
+    seen: list[Any] = [env.reset()]
+    playing = torch.ones(env.num_envs, dtype=torch.bool)
+    while playing.any():
+        step = env.step(torch.tensor([joint_action(rng, env.n_agents, purposeful) for _ in range(env.num_envs)]))
+        playing &= ~(step.terminated | step.truncated)
+        seen.append(step)
+    return seen
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)
+    )
+
+
+# Scenario, further settings, our players that are agents (None: all), episodes.
+SETTINGS: list[tuple[str, dict[str, Any], set[int] | None, int]] = [
+    ("academy_3_vs_1_with_keeper", {}, None, 4),
+    ("academy_3_vs_1_with_keeper", {"goalkeeper": False}, {1, 2, 3}, 2),
+    ("academy_pass_and_shoot_with_keeper", {"episode_limit": 1000}, None, 3),
+    ("academy_empty_goal_close", {"rewards": "scoring"}, None, 4),
+    ("academy_counterattack_easy", {}, {7, 8, 9, 10}, 2),
+    ("academy_corner", {}, None, 1),  # begins with a set piece; agents that hold the game up are overruled
+]
+
+
+@pytest.mark.parametrize(("task", "settings", "players", "episodes"), SETTINGS)
+def test_matches_equal_those_of_the_wrappers_step_by_step(
+    make: Make, task: str, settings: dict[str, Any], players: set[int] | None, episodes: int
+) -> None:
+    env = make(2, seed=3, task=task, reward="sum", **settings)
+    name = restricted(task, players) if players else task
+    rewards = settings.get("rewards", "scoring,checkpoints")
+    for episode in range(episodes):
+        theirs = [wrappers(name, env.n_agents, engine_seed(3, match, episode), rewards) for match in range(2)]
+        start = env.reset()
+        for match in range(2):
+            assert torch.equal(start.obs[match], torch.tensor(theirs[match].reset()))
+        rng, playing, steps = np.random.default_rng(episode), {0, 1}, 0
+        while playing:
+            actions = [joint_action(rng, env.n_agents, purposeful=episode % 2 == 1) for _ in range(2)]
+            step, steps = env.step(torch.tensor(actions)), steps + 1
+            for match in sorted(playing):
+                obs, their_rewards, done, _ = theirs[match].step(actions[match])
+                assert torch.equal(step.obs[match], torch.tensor(obs))
+                assert step.reward[match].item() == pytest.approx(float(their_rewards.sum()), abs=1e-5)
+                out_of_time = theirs[match].unwrapped.observation()[0]["steps_left"] == 0
+                assert step.terminated[match].item() == (done and not out_of_time)
+                assert step.truncated[match].item() == (
+                    (done and out_of_time) or (not done and steps == env.episode_limit)
+                )
+                if done or step.truncated[match]:
+                    playing.remove(match)
+                    theirs[match].close()
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "agents"),
+    [
+        ("academy_3_vs_1_with_keeper", {}, [0, 1, 2, 3]),
+        ("academy_3_vs_1_with_keeper", {"goalkeeper": False}, [1, 2, 3]),
+        ("academy_counterattack_hard", {}, [7, 8, 9, 10]),
+    ],
+)
+def test_every_field_of_the_layout_holds_what_the_engine_says(
+    make: Make, task: str, settings: dict[str, Any], agents: list[int]
+) -> None:
+    env = make(task=task, **settings)
+    theirs = wrappers(restricted(task, set(agents)), len(agents), engine_seed(0, 0, 0))
+    theirs.reset()
+    state = env.reset().state
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        raw = theirs.unwrapped.observation()[0]
+        others = [i for i in range(len(raw["left_team"])) if i not in agents]
+        expected: dict[str, Any] = {
+            "ball position": raw["ball"][:2],
+            "ball height": raw["ball"][2:],
+            "ball direction": raw["ball_direction"][:2],
+            "ball climb": raw["ball_direction"][2:],
+            "match ball_owner": [raw["ball_owned_team"] == team for team in (-1, 0, 1)],
+            "match mode": [raw["game_mode"] == mode for mode in range(7)],
+        }
+        for entity, team, players in (
+            ("agent", "left_team", agents),
+            ("teammate", "left_team", others),
+            ("opponent", "right_team", range(len(raw["right_team"]))),
+        ):
+            for index, player in enumerate(players):
+                expected[f"{entity} {index} position"] = raw[team][player]
+                expected[f"{entity} {index} direction"] = raw[f"{team}_direction"][player]
+        assert {field.label for field in env.layout} == set(expected)
+        for field in env.layout:
+            assert state[0, field.columns].tolist() == np.array(expected[field.label], np.float32).tolist(), field.label
+        actions = joint_action(rng, len(agents), purposeful=False)
+        theirs.step(actions)
+        state = env.step(torch.tensor([actions])).state
+    theirs.close()
+
+
+def test_the_scenarios_are_those_of_the_package_and_each_can_be_played(make: Make) -> None:
+    assert tasks() == sorted(name for name in scenario_builder.all_scenarios() if name.startswith("academy_"))
+    agents = {}
+    for task in tasks():
+        env = make(task=task)
+        env.reset()
+        step = env.step(torch.zeros(1, env.n_agents, dtype=torch.long))
+        assert torch.isfinite(step.obs).all() and step.state.shape == (1, env.state_dim)
+        agents[task.removeprefix("academy_")] = env.n_agents
+        env.close()
+    assert agents["3_vs_1_with_keeper"] == agents["counterattack_easy"] == agents["counterattack_hard"] == 4
+    assert agents["pass_and_shoot_with_keeper"] == 3 and agents["empty_goal"] == 2 and agents["corner"] == 11
+
+
+def test_an_agent_controls_the_same_player_from_the_first_step_to_the_last(make: Make) -> None:
+    env = make(3, task="academy_3_vs_1_with_keeper", goalkeeper=False)
+    seen = play(env) + play(env, purposeful=True)
+    controlled = torch.stack([one.obs[:, :, 97:108] for one in seen])
+    assert (controlled == torch.eye(11)[[1, 2, 3]]).all()
+
+
+def test_equal_seeds_give_equal_episodes_whatever_the_number_of_workers(make: Make) -> None:
+    one, two = make(3, seed=5, workers=1), make(3, seed=6, workers=2)
+    first = play(one), play(one)
+    assert not same(first[0], first[1])
+    assert not torch.equal(first[0][1].state[0], first[0][1].state[1])  # the matches differ
+    assert not same(first[0], play(two))
+    two.seed(5)
+    assert same(first[0], play(two)) and same(first[1], play(two))
+
+
+def test_a_saved_state_goes_on_in_a_new_environment(make: Make) -> None:
+    before = make(2, seed=1)
+    play(before)
+    saved = before.state_dict()
+    after = make(2, seed=9)
+    after.load_state_dict(saved)
+    assert same(play(before), play(after))
+
+
+def test_a_goal_terminates_and_pays_each_agent_two_in_all(make: Make) -> None:
+    for reward, total in (("mean", 2.0), ("sum", 4.0)):
+        env = make(2, task="academy_empty_goal_close", reward=reward)
+        env.reset()
+        returns, ended = torch.zeros(2), torch.zeros(2, dtype=torch.bool)
+        for action in (RIGHT, SHOT, *[RIGHT] * 28):
+            step = env.step(torch.full((2, env.n_agents), action))
+            returns += step.reward
+            ended |= step.terminated
+            assert not step.truncated.any()
+        assert ended.all() and returns.tolist() == pytest.approx([total, total])
+        assert env.episode_metrics()["win"].tolist() == env.episode_metrics()["score"].tolist() == [1.0, 1.0]
+
+
+def idle_to_the_end(env: FootballEnv) -> tuple[int, Step]:
+    env.reset()
+    steps = 0
+    while True:
+        step, steps = env.step(torch.zeros(1, env.n_agents, dtype=torch.long)), steps + 1
+        if step.terminated or step.truncated:
+            return steps, step
+
+
+def test_running_out_of_time_is_truncation_by_the_limit_or_the_scenario_itself(make: Make) -> None:
+    for limit, length in ((20, 20), (1000, 401)):
+        env = make(task="academy_pass_and_shoot_with_keeper", episode_limit=limit)
+        steps, last = idle_to_the_end(env)
+        assert steps == env.episode_limit == length
+        assert last.truncated.item() and not last.terminated.item()
+        assert env.episode_metrics()["win"].item() == 0.0
+
+
+def test_losing_the_ball_is_termination(make: Make) -> None:
+    steps, last = idle_to_the_end(make(task="academy_empty_goal"))
+    assert steps < 150
+    assert last.terminated.item() and not last.truncated.item()
+    owner = make(task="academy_empty_goal").layout.find("match", "ball_owner")
+    assert last.state[0, owner.columns].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_a_match_that_has_ended_waits_for_the_others(make: Make) -> None:
+    env = make(3, episode_limit=60)
+    seen = play(env)
+    ends = torch.stack([step.terminated | step.truncated for step in seen[1:]])
+    assert ends.sum(0).tolist() == [1, 1, 1]
+    lengths = ends.int().argmax(0)
+    assert lengths.min() < lengths.max()
+    for match in range(3):
+        for step in seen[int(lengths[match]) + 2 :]:
+            assert step.reward[match] == 0.0
+            assert torch.equal(step.obs[match], seen[int(lengths[match]) + 1].obs[match])
+
+
+def test_what_is_returned_is_not_written_to_afterwards(make: Make) -> None:
+    env = make()
+    start = env.reset()
+    copy = [tensor.clone() for tensor in start]
+    step = env.step(torch.full((1, 4), RIGHT))
+    assert all(torch.equal(a, b) for a, b in zip(start, copy, strict=True))
+    assert step.reward.dtype == step.obs.dtype == step.state.dtype == torch.float32
+    assert step.terminated.dtype == step.truncated.dtype == step.available_actions.dtype == torch.bool
+    assert step.available_actions.shape == (1, 4, 19) and step.available_actions.all()
+
+
+def test_the_description_fits_the_scenario(make: Make) -> None:
+    env = make(task="academy_counterattack_easy")
+    assert env.task.n_agents == 4 and len(env.task.actions) == env.n_actions == 19
+    assert "agent 2 is our right midfielder" in env.task.goal and "the other 7" in env.task.goal
+    assert "winning the ball" in env.task.episode
+    assert "winning the ball" not in make(task="academy_corner").task.episode
+    assert "circles" in env.task.reward and "circles" not in make(rewards="scoring").task.reward
+
+
+def test_an_engine_that_does_not_load_is_a_users_error(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "gfootball_engine"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('libSDL2-2.0.so.0: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"(?s)does not load\. Type: make grf\n.*libSDL2-2\.0\.so\.0"):
+        make()
