@@ -191,6 +191,7 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
         log.info("%s: ready after %.1f s", directory.path.name, time.monotonic() - begin)
         try:
             trainer.train(checkpoints)
+            trainer.clock.seconds["checkpoint"] = checkpoints.seconds
             result = _finish(run, directory, trainer)
         finally:
             shown[0].close()

@@ -174,8 +174,8 @@ def _live(job: _Job) -> str:
     status: dict[str, Any] = job.ready.directory.status()
     name, total = job.ready.directory.path.name, job.ready.run.train.total_steps
     step = status.get("env_step") or 0
-    if status.get("state") != "running" or not step:
-        return f"{name} starting"
+    if not step or step >= total:
+        return f"{name} {'finishing' if step else 'starting'}"
     returned = "" if status.get("return") is None else f", return {status['return']:.3f}"
     speed = status.get("steps_per_s") or 0
     left = f", {speed:,.0f} steps/s, {duration((total - step) / speed)} left" if speed else ""
