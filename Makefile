@@ -3,13 +3,13 @@
 .PHONY: help install dev grf run test lint types unit bench clean
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed  ## the package into .venv, with everything a run needs
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml launch/constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
 	  || { echo "this Python has no venv: install it first (Debian: apt-get install python3-venv)"; exit 1; }
 	@command -v c++ >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq g++ >/dev/null; } \

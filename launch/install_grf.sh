@@ -38,7 +38,7 @@ exec 9>"$wheels/.lock"
 constraints=$(mktemp)
 build=$(mktemp -d)
 trap 'rm -rf "$constraints" "$build"' EXIT
-if [ -f constraints.txt ]; then grep -v '^gym *=' constraints.txt >"$constraints" || true; fi
+if [ -f launch/constraints.txt ]; then grep -v '^gym *=' launch/constraints.txt >"$constraints" || true; fi
 "$python" -m pip list --format=freeze 2>/dev/null | grep -E '^(torch|numpy)==' >>"$constraints" || true
 pip=("$python" -m pip --disable-pip-version-check)
 

@@ -22,6 +22,8 @@ env = make_env(Grf(workers=2), 2, 0)
 env.reset()
 print(*[worker.pid for worker in env.pool.workers], flush=True)
 """
+# A shell's background job, which may be what runs these tests, hands on that SIGINT is ignored.
+LISTEN = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 STEP = "env.step(torch.zeros(2, 4, dtype=torch.long))\n"
 
 
@@ -92,7 +94,7 @@ def test_workers_leave_when_the_parent_is_killed() -> None:
 
 def test_ctrl_c_ends_the_parent_alone_and_the_workers_follow_in_silence() -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", START + f"while True:\n    {STEP}"],
+        [sys.executable, "-c", LISTEN + START + f"while True:\n    {STEP}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -101,7 +103,10 @@ def test_ctrl_c_ends_the_parent_alone_and_the_workers_follow_in_silence() -> Non
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
-    _, errors = parent.communicate(timeout=30)
+    try:
+        _, errors = parent.communicate(timeout=30)
+    finally:
+        parent.kill()
     assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt")
     assert len(pids) == 2 and all_gone(pids)
 
