@@ -15,7 +15,7 @@ import torch
 from qllm_exp import schema
 from qllm_exp.envs import make_env
 
-MATCHES = 4
+MATCHES = 16
 SEGMENT_S = 1.0
 
 

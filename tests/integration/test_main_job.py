@@ -70,17 +70,17 @@ def test_a_run_ends_with_table_and_plot_and_is_not_run_twice(tmp_path):
 
 
 def test_a_sweep_runs_every_combination_and_compares(tmp_path):
-    args = ["-m", "env=matrix,lbf", "mixer=tfcaf,qmix", "seed=0-1"]
+    args = ["-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-1"]
     code, text = call(tmp_path / "r", *args)
     assert code == 0, text
     assert "sweep of 8 runs: 0 finished already, 8 to run" in text
     assert len(runs(tmp_path / "r")) == 8
     assert text.count("(n=2)") == 8 and "Fewer than 5 seeds" in text
     (sweep,) = (tmp_path / "r").glob("sweep_*")
-    assert (sweep / "curves.png").stat().st_size > 10_000 and "| matrix/climbing" in (sweep / "table.md").read_text()
+    assert (sweep / "curves.png").stat().st_size > 10_000 and "| mpe/simple_spread" in (sweep / "table.md").read_text()
     code, text = call(tmp_path / "r", *args)
     assert code == 0 and "8 finished already, 0 to run" in text and text.count("(n=2)") == 8
-    code, text = call(tmp_path / "r", "-m", "env=matrix,lbf", "mixer=tfcaf,qmix", "seed=0-2")
+    code, text = call(tmp_path / "r", "-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-2")
     assert code == 0 and "sweep of 12 runs: 8 finished already, 4 to run" in text and text.count("(n=3)") == 8
 
 

@@ -172,7 +172,8 @@ def test_what_is_bundled_is_the_recorded_answer_to_todays_prompt(path: Path) -> 
     assert stored.provenance["model"] and stored.provenance["date"].startswith("2026-")
 
 
-def test_every_default_task_has_a_bundled_function() -> None:
+def test_every_monotonic_default_task_has_a_bundled_function() -> None:
     filed = {(path.parent.name, path.stem) for path in BUNDLED_FILES}
     for name, choice in schema.CHOICES["env"].items():
-        assert (name, choice().task) in filed
+        if name != "matrix":  # the one default task that is not monotonic
+            assert (name, choice().task) in filed

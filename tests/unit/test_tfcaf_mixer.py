@@ -1,5 +1,7 @@
 """The mixer that runs a credit-assignment function: its formula, its IGM gate, and what it refuses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,9 +12,14 @@ from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.tfcaf import Tfcaf
 from qllm_exp.tfcaf.entry import bundled, load
 
+IGM = ("auto", "enforce", "relax")
+
 
 class Signed:
     """f = s_0 q_0 - q_1 / 2 + s_1: one weight has the sign of the state, the other is negative."""
+
+    def affine(self, states):
+        return True
 
     def __call__(self, q, s):
         return (s[:, 0] * q[:, 0] - 0.5 * q[:, 1] + s[:, 1]).unsqueeze(1)
@@ -65,12 +72,21 @@ def test_bundled_functions_are_affine_and_monotone_on_states_of_their_task(env_n
 
 
 def test_auto_takes_what_the_task_declares():
-    env = make_env(schema.Matrix(), 2, 0)
-    stored = load(bundled("matrix", "climbing"))
-    assert not make_mixer(schema.Tfcaf(igm="auto"), env, stored).enforce
-    lbf = make_env(schema.Lbf(), 2, 0)
-    assert make_mixer(schema.Tfcaf(igm="auto"), lbf, load(bundled("lbf", lbf.task.task))).enforce
-    assert not make_mixer(schema.Tfcaf(igm="relax"), lbf, load(bundled("lbf", lbf.task.task))).enforce
+    stored = SimpleNamespace(program=Signed(), check_fits=lambda env: None)
+    matrix, lbf = make_env(schema.Matrix(), 2, 0), make_env(schema.Lbf(), 2, 0)
+    gates = {
+        (env.task.env, igm): make_mixer(schema.Tfcaf(igm=igm), env, stored).enforce
+        for env in (matrix, lbf)
+        for igm in IGM
+    }
+    assert gates == {
+        ("matrix", "auto"): False,
+        ("matrix", "enforce"): True,
+        ("matrix", "relax"): False,
+        ("lbf", "auto"): True,
+        ("lbf", "enforce"): True,
+        ("lbf", "relax"): False,
+    }
 
 
 def test_a_function_for_another_task_or_none_at_all_is_refused():
