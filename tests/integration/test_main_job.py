@@ -102,7 +102,8 @@ def test_killed_at_random_moments_and_started_again_gives_the_same_numbers(tmp_p
     args = [
         "mixer=qmix",
         "env=matrix",
-        "train.total_steps=20000",
+        "train.total_steps=200000",
+        "train.evaluation.every=20000",
         "train.checkpoint.every_s=0",
         "train.checkpoint.max_share=1",
     ]
