@@ -169,7 +169,6 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
     stop = _StopRequest()
     env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), run.device)
     try:
-        torch.manual_seed(derive(run.seed, "networks"))
         algorithm = _algorithm(run, directory, env)
         shown: list[Any] = []  # the progress display, once it is known where the run starts
 
@@ -204,15 +203,22 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
 
 
 def _algorithm(run: schema.Run, directory: RunDirectory, env: Any) -> Any:
+    """The algorithm with its first parameters. Equal seeds give equal agents, whatever parameters the mixer has."""
+    import torch
+
     from qllm_exp.algorithms import make_algorithm
     from qllm_exp.mixers import make_mixer
+    from qllm_exp.training.seeds import derive
 
     stored = None
     if directory.tfcaf.exists():
         from qllm_exp.tfcaf import entry
 
         stored = entry.load(directory.tfcaf)
-    return make_algorithm(run, env, make_mixer(run.mixer, env, stored))
+    torch.manual_seed(derive(run.seed, "mixer"))
+    mixer = make_mixer(run.mixer, env, stored)
+    torch.manual_seed(derive(run.seed, "networks"))
+    return make_algorithm(run, env, mixer)
 
 
 def _finish(run: schema.Run, directory: RunDirectory, trainer: Any) -> RunResult:

@@ -76,6 +76,10 @@ def test_a_sweep_runs_every_combination_and_compares(tmp_path):
     assert "sweep of 8 runs: 0 finished already, 8 to run" in text
     assert len(runs(tmp_path / "r")) == 8
     assert text.count("(n=2)") == 8 and "Fewer than 5 seeds" in text
+    starts = {run.name[: run.name.rindex("_")]: rows(run)[0] for run in runs(tmp_path / "r")}
+    for env, seed in (("lbf_8x8-2p-2f-coop-2s", 0), ("mpe_simple-spread", 1)):
+        tfcaf, qmix = (starts[f"{env}_q-learning_{mixer}_s{seed}"] for mixer in ("tfcaf", "qmix"))
+        assert tfcaf == qmix, "before the first step, equal seeds have equal agents"
     (sweep,) = (tmp_path / "r").glob("sweep_*")
     assert (sweep / "curves.png").stat().st_size > 10_000 and "| mpe/simple_spread" in (sweep / "table.md").read_text()
     code, text = call(tmp_path / "r", *args)
