@@ -76,7 +76,7 @@ def _check(node: Any, at: str) -> None:
             raise UserError(
                 f"{path}={value!r} is not allowed.{nearest(str(value), meta['allowed'])} Allowed: {allowed}."
             )
-        if "low" in meta and not meta["low"] <= value <= meta["high"]:
+        if "low" in meta and value is not None and not meta["low"] <= value <= meta["high"]:
             raise UserError(f"{path}={value} is out of bounds: it goes from {meta['low']} to {meta['high']}.")
         if "auto_or_at_least" in meta and value != "auto" and not _whole(value, meta["auto_or_at_least"]):
             raise UserError(f"{path}={value!r}: give a whole number from {meta['auto_or_at_least']}, or auto.")
@@ -110,22 +110,24 @@ def identity(run: schema.Run, tfcaf_hash: str | None) -> dict[str, Any]:
     Args:
         tfcaf_hash: content hash of the credit-assignment function, None for a mixer that has none.
     """
-    kept = _identity(run)
+    kept = identity_of(run)
     kept["train"].pop("name")
     kept["train"].pop("source")  # two presets with equal settings are the same run
     kept["mixer"].pop("file", None)  # the function counts, not the path it was read from
-    kept.pop("llm")  # likewise the function, not who wrote it
+    for group in ("llm", "tfcaf"):
+        kept.pop(group)  # likewise the function, not who wrote it or how
     if tfcaf_hash is not None:
         kept["tfcaf"] = tfcaf_hash
     return kept
 
 
-def _identity(node: Any) -> dict[str, Any]:
+def identity_of(node: Any) -> dict[str, Any]:
+    """The part of a configuration that says what, not where or how."""
     kept: dict[str, Any] = {}
     for one in dataclasses.fields(node):
         if one.metadata.get("identity", True):
             value = getattr(node, one.name)
-            kept[one.name] = _identity(value) if dataclasses.is_dataclass(value) else value
+            kept[one.name] = identity_of(value) if dataclasses.is_dataclass(value) else value
     return kept
 
 

@@ -41,10 +41,10 @@ class Prepared:
     tfcaf: str | None
 
 
-def prepare(run: schema.Run) -> Prepared:
-    """Settle what the configuration leaves open (device-dependent sizes, which TFCAF), and name the folder.
+def check(run: schema.Run) -> schema.Run:
+    """The run with what the configuration leaves open settled (device, device-dependent sizes).
 
-    Raises UserError for whatever would keep the run from starting, before anything is written.
+    Raises UserError for whatever would keep it from starting. Nothing is written and no language model is asked.
     """
     from qllm_exp.algorithms import check_combination
     from qllm_exp.envs import env_module
@@ -53,34 +53,50 @@ def prepare(run: schema.Run) -> Prepared:
     run = configuration.with_num_envs(run, run.device.partition(":")[0])
     check_combination(run.algorithm.name, run.mixer.name)
     env_module(run.env.name).check(run.env)
+    if isinstance(run.mixer, schema.Tfcaf):
+        from qllm_exp.tfcaf import provide
+
+        source = provide.locate(run)
+        if source.is_there or not source.key:
+            _check_fits(run, source.path)
+        else:
+            provide.check_can_ask(run)
+    return run
+
+
+def prepare(run: schema.Run) -> Prepared:
+    """Check a run, provide its credit-assignment function (a language model may be asked for it), and name its folder."""
+    run = check(run)
     text, tfcaf_hash = None, None
     if isinstance(run.mixer, schema.Tfcaf):
-        from qllm_exp.tfcaf import entry
+        from qllm_exp.ranking import ranking
+        from qllm_exp.tfcaf import provide
 
-        path = Path(run.mixer.file) if run.mixer.file else entry.bundled(run.env.name, run.env.task)
-        stored = entry.load(path)
-        _check_fits(run.env, stored)
-        tfcaf_hash = stored.program.hash
+        path = provide.provide(run, ranking(run))
+        tfcaf_hash = _check_fits(run, path)
         text = path.read_text(encoding="utf-8")
     name = configuration.run_name(run, tfcaf_hash)
     return Prepared(run, RunDirectory(Path(run.dir) / name), text)
 
 
-_FIT: set[tuple[str, str]] = set()  # pairs of environment and function that are known to go together
+_FIT: dict[
+    tuple[Any, ...], str
+] = {}  # environment, gate and file of functions that are known to go together: program hash
 
 
-def _check_fits(env_config: schema.Env, stored: Any) -> None:
-    """UserError when the function is for other sizes than the environment's. Builds one copy of it, once per pair."""
-    from qllm_exp.envs import make_env
+def _check_fits(run: schema.Run, path: Path) -> str:
+    """Hash of the function's program; UserError when it is for other sizes, or does not go with the gate. Once per pair."""
+    from qllm_exp.mixers import make_mixer
+    from qllm_exp.tfcaf import entry, provide
 
-    pair = (repr(env_config), stored.program.hash)
+    stamp = path.stat().st_mtime_ns if path.exists() else None
+    pair = (repr(run.env), repr(run.mixer), path, stamp)
     if pair not in _FIT:
-        env = make_env(replace(env_config, num_envs=1), 1, 0)
-        try:
-            stored.check_fits(env)
-        finally:
-            env.close()
-        _FIT.add(pair)
+        stored = entry.load(path)
+        with provide.environment(run) as env:
+            make_mixer(run.mixer, env, stored)
+        _FIT[pair] = stored.program.hash
+    return _FIT[pair]
 
 
 def settle_device(device: str) -> str:
@@ -169,7 +185,7 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
     stop = _StopRequest()
     env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), run.device)
     try:
-        algorithm = _algorithm(run, directory, env)
+        algorithm = algorithm_of(run, directory, env)
         shown: list[Any] = []  # the progress display, once it is known where the run starts
 
         def progress(figures: dict[str, Any]) -> None:
@@ -202,7 +218,7 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
     return result
 
 
-def _algorithm(run: schema.Run, directory: RunDirectory, env: Any) -> Any:
+def algorithm_of(run: schema.Run, directory: RunDirectory, env: Any) -> Any:
     """The algorithm with its first parameters. Equal seeds give equal agents, whatever parameters the mixer has."""
     import torch
 

@@ -7,19 +7,21 @@ from types import ModuleType
 
 from qllm_exp.errors import UserError, nearest
 
+_ROOMS = {"llm": "llm"}  # groups whose folder is not called by their plural
+
 
 def find(group: str, name: str, shipped: Iterable[str]) -> ModuleType:
     """The module `qllm_exp.<group>s.<name>` for a shipped name, else the importable module of that name.
 
     Args:
-        group: 'env', 'algorithm' or 'mixer'. shipped: the names that come with the package.
+        group: 'env', 'algorithm', 'mixer' or 'llm'. shipped: the names that come with the package.
 
     Raises:
         UserError: there is no such module.
     """
     shipped = list(shipped)
     if name in shipped:
-        return importlib.import_module(f"qllm_exp.{group}s.{name}")
+        return importlib.import_module(f"qllm_exp.{_ROOMS.get(group, group + 's')}.{name}")
     try:
         known = bool(name) and importlib.util.find_spec(name) is not None
     except (ModuleNotFoundError, ValueError):  # a parent package that is not there

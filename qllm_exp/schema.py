@@ -12,9 +12,9 @@ def one_of(default: str, *allowed: str) -> Any:
     return field(default=default, metadata={"allowed": (default, *allowed)})
 
 
-def number(default: float | int, low: float, high: float = float("inf")) -> Any:
-    """A number field with inclusive bounds."""
-    return field(default=default, metadata={"low": low, "high": high})
+def number(default: float | int | None, low: float, high: float = float("inf"), identity: bool = True) -> Any:
+    """A number field with inclusive bounds, which hold for what is not None. `identity`: whether it defines a run."""
+    return field(default=default, metadata={"low": low, "high": high, "identity": identity})
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Grf(Env):
     name: str = "grf"
     task: str = "academy_3_vs_1_with_keeper"
     episode_limit: int = number(150, 1)
-    workers: int = field(default=0, metadata={"low": 0, "high": 1024, "identity": False})
+    workers: int = number(0, 0, 1024, identity=False)
     goalkeeper: bool = True
     rewards: str = one_of("scoring,checkpoints", "scoring")
     reward: str = one_of("mean", "sum")
@@ -130,7 +130,62 @@ class Tfcaf(Mixer):
 class Llm:
     """Where the credit-assignment function comes from."""
 
-    name: str = one_of("bundled")
+    name: str = "bundled"
+
+
+@dataclass
+class Online(Llm):
+    """A model behind an HTTP interface, called through litellm."""
+
+    name: str = ""
+    backend: str = "online"
+    model: str = ""
+    api_base: str = field(default="", metadata={"identity": False})
+    key_env: str = field(default="", metadata={"identity": False})
+    temperature: float | None = number(1.0, 0, 2)
+    top_p: float | None = number(None, 0, 1)
+    max_tokens: int = number(8192, 1)
+    timeout_s: float = number(300.0, 1, identity=False)
+    attempts: int = number(6, 1, 100, identity=False)
+    concurrency: int = number(8, 1, 1024, identity=False)
+    usd_per_million_in: float | None = number(None, 0, identity=False)
+    usd_per_million_out: float | None = number(None, 0, identity=False)
+
+
+@dataclass
+class Folder(Llm):
+    """Answers read from files, so that any language model can be asked by hand."""
+
+    name: str = "folder"
+    backend: str = "folder"
+    path: str = field(default="", metadata={"identity": False})
+    model: str = ""
+
+
+@dataclass
+class Probe:
+    """Short training runs that rank candidates (selection=probe)."""
+
+    total_steps: int = number(50_000, 1)
+    seeds: int = number(1, 1)
+
+
+@dataclass
+class Generation:
+    """How a credit-assignment function is generated: QLLM's coder-evaluator procedure and what ablations change in it."""
+
+    candidates: int = number(3, 1, 64)
+    rounds: int = number(3, 1, 64)
+    evaluator: bool = True
+    selection: str = one_of("evaluator", "probe")
+    error_feedback: bool = True
+    state_description: bool = True
+    retries: int = number(3, 0, 100)
+    memory: int = number(10, 2)
+    sample: int = number(0, 0)
+    probe: Probe = field(default_factory=Probe)
+    budget_usd: float | None = number(None, 0, identity=False)
+    cache: str = field(default="", metadata={"identity": False})
 
 
 @dataclass
@@ -181,6 +236,7 @@ class Run:
     algorithm: Algorithm = field(default_factory=QLearning)
     mixer: Mixer = field(default_factory=Tfcaf)
     llm: Llm = field(default_factory=Llm)
+    tfcaf: Generation = field(default_factory=Generation)
     train: Train = field(default_factory=Train)
     tracking: Tracking = field(default_factory=Tracking, metadata={"identity": False})
     seed: int = number(0, 0)
@@ -192,7 +248,11 @@ CHOICES: dict[str, dict[str, type]] = {
     "env": {"mpe": Mpe, "lbf": Lbf, "grf": Grf, "matrix": Matrix, "pettingzoo": Pettingzoo},
     "algorithm": {"q_learning": QLearning},
     "mixer": {"vdn": Vdn, "none": NoMixer, "qmix": Qmix, "tfcaf": Tfcaf},
-    "llm": {"bundled": Llm},
+    "llm": {
+        "bundled": Llm,
+        "folder": Folder,
+        **dict.fromkeys(("openai", "deepseek", "anthropic", "gemini", "ollama", "vllm"), Online),
+    },
     "train": {"fair": Train, "paper": Train, "quick": Train},
     "tracking": {"local": Tracking},
 }

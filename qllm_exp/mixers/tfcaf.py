@@ -21,6 +21,7 @@ from torch import Tensor
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.mixers.base import Mixer
+from qllm_exp.tfcaf.probes import extreme_states
 
 
 class Tfcaf(Mixer):
@@ -63,20 +64,4 @@ def make(config: Any, env: TeamEnv, tfcaf: Any) -> Tfcaf:
         raise UserError("mixer=tfcaf needs a credit-assignment function: llm=bundled, or mixer.file=PATH.")
     tfcaf.check_fits(env)
     enforce = config.igm == "enforce" or (config.igm == "auto" and env.task.monotonic)
-    return Tfcaf(tfcaf.program, tfcaf.program.affine(probe_states(env)), enforce)
-
-
-def probe_states(env: TeamEnv, rows: int = 64) -> Tensor:
-    """[rows, state_dim] states inside the declared ranges, with special values mixed in; the same ones every time."""
-    generator = torch.Generator().manual_seed(0)
-    states = torch.empty(rows, env.state_dim)
-    for one in env.layout:
-        low, high = max(one.low, -3.0), min(one.high, 3.0)
-        if one.low > -3.0 and one.high < float("inf"):
-            low, high = one.low, one.high
-        width = one.stop - one.start
-        states[:, one.columns] = low + (high - low) * torch.rand(rows, width, generator=generator)
-        for value in one.special:
-            rare = torch.rand(rows, generator=generator) < 0.2
-            states[rare, one.columns] = float(value)
-    return states.to(env.device)
+    return Tfcaf(tfcaf.program, tfcaf.program.affine(extreme_states(env)), enforce)

@@ -9,9 +9,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qllm_exp import config
+from qllm_exp import config, schema
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import Prepared, prepare
+from qllm_exp.experiment import Prepared, check, prepare
 
 Overrides = tuple[str, ...]
 
@@ -48,21 +48,25 @@ def make_plan(
     compose: Callable[[Overrides], DictConfig],
     explain: Callable[[Exception, Overrides], str],
 ) -> Plan:
-    """Compose and check every combination. Raises one UserError that lists everything that is wrong.
+    """Compose and check every combination, then provide the functions they need. Raises one UserError that lists everything
+    that is wrong, before a language model is asked for anything.
 
     Args:
         compose: overrides to a configuration. explain: words for an error of Hydra's.
     """
-    plan, known, faults = Plan(), dict[Path, int](), dict[str, list[str]]()
+    checked, faults = list[schema.Run](), dict[str, list[str]]()
     for overrides in combinations:
         try:
-            one = prepare(config.load(compose(overrides)))
+            checked.append(check(config.load(compose(overrides))))
         except UserError as error:
             faults.setdefault(str(error), []).append(" ".join(overrides))
-            continue
         except (HydraException, OmegaConfBaseException) as error:
             faults.setdefault(explain(error, overrides), []).append(" ".join(overrides))
-            continue
+    if faults:
+        raise UserError(_all_faults(faults, len(combinations)))
+    plan, known = Plan(), dict[Path, int]()
+    for run in checked:  # missing credit-assignment functions are generated here, each once
+        one = prepare(run)
         path = one.directory.path
         if path in known:
             plan.collapsed += 1
@@ -70,8 +74,6 @@ def make_plan(
             known[path] = len(plan.runs)
             plan.runs.append(one)
         plan.of.append(known[path])
-    if faults:
-        raise UserError(_all_faults(faults, len(combinations)))
     return plan
 
 

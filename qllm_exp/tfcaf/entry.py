@@ -1,10 +1,11 @@
 """A stored credit-assignment function: one JSON file with its source, tensor program and where both come from.
 
-{"format": 1, "env": "lbf", "task": "8x8-2p-2f-coop-2s", "n_agents": 2, "state_dim": 14,
- "function": "credit_assignment", "source": "...", "program": {...}, "program_hash": "<sha256>",
- "source_hash": "<sha256>", "prompt_hash": "<sha256>",
+{"format": 2, "env": "lbf", "task": "8x8-2p-2f-coop-2s", "n_agents": 2, "state_dim": 14,
+ "function": "credit_assignment", "source": "...", "program": {...},
+ "prompt_hash": "<sha256>", "key": "<sha256 of all that shaped the answer>", "request": {... what the key is taken of ...},
  "provenance": {"model": "...", "date": "...", "procedure": "..."},
- "transcript": [{"role": "system", "content": "..."}, ...], "verdict": "..."}
+ "prompts": {"coder": "...", "evaluator": "..."}, "transcript": [{"call": "round-1-coder-1", "answer": "...", ...}, ...],
+ "cost": {"calls": 4, "tokens_in": 0, "tokens_out": 0, "usd": null}, "verdict": "...", "hash": "<sha256 of the rest>"}
 """
 
 import contextlib
@@ -12,19 +13,22 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.tfcaf.program import Program
+from qllm_exp.tfcaf.program_json import canonical
 from qllm_exp.tfcaf.static_check import FUNCTION_NAMES, Refused
 
-FORMAT = 1
+FORMAT = 2
 BUNDLED = Path(__file__).parent / "bundled"  # <env>/<task>.json, read only
-_TEXTS = ("env", "task", "function", "source", "program_hash", "source_hash", "prompt_hash", "verdict")
-_KEYS = {"format", "n_agents", "state_dim", "program", "provenance", "transcript", *_TEXTS}
+_TEXTS = ("env", "task", "function", "source", "prompt_hash", "key", "verdict")
+_EDITED = "Put the source into a .py file and import that (python -m qllm_exp.tfcaf import FILE), or restore the file."
+_DICTS = ("request", "provenance", "prompts", "cost")
+_KEYS = {"format", "n_agents", "state_dim", "program", "transcript", "hash", *_TEXTS, *_DICTS}
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,13 @@ class Entry:
         source: Python, for reading; training runs `program`.
         function: name of the function in the source.
         prompt_hash: `Prompts.hash` of the prompts that asked for it; '' for a function that no prompt asked for.
-        provenance: {'model', 'date', 'procedure'} and what else is known.
-        transcript: the conversation, [{'role', 'content'}].
-        verdict: why it was chosen, or other notes.
+        key: what it is stored under: hash of `request`; of the source for a function that no prompt asked for.
+        request: all that shaped the answer: prompts, procedure, model, sampling settings, sample.
+        provenance: {'model', 'date', 'procedure'} and what else is known, as texts.
+        prompts: the system prompts of the two roles, {'coder', 'evaluator'}.
+        transcript: a row per call (coder_evaluator.Outcome); the messages are those after the system prompt.
+        cost: {'calls', 'tokens_in', 'tokens_out', 'usd'}; usd is None where no price is known.
+        verdict: how it was chosen, and what the verifier remarked.
         path: the file it was loaded from; None for one that is not stored yet.
     """
 
@@ -48,8 +56,12 @@ class Entry:
     function: str
     program: Program
     prompt_hash: str = ""
+    key: str = ""
+    request: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
-    transcript: tuple[dict[str, str], ...] = ()
+    prompts: dict[str, str] = field(default_factory=dict)
+    transcript: tuple[dict[str, Any], ...] = ()
+    cost: dict[str, Any] = field(default_factory=dict)
     verdict: str = ""
     path: Path | None = field(default=None, compare=False)
 
@@ -75,7 +87,7 @@ class Entry:
         """Write the file at once or not at all: a reader never sees half of it. An existing file is replaced."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self._to_json(), indent=1, allow_nan=False) + "\n"
+        text = _laid_out(self._to_json()) + "\n"
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -90,16 +102,26 @@ class Entry:
             raise
 
     def _to_json(self) -> dict[str, Any]:
-        values = {key: value for key, value in asdict(self).items() if key not in {"path", "program"}}
-        return {
-            "format": FORMAT,
-            **values,
-            "n_agents": self.n_agents,
-            "state_dim": self.state_dim,
-            "program": self.program.to_json(),
-            "program_hash": self.program.hash,
-            "source_hash": _sha256(self.source),
-        }
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in {"path", "program"}}
+        sizes = {"n_agents": self.n_agents, "state_dim": self.state_dim}
+        content = {"format": FORMAT, **values, **sizes, "program": self.program.to_json()}
+        return content | {"hash": digest(content)}
+
+
+def _laid_out(value: Any, depth: int = 0) -> str:
+    """JSON with a key, a message or an operation per line."""
+    indent = "\n" + " " * (depth + 1)
+    if depth < 3 and isinstance(value, dict) and value:
+        inside = ("," + indent).join(f"{json.dumps(k)}: {_laid_out(v, depth + 1)}" for k, v in value.items())
+        return "{" + indent + inside + indent[:-1] + "}"
+    if depth < 3 and isinstance(value, list | tuple) and value:
+        return "[" + indent + ("," + indent).join(_laid_out(v, 3) for v in value) + indent[:-1] + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+def digest(content: dict[str, Any]) -> str:
+    """SHA-256 of JSON data, without its own 'hash'."""
+    return hashlib.sha256(canonical({k: v for k, v in content.items() if k != "hash"}).encode()).hexdigest()
 
 
 def load(path: Path | str) -> Entry:
@@ -144,45 +166,20 @@ def _parsed(data: Any, path: Path) -> Entry:
             raise wrong(f"{key} must be a text, not {data[key]!r}.")
     if data["function"] not in FUNCTION_NAMES:
         raise wrong(f"function {data['function']!r} is not one of {', '.join(FUNCTION_NAMES)}.")
-    provenance, transcript = data["provenance"], data["transcript"]
-    if not isinstance(provenance, dict) or not all(isinstance(value, str) for value in provenance.values()):
-        raise wrong("provenance must be a dictionary of texts.")
-    if not isinstance(transcript, list) or not all(_is_message(message) for message in transcript):
-        raise wrong("transcript must be a list of {'role': text, 'content': text}.")
+    for key in _DICTS:
+        if not isinstance(data[key], dict):
+            raise wrong(f"{key} must be a dictionary, not {data[key]!r}.")
+    transcript = data["transcript"]
+    if not isinstance(transcript, list) or not all(isinstance(row, dict) for row in transcript):
+        raise wrong("transcript must be a list of dictionaries.")
+    if data["hash"] != digest(data):
+        raise wrong("its content does not match its hash: the file was edited. " + _EDITED)
     try:
         program = Program.from_json(data["program"])
     except Refused as refused:
         raise wrong(f"its program is not valid: {refused.reason}.") from None
-    for key, given in (("program", program.hash), ("source", _sha256(data["source"]))):
-        if data[f"{key}_hash"] != given:
-            raise wrong(
-                f"the {key} does not match {key}_hash: the file was edited. "
-                "Edit the source in a .py file and generate the entry from it, or restore the file."
-            )
     for key in ("n_agents", "state_dim"):
         if data[key] != getattr(program, key):
             raise wrong(f"{key}={data[key]!r}, but its program is for {getattr(program, key)}.")
-    return Entry(
-        env=data["env"],
-        task=data["task"],
-        source=data["source"],
-        function=data["function"],
-        program=program,
-        prompt_hash=data["prompt_hash"],
-        provenance=provenance,
-        transcript=tuple(transcript),
-        verdict=data["verdict"],
-        path=path,
-    )
-
-
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and set(message) == {"role", "content"}
-        and all(isinstance(value, str) for value in message.values())
-    )
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    kept = {one.name: data[one.name] for one in fields(Entry) if one.name not in {"path", "program", "transcript"}}
+    return Entry(**kept, program=program, transcript=tuple(transcript), path=path)

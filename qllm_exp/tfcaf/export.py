@@ -93,10 +93,11 @@ def _ask_child(sources: list[str], n_agents: int, states: Tensor, timeout_s: flo
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise Refused("limits", "the child process that runs generated functions did not answer in time") from None
+            reason = "the child process that runs generated functions did not answer in time"
+            return [{"stage": "limits", "reason": reason}] * len(sources)
         try:
             answers = json.loads(done.stdout)["results"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             complaints.seek(0)
             said = complaints.read()[-2000:].decode(errors="replace").strip()
             raise RuntimeError(f"the child process that runs generated functions failed: {said}") from None
@@ -114,7 +115,7 @@ def _environment(folder: str) -> dict[str, str]:
 
 def _judged(answer: object, n_agents: int, state_dim: int) -> Program | Refused:
     if isinstance(answer, dict) and isinstance(answer.get("stage"), str) and isinstance(answer.get("reason"), str):
-        return Refused(answer["stage"], answer["reason"][:2000])
+        return Refused(answer["stage"], answer["reason"])
     try:
         program = Program.from_json(answer.get("program") if isinstance(answer, dict) else None)
     except Refused as refused:

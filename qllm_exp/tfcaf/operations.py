@@ -46,6 +46,14 @@ masked_fill_ mul_ pow_ remainder_ sub_ zero_
 """)
 
 
+_EXCLUDED = frozenset(
+    {
+        *("repeat_interleave.Tensor", "repeat_interleave.self_Tensor"),  # the size depends on tensor values
+        *("to.prim_Device", "to.prim_dtype", "to.prim_other"),  # end the process on wrong arguments
+    }
+)
+
+
 def _of_whole_numbers(call: Callable[[int, int], int]) -> Callable[[Any, Any], int]:
     def checked(a: Any, b: Any) -> int:
         if not (isinstance(a, int) and isinstance(b, int)):
@@ -74,6 +82,7 @@ class Operation:
         call: does it.
         keywords: names of keyword-only arguments that a program may give.
         creates: whether the result lives on a device that must be named (zeros, arange, ...).
+        dtypes: names and, for positional ones, places of the arguments that are dtypes.
         in_place: whether it writes to its first argument.
     """
 
@@ -81,6 +90,7 @@ class Operation:
     keywords: frozenset[str]
     creates: bool
     in_place: bool
+    dtypes: frozenset[str | int] = frozenset()
 
 
 def find(name: str) -> Operation | None:
@@ -94,11 +104,20 @@ def find(name: str) -> Operation | None:
     packet = getattr(torch.ops.aten, base)
     if overload not in packet.overloads():
         return None
+    if name in _EXCLUDED:
+        return None
     call = getattr(packet, overload)
     arguments = call._schema.arguments
-    if any(a.is_out or "Dimname" in str(a.type) for a in arguments):
+    if any(a.is_out or "Dimname" in str(a.type) or ("Device" in str(a.type) and not a.kwarg_only) for a in arguments):
         return None
+    if not call._schema.returns or any("Tensor" not in str(one.type) for one in call._schema.returns):
+        return None  # made for the numbers and lists of TorchScript: some end the process on a division by zero
     keywords = frozenset(a.name for a in arguments if a.kwarg_only) - _DEFAULTED_KEYWORDS
     has_tensor = any("Tensor" in str(a.type) for a in arguments)
     creates = not has_tensor and any(a.name == "device" for a in arguments)
-    return Operation(call, keywords, creates, in_place)
+    if not (has_tensor or creates):
+        return None
+    dtypes = frozenset(
+        a.name if a.kwarg_only else k for k, a in enumerate(arguments) if "ScalarType" in str(a.real_type)
+    )
+    return Operation(call, keywords, creates, in_place, dtypes)

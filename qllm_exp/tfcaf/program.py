@@ -9,18 +9,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qllm_exp.tfcaf import program_json
 from qllm_exp.tfcaf.operations import DTYPES, find
+from qllm_exp.tfcaf.program_calls import FASTER, batch_innermost
 from qllm_exp.tfcaf.program_json import AGENTS_Q, BATCH_SIZE, FIRST_CONSTANT, GLOBAL_STATE, refuse
+from qllm_exp.tfcaf.static_check import Refused
 
 MAX_ROW_ELEMENTS = 4_096  # of one value, for each row of the batch
 MAX_TOTAL_ROW_ELEMENTS = 131_072  # of all values together, for each row of the batch
 MAX_DIMENSIONS = 8
 _PROBE_BATCH = 64
+_LARGE_BATCH = 4_096
 
 
 class _Step(NamedTuple):
+    name: str  # equal for steps that do the same with the same values
     call: Callable[..., Any]
     used: tuple[int, ...]  # slots of its positional arguments
     slot: int  # where its result goes
@@ -49,6 +55,7 @@ class Program:
         self.state_dim: int = self._data["state_dim"]
         self.hash = hashlib.sha256(program_json.canonical(self._data).encode()).hexdigest()
         self._plans: dict[torch.device, _Plan] = {}
+        self._batches: set[int] = set()  # batch sizes for which every value is known to keep to the caps
         self._check_sizes()
 
     @classmethod
@@ -64,7 +71,8 @@ class Program:
     def __call__(self, agents_q: Tensor, global_state: Tensor) -> Tensor:
         """Team value / n_agents: agents_q [B, n_agents], global_state [B, state_dim] -> [B, 1], all float32.
 
-        Differentiable in both. Runs on the device of agents_q. Raises ValueError for other shapes.
+        Differentiable in both. Runs on the device of agents_q. Raises ValueError for other shapes, and
+        Refused('program', reason) where the size of a value leaves its caps for this batch size only.
         """
         batch = agents_q.shape[0]
         if agents_q.shape != (batch, self.n_agents) or global_state.shape != (batch, self.state_dim):
@@ -72,9 +80,12 @@ class Program:
                 f"expected agents_q [B, {self.n_agents}] and global_state [B, {self.state_dim}], "
                 f"got {list(agents_q.shape)} and {list(global_state.shape)}"
             )
+        if batch not in self._batches:
+            self._check_batch(batch)
         plan = self._plans.get(agents_q.device) or self._plan(agents_q.device)
         values = plan.initial.copy()
-        values[AGENTS_Q], values[GLOBAL_STATE], values[BATCH_SIZE] = agents_q, global_state, batch
+        values[AGENTS_Q], values[GLOBAL_STATE] = batch_innermost(agents_q), batch_innermost(global_state)
+        values[BATCH_SIZE] = batch
         for call, arguments, slot in plan.steps:
             values[slot] = call(*arguments(values))
         result: Tensor = values[plan.output]
@@ -130,6 +141,7 @@ class Program:
         operations = self._data["operations"]
         initial = [None] * FIRST_CONSTANT + constants + [None] * len(operations)
         steps: list[_Step] = []
+        literals: dict[str, int] = {}
 
         def slot_of(argument: Any) -> int:
             if isinstance(argument, dict) and "ref" in argument:
@@ -137,10 +149,13 @@ class Program:
             if program_json.references(argument):  # a list with values in it
                 used = tuple(slot_of(one) for one in argument)
                 initial.append(None)
-                steps.append(_Step(_as_list, used, len(initial) - 1))
-            else:
+                steps.append(_Step("list", _as_list, used, len(initial) - 1))
+                return len(initial) - 1
+            text = program_json.canonical(argument)
+            if text not in literals:
+                literals[text] = len(initial)
                 initial.append(program_json.decode(argument))
-            return len(initial) - 1
+            return literals[text]
 
         for slot, (name, arguments, keywords) in enumerate(operations, start=first):
             operation = find(name)
@@ -148,26 +163,35 @@ class Program:
             named = {key: program_json.decode(value) for key, value in keywords.items()}
             if operation.creates:
                 named["device"] = device
-            call = partial(operation.call, **named) if named else operation.call
-            steps.append(_Step(call, tuple(slot_of(one) for one in arguments), slot))
+            call = FASTER.get(name, operation.call)
+            call = partial(call, **named) if named else call
+            identity = f"{name} {program_json.canonical(keywords)}" if keywords else name
+            steps.append(_Step(identity, call, tuple(slot_of(one) for one in arguments), slot))
         return initial, steps
 
     def _plan(self, device: torch.device) -> _Plan:
-        """Make ready for a device: what does not depend on the inputs is computed here, once."""
+        """Make ready for a device: what does not depend on the inputs is computed here, and nothing is computed twice."""
         # Values computed ahead outlive the call: outside inference mode autograd may use them in later ones.
         with torch.inference_mode(False), torch.no_grad():
             initial, steps = self._compile(device)
+            output: int = self._data["output"]
             if not any(self._in_place()):  # else a value may change after it was computed
                 from_inputs = {AGENTS_Q, GLOBAL_STATE, BATCH_SIZE}
+                same: dict[int, int] = {}  # slots of values that another slot holds already
+                done: dict[tuple[str, tuple[int, ...]], int] = {}
                 remaining = []
-                for step in steps:
-                    if from_inputs.isdisjoint(step.used):
-                        initial[step.slot] = step.call(*(initial[k] for k in step.used))
+                for name, call, given, slot in steps:
+                    used = tuple(same.get(k, k) for k in given)
+                    if (name, used) in done:
+                        same[slot] = done[name, used]
+                    elif from_inputs.isdisjoint(used):
+                        initial[slot] = call(*(initial[k] for k in used))
                     else:
-                        from_inputs.add(step.slot)
-                        remaining.append(step)
-                steps = remaining
-        plan = _Plan(initial, [(s.call, _getter(s.used), s.slot) for s in steps], self._data["output"])
+                        from_inputs.add(slot)
+                        remaining.append(_Step(name, call, used, slot))
+                    done.setdefault((name, used), slot)
+                steps, output = remaining, same.get(output, output)
+        plan = _Plan(initial, [(s.call, _getter(s.used), s.slot) for s in steps], output)
         self._plans[device] = plan
         return plan
 
@@ -178,31 +202,41 @@ class Program:
     def _check_sizes(self) -> None:
         """Run on the meta device, where tensors have shapes but no memory, and refuse what would grow too large."""
         once, twice = self._shapes(_PROBE_BATCH), self._shapes(2 * _PROBE_BATCH)
-        self._shapes(1)
         if any(large > 2 * small for small, large in zip(once, twice, strict=True)):
             refuse("a tensor grows faster than the batch: combine values within a row only, never across the batch")
-        if max(twice) > 2 * _PROBE_BATCH * MAX_ROW_ELEMENTS:
+        for batch in (_PROBE_BATCH, 1, _LARGE_BATCH):
+            self._check_batch(batch)
+
+    def _check_batch(self, batch: int) -> None:
+        """Refuse a program whose values are too large for this batch size: a size can be any function of it."""
+        sizes, rows = self._shapes(batch), max(batch, 2 * _PROBE_BATCH)  # fixed tables have the room of a small batch
+        if max(sizes) > rows * MAX_ROW_ELEMENTS:
             refuse(f"a tensor has more than {MAX_ROW_ELEMENTS} elements per row of the batch")
-        if sum(twice) > 2 * _PROBE_BATCH * MAX_TOTAL_ROW_ELEMENTS:
+        if sum(sizes) > rows * MAX_TOTAL_ROW_ELEMENTS:
             refuse(f"the tensors have more than {MAX_TOTAL_ROW_ELEMENTS} elements per row of the batch together")
+        self._batches.add(batch)
 
     def _shapes(self, batch: int) -> list[int]:
-        """Number of elements of every value for that batch size; refuses wrong arguments, dtypes and shapes."""
+        """Elements of the largest tensor that each step makes; refuses wrong arguments, dtypes and shapes."""
         device = torch.device("meta")
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _Watch() as watch:
             values, steps = self._compile(device)
-            values[AGENTS_Q] = torch.empty(batch, self.n_agents, device=device)
-            values[GLOBAL_STATE] = torch.empty(batch, self.state_dim, device=device)
+            values[AGENTS_Q] = batch_innermost(torch.empty(batch, self.n_agents, device=device))
+            values[GLOBAL_STATE] = batch_innermost(torch.empty(batch, self.state_dim, device=device))
             values[BATCH_SIZE] = batch
             fixed = [value for value in values if isinstance(value, Tensor)]
             sizes = []
             for step in steps:
+                watch.largest = 0
                 try:
                     values[step.slot] = step.call(*(values[k] for k in step.used))
+                except Refused:
+                    raise
                 except Exception as error:  # whatever a wrong argument makes an operation raise
-                    name = getattr(step.call, "func", step.call)
-                    refuse(f"operation {name} cannot be done: {str(error).splitlines()[0] if str(error) else error!r}")
-                sizes.append(_elements(values[step.slot]))
+                    refuse(
+                        f"operation {step.name} cannot be done: {str(error).splitlines()[0] if str(error) else error!r}"
+                    )
+                sizes.append(max(watch.largest, _elements(values[step.slot])))
         if any(value._version for value in fixed):
             refuse("the function changes its inputs or constants in place: work on a clone()")
         output = values[self._data["output"]]
@@ -210,6 +244,39 @@ class Program:
             given = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             refuse(f"the result for a batch of {batch} must be torch.float32 [{batch}, 1], it is {given}")
         return [fixed[0].numel(), *sizes]
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives its parts no types
+    """Sees the basic operations that others are made of: the largest tensor among them, and those to refuse.
+
+    An einsum, say, may multiply out far larger tensors than it takes and gives.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if "svd" in name or "eig" in name:
+            refuse("matrix norms with ord=2, -2 or 'nuc' are not allowed: use the norm of vectors, dim=-1")
+        made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        if (
+            name in _INTEGER_TRAPS
+            and (kwargs or {}).get("rounding_mode") == "trunc"
+            and not made[0].is_floating_point()
+        ):
+            refuse("dividing whole numbers with rounding_mode='trunc' is not allowed: use // or divide float tensors")
+        if name == "aten::view" and torch.bool in args:
+            refuse("reading bits as bool is not allowed: compare with 0 instead")  # bits other than 0 and 1 are no bool
+        if not any(one.alias_info for one in func._schema.returns):  # a view takes no memory
+            self.largest = max([self.largest, *(one.numel() for one in made)])
+        return result
+
+
+# The processor ends the process where the smallest whole number is divided by -1.
+_INTEGER_TRAPS = frozenset({"aten::div", "aten::div_"})
 
 
 def _as_list(*values: Any) -> list[Any]:

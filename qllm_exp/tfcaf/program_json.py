@@ -154,6 +154,10 @@ def _check_operation(operation: Any, number: int) -> None:
     _check_argument(arguments, number, 0)
     for value in keywords.values():
         _check_argument(value, 0, _MAX_DEPTH)
+    given: dict[int | str, Any] = {**dict(enumerate(arguments)), **keywords}
+    for place in found.dtypes & set(given):  # torch takes any number there for the one that a dtype has within it
+        if given[place] is not None and not (isinstance(given[place], dict) and "dtype" in given[place]):
+            refuse(f"operation {name!r} has {given[place]!r} in the place of a dtype")
 
 
 def _check_argument(argument: Any, number: int, depth: int) -> None:

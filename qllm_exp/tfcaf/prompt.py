@@ -19,7 +19,12 @@ from qllm_exp.envs.layout import StateField, StateLayout
 from qllm_exp.tfcaf.static_check import Refused
 
 _WIDTH = 116
-_FOLLOW_UPS = ("coder_advice", "coder_retry", "evaluator_choice", "evaluator_advice")
+_MAX_ADVICE = 1000  # characters
+_LONG = 26  # characters of a range that is explained below the table, once for all its rows
+_FOLLOW_UPS = (
+    *("coder_advice", "coder_next", "coder_retry"),
+    *("evaluator_choice", "evaluator_advice", "evaluator_repair"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,13 @@ class Prompts:
         words = asdict(self) | {name: _read(name) for name in _FOLLOW_UPS}
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
-    def coder_advice(self, source: str, advice: str) -> str:
-        """Asks the coder for a better version of the function chosen last."""
-        return _fill("coder_advice", source=source.strip(), advice=advice.strip())
+    def coder_advice(self, advice: str) -> str:
+        """Asks the coder for a better version of the function in its last answer."""
+        return _fill("coder_advice", advice=advice.strip())
+
+    def coder_next(self) -> str:
+        """The same where nobody gives advice."""
+        return _fill("coder_next")
 
     def coder_retry(self, reason: str) -> str:
         """Tells the coder why its function was refused and asks for another."""
@@ -60,9 +69,18 @@ class Prompts:
         """Asks the evaluator for one sentence about the function chosen last."""
         return _fill("evaluator_advice", source=source.strip())
 
+    def evaluator_repair(self, reason: str) -> str:
+        """Tells the evaluator why its answer cannot be read and asks again."""
+        return _fill("evaluator_repair", reason=reason)
 
-def render(env: TeamEnv, igm: bool | None = None) -> Prompts:
-    """The prompts for an environment. `igm`: whether contributions must be non-negative; None: as the task says."""
+
+def render(env: TeamEnv, igm: bool | None = None, state_description: bool = True) -> Prompts:
+    """The prompts for an environment.
+
+    Args:
+        igm: whether contributions must be non-negative; None: as the task says.
+        state_description: whether they say what the columns of the global state mean.
+    """
     task = env.task
     monotonic = task.monotonic if igm is None else igm
     facts = {
@@ -76,7 +94,7 @@ def render(env: TeamEnv, igm: bool | None = None) -> Prompts:
         "last_agent": env.n_agents - 1,
         "actions": "\n".join(f"  {index:>2}  {meaning}" for index, meaning in enumerate(task.actions)),
         "state_dim": env.state_dim,
-        "state_table": state_table(env.layout),
+        "state": _fill("state", table=state_table(env.layout)) if state_description else _fill("state_unknown"),
         "igm_rule": textwrap.indent(_read("igm_on" if monotonic else "igm_off"), "    ").strip(),
     }
     facts["task_text"] = _fill("task", **facts).rstrip()
@@ -88,11 +106,22 @@ def render(env: TeamEnv, igm: bool | None = None) -> Prompts:
 
 
 def state_table(layout: StateLayout) -> str:
-    """One line per field: columns, label, components, range with unit, special values."""
-    rows = [("columns", "field", "components", "range", "special values"), *map(_row, layout)]
+    """One line per field: columns, label, range with unit, special values, components. Long ranges stand below it."""
+    ranges = {one.start: _range(one) for one in layout}
+    long = {
+        text: f"({chr(97 + i)})" for i, text in enumerate(dict.fromkeys(r for r in ranges.values() if len(r) > _LONG))
+    }
+    rows: list[tuple[str, ...]] = [("columns", "field", "range", "special values", "components")]
+    for one in layout:
+        columns = str(one.start) if one.stop == one.start + 1 else f"{one.start}:{one.stop}"
+        special = "; ".join(f"{value:g}: {meaning}" for value, meaning in one.special.items()) or "none"
+        given = ranges[one.start]
+        rows.append((columns, one.label, long.get(given, given), special, ", ".join(one.components)))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    rows.insert(1, tuple("-" * width for width in widths))
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip() for r in rows)
+    rows.insert(1, tuple("-" * len(title) for title in rows[0]))
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip() for r in rows]
+    notes = [_wrapped(f"{mark} {text}") for text, mark in long.items()]
+    return "\n".join([*lines, "", *notes] if notes else lines)
 
 
 def _wrapped(text: str) -> str:
@@ -100,8 +129,7 @@ def _wrapped(text: str) -> str:
     return "\n".join(textwrap.fill(line, _WIDTH, break_long_words=False) for line in text.strip().splitlines())
 
 
-def _row(one: StateField) -> tuple[str, ...]:
-    columns = str(one.start) if one.stop == one.start + 1 else f"{one.start}:{one.stop}"
+def _range(one: StateField) -> str:
     low, high = (f"{bound:g}" for bound in (one.low, one.high))
     if math.isinf(one.low) and math.isinf(one.high):
         interval = "any number"
@@ -109,8 +137,7 @@ def _row(one: StateField) -> tuple[str, ...]:
         interval = f"{high} or less" if math.isinf(one.low) else f"{low} or more"
     else:
         interval = f"{low} to {high}"
-    special = "; ".join(f"{value:g}: {meaning}" for value, meaning in one.special.items())
-    return columns, one.label, ", ".join(one.components), f"{interval} {one.unit}".strip(), special or "none"
+    return f"{interval} {one.unit}".strip()
 
 
 def extract_code(answer: str) -> str:
@@ -149,6 +176,16 @@ def extract_choice(answer: str, n_candidates: int) -> int:
     if not whole or sorted(votes) != [0] * (n_candidates - 1) + [1]:
         raise Refused("answer", f"{found[0]} is no choice: {wanted}")
     return int(votes.index(1))
+
+
+def extract_advice(answer: str) -> str:
+    """The evaluator's sentence; raises Refused('answer', reason)."""
+    advice = " ".join(answer.split())
+    if not advice:
+        raise Refused("answer", "the answer is empty: give one sentence")
+    if "```" in advice or len(advice) > _MAX_ADVICE:
+        raise Refused("answer", f"give one sentence of at most {_MAX_ADVICE} characters, without code")
+    return advice
 
 
 def _read(name: str) -> str:

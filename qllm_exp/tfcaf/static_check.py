@@ -6,6 +6,7 @@ executed in a child process with limits (export.py), and training runs the expor
 
 import ast
 import math
+import warnings
 from typing import NoReturn
 
 from qllm_exp.tfcaf.vocabulary import BUILTINS, HINTS, IMPORTS, METHODS, MODULES
@@ -15,7 +16,9 @@ _RESERVED_FOR = {"torch": "torch", "th": "torch", "math": "math", "F": "torch.nn
 RESERVED = frozenset(_RESERVED_FOR)  # names that always stand for their modules
 MAX_SOURCE = 20_000  # characters
 MAX_NODES = 5_000  # nodes of the syntax tree
+MAX_DEPTH = 200  # nesting of the syntax tree
 MAX_TRIPS = 4_096  # iterations of a loop nest
+MAX_REASON = 2_000  # characters
 _MAX_NUMBER = 2**53  # integers up to here are exact in float64
 _MAX_STRING = 200  # characters of a string that is not a docstring
 
@@ -51,11 +54,16 @@ class Refused(Exception):
     """A generated function is not accepted.
 
     Attributes:
-        stage: 'static', 'run', 'trace', 'convert', 'program', 'limits' or 'answer': the gate that refused it.
-        reason: what is wrong and what to write instead, in words that a language model can act on.
+        stage: the gate that refused it: 'answer' (no code in it), 'static', 'run', 'trace', 'convert', 'program',
+            'limits' (time or memory) or 'probe' (verify.py).
+        reason: what is wrong and what to write instead, in words that a language model can act on; fewer than
+            MAX_REASON characters, which any encoding of Unicode can write.
     """
 
     def __init__(self, stage: str, reason: str) -> None:
+        reason = reason.encode(errors="replace").decode()
+        if len(reason) >= MAX_REASON:
+            reason = f"{reason[: MAX_REASON // 2 - 10]} ... {reason[-MAX_REASON // 2 + 10 :]}"
         super().__init__(stage, reason)
         self.stage, self.reason = stage, reason
 
@@ -73,8 +81,10 @@ def parse(source: str) -> tuple[ast.Module, ast.FunctionDef]:
     if len(source) > MAX_SOURCE:
         raise Refused("static", f"the source has {len(source)} characters; {MAX_SOURCE} are allowed")
     try:
-        tree = ast.parse(source)
-        compile(tree, "<credit assignment>", "exec")  # finds what parsing alone does not, e.g. return outside def
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python, about the style of the source
+            tree = ast.parse(source)
+            compile(tree, "<credit assignment>", "exec")  # finds what parsing alone does not, e.g. return outside def
     except SyntaxError as error:
         line = f"line {error.lineno}: " if error.lineno else ""
         raise Refused("static", f"{line}not valid Python: {error.msg}") from None
@@ -101,6 +111,7 @@ class _Checker:
             if not isinstance(node, _SYNTAX):
                 kind = type(node)
                 _refuse(node, _SYNTAX_HINTS.get(kind, f"{kind.__name__} is not allowed: plain tensor arithmetic only"))
+        _check_depth(tree)
         self.parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
         self.function = self._single_function(tree)
         self.bound = self._bindings(nodes)
@@ -185,6 +196,8 @@ class _Checker:
         name = node.attr
         if name.startswith("_"):
             _refuse(node, f"the private attribute {name!r} is not allowed")
+        if not isinstance(node.ctx, ast.Load):
+            _refuse(node, f"assigning to the attribute .{name} is not allowed")
         module = _dotted(node.value)
         if module is not None and module.partition(".")[0] in RESERVED:
             within = MODULES.get(module)
@@ -195,8 +208,6 @@ class _Checker:
                 _refuse(node, _unknown(f"{module}.{name}", name))
         elif name not in METHODS:
             _refuse(node, _unknown(f".{name}", name))
-        elif not isinstance(node.ctx, ast.Load):
-            _refuse(node, f"assigning to the attribute .{name} is not allowed")
 
     def _constant(self, node: ast.Constant) -> None:
         value = node.value
@@ -234,10 +245,20 @@ class _Checker:
                 trips *= math.prod(_trips(g.iter) for g in at.generators if g.iter is not iterable)
             at = self.parents.get(at)
         if trips > MAX_TRIPS:
-            _refuse(node, f"the loop runs {trips} times; {MAX_TRIPS} are allowed: use tensor operations instead")
+            shown = f"{trips}" if trips < 10**20 else "more than 10**20"  # Python does not write out any number
+            _refuse(node, f"the loop runs {shown} times; {MAX_TRIPS} are allowed: use tensor operations instead")
 
 
 _SPLITTERS = frozenset({"unbind", "split", "chunk", "tensor_split", "items", "keys", "values"})
+
+
+def _check_depth(tree: ast.AST) -> None:
+    """Refuse what would be too deep for recursive functions over the tree."""
+    level: list[ast.AST] = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if level:
+        _refuse(level[0], "expressions or blocks are nested too deeply: give parts names on lines of their own")
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -40,7 +40,7 @@ def trace(source: str, states: Tensor, n_agents: int) -> Program:
     exported = _export(function, source, states, n_agents)
     _check_rows(function, source, states, n_agents)
     program = Program(convert(exported, n_agents, states.shape[1]))
-    _check_equal(function, program, states)
+    _check_equal(function, source, program, states)
     return program
 
 
@@ -218,19 +218,23 @@ def _explained(error: Exception, source: str, stage: str) -> Refused:
     return Refused(stage, f"{where}{type(error).__name__}: {first}")
 
 
-def _check_equal(function: _Function, program: Program, states: Tensor) -> None:
-    """The program must give what the source gives, values and gradients, for every batch size."""
+def _check_equal(function: _Function, source: str, program: Program, states: Tensor) -> None:
+    """The program must give what the source gives, values and gradients, for every batch size and on all states."""
     generator = torch.Generator().manual_seed(2)
-    for batch in _BATCHES:
+    for batch in (*_BATCHES, len(states)):
         q = 3.0 * torch.randn(batch, program.n_agents, generator=generator)
-        for expected, got in zip(_both(function, q, states[:batch]), _both(program, q, states[:batch]), strict=True):
-            if not torch.allclose(expected, got, rtol=1e-4, atol=1e-5, equal_nan=True):
+        given = q.clone().requires_grad_()
+        value = _run(function, source, given, states[:batch])
+        _check_result(value, batch)
+        expected = value.detach(), *torch.autograd.grad(value.sum(), given, materialize_grads=True)
+        for one, other in zip(expected, _both(program, q, states[:batch]), strict=True):
+            if not torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True):
                 raise Refused("trace", "its tensor program gives other values than the source: simplify the function")
 
 
-def _both(function: _Function, q: Tensor, states: Tensor) -> Iterator[Tensor]:
+def _both(program: Program, q: Tensor, states: Tensor) -> Iterator[Tensor]:
     """Value and gradient in q."""
     q = q.clone().requires_grad_()
-    value = function(q, states.clone())
+    value = program(q, states.clone())
     yield value.detach()
-    yield torch.autograd.grad(value.sum(), q)[0]
+    yield from torch.autograd.grad(value.sum(), q, materialize_grads=True)

@@ -45,6 +45,14 @@ def main() -> None:
             found.setdefault(name, []).append(run(given.core, [str(python), str(HERE / "peers" / script), *seconds]))
         command = [sys.executable, str(HERE / "football.py"), *seconds]
         found.setdefault("football", []).append(run(given.core, command))
+        command = [
+            str(ROOT / ".venv-gfootball/bin/python"),
+            "-W",
+            "ignore",
+            str(HERE / "peers/gfootball_wrappers.py"),
+            *seconds,
+        ]
+        found.setdefault("gfootball", []).append(run(given.core, command))
     show(found)
 
 
@@ -71,7 +79,12 @@ def show(found: dict[str, list[dict]]) -> None:
         pairs = zip(found["jaxmarl-mpe"], found[peer], strict=True)
         ratios = [ours["env_steps_per_s"] / theirs["env_steps_per_s"] for ours, theirs in pairs]
         print(f"| env steps/s, {peer}'s setting on mpe | {spread(ratios)} |")
-    print(f"| joint steps/s, football engine, random actions | {spread([r['ratio'] for r in found['football']])} |")
+    pairs = zip(found["football"], found["gfootball"], strict=True)
+    ratios = [ours["joint_steps_per_s"] / theirs["joint_steps_per_s"] for ours, theirs in pairs]
+    print(f"| joint steps/s of football, gfootball as pip builds it, random actions | {spread(ratios)} |")
+    print(
+        f"| the same, its wrappers around our build | {spread([r['ratio_same_engine'] for r in found['football']])} |"
+    )
     total = {
         k: median(found[k], "startup_s") + 2e6 / median(found[k], "env_steps_per_s") for k in ("jaxmarl-mpe", "jaxmarl")
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Speed of this package beside JaxMARL's and BenchMARL's from their published packages, on one core, in one run.
+# Speed of this package beside JaxMARL's, BenchMARL's and gfootball's from their published packages, on one core, in one run.
 # SECONDS_EACH=10 and ROUNDS=1 make it shorter; CORE picks the core. Nothing here passes or fails.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -11,4 +11,14 @@ for peer in jaxmarl benchmarl; do
     touch ".venv-$peer/installed"
   fi
 done
+launch/install_grf.sh .venv/bin/python
+if [ ! -e .venv-gfootball/installed ]; then
+  echo "building gfootball as pip does, into .venv-gfootball (once, about 4 minutes)"
+  python3 -m venv .venv-gfootball
+  pip=(.venv-gfootball/bin/pip install -q --disable-pip-version-check)
+  "${pip[@]}" 'setuptools<81' wheel psutil six
+  PATH=$PWD/.venv-gfootball/bin:$PATH CMAKE_POLICY_VERSION_MINIMUM=3.5 \
+    "${pip[@]}" --no-build-isolation gfootball==2.10.2 'gym<0.26'
+  touch .venv-gfootball/installed
+fi
 exec .venv/bin/python tests/bench/compare.py --seconds "${SECONDS_EACH:-20}" --rounds "${ROUNDS:-3}" --core "${CORE:-0}"

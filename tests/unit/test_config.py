@@ -40,12 +40,28 @@ def test_every_choice_has_a_schema_with_exactly_its_keys(group, name):
     assert written["name"] == name
 
 
+PROVIDERS = [
+    (group, name) for group, name in CHOICES if group == "llm" and schema.CHOICES[group][name] is schema.Online
+]
+PROVIDERS_OWN = {"name", "model", "api_base", "key_env", "temperature", "max_tokens", "timeout_s", "concurrency"} | {
+    f"usd_per_million_{way}" for way in ("in", "out")
+}
+
+
 @pytest.mark.parametrize(
-    ("group", "name"), [one for one in CHOICES if one not in (("train", "paper"), ("train", "quick"))]
+    ("group", "name"), [one for one in CHOICES if one not in (("train", "paper"), ("train", "quick"), *PROVIDERS)]
 )
 def test_the_schema_defaults_are_the_values_of_the_yaml(group, name):
     written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     assert written == dataclasses.asdict(config.group_class(group, name)())
+
+
+@pytest.mark.parametrize(("group", "name"), PROVIDERS)
+def test_what_no_provider_has_of_its_own_has_the_schema_default(group, name):
+    written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    default = dataclasses.asdict(schema.Online())
+    assert {k: v for k, v in written.items() if v != default[k]}.keys() <= PROVIDERS_OWN
+    assert config.load(composed(f"llm={name}")).llm == schema.Online(**written)
 
 
 @pytest.mark.parametrize("group", schema.CHOICES)

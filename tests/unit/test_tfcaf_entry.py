@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,15 +11,15 @@ from typing import Any, cast
 import pytest
 
 from qllm_exp import schema
-from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
+from qllm_exp.llm import CallFailed, Reply, Request
 from qllm_exp.tfcaf import entry as entry_module
+from qllm_exp.tfcaf import provide
+from qllm_exp.tfcaf.coder_evaluator import generate
 from qllm_exp.tfcaf.entry import Entry, bundled, load
-from qllm_exp.tfcaf.export import export
 from qllm_exp.tfcaf.program import Program
-from qllm_exp.tfcaf.prompt import extract_code, render
-from qllm_exp.tfcaf.record import sample_states
+from qllm_exp.tfcaf.verify import verify_all
 
 PROGRAM = {
     "version": 1,
@@ -38,8 +39,14 @@ def make_entry() -> Entry:
         function="credit_assignment",
         program=Program(PROGRAM),
         prompt_hash="ab" * 32,
-        provenance={"model": "some-model", "date": "2026-01-02", "procedure": "coder-evaluator 3x3"},
-        transcript=({"role": "user", "content": "Write."}, {"role": "assistant", "content": "Done."}),
+        key="cd" * 32,
+        request={"llm": {"model": "some-model"}, "prompts": "ab" * 32},
+        provenance={"model": "some-model", "date": "2026-01-02", "procedure": "3 rounds of 3 candidates"},
+        prompts={"coder": "You write.", "evaluator": "You judge."},
+        transcript=(
+            {"call": "round-1-coder-1", "messages": [{"role": "user", "content": "Write."}], "answer": "Done."},
+        ),
+        cost={"calls": 1, "tokens_in": 10, "tokens_out": 5, "usd": None},
         verdict="the simplest",
     )
 
@@ -76,23 +83,19 @@ def changed(path: Path, **values: Any) -> Path:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"format": 9}, "format 9 is unknown; this package reads format 1"),
+        ({"format": 9}, "format 9 is unknown; this package reads format 2"),
         ({"format": ...}, "no 'format'"),
         ({"source": ...}, r"missing keys \['source'\]"),
         ({"colour": "red"}, r"unknown keys \['colour'\]"),
-        ({"source": "def credit_assignment(q, s): return q"}, "source does not match source_hash: the file was edited"),
-        (
-            {"program": {**PROGRAM, "operations": [["amax.default", [{"ref": 0}, [1], True], {}]]}},
-            "program does not match",
-        ),
-        ({"program": {**PROGRAM, "operations": [["system.default", [], {}]]}}, "not valid: operation 'system.default'"),
-        ({"program_hash": "00"}, "program does not match program_hash"),
-        ({"n_agents": 4}, "n_agents=4, but its program is for 3"),
-        ({"state_dim": 17}, "state_dim=17, but its program is for 18"),
+        ({"source": "def credit_assignment(q, s): return q"}, "content does not match its hash: the file was edited"),
+        ({"transcript": []}, "the file was edited"),
+        ({"prompt_hash": "00" * 32}, "the file was edited"),
+        ({"hash": "00" * 32}, "the file was edited"),
+        ({"n_agents": 4}, "the file was edited"),
         ({"env": 3}, "env must be a text"),
         ({"function": "mixer"}, "'mixer' is not one of credit_assignment, QLLMNetwork"),
-        ({"provenance": {"model": 3}}, "provenance must be"),
-        ({"transcript": [{"role": "user"}]}, "transcript must be"),
+        ({"provenance": 3}, "provenance must be a dictionary"),
+        ({"transcript": ["user"]}, "transcript must be"),
     ],
 )
 def test_a_file_that_is_not_right_is_named_with_its_fault(tmp_path: Path, values: dict, reason: str) -> None:
@@ -100,6 +103,22 @@ def test_a_file_that_is_not_right_is_named_with_its_fault(tmp_path: Path, values
     with pytest.raises(UserError, match=reason) as error:
         load(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"program": {**PROGRAM, "operations": [["system.default", [], {}]]}}, "not valid: operation 'system.default'"),
+        ({"n_agents": 4}, "n_agents=4, but its program is for 3"),
+        ({"state_dim": 17}, "state_dim=17, but its program is for 18"),
+    ],
+)
+def test_a_file_with_a_new_hash_is_checked_all_the_same(tmp_path: Path, values: dict, reason: str) -> None:
+    path = changed(tmp_path / "x.json", **values)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"hash": entry_module.digest(data)}))
+    with pytest.raises(UserError, match=reason):
+        load(path)
 
 
 @pytest.mark.parametrize(
@@ -151,29 +170,51 @@ def test_every_bundled_file_loads_and_is_filed_under_its_task() -> None:
 
 
 BUNDLED_FILES = sorted(entry_module.BUNDLED.glob("*/*.json"))
+PAPER_TASKS = {
+    "mpe": ("simple_spread", "simple_adversary", "simple_tag"),
+    "lbf": ("8x8-2p-2f-coop-2s", "10x10-3p-3f-2s", "15x15-4p-3f-2s"),
+    "grf": (
+        "academy_3_vs_1_with_keeper",
+        "academy_pass_and_shoot_with_keeper",
+        "academy_counterattack_easy",
+        "academy_counterattack_hard",
+    ),
+    "matrix": ("climbing", "penalty-100"),
+    "pettingzoo": ("mpe2.simple_spread_v3",),
+}
+
+
+class Recorded:
+    """Gives the answers of a transcript to the same conversations, and to no others."""
+
+    def __init__(self, stored: Entry) -> None:
+        self.rows = {row["call"]: row for row in stored.transcript}
+
+    def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
+        assert all(list(one.messages[1:]) == self.rows[one.name]["messages"] for one in requests)
+        return [Reply(self.rows[one.name]["answer"], self.rows[one.name]["model"]) for one in requests]
 
 
 @pytest.mark.parametrize("path", BUNDLED_FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_what_is_bundled_is_the_recorded_answer_to_todays_prompt(path: Path) -> None:
-    """Fails when a prompt, a task's description or a state layout has changed since: the function is then stale."""
+def test_what_is_bundled_is_what_the_procedure_makes_of_the_recorded_answers_to_todays_prompts(path: Path) -> None:
+    """Fails when a prompt, a task's description, a state layout or the procedure has changed: the function is then stale."""
     stored = load(path)
-    env = make_env(schema.CHOICES["env"][stored.env](task=stored.task), 2, 0)
-    try:
-        prompts = render(env)
-        stored.check_fits(env)
-        states = sample_states(env, 32)
-    finally:
-        env.close()
-    system, user, answer = stored.transcript
-    assert (system["content"], user["content"]) == (prompts.coder_system, prompts.coder_request)
-    assert stored.prompt_hash == prompts.hash
-    assert stored.source == extract_code(answer["content"])
-    assert export(stored.source, stored.n_agents, stored.state_dim, states=states).hash == stored.program.hash
-    assert stored.provenance["model"] and stored.provenance["date"].startswith("2026-")
+    options = schema.Generation(**{**stored.request["procedure"], "probe": schema.Probe()})
+    llm = schema.Folder(**{"path": "answers", **stored.request["llm"]})
+    env_config = schema.CHOICES["env"][stored.env](task=stored.task)
+    run = schema.Run(env=env_config, mixer=schema.Tfcaf(), llm=llm, tfcaf=options)
+    prompts = provide.prompts_of(run)
+    assert stored.prompts == {"coder": prompts.coder_system, "evaluator": prompts.evaluator_system}
+    assert (stored.request, stored.key) == (provide.request_of(run), provide.key_of(run))
+    with provide.environment(run) as env:
+        gate = provide.enforced(run, env)
+        outcome = generate(prompts, options, Recorded(stored), lambda sources: verify_all(sources, env, gate))
+    assert outcome.accepted.source == stored.source and outcome.accepted.program.hash == stored.program.hash
+    assert [row["outcome"] for row in outcome.transcript] == [row["outcome"] for row in stored.transcript]
+    assert stored.provenance["model"] == "a large language model" and stored.provenance["date"].startswith("2026-")
 
 
-def test_every_monotonic_default_task_has_a_bundled_function() -> None:
+def test_every_default_task_and_every_task_of_the_papers_has_a_bundled_function() -> None:
     filed = {(path.parent.name, path.stem) for path in BUNDLED_FILES}
-    for name, choice in schema.CHOICES["env"].items():
-        if name != "matrix":  # the one default task that is not monotonic
-            assert (name, choice().task) in filed
+    assert {(name, choice().task) for name, choice in schema.CHOICES["env"].items()} <= filed
+    assert {(name, task) for name, tasks in PAPER_TASKS.items() for task in tasks} <= filed

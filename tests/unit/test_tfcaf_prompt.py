@@ -8,7 +8,7 @@ import pytest
 
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
-from qllm_exp.tfcaf.prompt import extract_choice, extract_code, render, state_table
+from qllm_exp.tfcaf.prompt import extract_advice, extract_choice, extract_code, render, state_table
 from qllm_exp.tfcaf.static_check import Refused, check
 
 INF = float("inf")
@@ -45,28 +45,40 @@ def make_env(
 
 def test_table_has_every_column_once_and_in_order() -> None:
     env = make_env()
-    rows = state_table(env.layout).splitlines()[2:]
+    table = state_table(env.layout)
+    rows = table.partition("\n\n")[0].splitlines()[2:]
     covered = []
     for row, one in zip(rows, env.layout, strict=True):
         columns = row.split()[0]
         start, _, stop = columns.partition(":")
         covered += range(int(start), int(stop) if stop else int(start) + 1)
-        assert one.label in row and ", ".join(one.components) in row and one.unit in row
+        assert one.label in row and ", ".join(one.components) in row and one.unit in table
         assert all(meaning in row for meaning in one.special.values())
     assert covered == list(range(env.state_dim))
 
 
+def test_without_a_description_of_the_state_only_its_size_is_told() -> None:
+    env = make_env()
+    for text in (
+        render(env, state_description=False).coder_system,
+        render(env, state_description=False).evaluator_system,
+    ):
+        assert "14 columns" in text and "not told" in text
+        assert not any(one.label in text for one in env.layout) and "no action yet" not in text
+
+
 def test_each_row_of_the_table_stands_once_in_both_system_prompts() -> None:
     env, prompts = make_env(), render(make_env())
-    for row in state_table(env.layout).splitlines():
+    for row in filter(None, state_table(env.layout).splitlines()):
         assert prompts.coder_system.count(row) == 1 and prompts.evaluator_system.count(row) == 1
 
 
 def test_ranges_are_told_in_words() -> None:
     table = state_table(make_env().layout)
-    assert re.search(r"0:2 +agent 0 position +x, y +0 to 7 cells +none", table)
-    assert re.search(r"8 +agent 0 last_action +action +-1 to 5 action index +-1: no action yet", table)
-    assert "any number metres per second" in table and "0 or more" in table
+    assert re.search(r"^0:2 +agent 0 position +0 to 7 cells +none +x, y$", table, re.MULTILINE)
+    assert re.search(r"^8 +agent 0 last_action +-1 to 5 action index +-1: no action yet +action$", table, re.MULTILINE)
+    assert re.search(r"^10:13 +ball velocity +\(a\) +none +vx, vy, vz$", table, re.MULTILINE)
+    assert table.endswith("\n\n(a) any number metres per second") and "0 or more" in table
 
 
 @pytest.mark.parametrize("which", ["coder_system", "evaluator_system"])
@@ -113,6 +125,7 @@ def test_hash_changes_with_the_task_and_the_gate_only() -> None:
     assert base == render(make_env()).hash and re.fullmatch("[0-9a-f]{64}", base)
     assert base != render(make_env(goal="Collect.")).hash
     assert base != render(make_env(), igm=False).hash
+    assert base != render(make_env(), state_description=False).hash
 
 
 def test_later_messages_carry_sources_advice_and_reasons() -> None:
@@ -120,8 +133,8 @@ def test_later_messages_carry_sources_advice_and_reasons() -> None:
     choice = prompts.evaluator_choice(["def a(): $x", "def b(): pass", "def c(): pass"])
     assert choice.count("```python") == 3 and "def a(): $x" in choice and choice.rstrip().endswith("[0, 0, 1]")
     assert choice.index("Candidate 1") < choice.index("def a()") < choice.index("Candidate 2") < choice.index("def b()")
-    advice = prompts.coder_advice("def a(): pass\n", "Use the level.")
-    assert "def a(): pass\n```" in advice and "Use the level." in advice
+    assert "Use the level." in prompts.coder_advice("Use the level.\n") and "chosen" in prompts.coder_next()
+    assert "it has two lists" in prompts.evaluator_repair("it has two lists")
     assert "it returns shape [7]" in prompts.coder_retry("it returns shape [7]")
     assert "def a(): pass" in prompts.evaluator_advice("def a(): pass") and "one sentence" in prompts.evaluator_advice(
         ""
@@ -179,3 +192,10 @@ def test_a_choice_is_a_list_with_a_single_one(answer: str, index: int) -> None:
 def test_other_choices_are_refused(answer: str) -> None:
     with pytest.raises(Refused, match="a single 1"):
         extract_choice(answer, 3)
+
+
+def test_advice_is_one_short_text_without_code() -> None:
+    assert extract_advice("  Use the level\nof the food. ") == "Use the level of the food."
+    for answer, reason in (("", "empty"), ("```python\nx\n```", "without code"), ("word " * 300, "at most")):
+        with pytest.raises(Refused, match=reason):
+            extract_advice(answer)

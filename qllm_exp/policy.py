@@ -1,0 +1,48 @@
+"""The team that a finished run has trained, to be played with."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qllm_exp.algorithms.base import Algorithm
+from qllm_exp.envs.base import TeamEnv
+from qllm_exp.errors import UserError
+from qllm_exp.experiment import algorithm_of
+from qllm_exp.tracking.run_dir import RunDirectory
+
+
+class Policy:
+    """Acts without exploration: (obs [N, n, obs_dim], state, available actions [N, n, A]) -> actions [N, n]."""
+
+    def __init__(self, algorithm: Algorithm, device: torch.device) -> None:
+        self._algorithm, self._memory = algorithm, None
+        self._generator = torch.Generator(device).manual_seed(0)
+
+    def reset(self) -> None:
+        """Forget the episode; called before the next one starts."""
+        self._memory = None
+
+    def __call__(self, obs: Tensor, state: Tensor, available: Tensor) -> Tensor:
+        if self._memory is None:
+            self._memory = self._algorithm.initial_memory(obs.shape[0])
+        with torch.no_grad():
+            actions: Tensor
+            actions, self._memory = self._algorithm.act(obs, available, self._memory, None, self._generator)
+        return actions
+
+
+def load_policy(folder: Path, env: TeamEnv) -> Policy:
+    """The best parameters of a finished run; UserError where it is not finished, or is for another task than `env`."""
+    directory = RunDirectory(folder)
+    run = directory.read_config()
+    if not directory.policy.exists():
+        raise UserError(f"{folder} has no policy.pt: the run is not finished.")
+    if (run.env.name, run.env.task) != (env.task.env, env.task.task):
+        raise UserError(
+            f"{folder} was trained on {run.env.name}/{run.env.task}, not on {env.task.env}/{env.task.task}: "
+            f"add env={run.env.name} env.task={run.env.task}."
+        )
+    algorithm = algorithm_of(run, directory, env)
+    algorithm.load_policy_state_dict(torch.load(directory.policy, map_location=env.device, weights_only=True)["best"])
+    return Policy(algorithm, env.device)

@@ -1,0 +1,375 @@
+"""Whole generations: the package's commands, litellm unmodified, and a language model that answers from a script."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from loopback_llm import DROP, Answer, Call, Loopback, failure
+
+from qllm_exp.tfcaf import provide
+from qllm_exp.tfcaf.__main__ import main
+
+KEY = "sk-planted-7f3a9c21d4e8b605"
+HEAD = "import torch\n\n\ndef credit_assignment(agents_q, global_state):\n"
+MEAN = HEAD + "    return agents_q.mean(dim=1, keepdim=True)\n"
+WEIGHED = HEAD + (
+    "    near = -(global_state[:, [0, 3]] - global_state[:, 6:7]).abs() / 7\n"
+    "    return (torch.softmax(near, dim=1) * agents_q).sum(dim=1, keepdim=True)\n"
+)
+WRONG_SHAPE = HEAD + "    return agents_q.mean(dim=1)\n"
+TINY = ["train=quick", "train.total_steps=4000", "train.evaluation.every=2000", "train.hidden=8"]
+TINY += ["train.evaluation.episodes=10", "train.evaluation.absolute_episodes=20"]
+SMALL = ["tfcaf.candidates=2", "tfcaf.rounds=1"]
+
+
+def block(source: str) -> str:
+    return f"The nearer agent matters more.\n\n```python\n{source}```\n"
+
+
+def is_evaluator(call: Call) -> bool:
+    return (
+        call.messages[0]["content"].startswith("You are an expert")
+        and "You judge functions" in call.messages[0]["content"]
+    )
+
+
+def script(coder: Callable[[Call], Answer | str]) -> Callable[[Call], Answer | str]:
+    """A model whose evaluator always takes the last candidate and always advises the same."""
+
+    def answer(call: Call) -> Answer | str:
+        if not is_evaluator(call):
+            return coder(call)
+        number = call.prompt.count("Candidate ")
+        return str([0] * (number - 1) + [1]) if number else "Use the levels of the foods."
+
+    return answer
+
+
+def arguments(server: Loopback, cache: Path, *more: str) -> list[str]:
+    online = ["llm=openai", "llm.model=openai/loopback", f"llm.api_base={server.url}", "llm.attempts=2"]
+    prices = ["llm.usd_per_million_in=1", "llm.usd_per_million_out=10"]
+    return [*online, *prices, f"tfcaf.cache={cache}", *more]
+
+
+def call(module: str, *given: str, **environment: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *given],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OPENAI_API_KEY": KEY} | environment,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def here(*given: str, **environment: str) -> tuple[int, str, str]:
+    """`python -m qllm_exp.tfcaf` in this process, which has torch and litellm imported already."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        for name, value in {"OPENAI_API_KEY": KEY, **environment}.items():
+            patch.setenv(name, value)
+        code = main(given)
+    return code, out.getvalue(), err.getvalue()
+
+
+def generate(server: Loopback, cache: Path, *more: str, **environment: str) -> tuple[int, str, str]:
+    return here("generate", *arguments(server, cache, *more), **environment)
+
+
+def entry_in(cache: Path) -> dict:
+    (path,) = cache.glob("*.json")
+    return json.loads(path.read_text())
+
+
+def test_a_refused_candidate_is_repaired_trained_with_and_never_paid_for_again(tmp_path: Path) -> None:
+    def coder(call: Call) -> str:
+        if "cannot be used" in call.prompt:
+            assert "returns shape [7] for a batch of 7 instead of [7, 1]" in call.prompt
+            return block(WEIGHED)
+        return block(WRONG_SHAPE)
+
+    sweep = ["-m", "env=lbf", "mixer=tfcaf", "seed=0-1", f"dir={tmp_path / 'runs'}", *TINY]
+    with Loopback(script(coder)) as server:
+        given = arguments(server, tmp_path / "cache", *SMALL, *sweep)
+        code, out, err = call("qllm_exp", *given)
+        assert code == 0, out + err
+        assert len(server.calls) == 5, "two candidates, both repaired, one choice"
+        assert "5 calls" in err and "(n=2)" in err
+        again, _, said = call("qllm_exp", *given)
+        assert again == 0 and "2 finished already, 0 to run" in said and len(server.calls) == 5
+        code, _, err = call("qllm_exp", *(one.replace("0-1", "0-2") for one in given))
+        assert code == 0 and "1 to run" in err and len(server.calls) == 5, "a new seed asks nobody"
+    entry = entry_in(tmp_path / "cache")
+    outcomes = [row["outcome"] for row in entry["transcript"]]
+    assert [one.split(":")[0] for one in outcomes] == [
+        "refused (run)",
+        "refused (run)",
+        "accepted",
+        "accepted",
+        "choice",
+    ]
+    assert entry["source"] == WEIGHED and entry["cost"]["calls"] == 5
+    assert entry["cost"]["usd"] == pytest.approx(5 * (100 * 1e-6 + 50 * 10e-6))
+    runs = [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith("sweep_")]
+    assert len(runs) == 3 and all(json.loads((run / "tfcaf.json").read_text()) == entry for run in runs)
+    planted = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert not planted and KEY not in out + err + said
+
+
+def test_each_backend_of_a_sweep_is_asked_once(tmp_path: Path) -> None:
+    with Loopback(script(lambda call: block(MEAN if "other" in call.body["model"] else WEIGHED))) as server:
+        given = [f"llm.api_base={server.url}", f"tfcaf.cache={tmp_path / 'cache'}", *SMALL, *TINY]
+        models = "llm.model=openai/one,openai/other"
+        code, out, err = call(
+            "qllm_exp", "-m", "llm=openai", models, "mixer=tfcaf,vdn", "seed=0-1", f"dir={tmp_path / 'runs'}", *given
+        )
+        assert code == 0, out + err
+        assert sorted(one.body["model"] for one in server.calls) == ["one"] * 3 + ["other"] * 3
+    assert "sweep of 6 runs (2 combinations describe the same run as another)" in err, "vdn does not depend on the llm"
+    assert "tfcaf model=openai/one" in err and "tfcaf model=openai/other" in err
+
+
+BAD = {
+    "prose": "I would weigh the agents by their distance.",
+    "two blocks": block(MEAN) + block(MEAN),
+    "two functions": block(MEAN + MEAN.replace("credit_assignment", "other")),
+    "syntax error": block(HEAD + "    return agents_q.mean(dim=1\n"),
+    "endless loop": block(HEAD + "    while True:\n        pass\n"),
+    "wrong shape": block(WRONG_SHAPE),
+    "not a number": block(HEAD + "    return (agents_q / (agents_q * 0)).sum(dim=1, keepdim=True)\n"),
+    "attack": block("import os\n" + HEAD + '    os.system("touch /tmp/escaped")\n    return agents_q\n'),
+    "dropped": DROP,
+    "server error": failure(500, Retry_After="0"),
+}
+
+
+def test_when_every_answer_is_bad_each_reason_is_shown_and_nothing_is_stored(tmp_path: Path) -> None:
+    names, lock = iter(BAD), threading.Lock()
+
+    def coder(call: Call) -> Answer | str:
+        with lock:
+            return BAD[next(names)]
+
+    options = [f"tfcaf.candidates={len(BAD)}", "tfcaf.rounds=1", "tfcaf.retries=0", "llm.attempts=1"]
+    with Loopback(script(coder)) as server:
+        code, _, err = generate(server, tmp_path / "cache", *options)
+    assert code == 2 and "No credit-assignment function was accepted (10 candidates, 1 attempts each)" in err
+    assert "Traceback" not in err and len(re.findall(r"^  candidate \d+: .+", err, re.MULTILINE)) == 10
+    for words in (
+        "no code block",
+        "2 code blocks",
+        "exactly one top-level",
+        "not valid Python",
+        "while loops",
+        "[7, 1]",
+    ):
+        assert words in err, words
+    assert "'import os'" in err and err.count("no answer: ") == 2
+    assert not list((tmp_path / "cache").glob("*.json")) and not list((tmp_path / "cache").glob("*.claim*"))
+
+
+def test_the_options_of_the_ablations_change_the_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, judged = provide.verify_all, dict[tuple[str, ...], list]()
+
+    def once(sources: list[str], *more: object) -> list:
+        """The verdict depends on the sources alone here: the environment and the gate are the same throughout."""
+        key = tuple(sources)
+        judged[key] = judged.get(key) or real(sources, *more)
+        return judged[key]
+
+    monkeypatch.setattr(provide, "verify_all", once)
+    first_calls: set[tuple[str, str]] = set()
+    lock = threading.Lock()
+
+    def coder(call: Call) -> str:
+        with lock:
+            fresh = (options, call.body["model"]) not in first_calls
+            first_calls.add((options, call.body["model"]))
+        return "No function." if fresh else block(WEIGHED)
+
+    transcripts: dict[str, list[dict]] = {}
+    variants = [
+        "default=",
+        "candidates=1",
+        "rounds=1",
+        "evaluator=off",
+        "error_feedback=off",
+        "state_description=off",
+        "sample=1",
+    ]
+    with Loopback(script(coder)) as server:
+        for options in variants:
+            cache = tmp_path / options.partition("=")[0]
+            more = [] if options == "default=" else [f"tfcaf.{options}"]
+            code, out, err = generate(server, cache, "tfcaf.candidates=2", "tfcaf.rounds=2", *more)
+            assert code == 0, out + err
+            transcripts[options] = entry_in(cache)["transcript"]
+    kinds = {name: [re.sub(r"-\d+$", "", row["call"]) for row in rows] for name, rows in transcripts.items()}
+    coders = ["round-1-coder"] * 2 + ["round-1-coder-1-attempt", "round-1-coder-2-attempt"]
+    assert len(kinds["default="]) == 2 + 1 + 1 + 1 + 2 + 1
+    assert set(kinds["default="]) - set(coders) == {
+        "round-1-choice",
+        "round-2-advice",
+        "round-2-coder",
+        "round-2-choice",
+    }
+    assert "round-1-choice" not in kinds["candidates=1"] and len(kinds["candidates=1"]) == 1 + 1 + 1 + 1
+    assert not [one for one in kinds["rounds=1"] if "round-2" in one]
+    assert {row["role"] for row in transcripts["evaluator=off"]} == {"coder"}
+
+    def retry(name: str) -> list[dict]:
+        return next(row["messages"] for row in transcripts[name] if "attempt" in row["call"])
+
+    assert "no code block" in retry("default=")[-1]["content"] and len(retry("error_feedback=off")) == 1
+    prompts = {name: entry_in(tmp_path / name.partition("=")[0])["prompts"]["coder"] for name in variants}
+    assert "agent 0 position" in prompts["default="] and "agent 0 position" not in prompts["state_description=off"]
+    assert prompts["sample=1"] == prompts["default="]
+    keys = [entry_in(tmp_path / name.partition("=")[0])["key"] for name in variants]
+    assert len(set(keys)) == len(variants), "each is stored apart"
+
+
+MANY = """
+import os, sys
+import torch
+from qllm_exp.tfcaf import provide
+from qllm_exp.tfcaf import entry
+from qllm_exp.tfcaf.__main__ import _run
+torch.set_num_threads(1)  # a process with threads is not to be forked
+run = _run(sys.argv[1:])
+provide.locate(run)  # what does not depend on the process is done once
+entry.load(entry.bundled("lbf", "8x8-2p-2f-coop-2s"))
+wait, go = os.pipe()
+for _ in range(64):
+    if os.fork() == 0:
+        os.close(go)
+        os.read(wait, 1)
+        os.write(1, f"{provide.provide(run)}\\n".encode())
+        os._exit(0)
+os.close(go)
+codes = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(64)]
+sys.exit(max(map(abs, codes)))
+"""
+
+
+def test_sixty_four_processes_that_ask_at_once_cause_one_generation(tmp_path: Path) -> None:
+    with Loopback(script(lambda call: Answer(block(WEIGHED), wait_s=0.5))) as server:
+        command = [sys.executable, "-c", MANY, *arguments(server, tmp_path / "cache", *SMALL)]
+        environment = os.environ | {"OPENAI_API_KEY": KEY}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert len(server.calls) == 3, "two candidates and a choice"
+    (path,) = (tmp_path / "cache").iterdir()
+    assert done.stdout.splitlines() == [str(path)] * 64
+
+
+def test_a_killed_generation_goes_on_from_what_was_paid_for(tmp_path: Path) -> None:
+    chosen = threading.Event()
+
+    def answer(call: Call) -> Answer | str:
+        if not is_evaluator(call):
+            return block(WEIGHED)
+        chosen.set()
+        return Answer("[0, 1]", wait_s=0 if len(server.calls) > 3 else 30)
+
+    with Loopback(answer) as server:
+        command = [sys.executable, "-m", "qllm_exp.tfcaf", "generate", *arguments(server, tmp_path / "cache", *SMALL)]
+        process = subprocess.Popen(command, env=os.environ | {"OPENAI_API_KEY": KEY})
+        assert chosen.wait(120)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        (claim,) = (tmp_path / "cache").glob("*.claim.1")
+        os.utime(claim, (time.time() - 1000, time.time() - 1000))
+        code, _, err = generate(server, tmp_path / "cache", *SMALL)
+        assert code == 0, err
+        assert sum(not is_evaluator(one) for one in server.calls) == 2, "the candidates were not asked for again"
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"]
+
+
+def test_a_dry_run_shows_prompts_and_cost_without_a_call_or_a_key(tmp_path: Path) -> None:
+    with Loopback([]) as server:
+        code, out, err = generate(server, tmp_path / "cache", "--dry-run", OPENAI_API_KEY="")
+        assert code == 0 and not server.calls, err
+    assert "agent 0 last_action" in out and "You judge functions" in out
+    assert "14 calls when nothing fails" in out and re.search(r"at most about \d+\.\d+ USD", out)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_missing_key_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with Loopback([]) as server:
+        given = arguments(server, tmp_path / "cache", "-m", "seed=0-1", f"dir={tmp_path / 'runs'}", *TINY)
+        code, _, err = call("qllm_exp", *given, OPENAI_API_KEY="")
+        assert code == 2 and "OPENAI_API_KEY" in err and err.count("error:") == 1 and not server.calls
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_the_next_calls_could_pass_stops_the_generation(tmp_path: Path) -> None:
+    with Loopback(script(lambda call: block(WEIGHED))) as server:
+        code, _, err = generate(server, tmp_path / "cache", *SMALL, "llm.max_tokens=1000", "tfcaf.budget_usd=0.01")
+        assert code == 2 and "stops before it could pass tfcaf.budget_usd=0.01" in err and not server.calls
+
+
+def test_candidates_are_ranked_by_short_training_when_asked(tmp_path: Path) -> None:
+    sources = iter([block(WEIGHED), block(MEAN)])
+    with Loopback(script(lambda call: next(sources))) as server:
+        probe = ["tfcaf.selection=probe", "tfcaf.probe.total_steps=2000", *TINY]
+        code, _, err = generate(server, tmp_path / "cache", *SMALL, *probe)
+        assert code == 0 and len(server.calls) == 2, err
+    assert "best return of short training (2,000 steps, 1 seed; 1: " in entry_in(tmp_path / "cache")["verdict"]
+
+
+def test_a_stored_function_is_listed_shown_explained_and_used_by_its_key(tmp_path: Path) -> None:
+    cache = f"tfcaf.cache={tmp_path / 'cache'}"
+    (tmp_path / "mine.py").write_text(WEIGHED.replace("credit_assignment", "QLLMNetwork"))
+    code, out, err = here("verify", str(tmp_path / "mine.py"), "env=lbf", cache)
+    assert code == 0 and "accepted for lbf/8x8-2p-2f-coop-2s, IGM gate on: affine" in out, err
+    code, out, err = here("import", str(tmp_path / "mine.py"), "env=lbf", cache)
+    assert code == 0, err
+    key = re.search(r"mixer\.file=([0-9a-f]{12})", out)[1]
+    code, out, _ = here("list", cache)
+    assert code == 0 and re.search(rf"^{key} +lbf/8x8-2p-2f-coop-2s +file mine.py", out, re.MULTILINE)
+    code, out, _ = here("show", key[:8], cache)
+    assert code == 0 and "def QLLMNetwork" in out and "# procedure: imported" in out
+    run = ["env=lbf", f"mixer.file={key}", cache, f"dir={tmp_path / 'runs'}", *TINY]
+    code, out, err = call("qllm_exp", *run)
+    assert code == 0, err
+    (folder,) = (path for path in (tmp_path / "runs").iterdir())
+    pictures = tmp_path / "pictures"
+    given = ["explain", key, cache, "--output", str(pictures), "--policy", str(folder)]
+    code, out, err = here(*given)
+    assert code == 0 and (pictures / "credit.png").stat().st_size > 10_000, err
+
+
+def test_a_file_that_is_refused_is_refused_in_words_and_not_stored(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(WRONG_SHAPE)
+    code, _, err = call(
+        "qllm_exp.tfcaf", "import", str(tmp_path / "mine.py"), "env=lbf", f"tfcaf.cache={tmp_path / 'c'}"
+    )
+    assert code == 1 and "refused (run): it returns shape [7]" in err and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["generate", "tfcaf.rounds=1"], "llm=bundled has one function per task, and tfcaf.rounds=1"),
+        (["generate", "env=lbf", "env.task=9x9-2p-2f"], "No TFCAF for lbf/9x9-2p-2f"),
+        (["show", "123456"], "No stored function"),
+        (["show", "lbf/none"], "No TFCAF for lbf/none"),
+        (["verify", "none.py", "env=lbf"], "none.py cannot be read"),
+        (["generate", "env=lbff"], "Did you mean 'lbf'"),
+        (["generate", "llm=folder"], "llm.path"),
+        (["generate", "lbf"], "'lbf' is no KEY=VALUE"),
+    ],
+)
+def test_a_wrong_call_is_one_clear_error(tmp_path: Path, given: list[str], words: str) -> None:
+    code, _, err = here(*given, f"tfcaf.cache={tmp_path}")
+    assert code == 2 and words in err and err.count("error:") == 1 and "Traceback" not in err, err
