@@ -64,6 +64,16 @@ def check(run: schema.Run) -> schema.Run:
     return run
 
 
+def missing_function(run: schema.Run) -> Path | None:
+    """Where the run's credit-assignment function will be once it is generated; None when it is there, or is not needed."""
+    if not isinstance(run.mixer, schema.Tfcaf):
+        return None
+    from qllm_exp.tfcaf import provide
+
+    source = provide.locate(run)
+    return source.path if source.key and not source.is_there else None
+
+
 def prepare(run: schema.Run) -> Prepared:
     """Check a run, provide its credit-assignment function (a language model may be asked for it), and name its folder."""
     run = check(run)

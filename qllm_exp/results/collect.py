@@ -10,19 +10,22 @@ from omegaconf import OmegaConf
 
 from qllm_exp.tracking.run_dir import RunDirectory
 
+# Settings that say where or how a run was made, not what it is.
 _NOT_A_METHOD = (
-    "seed",
-    "dir",
-    "device",
-    "env.name",
-    "env.task",
-    "env.workers",
-    "tracking.",
-    "train.checkpoint.",
-    "train.name",
-    "train.source",
-    "mixer.file",
+    *("seed", "dir", "device", "env.name", "env.task", "env.workers", "tracking.", "mixer.file"),
+    *("train.checkpoint.", "train.name", "train.source", "tfcaf.cache", "tfcaf.budget_usd"),
+    *(
+        "llm.backend",
+        "llm.api_base",
+        "llm.key_env",
+        "llm.timeout_s",
+        "llm.attempts",
+        "llm.concurrency",
+        "llm.usd_",
+        "llm.path",
+    ),
 )
+_OF_THE_FUNCTION = ("llm.", "tfcaf.")  # how a credit-assignment function came about: nothing to a mixer that uses none
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,13 @@ def _read(path: Path) -> Record | None:
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
     algorithm, mixer = config["algorithm"]["name"], config["mixer"]["name"]
+    left_out = _NOT_A_METHOD + (() if mixer == "tfcaf" else _OF_THE_FUNCTION)
     return Record(
         path=path,
         task=f"{config['env']['name']}/{config['env']['task']}",
         method=mixer if algorithm == "q_learning" else f"{algorithm}+{mixer}",
         seed=config["seed"],
-        settings={k: v for k, v in _flat(config).items() if not k.startswith(_NOT_A_METHOD)},
+        settings={k: v for k, v in _flat(config).items() if not k.startswith(left_out)},
         steps=tuple(row["env_step"] for row in evaluations),
         returns=tuple(row["return_mean"] for row in evaluations),
         result=result,

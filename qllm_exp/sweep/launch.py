@@ -4,6 +4,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -30,6 +31,8 @@ def launch(
     log.info(
         "sweep of %d runs%s: %d finished already, %d to run", len(plan.runs), same, len(plan.done), len(plan.to_run)
     )
+    if plan.generated:
+        log.info("%s", _spent(plan.generated))
     try:
         ended = local.run_all(plan.to_run, n_jobs)
     except local.Interrupt:
@@ -47,3 +50,17 @@ def launch(
             "  %s\n    %s\n    log: %s\n    again: %s", one.directory.path.name, one.error, one.directory.log, again
         )
     return plan, ended
+
+
+def _spent(functions: Sequence[Path]) -> str:
+    """What the language models were asked for, in words."""
+    from qllm_exp.tfcaf.entry import load
+
+    costs = [load(path).cost for path in functions]
+    prices = [cost["usd"] for cost in costs]
+    tokens = sum(cost["tokens_in"] + cost["tokens_out"] for cost in costs)
+    price = "without a known price" if None in prices else f"{sum(prices):.4f} USD"
+    return (
+        f"credit-assignment functions generated: {len(costs)}, "
+        f"{sum(cost['calls'] for cost in costs)} calls, {tokens:,} tokens, {price}"
+    )

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp import config, schema
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import Prepared, check, prepare
+from qllm_exp.experiment import Prepared, check, missing_function, prepare
 
 Overrides = tuple[str, ...]
 
@@ -23,11 +23,13 @@ class Plan:
     Attributes:
         runs: in the order of the command line. of: for each combination of overrides, the index of its run.
         collapsed: combinations that describe the same run as an earlier one.
+        generated: files of the credit-assignment functions that a language model wrote for this sweep.
     """
 
     runs: list[Prepared] = field(default_factory=list)
     of: list[int] = field(default_factory=list)
     collapsed: int = 0
+    generated: list[Path] = field(default_factory=list)
 
     @property
     def done(self) -> list[Prepared]:
@@ -65,8 +67,11 @@ def make_plan(
     if faults:
         raise UserError(_all_faults(faults, len(combinations)))
     plan, known = Plan(), dict[Path, int]()
-    for run in checked:  # missing credit-assignment functions are generated here, each once
-        one = prepare(run)
+    for run in checked:
+        new = missing_function(run)
+        one = prepare(run)  # a missing credit-assignment function is generated here, once
+        if new is not None:
+            plan.generated.append(new)
         path = one.directory.path
         if path in known:
             plan.collapsed += 1

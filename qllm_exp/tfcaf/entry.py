@@ -145,7 +145,9 @@ def bundled(env: str, task: str) -> Path:
     found = shipped.get(f"{env}/{task}")
     if found is None:
         names = ", ".join(shipped) or "none"
-        advice = "Give a file of your own with mixer.file=..., or use another mixer."
+        advice = (
+            "Choose an llm that can be asked (llm=openai, ...), give a file with mixer.file=..., or use another mixer."
+        )
         raise UserError(f"No TFCAF for {env}/{task} comes with qllm_exp. Bundled: {names}. {advice}")
     return path
 

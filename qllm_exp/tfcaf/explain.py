@@ -6,6 +6,7 @@ dependence.md, .csv       the same importances as tables
 summary.md                the function, where it comes from, its weights, and what the pictures show
 """
 
+import logging
 import re
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def explain(
     Raises:
         UserError: the function is for other sizes, or the gate is on and it is not affine in q.
     """
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph that it puts into a PDF
     from matplotlib import rc_context
 
     entry.check_fits(env)

@@ -136,6 +136,7 @@ def test_each_backend_of_a_sweep_is_asked_once(tmp_path: Path) -> None:
         assert code == 0, out + err
         assert sorted(one.body["model"] for one in server.calls) == ["one"] * 3 + ["other"] * 3
     assert "sweep of 6 runs (2 combinations describe the same run as another)" in err, "vdn does not depend on the llm"
+    assert re.search(r"functions generated: 2, 6 calls, 900 tokens, without a known price", err)
     assert "tfcaf model=openai/one" in err and "tfcaf model=openai/other" in err
 
 

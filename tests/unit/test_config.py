@@ -64,6 +64,25 @@ def test_what_no_provider_has_of_its_own_has_the_schema_default(group, name):
     assert config.load(composed(f"llm={name}")).llm == schema.Online(**written)
 
 
+def test_the_options_of_a_generation_are_those_of_the_schema_and_commented():
+    written = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))["tfcaf"]
+    assert written == dataclasses.asdict(schema.Generation())
+    text = (CONF / "config.yaml").read_text().partition("tfcaf:  ")[2].partition("\nhydra:")[0]
+    assert all("#" in line or line.strip() == "probe:" for line in text.strip().splitlines())
+
+
+@pytest.mark.parametrize("value", ["on", "off", "true", "false"])
+def test_switches_are_given_in_words(value):
+    run = config.load(composed(f"tfcaf.evaluator={value}"))
+    assert run.tfcaf.evaluator is (value in ("on", "true"))
+
+
+def test_who_wrote_a_function_does_not_define_a_run_that_has_another_mixer_or_the_same_function():
+    for mixer in ("vdn", "tfcaf"):
+        one, other = (config.load(composed(f"mixer={mixer}", *more)) for more in ([], ["llm=openai", "tfcaf.rounds=1"]))
+        assert config.run_name(one, "a") == config.run_name(other, "a")
+
+
 @pytest.mark.parametrize("group", schema.CHOICES)
 def test_every_choice_of_the_schema_has_a_file(group):
     assert sorted(schema.CHOICES[group]) == sorted(name for g, name in CHOICES if g == group)

@@ -50,7 +50,7 @@ def test_prompts_are_what_the_model_is_told(tmp_path: Path) -> None:
     short, long = (tmp_path / f"{stem(request)}.prompt.txt" for request in (SHORT, LONG))
     assert short.read_bytes().decode() == "You write functions.\n\nWrite one. Ø"
     assert long.read_bytes().decode() == (
-        "[system]\nYou write functions.\n\n\n[user]\nWrite one. Ø\n\n\n[assistant]\nHere.\n\n[user]\nBetter."
+        "[system]\nYou write functions.\n\n[user]\nWrite one. Ø\n\n[assistant]\nHere.\n\n[user]\nBetter."
     )
     assert stat.S_IMODE(short.stat().st_mode) == 0o644
 
