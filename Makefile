@@ -48,7 +48,7 @@ types: .venv/dev  ## mypy
 unit: .venv/dev  ## the tests alone
 	$(BIN)/pytest -n 2
 
-bench: .venv/dev  ## speed, beside JaxMARL and BenchMARL from their published packages
+bench: .venv/dev  ## speed, beside JaxMARL, BenchMARL and gfootball from their published packages
 	@tests/bench/run.sh
 
 clean:  ## everything that was installed or made; runs stay

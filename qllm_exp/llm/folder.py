@@ -4,16 +4,14 @@ So any language model can be asked, by hand or by a script: give it each prompt,
 The file of a call is named after the call and the hash of its conversation: an answer is never read for another prompt.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
+from qllm_exp.files import write_atomically
 from qllm_exp.llm import Backend, CallFailed, Message, Reply, Request
 
 
@@ -83,20 +81,10 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the file at once or not at all. Several processes may do so at a time: they write the same."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        write_atomically(path, text)
     except OSError as error:
-        raise UserError(f"llm.path={path.parent} cannot be written ({error.strerror}): name another folder.") from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files for their owner only
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        raise UserError(
+            f"llm.path={path.parent} cannot be written ({error.strerror or error}): name another folder."
+        ) from None

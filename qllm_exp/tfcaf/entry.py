@@ -8,17 +8,15 @@
  "cost": {"calls": 4, "tokens_in": 0, "tokens_out": 0, "usd": null}, "verdict": "...", "hash": "<sha256 of the rest>"}
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
+from qllm_exp.files import write_atomically
 from qllm_exp.tfcaf.program import Program
 from qllm_exp.tfcaf.program_json import canonical
 from qllm_exp.tfcaf.static_check import FUNCTION_NAMES, Refused
@@ -87,19 +85,7 @@ class Entry:
         """Write the file at once or not at all: a reader never sees half of it. An existing file is replaced."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = _laid_out(self._to_json()) + "\n"
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes files for their owner only
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        write_atomically(path, _laid_out(self._to_json()) + "\n")
 
     def _to_json(self) -> dict[str, Any]:
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in {"path", "program"}}

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qllm_exp.errors import UserError
+from qllm_exp.files import write_atomically
 from qllm_exp.tfcaf.entry import Entry, load
 
 BEAT_S, STALE_S, POLL_S = 10.0, 180.0, 0.5
@@ -168,9 +169,7 @@ class Store:
             (self.folder / f"{key}.failed").unlink(missing_ok=True)
         except UserError as error:
             token = json.loads(claim.read_text())["token"]
-            part = self.folder / f".{key}.{uuid.uuid4().hex}"
-            part.write_text(json.dumps({"token": token, "error": str(error)}))
-            os.replace(part, self.folder / f"{key}.failed")
+            write_atomically(self.folder / f"{key}.failed", json.dumps({"token": token, "error": str(error)}))
             raise
         finally:
             done.set()

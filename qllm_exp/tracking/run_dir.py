@@ -20,21 +20,9 @@ from omegaconf import OmegaConf
 from qllm_exp import config as configuration
 from qllm_exp import schema
 from qllm_exp.errors import UserError
+from qllm_exp.files import write_atomically
 
 HEARTBEAT_S = 5.0  # seconds between updates of the status file
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content as one step: a reader sees the old text or the new one."""
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        with open(part, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class RunDirectory:

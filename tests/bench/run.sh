@@ -21,4 +21,6 @@ if [ ! -e .venv-gfootball/installed ]; then
     "${pip[@]}" --no-build-isolation gfootball==2.10.2 'gym<0.26'
   touch .venv-gfootball/installed
 fi
-exec .venv/bin/python tests/bench/compare.py --seconds "${SECONDS_EACH:-20}" --rounds "${ROUNDS:-3}" --core "${CORE:-0}"
+.venv/bin/python tests/bench/compare.py --seconds "${SECONDS_EACH:-20}" --rounds "${ROUNDS:-3}" --core "${CORE:-0}"
+echo "the TFCAF mixer beside QMIX's, same batch:"
+taskset -c "${CORE:-0}" .venv/bin/python tests/bench/mixers.py

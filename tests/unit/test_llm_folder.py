@@ -104,7 +104,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"cannot be written \(disk full\)"):
         backend(tmp_path).ask([SHORT])
     assert os.listdir(tmp_path) == []
 

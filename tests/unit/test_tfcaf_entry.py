@@ -179,7 +179,7 @@ PAPER_TASKS = {
         "academy_counterattack_easy",
         "academy_counterattack_hard",
     ),
-    "matrix": ("climbing", "penalty-100"),
+    "matrix": ("climbing", "penalty-0", "penalty-25", "penalty-50", "penalty-75", "penalty-100"),
     "pettingzoo": ("mpe2.simple_spread_v3",),
 }
 
