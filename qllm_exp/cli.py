@@ -61,6 +61,8 @@ def explain(error: Exception, overrides: Iterable[str], conf: Path) -> str:
         word = f"{missing['group']}={missing['choice']}"
         return f"{word} is unknown.{nearest(missing['choice'], allowed)} Allowed: {', '.join(allowed)}."
     unknown = re.search(r"Could not override '(?P<key>[^']+)'", str(error))
+    if unknown and unknown["key"].lower().endswith(("key", "token", "secret", "password")):
+        return f"{unknown['key']!r} is not taken here: keys are read from the environment only, e.g. export OPENAI_API_KEY=..."
     if unknown:
         return f"Unknown key {unknown['key']!r}.{_nearest_key(unknown['key'], overrides, conf)} The files in {conf} list them all."
     several = re.search(r"Ambiguous value for argument '(?P<argument>.*)'", first)

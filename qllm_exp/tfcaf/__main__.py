@@ -110,7 +110,6 @@ def _generate(given: argparse.Namespace) -> int:
 
 
 def _dry_run(run: Any) -> int:
-    from qllm_exp import llm
     from qllm_exp.tfcaf import provide
     from qllm_exp.tfcaf.estimate import estimate
 
@@ -125,7 +124,7 @@ def _dry_run(run: Any) -> int:
         print(f"llm={run.llm.name} asks nobody.")
         return 0
     source = provide.locate(run)
-    print(f"key {source.key}\n{provide.in_words(run.tfcaf)}; {estimate(prompts, run.tfcaf, llm.make_backend(run.llm))}")
+    print(f"key {source.key}\n{provide.in_words(run.tfcaf)}; {estimate(prompts, run.tfcaf, run.llm)}")
     if source.is_there:
         print(f"stored already, so no call would be made: {source.path}")
     return 0

@@ -1,11 +1,15 @@
 """What a generation will take, before anybody is asked."""
 
-from qllm_exp.llm import Backend, Message, Request
+from dataclasses import replace
+from typing import Any
+
+from qllm_exp.llm import Message, Request, make_backend
 from qllm_exp.schema import Generation
 from qllm_exp.tfcaf.prompt import Prompts
 
 _ANSWER = "x" * 6000  # characters: an ordinary answer of a coder, reasoning included
 _SOURCE = "x" * 3500  # the function in it
+_ANSWER_TOKENS = 2000  # of such an answer
 
 
 def requests(prompts: Prompts, options: Generation) -> list[Request]:
@@ -30,17 +34,25 @@ def requests(prompts: Prompts, options: Generation) -> list[Request]:
     return calls
 
 
-def estimate(prompts: Prompts, options: Generation, backend: Backend) -> str:
-    """Number of calls and a bound on their cost, in words."""
+def estimate(prompts: Prompts, options: Generation, llm: Any) -> str:
+    """Number of calls, what they cost with answers of ordinary length, and a bound on that, in words.
+
+    Args:
+        llm: the `llm` group of the configuration.
+    """
     calls = requests(prompts, options)
     coders = options.rounds * options.candidates
-    most = (
-        len(calls) + options.retries * coders + (len(calls) - coders)
-    )  # ... and every evaluator's answer asked for twice
-    cost = backend.worst_case_usd(calls)
+    evaluators = len(calls) - coders
+    most = coders * (1 + options.retries) + 2 * evaluators
+    cost = make_backend(llm).worst_case_usd(calls)
     price = "no price known"
     if cost is not None:
-        price = f"at most about {cost:.4f} USD for these, if each answer is as long as allowed"
+        short = replace(llm, max_tokens=min(llm.max_tokens, _ANSWER_TOKENS)) if hasattr(llm, "max_tokens") else llm
+        usual = make_backend(short).worst_case_usd(calls) or 0.0
+        price = (
+            f"about {usual:.4f} USD with answers of {_ANSWER_TOKENS:,} tokens, at most about {cost:.4f} USD with answers as "
+            "long as llm.max_tokens allows"
+        )
     return f"{len(calls)} calls when nothing fails, never more than {most}; {price}"
 
 

@@ -176,6 +176,10 @@ def test_the_same_run_is_not_started_beside_itself(tmp_path):
         (["env=mpe", "env.task=simple_spred"], "Did you mean 'simple_spread'?"),
         (["env=pettingzoo", "env.task=mpe2.simple_sprad_v3"], "mpe2.simple_sprad_v3"),
         (["train.learningrate=1"], "Unknown key 'train.learningrate'. Did you mean 'train.learning_rate'?"),
+        (
+            ["llm=openai", "llm.api_key=sk-1"],
+            "'llm.api_key' is not taken here: keys are read from the environment only",
+        ),
         (["train.gamma=1.2"], "train.gamma=1.2 is out of bounds"),
         (["seed=5-2"], "the range 5-2 runs backwards. Write seed=2-5"),
         (["-m", "seed=5-2"], "the range 5-2 runs backwards"),
