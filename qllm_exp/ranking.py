@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import prepare
+from qllm_exp.preparation import prepare
 from qllm_exp.tfcaf import provide
 from qllm_exp.tfcaf.coder_evaluator import Rank
 from qllm_exp.tfcaf.verify import Accepted

@@ -14,7 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qllm_exp.experiment import INTERRUPTED, Prepared
+from qllm_exp.experiment import INTERRUPTED
+from qllm_exp.preparation import Prepared
 from qllm_exp.tracking.console import LINE_EVERY_S, duration
 from qllm_exp.tracking.run_dir import RunDirectory
 

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp import config, schema
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import Prepared, check, missing_function, prepare
+from qllm_exp.preparation import Prepared, check, missing_function, prepare
 
 Overrides = tuple[str, ...]
 

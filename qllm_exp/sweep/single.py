@@ -5,7 +5,8 @@ import sys
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import FAILED, INTERRUPTED, execute, prepare
+from qllm_exp.experiment import FAILED, INTERRUPTED, execute
+from qllm_exp.preparation import prepare
 from qllm_exp.results.summary import summarise
 
 log = logging.getLogger(__name__)
