@@ -135,13 +135,18 @@ def test_arbitrary_code_in_the_child_is_confined(canary: Path, tmp_path: Path, m
         monkeypatch.setattr(export, "_START", "import sys; sys.path.insert(0, {root!r}); " + start)
         sources = [good + "# attack", good + "# crash", good]
         attacked, crashed, honest = export.export_all(sources, n_agents=3, state_dim=4, timeout_s=20)
-        with pytest.raises(BlockingIOError):
-            server.accept()
+        try:
+            server.accept()[0].close()
+            reached = True
+        except BlockingIOError:
+            reached = False
     assert isinstance(crashed, Refused) and crashed.stage == "limits" and not isinstance(honest, Refused)
     assert isinstance(attacked, Refused) and attacked.stage == "run"
     achieved = {what for what, yes in json.loads(attacked.reason).items() if yes}
-    held = {"environment", "memory"}
-    if landlock_version() >= 6:
-        held |= json.loads(attacked.reason).keys()
+    version = landlock_version()  # what the kernel has: files from 1 on, TCP from 4, signals from 6
+    files = {"read", "write", "overwrite", "delete", "own folder", "environment of parent", "program"}
+    held = {"environment", "memory"} | (files if version >= 1 else set())
+    held |= ({"connect"} if version >= 4 else set()) | ({"signal"} if version >= 6 else set())
     assert not achieved & held
-    assert canary.read_text() == SECRET and list(canary.parent.iterdir()) == [canary]
+    assert version < 4 or not reached
+    assert version < 1 or (canary.read_text() == SECRET and list(canary.parent.iterdir()) == [canary])
