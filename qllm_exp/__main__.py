@@ -39,6 +39,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while the runs were planned; runs in progress end at a checkpoint
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 3
     except (HydraException, OmegaConfBaseException) as error:
         overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
         print(f"error: {cli.explain(error, overrides, CONF)}", file=sys.stderr)

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 done, 1 refused by the verifier, 2 wrong call or no function."""
+    """Exit codes: 0 done, 1 refused by the verifier, 2 wrong call or no function, 3 stopped by Ctrl-C."""
     given = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     command = {
@@ -69,6 +69,9 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the answers so far", file=sys.stderr)
+        return 3
     except BrokenPipeError:  # the reader has seen enough, e.g. head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

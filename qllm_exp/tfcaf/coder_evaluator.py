@@ -32,6 +32,10 @@ Judge = Callable[[Sequence[str]], Sequence[Accepted | Refused]]  # sources to ve
 Rank = Callable[[Sequence[Accepted]], Sequence[float]]  # the return that a short training with each one reaches
 
 
+class NoneAccepted(UserError):
+    """The procedure has come to its end without a function."""
+
+
 class Asks(Protocol):
     """What the procedure needs of a language model."""
 
@@ -69,7 +73,7 @@ def generate(prompts: Prompts, options: Generation, model: Asks, judge: Judge, r
         rank: needed for options.selection='probe'.
 
     Raises:
-        UserError: no candidate was accepted, or the model cannot be asked.
+        NoneAccepted: no candidate was accepted. UserError: the model cannot be asked.
     """
     return _Procedure(prompts, options, model, judge, rank).run()
 
@@ -106,7 +110,7 @@ class _Procedure:
                 chosen = self._choose(number, candidates)
                 self.coder.add(question, chosen.answer)
             elif chosen is None:
-                raise UserError(_none_accepted(self.options, reasons))
+                raise NoneAccepted(_none_accepted(self.options, reasons))
             else:
                 self._say(f"round {number}: no candidate was accepted, the function of the round before stays")
         assert chosen is not None

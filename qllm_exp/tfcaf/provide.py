@@ -157,9 +157,13 @@ def _generated(run: schema.Run, key: str, store: Store, rank: Rank | None) -> En
     ledger = Ledger(llm.make_backend(run.llm), store.journal(key), options.budget_usd)
     with environment(run) as env:
         gate = enforced(run, env)
-        outcome = coder_evaluator.generate(
-            prompts, options, ledger, lambda sources: verify_all(sources, env, gate), rank
-        )
+        try:
+            outcome = coder_evaluator.generate(
+                prompts, options, ledger, lambda sources: verify_all(sources, env, gate), rank
+            )
+        except coder_evaluator.NoneAccepted:
+            store.journal(key).unlink(missing_ok=True)  # the same command again asks afresh
+            raise
         made = _entry(run, key, prompts, outcome, env)
     spent = "no price known" if made.cost["usd"] is None else f"{made.cost['usd']:.4f} USD"
     tokens = made.cost["tokens_in"] + made.cost["tokens_out"]

@@ -23,6 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from qllm_exp.errors import UserError
 from qllm_exp.files import write_atomically
@@ -126,7 +127,7 @@ class Store:
             return dict(json.loads((self.folder / f"{key}.claim.{max(self._claims(key))}").read_text()))
         return {}
 
-    def _claim(self, key: str) -> Path | None:
+    def _claim(self, key: str) -> "_Claim | None":
         """Make the next claim where nobody alive holds one; None when somebody does, or was faster."""
         numbers = self._claims(key)
         if numbers and not self._is_stale(self.folder / f"{key}.claim.{numbers[-1]}"):
@@ -134,13 +135,14 @@ class Store:
         part = self.folder / f".{key}.{uuid.uuid4().hex}"
         owner = {"pid": str(os.getpid()), "host": socket.gethostname(), "token": uuid.uuid4().hex}
         part.write_text(json.dumps(owner))
-        claim = self.folder / f"{key}.claim.{numbers[-1] + 1 if numbers else 1}"
+        number = numbers[-1] + 1 if numbers else 1
+        claim = self.folder / f"{key}.claim.{number}"
         with _removed(part):
             try:
                 os.link(part, claim)
             except FileExistsError:
                 return None
-        return claim
+        return _Claim(claim, number, owner["token"])
 
     def _is_stale(self, claim: Path) -> bool:
         now = self.folder / f".now.{uuid.uuid4().hex}"
@@ -152,14 +154,17 @@ class Store:
                 return False
 
     @contextlib.contextmanager
-    def _held(self, key: str, claim: Path) -> Iterator[None]:
-        """Keep a claim alive, and free it at the end; a failure is written down for those who wait."""
+    def _held(self, key: str, claim: "_Claim") -> Iterator[None]:
+        """Keep a claim alive, and free it at the end; a failure is written down for those who wait.
+
+        Claims before it are freed with it, one after it is not: that belongs to whoever took over from this process.
+        """
         done = threading.Event()
 
         def beat() -> None:
             while not done.wait(self._beat_s):
                 with contextlib.suppress(OSError):
-                    os.utime(claim)
+                    os.utime(claim.path)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -168,13 +173,12 @@ class Store:
             self.journal(key).unlink(missing_ok=True)
             (self.folder / f"{key}.failed").unlink(missing_ok=True)
         except UserError as error:
-            token = json.loads(claim.read_text())["token"]
-            write_atomically(self.folder / f"{key}.failed", json.dumps({"token": token, "error": str(error)}))
+            write_atomically(self.folder / f"{key}.failed", json.dumps({"token": claim.token, "error": str(error)}))
             raise
         finally:
             done.set()
             thread.join()
-            for number in self._claims(key):
+            for number in (one for one in self._claims(key) if one <= claim.number):
                 (self.folder / f"{key}.claim.{number}").unlink(missing_ok=True)
 
     def _raise_failure(self, key: str, token: str) -> None:
@@ -185,6 +189,14 @@ class Store:
             failed = json.loads((self.folder / f"{key}.failed").read_text())
             if failed["token"] == token:
                 raise UserError(failed["error"])
+
+
+class _Claim(NamedTuple):
+    """The right to generate. `token`: what those who wait know it by."""
+
+    path: Path
+    number: int
+    token: str
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ BAD = {
 
 
 def test_when_every_answer_is_bad_each_reason_is_shown_and_nothing_is_stored(tmp_path: Path) -> None:
-    names, lock = iter(BAD), threading.Lock()
+    names, lock = iter([*BAD, *BAD]), threading.Lock()
 
     def coder(call: Call) -> Answer | str:
         with lock:
@@ -163,7 +163,10 @@ def test_when_every_answer_is_bad_each_reason_is_shown_and_nothing_is_stored(tmp
 
     options = [f"tfcaf.candidates={len(BAD)}", "tfcaf.rounds=1", "tfcaf.retries=0", "llm.attempts=1"]
     with Loopback(script(coder)) as server:
+        generate(server, tmp_path / "cache", *options)
+        asked = len(server.calls)
         code, _, err = generate(server, tmp_path / "cache", *options)
+        assert len(server.calls) == 2 * asked == 20, "the same command again asks afresh"
     assert code == 2 and "No credit-assignment function was accepted (10 candidates, 1 attempts each)" in err
     assert "Traceback" not in err and len(re.findall(r"^  candidate \d+: .+", err, re.MULTILINE)) == 10
     for words in (
@@ -294,6 +297,30 @@ def test_a_killed_generation_goes_on_from_what_was_paid_for(tmp_path: Path) -> N
         assert code == 0, err
         assert sum(not is_evaluator(one) for one in server.calls) == 2, "the candidates were not asked for again"
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize("module", ["qllm_exp.tfcaf generate", "qllm_exp -m seed=0,1 mixer=tfcaf"])
+def test_ctrl_c_while_a_model_is_asked_is_one_line_and_leaves_no_claim(tmp_path: Path, module: str) -> None:
+    asked = threading.Event()
+
+    def answer(call: Call) -> Answer:
+        asked.set()
+        return Answer(block(WEIGHED), wait_s=20)
+
+    with Loopback(answer) as server:
+        command = [sys.executable, "-m", *module.split(), *arguments(server, tmp_path / "cache", *SMALL)]
+        process = subprocess.Popen(
+            [*command, *([] if "generate" in module else [f"dir={tmp_path / 'runs'}"])],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OPENAI_API_KEY": KEY},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may ignore it
+        )
+        assert asked.wait(120)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and "stopped; the same command goes on" in err and "Traceback" not in err, err
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_a_dry_run_shows_prompts_and_cost_without_a_call_or_a_key(tmp_path: Path) -> None:

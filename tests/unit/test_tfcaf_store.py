@@ -132,6 +132,18 @@ def test_a_generation_that_lives_is_not_taken_over(tmp_path: Path) -> None:
     running.join()
 
 
+def test_one_who_was_taken_over_leaves_the_claim_of_the_successor(tmp_path: Path) -> None:
+    here = store(tmp_path)
+
+    def slow() -> Entry:
+        (tmp_path / f"{KEY}.claim.2").write_text("{}")  # somebody took this process for gone
+        raise UserError("the model went away")
+
+    with pytest.raises(UserError, match="went away"):
+        here.obtain(KEY, slow)
+    assert [path.name for path in tmp_path.glob("*.claim.*")] == [f"{KEY}.claim.2"]
+
+
 def test_an_edited_entry_is_refused(tmp_path: Path) -> None:
     here = store(tmp_path)
     here.obtain(KEY, make_entry)
