@@ -1,5 +1,6 @@
 """From run folders to plain records."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -59,16 +60,24 @@ def _read(path: Path) -> Record | None:
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
     algorithm, mixer = config["algorithm"]["name"], config["mixer"]["name"]
     left_out = _NOT_A_METHOD + (() if mixer == "tfcaf" else _OF_THE_FUNCTION)
+    settings = {k: v for k, v in _flat(config).items() if not k.startswith(left_out)}
+    if directory.tfcaf.exists():
+        settings["mixer.function"] = _digits(json.loads(directory.tfcaf.read_text(encoding="utf-8"))["program"])
     return Record(
         path=path,
         task=f"{config['env']['name']}/{config['env']['task']}",
         method=mixer if algorithm == "q_learning" else f"{algorithm}+{mixer}",
         seed=config["seed"],
-        settings={k: v for k, v in _flat(config).items() if not k.startswith(left_out)},
+        settings=settings,
         steps=tuple(row["env_step"] for row in evaluations),
         returns=tuple(row["return_mean"] for row in evaluations),
         result=result,
     )
+
+
+def _digits(program: Any) -> str:
+    """What tells one credit-assignment function from another in a name."""
+    return hashlib.sha256(json.dumps(program, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _flat(node: dict[Any, Any], at: str = "") -> dict[str, Any]:
