@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qllm_exp import cli, config
+from qllm_exp import cli
 from qllm_exp.errors import UserError
 
 _BESIDE = Path(__file__).parent / "conf"  # in a wheel; in a checkout the folder is one level up
@@ -23,7 +23,7 @@ def run(composed: DictConfig) -> float:
     from qllm_exp.sweep.single import run_one
 
     try:
-        return run_one(config.load(composed))
+        return run_one(composed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -30,9 +30,10 @@ def expand_ranges(argument: str) -> str:
 
 
 def arrange(arguments: Sequence[str]) -> list[str]:
-    """What Hydra wants to have otherwise: -m in front of all overrides, and ++ before the simulator's own options."""
+    """What Hydra wants otherwise: -m in front of all overrides, --dry-run as one of them, ++ before a simulator's own options."""
     several = [a for a in arguments if a in ("-m", "--multirun")]
     others = [a for a in arguments if a not in ("-m", "--multirun")]
+    others = ["sweep.dry_run=true" if a == "--dry-run" else a for a in others]
     return several[:1] + [f"++{a}" if a.startswith("env.options.") else a for a in others]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -48,7 +49,6 @@ def load(composed: DictConfig | dict[str, Any]) -> schema.Run:
     typed: schema.Run = _typed(schema.Run, OmegaConf.create(scalars), "")
     run: schema.Run = dataclasses.replace(typed, **parts)
     _check(run, "")
-    _check_device(run.device)
     return run
 
 
@@ -68,18 +68,24 @@ def _typed(cls: type, given: Any, at: str) -> Any:
 
 def _check(node: Any, at: str) -> None:
     for one in dataclasses.fields(node):
-        value, path, meta = getattr(node, one.name), f"{at}.{one.name}" if at else one.name, one.metadata
-        if dataclasses.is_dataclass(value):
-            _check(value, path)
-        if "allowed" in meta and value not in meta["allowed"]:
-            allowed = ", ".join(map(str, meta["allowed"]))
-            raise UserError(
-                f"{path}={value!r} is not allowed.{nearest(str(value), meta['allowed'])} Allowed: {allowed}."
-            )
-        if "low" in meta and value is not None and not meta["low"] <= value <= meta["high"]:
-            raise UserError(f"{path}={value} is out of bounds: it goes from {meta['low']} to {meta['high']}.")
-        if "auto_or_at_least" in meta and value != "auto" and not _whole(value, meta["auto_or_at_least"]):
-            raise UserError(f"{path}={value!r}: give a whole number from {meta['auto_or_at_least']}, or auto.")
+        path = f"{at}.{one.name}" if at else one.name
+        if dataclasses.is_dataclass(getattr(node, one.name)):
+            _check(getattr(node, one.name), path)
+        check_field(node, one.name, one.metadata, path)
+
+
+def check_field(node: Any, name: str, meta: Mapping[str, Any], path: str = "") -> None:
+    """UserError when a field's value is none of those allowed, or out of bounds. `path`: the whole key, for the message."""
+    value = getattr(node, name)
+    if "allowed" in meta and value not in meta["allowed"]:
+        allowed = ", ".join(map(str, meta["allowed"]))
+        raise UserError(f"{path}={value!r} is not allowed.{nearest(str(value), meta['allowed'])} Allowed: {allowed}.")
+    if "low" in meta and value is not None and not meta["low"] <= value <= meta["high"]:
+        raise UserError(f"{path}={value} is out of bounds: it goes from {meta['low']} to {meta['high']}.")
+    if "auto_or_at_least" in meta and value != "auto" and not _whole(value, meta["auto_or_at_least"]):
+        raise UserError(f"{path}={value!r}: give a whole number from {meta['auto_or_at_least']}, or auto.")
+    if "device" in meta:
+        _check_device(value)
 
 
 def _whole(value: Any, low: int) -> bool:
@@ -124,11 +130,19 @@ def identity(run: schema.Run, tfcaf_hash: str | None) -> dict[str, Any]:
 def identity_of(node: Any) -> dict[str, Any]:
     """The part of a configuration that says what, not where or how."""
     kept: dict[str, Any] = {}
-    for one in dataclasses.fields(node):
-        if one.metadata.get("identity", True):
-            value = getattr(node, one.name)
-            kept[one.name] = identity_of(value) if dataclasses.is_dataclass(value) else value
+    for name in _identifying(type(node)):
+        value = getattr(node, name)
+        kept[name] = identity_of(value) if hasattr(value, "__dataclass_fields__") else value
     return kept
+
+
+_IDENTIFYING: dict[type, tuple[str, ...]] = {}
+
+
+def _identifying(cls: type) -> tuple[str, ...]:
+    if cls not in _IDENTIFYING:
+        _IDENTIFYING[cls] = tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("identity", True))
+    return _IDENTIFYING[cls]
 
 
 def run_name(run: schema.Run, tfcaf_hash: str | None) -> str:

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -15,11 +16,12 @@ from typing import Any
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.tracking.run_dir import Busy, RunDirectory
 
 log = logging.getLogger(__name__)
 
-FAILED, INTERRUPTED = 1, 3  # exit codes of a run's process; 0: finished, 2: it could not start
+FAILED, INTERRUPTED, BUSY = 1, 3, 4  # exit codes of a run's process; 0: finished, 2: it could not start
+PARENT = "QLLM_EXP_PARENT"  # environment variable: the process that started this one, and that it is not to outlive
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ def execute(directory: RunDirectory, show: bool = True) -> RunResult:
         UserError: for what the user can mend. Interrupted: asked to stop by SIGINT, SIGTERM or SIGUSR2.
     """
     run = directory.read_config()
-    done = directory.result()
-    if done is not None:
-        log.info("%s is finished already (return %.3f); nothing to do.", directory.path, done["final_return"])
-        return RunResult(directory.path, done["final_return"], done["absolute_return"])
+    finished = _finished(directory)
+    if finished is not None:
+        return finished
     directory.lock()
+    finished = _finished(directory)  # by the process that had the folder until now
+    if finished is not None:
+        directory.close()
+        return finished
     handler = _log_file(directory.log)
     try:
         return _locked(run, directory, show)
@@ -62,6 +67,14 @@ def execute(directory: RunDirectory, show: bool = True) -> RunResult:
         logging.getLogger().removeHandler(handler)
         handler.close()
         directory.close()
+
+
+def _finished(directory: RunDirectory) -> RunResult | None:
+    done = directory.result()
+    if done is None:
+        return None
+    log.info("%s is finished already (return %.3f); nothing to do.", directory.path, done["final_return"])
+    return RunResult(directory.path, done["final_return"], done["absolute_return"])
 
 
 def _user_error(error: Exception, directory: RunDirectory) -> UserError | None:
@@ -92,24 +105,27 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
     import torch
 
     from qllm_exp.envs import make_env
+    from qllm_exp.tracking.heartbeat import Heartbeat
     from qllm_exp.training.checkpoint import CheckpointStore
     from qllm_exp.training.seeds import derive
     from qllm_exp.training.trainer import Trainer
 
-    begin = time.monotonic()
+    begin, imports_s = time.monotonic(), time.process_time()
     keep_freed_memory()
     torch.set_num_threads(1)
     _write_versions(directory)
     directory.set_status("running", error="", env_step=0, total_steps=run.train.total_steps, started=time.time())
     stop = _StopRequest()
-    env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), run.device)
+    heartbeat = Heartbeat(directory, stop.ask)
+    env = None
     try:
+        env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), run.device)
         algorithm = algorithm_of(run, directory, env)
         shown: list[Any] = []  # the progress display, once it is known where the run starts
 
         def progress(figures: dict[str, Any]) -> None:
             steps_per_s = round(shown[0].speed(figures["env_step"]), 1)
-            directory.beat(env_step=figures["env_step"], steps_per_s=steps_per_s, **{"return": figures["return"]})
+            directory.note(env_step=figures["env_step"], steps_per_s=steps_per_s, **{"return": figures["return"]})
             if show:
                 shown[0](figures)
 
@@ -122,16 +138,19 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
             log.info("going on from the checkpoint at %s environment steps", f"{trainer.env_steps:,}")
         directory.open_metrics(trainer.offset)
         shown.append(_progress(directory, run, trainer.env_steps))
-        log.info("%s: ready after %.1f s", directory.path.name, time.monotonic() - begin)
+        start_s = imports_s + time.monotonic() - begin
+        log.info("%s: ready after %.1f s", directory.path.name, start_s)
         try:
             trainer.train(checkpoints)
             trainer.clock.seconds["checkpoint"] = checkpoints.seconds
-            result = _finish(run, directory, trainer)
+            result = _finish(run, directory, trainer, start_s)
         finally:
             shown[0].close()
     finally:
         stop.restore()
-        env.close()
+        heartbeat.close()
+        if env is not None:
+            env.close()
     checkpoints.remove()
     directory.set_status("finished", env_step=trainer.env_steps)
     return result
@@ -156,7 +175,7 @@ def algorithm_of(run: schema.Run, directory: RunDirectory, env: Any) -> Any:
     return make_algorithm(run, env, mixer)
 
 
-def _finish(run: schema.Run, directory: RunDirectory, trainer: Any) -> RunResult:
+def _finish(run: schema.Run, directory: RunDirectory, trainer: Any, start_s: float) -> RunResult:
     """The absolute metric (Gorsane et al. 2022), the parameters, and the result file, which marks the run as finished."""
     import torch
 
@@ -174,7 +193,8 @@ def _finish(run: schema.Run, directory: RunDirectory, trainer: Any) -> RunResult
             "episodes": trainer.episodes,
             "updates": trainer.updates,
             "parameters": trainer.algorithm.parameter_counts(),
-            "wall_s": round(trainer.wall_s, 1),
+            "wall_s": round(trainer.wall_s, 3),
+            "start_s": round(start_s, 3),
             "seconds": {part: round(s, 2) for part, s in trainer.clock.seconds.items()},
         }
     )
@@ -214,16 +234,27 @@ def keep_freed_memory() -> None:
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
+def _end_with_parent(parent: int) -> None:
+    """Ask the kernel (Linux) for SIGTERM when the parent ends, so that a sweep that is killed leaves no run behind."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 class _StopRequest:
-    """Asked to stop by a signal: the trainer sees it after the cycle it is in. A second SIGINT stops at once."""
+    """Asked to stop, by a signal or through the run's folder: the trainer sees it after its cycle. A second SIGINT ends it."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+        self._before = {s: signal.signal(s, self._signalled) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
 
-    def _ask(self, number: int, frame: Any) -> None:
+    def _signalled(self, number: int, frame: Any) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self.ask()
+
+    def ask(self) -> None:
         self.asked = True
 
     def __call__(self) -> bool:
@@ -243,11 +274,15 @@ def main(arguments: list[str]) -> int:
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     directory = RunDirectory(Path(arguments[0]))
+    if PARENT in os.environ:
+        _end_with_parent(int(os.environ.pop(PARENT)))
+    else:
+        directory.stop_request.unlink(missing_ok=True)  # by hand: what was asked of an earlier process does not hold
     try:
         execute(directory)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return BUSY if isinstance(error, Busy) else FAILED
     except Interrupted:
         print(f"stopped at a checkpoint; to go on: python -m qllm_exp.experiment {directory.path}", file=sys.stderr)
         return INTERRUPTED

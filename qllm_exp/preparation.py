@@ -1,6 +1,8 @@
 """From a checked configuration to a run that is ready to start: nothing left open, its function at hand, its folder named."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,26 @@ from qllm_exp import config as configuration
 from qllm_exp import schema
 from qllm_exp.errors import UserError
 from qllm_exp.tracking.run_dir import RunDirectory
+
+
+def settle_device(device: str) -> str:
+    """'auto' becomes 'cuda' where there is a GPU, else 'cpu'. UserError for a GPU that is not there."""
+    count = _gpu_count()
+    if device == "auto":
+        return "cuda" if count else "cpu"
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
+        raise UserError(f"device={device}: PyTorch sees {count} GPUs here. Use device=auto or device=cpu.")
+    return device
+
+
+@cache
+def _gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+Settle = Callable[[str], str]  # from a device as configured to that of the machine that a run will be on
 
 
 @dataclass(frozen=True)
@@ -19,7 +41,7 @@ class Prepared:
     tfcaf: str | None
 
 
-def check(run: schema.Run) -> schema.Run:
+def check(run: schema.Run, settle: Settle = settle_device) -> schema.Run:
     """The run with what the configuration leaves open settled (device, device-dependent sizes).
 
     Raises UserError for whatever would keep it from starting. Nothing is written and no language model is asked.
@@ -27,7 +49,7 @@ def check(run: schema.Run) -> schema.Run:
     from qllm_exp.algorithms import check_combination
     from qllm_exp.envs import env_module
 
-    run = replace(run, device=settle_device(run.device))
+    run = replace(run, device=settle(run.device))
     run = configuration.with_num_envs(run, run.device.partition(":")[0])
     check_combination(run.algorithm.name, run.mixer.name)
     env_module(run.env.name).check(run.env)
@@ -53,8 +75,7 @@ def missing_function(run: schema.Run) -> Path | None:
 
 
 def prepare(run: schema.Run) -> Prepared:
-    """Check a run, provide its credit-assignment function (a language model may be asked for it), and name its folder."""
-    run = check(run)
+    """Provide the credit-assignment function of a checked run (a language model may be asked for it), and name its folder."""
     text, tfcaf_hash = None, None
     if isinstance(run.mixer, schema.Tfcaf):
         from qllm_exp.ranking import ranking
@@ -62,9 +83,14 @@ def prepare(run: schema.Run) -> Prepared:
 
         path = provide.provide(run, ranking(run))
         tfcaf_hash = _check_fits(run, path)
-        text = path.read_text(encoding="utf-8")
+        text = _text(path, path.stat().st_mtime_ns)
     name = configuration.run_name(run, tfcaf_hash)
     return Prepared(run, RunDirectory(Path(run.dir) / name), text)
+
+
+@cache
+def _text(path: Path, stamp: int) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 # Environment, mixer and file that are known to go together, and the hash of the function's program.
@@ -84,16 +110,3 @@ def _check_fits(run: schema.Run, path: Path) -> str:
             make_mixer(run.mixer, env, stored)
         _FIT[pair] = stored.program.hash
     return _FIT[pair]
-
-
-def settle_device(device: str) -> str:
-    """'auto' becomes 'cuda' where there is a GPU, else 'cpu'. UserError for a GPU that is not there."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        count = torch.cuda.device_count()
-        if int(device.partition(":")[2] or 0) >= count:
-            raise UserError(f"device={device}: PyTorch sees {count} GPUs here. Use device=auto or device=cpu.")
-    return device

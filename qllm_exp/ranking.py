@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.preparation import prepare
+from qllm_exp.preparation import check, prepare
 from qllm_exp.tfcaf import provide
 from qllm_exp.tfcaf.coder_evaluator import Rank
 from qllm_exp.tfcaf.verify import Accepted
@@ -36,7 +36,7 @@ def _short_training(run: schema.Run, candidate: Accepted, folder: Path) -> float
     mixer = replace(run.mixer, file=str(file))
     returns = []
     for seed in range(run.tfcaf.probe.seeds):
-        ready = prepare(replace(run, mixer=mixer, train=train, seed=seed, dir=str(folder)))
+        ready = prepare(check(replace(run, mixer=mixer, train=train, seed=seed, dir=str(folder), device="auto")))
         ready.directory.create(ready.run, ready.tfcaf)
         command = [sys.executable, "-m", "qllm_exp.experiment", str(ready.directory.path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -229,6 +229,16 @@ class Tracking:
 
 
 @dataclass
+class Sweep:
+    """The sweep that a run belongs to."""
+
+    name: str = ""
+    tags: list[str] = field(default_factory=list)
+    max_failures: int = number(0, 0)
+    dry_run: bool = False
+
+
+@dataclass
 class Run:
     """One run: one seed of one configuration. Fields marked identity=False say where or how, not what."""
 
@@ -239,8 +249,9 @@ class Run:
     tfcaf: Generation = field(default_factory=Generation)
     train: Train = field(default_factory=Train)
     tracking: Tracking = field(default_factory=Tracking, metadata={"identity": False})
+    sweep: Sweep = field(default_factory=Sweep, metadata={"identity": False})
     seed: int = number(0, 0)
-    device: str = field(default="auto", metadata={"identity": False})
+    device: str = field(default="auto", metadata={"identity": False, "device": True})
     dir: str = field(default="runs", metadata={"identity": False})
 
 

@@ -13,7 +13,7 @@ from qllm_exp.tracking.run_dir import RunDirectory
 
 # Settings that say where or how a run was made, not what it is.
 _NOT_A_METHOD = (
-    *("seed", "dir", "device", "env.name", "env.task", "env.workers", "tracking.", "mixer.file"),
+    *("seed", "dir", "device", "env.name", "env.task", "env.workers", "tracking.", "sweep.", "mixer.file"),
     *("train.checkpoint.", "train.name", "train.source", "tfcaf.cache", "tfcaf.budget_usd"),
     *(
         "llm.backend",

@@ -1,55 +1,173 @@
-"""A planned sweep on this machine, from the list of combinations to its table and plot."""
+"""A sweep from the list of combinations to its table and plot: plan, say, start, compare."""
 
 import logging
 import shlex
-import sys
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from qllm_exp.experiment import INTERRUPTED
+from qllm_exp.errors import UserError
+from qllm_exp.preparation import Prepared, Settle
 from qllm_exp.results.summary import summarise
-from qllm_exp.sweep import local
-from qllm_exp.sweep.plan import Overrides, Plan, make_plan
+from qllm_exp.sweep.compose import Overrides
+from qllm_exp.sweep.display import failure, python
+from qllm_exp.sweep.estimate import estimate
+from qllm_exp.sweep.plan import Plan, make_plan
+from qllm_exp.sweep.pool import Ended
+from qllm_exp.sweep.record import Sweep
+from qllm_exp.sweep.state import DONE, RUNNING
+from qllm_exp.tracking.run_dir import RunDirectory
 
 log = logging.getLogger(__name__)
+
+
+class Launcher(Protocol):
+    """Where runs are run."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether `start` returns only when the runs have ended."""
+
+    def options(self) -> dict[str, Any]:
+        """For the sweep's record: 'name' and what it was made with."""
+
+    def settle(self) -> Settle:
+        """From a device as configured to that of the runs. UserError where nothing can be started."""
+
+    def at_a_time(self, device: str) -> int:
+        """Runs at a time, at most."""
+
+    def start(
+        self, sweep: Sweep, directories: Sequence[RunDirectory], device: str, create: Callable[[RunDirectory], None]
+    ) -> list[Ended]:
+        """Start the runs of these folders, each made by `create` first. How those ended that did before this returns."""
+
+
+@dataclass
+class Launched:
+    """A sweep that was started. `failed`: its runs that ended with an error or without a word."""
+
+    plan: Plan
+    ended: list[Ended]
+
+    @property
+    def failed(self) -> list[Ended]:
+        return [one for one in self.ended if one.failed]
 
 
 def launch(
     combinations: Sequence[Overrides],
     compose: Callable[[Overrides], DictConfig],
     explain: Callable[[Exception, Overrides], str],
-    n_jobs: int,
-) -> tuple[Plan, list[local.Ended]]:
+    launcher: Launcher,
+    compare: bool = True,
+) -> Launched:
     """Plan, say what will be done, run what is not done, and show the comparison.
 
-    Exits with INTERRUPTED after Ctrl-C.
+    Args:
+        compare: False for a part of a sweep that another sweeper leads.
     """
-    plan = make_plan(combinations, compose, explain)
-    same = f" ({plan.collapsed} combinations describe the same run as another)" if plan.collapsed else ""
-    log.info(
-        "sweep of %d runs%s: %d finished already, %d to run", len(plan.runs), same, len(plan.done), len(plan.to_run)
-    )
+    settle = launcher.settle()
+
+    def say_what_is_asked(plan: Plan) -> None:
+        say(plan, launcher)
+        functions, runs = len(plan.pending), sum(plan.pending.values())
+        log.info(
+            "  to be written first by a language model: %d credit-assignment function%s, for %d runs",
+            functions,
+            "s" * (functions != 1),
+            runs,
+        )
+
+    plan = make_plan(combinations, compose, explain, settle, say_what_is_asked)
     if plan.generated:
         log.info("%s", _spent(plan.generated))
-    try:
-        ended = local.run_all(plan.to_run, n_jobs)
-    except local.Interrupt:
-        log.info("stopped; the same command goes on from the checkpoints")
-        sys.exit(INTERRUPTED)
-    finished = [one.directory.path for one in plan.done]
-    if finished:
-        summarise(finished, plan.folder())
-    failed = [one for one in ended if one.error]
+    if not plan.pending:
+        say(plan, launcher)
+    if plan.asked.dry_run:
+        log.info("--dry-run: nothing was started")
+        return Launched(plan, [])
+    runs = {one.directory.path: one for one in plan.runs}
+    named = replace(plan.asked, name=plan.name)
+    sweep = Sweep.start(plan.folder, [path.name for path in runs], launcher.options(), plan.asked.max_failures)
+    sweep.forget_failures()
+    for one in plan.those(DONE):
+        _tidy(one.directory)
+
+    def create(directory: RunDirectory) -> None:
+        one = runs[directory.path]
+        directory.create(replace(one.run, sweep=named), one.tfcaf)
+
+    ended = run(sweep, plan, launcher, create)
+    if compare:
+        conclude(sweep, ended, launcher.waits)
+    return Launched(plan, ended)
+
+
+def run(sweep: Sweep, plan: Plan, launcher: Launcher, create: Callable[[RunDirectory], None]) -> list[Ended]:
+    """Start what has to be run; what runs already, in another process, is waited for by a launcher that waits."""
+    chosen = plan.to_run + (plan.those(RUNNING) if launcher.waits else [])
+    for one in plan.to_run:
+        one.directory.stop_request.unlink(missing_ok=True)
+    device = "cuda" if any(one.run.device == "cuda" for one in chosen) else "cpu"
+    return launcher.start(sweep, [one.directory for one in chosen], device, create) if chosen else []
+
+
+def again(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launcher) -> list[Ended]:
+    """Start runs of a sweep whose folders are there. How those ended that did before this returns."""
+    launcher.settle()
+    sweep.forget_failures()
+    for directory in directories:
+        directory.stop_request.unlink(missing_ok=True)
+    device = "cuda" if any(directory.read_config().device == "cuda" for directory in directories) else "cpu"
+    ended = launcher.start(sweep, directories, device, lambda directory: None)
+    conclude(sweep, ended, launcher.waits)
+    return ended
+
+
+def say(plan: Plan, launcher: Launcher) -> None:
+    """Print the plan."""
+    log.info("%s: %s", "sweep" if plan.pending else f"sweep {plan.folder}", plan.counts())
+    for line in plan.collapsed:
+        log.info("  %s", line)
+    todo = plan.to_run
+    shares = [_share(one) for one in todo]
+    device = "cuda" if any(one.run.device == "cuda" for one in todo) else "cpu"
+    guess = estimate(todo, shares, launcher.at_a_time(device))
+    if guess:
+        log.info("  time: %s", guess)
+
+
+def _share(one: Prepared) -> float:
+    status = one.directory.status()
+    return min(1.0, (status.get("env_step") or 0) / one.run.train.total_steps)
+
+
+def conclude(sweep: Sweep, ended: Sequence[Ended], waited: bool) -> None:
+    """The comparison of the finished runs, and what failed, with the commands that run it again."""
+    finished = [one.path for one in sweep.directories if (one.path / "result.json").exists()]
+    if finished and (waited or len(finished) == len(sweep.record.runs)):
+        summarise(finished, sweep.path)
+    failed = [one for one in ended if one.failed]
     if failed:
-        log.info("%d of %d runs failed:", len(failed), len(plan.runs))
+        log.info("%d of %d runs failed:", len(failed), len(sweep.record.runs))
     for one in failed:
-        again = shlex.join([sys.executable, "-m", "qllm_exp.experiment", str(one.directory.path)])
-        log.info(
-            "  %s\n    %s\n    log: %s\n    again: %s", one.directory.path.name, one.error, one.directory.log, again
-        )
-    return plan, ended
+        log.info("%s", failure(one.directory, one.error))
+    if failed:
+        log.info("all of these again: %s -m launch.retry %s", python(), shlex.quote(str(sweep.path)))
+    left = len(sweep.record.runs) - len(finished) - len(failed)
+    if waited and left and not sweep.may_start():
+        log.info("%d runs were not started, since %d had failed (sweep.max_failures)", left, sweep.record.max_failures)
+
+
+def _tidy(directory: RunDirectory) -> None:
+    """Remove the checkpoint of a finished run whose process was killed before it could."""
+    if directory.checkpoint.exists() and not directory.owner():
+        shutil.rmtree(directory.checkpoint, ignore_errors=True)
 
 
 def _spent(functions: Sequence[Path]) -> str:
@@ -64,3 +182,17 @@ def _spent(functions: Sequence[Path]) -> str:
         f"credit-assignment functions generated: {len(costs)}, "
         f"{sum(cost['calls'] for cost in costs)} calls, {tokens:,} tokens, {price}"
     )
+
+
+def launcher_from(options: dict[str, Any]) -> Launcher:
+    """The launcher that a sweep's record names. UserError for values that it does not take."""
+    from qllm_exp.sweep.local import Local
+    from qllm_exp.sweep.slurm import Slurm
+
+    given = dict(options)
+    name = given.pop("name", "local")
+    try:
+        made: Launcher = Slurm(**given) if name == "slurm" else Local(**given)
+    except TypeError as error:
+        raise UserError(f"The launcher {name} does not take that: {error}") from None
+    return made

@@ -1,7 +1,9 @@
 """What a sweep will do, settled before anything starts: every combination checked, every run named, finished ones found."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,11 +11,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qllm_exp import config, schema
+from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.preparation import Prepared, check, missing_function, prepare
-
-Overrides = tuple[str, ...]
+from qllm_exp.preparation import Prepared, Settle, check, missing_function, prepare, settle_device
+from qllm_exp.sweep.compose import Composer, Overrides, varying_keys
+from qllm_exp.sweep.queue import Queue
+from qllm_exp.sweep.state import DONE, QUEUED, RUNNING, RunState, state_of
 
 
 @dataclass
@@ -21,68 +24,144 @@ class Plan:
     """The runs of a sweep, each once.
 
     Attributes:
-        runs: in the order of the command line. of: for each combination of overrides, the index of its run.
-        collapsed: combinations that describe the same run as an earlier one.
-        generated: files of the credit-assignment functions that a language model wrote for this sweep.
+        runs: in the order of the command line. states: how each stands. of: for each combination, the index of its run.
+        collapsed: in words, which combinations describe the same run as an earlier one.
+        pending: files of functions that a language model has yet to write, and how many combinations wait for each.
+        generated: files of the functions that a language model has written for this sweep.
     """
 
     runs: list[Prepared] = field(default_factory=list)
+    states: list[RunState] = field(default_factory=list)
     of: list[int] = field(default_factory=list)
-    collapsed: int = 0
+    collapsed: list[str] = field(default_factory=list)
+    pending: dict[Path, int] = field(default_factory=dict)
     generated: list[Path] = field(default_factory=list)
+    asked: schema.Sweep = field(default_factory=schema.Sweep)
+    dir: Path = Path("runs")
 
-    @property
-    def done(self) -> list[Prepared]:
-        return [one for one in self.runs if one.directory.result() is not None]
+    def those(self, *states: str) -> list[Prepared]:
+        """The runs that are in one of the states."""
+        return [one for one, at in zip(self.runs, self.states, strict=True) if at.state in states]
 
     @property
     def to_run(self) -> list[Prepared]:
-        return [one for one in self.runs if one.directory.result() is None]
+        return [one for one, at in zip(self.runs, self.states, strict=True) if at.state not in (DONE, RUNNING, QUEUED)]
 
-    def folder(self) -> Path:
-        """Where the table and the plot of this sweep go: named by the runs in it, so that the same command finds it again."""
+    @property
+    def name(self) -> str:
+        """Name of the sweep: the one given, or one made from the runs in it, so that the same command finds it again."""
         names = "\n".join(sorted(one.directory.path.name for one in self.runs))
-        return Path(self.runs[0].run.dir) / f"sweep_{hashlib.sha256(names.encode()).hexdigest()[:8]}"
+        return self.asked.name or f"sweep_{hashlib.sha256(names.encode()).hexdigest()[:8]}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the record, the table and the plot of the sweep go."""
+        return self.dir / self.name
+
+    def counts(self) -> str:
+        """'30 runs: 8 done, 2 running, 4 queued, 16 to run'."""
+        waiting = sum(self.pending.values())
+        count = Counter(one.state for one in self.states)
+        rest = len(self.runs) - count[DONE] - count[RUNNING] - count[QUEUED] + waiting
+        total = len(self.runs) + waiting
+        done = f"{count[DONE]} done, {count[RUNNING]} running, {count[QUEUED]} queued"
+        return f"{total} run{'s' * (total != 1)}: {done}, {rest} to run"
 
 
 def make_plan(
     combinations: Sequence[Overrides],
     compose: Callable[[Overrides], DictConfig],
     explain: Callable[[Exception, Overrides], str],
+    settle: Settle = settle_device,
+    before_asking: Callable[[Plan], None] = lambda plan: None,
 ) -> Plan:
     """Compose and check every combination, then provide the functions they need. Raises one UserError that lists everything
     that is wrong, before a language model is asked for anything.
 
     Args:
         compose: overrides to a configuration. explain: words for an error of Hydra's.
+        settle: from a device as configured to that of the machine that the runs will be on.
+        before_asking: called with what is known of the plan before a language model is asked, if one has to be.
     """
     checked, faults = list[schema.Run](), dict[str, list[str]]()
+    composer = Composer(compose, combinations)
     for overrides in combinations:
         try:
-            checked.append(check(config.load(compose(overrides))))
+            run = composer(overrides)
+            checked.append(check(run, settle))
+            _check_sweep(run)
         except UserError as error:
             faults.setdefault(str(error), []).append(" ".join(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             faults.setdefault(explain(error, overrides), []).append(" ".join(overrides))
+    if not faults and len({(run.sweep.name, run.dir) for run in checked}) > 1:
+        faults["A sweep has one sweep.name and one dir."] = [" ".join(combinations[0])]
     if faults:
         raise UserError(_all_faults(faults, len(combinations)))
-    plan, known = Plan(), dict[Path, int]()
-    for run in checked:
-        new = missing_function(run)
-        one = prepare(run)  # a missing credit-assignment function is generated here, once
-        if new is not None:
-            plan.generated.append(new)
-        path = one.directory.path
-        if path in known:
-            plan.collapsed += 1
-        else:
-            known[path] = len(plan.runs)
-            plan.runs.append(one)
-        plan.of.append(known[path])
+    queue = Queue.look(Path(checked[0].dir))
+    missing = [missing_function(run) for run in checked]
+    if any(missing):
+        ready = [(o, run) for o, run, path in zip(combinations, checked, missing, strict=True) if path is None]
+        known = _named([o for o, _ in ready], [run for _, run in ready], queue, checked[0])
+        known.pending = Counter(path for path in missing if path is not None)
+        before_asking(known)
+        if known.asked.dry_run:
+            return known
+    plan = _named(combinations, checked, queue, checked[0])
+    plan.generated = list(dict.fromkeys(path for path in missing if path is not None))
     return plan
 
 
-def _all_faults(faults: dict[str, list[str]], total: int) -> str:
+def _named(combinations: Sequence[Overrides], checked: Sequence[schema.Run], queue: Queue, first: schema.Run) -> Plan:
+    """The plan for runs that are checked; a credit-assignment function that is missing is generated here, once."""
+    plan, known, same = (
+        Plan(asked=first.sweep, dir=Path(first.dir)),
+        dict[Path, int](),
+        list[tuple[Overrides, Overrides]](),
+    )
+    firsts: list[Overrides] = []
+    for overrides, run in zip(combinations, checked, strict=True):
+        one = prepare(run)
+        path = one.directory.path
+        if path in known:
+            same.append((overrides, firsts[known[path]]))
+        else:
+            known[path] = len(plan.runs)
+            firsts.append(overrides)
+            plan.runs.append(one)
+        plan.of.append(known[path])
+    plan.collapsed = _in_words(same, varying_keys(combinations))
+    plan.states = [state_of(one.directory, queue) for one in plan.runs]
+    return plan
+
+
+def _check_sweep(run: schema.Run) -> None:
+    if not re.fullmatch(r"[\w.-]*", run.sweep.name) or run.sweep.name.startswith((".", "-")):
+        raise UserError(f"sweep.name={run.sweep.name!r} is a folder's name: use letters, digits, '_', '-' and '.'.")
+
+
+def _in_words(same: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> list[str]:
+    """A line for each set of keys that makes no difference: how many combinations, and one of them."""
+    cases: dict[tuple[str, ...], list[tuple[Overrides, Overrides]]] = {}
+    for one, other in same:
+        keys = tuple(a.partition("=")[0] for a, b in zip(one, other, strict=True) if a != b)
+        cases.setdefault(keys, []).append((one, other))
+    return [_case(keys, pairs, varying) for keys, pairs in cases.items()]
+
+
+def _case(keys: tuple[str, ...], pairs: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> str:
+    count = f"{len(pairs)} combination{'s' * (len(pairs) > 1)}"
+    one, other = pairs[0]
+    alike = " ".join(a for a, b in zip(one, other, strict=True) if a == b and a.partition("=")[0] in varying)
+    if not keys:
+        return f"{count} given twice{': ' * bool(alike)}{alike}"
+    differ = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
+    first, second = " ".join(a for a, _ in differ), " ".join(b for _, b in differ)
+    where = f" (e.g. with {alike})" if alike else ""
+    return f"{count} left out, since {', '.join(keys)} makes no difference there: {first} is the run of {second}{where}"
+
+
+def _all_faults(faults: Mapping[str, Sequence[str]], total: int) -> str:
     if total == 1:
         return next(iter(faults))
     bad = sum(map(len, faults.values()))

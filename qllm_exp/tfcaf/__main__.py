@@ -97,13 +97,13 @@ def _run(overrides: Sequence[str]) -> Any:
 
 
 def _generate(given: argparse.Namespace) -> int:
-    from qllm_exp.preparation import prepare
+    from qllm_exp.preparation import check, prepare
     from qllm_exp.tfcaf import entry, provide
 
     run = _run(given.overrides)
     if given.dry_run:
         return _dry_run(run)
-    ready = prepare(run)
+    ready = prepare(check(run))
     path = provide.locate(ready.run).path
     stored = entry.load(path)
     if given.output:

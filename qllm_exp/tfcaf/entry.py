@@ -11,6 +11,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +127,20 @@ def load(path: Path | str) -> Entry:
 
 def bundled(env: str, task: str) -> Path:
     """The function that ships with the package for a task, as a file to `load`; UserError where there is none."""
-    path = BUNDLED / env / f"{task}.json"
-    shipped = {str(one.relative_to(BUNDLED).with_suffix("")): one for one in sorted(BUNDLED.glob("*/*.json"))}
-    found = shipped.get(f"{env}/{task}")
+    found = _shipped(BUNDLED).get(f"{env}/{task}")
     if found is None:
-        names = ", ".join(shipped) or "none"
+        names = ", ".join(_shipped(BUNDLED)) or "none"
         advice = (
             "Choose an llm that can be asked (llm=openai, ...), give a file with mixer.file=..., or use another mixer."
         )
         raise UserError(f"No TFCAF for {env}/{task} comes with qllm_exp. Bundled: {names}. {advice}")
-    return path
+    return found
+
+
+@cache
+def _shipped(folder: Path) -> dict[str, Path]:
+    """'env/task' to the file, for every function that comes with the package."""
+    return {str(one.relative_to(folder).with_suffix("")): one for one in sorted(folder.glob("*/*.json"))}
 
 
 def _parsed(data: Any, path: Path) -> Entry:

@@ -4,13 +4,16 @@ config.yaml     the configuration as run          versions.json   package, commi
 metrics.jsonl   rows, append-only                  status.json     state and heartbeat
 tfcaf.json      the function used, if any          result.json     final figures; there only when the run is finished
 policy.pt       parameters, last and best          checkpoint/     to go on from; gone when the run is finished
-log.txt         what happened, as text
+log.txt         what happened, as text             console.txt     what its process printed, in a sweep
+stop            there when the run is asked to stop at a checkpoint, or not to be started
 """
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,12 @@ from qllm_exp import schema
 from qllm_exp.errors import UserError
 from qllm_exp.files import write_atomically
 
-HEARTBEAT_S = 5.0  # seconds between updates of the status file
+HEARTBEAT_LIMIT_S = 60.0  # a running run that gave no sign of life for so many seconds has died
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # some shared file systems
+
+
+class Busy(UserError):
+    """The folder's run is being run by another process."""
 
 
 class RunDirectory:
@@ -33,7 +41,7 @@ class RunDirectory:
         self._lock: int | None = None
         self._metrics: int | None = None
         self._status: dict[str, Any] = {}
-        self._last_beat = 0.0
+        self._status_lock = threading.Lock()
 
     # Made once, before the run starts
 
@@ -67,6 +75,14 @@ class RunDirectory:
         return self.path / "log.txt"
 
     @property
+    def console(self) -> Path:
+        return self.path / "console.txt"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.path / "stop"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 
@@ -88,17 +104,46 @@ class RunDirectory:
     # While it runs
 
     def lock(self) -> None:
-        """Claim the folder for this process; UserError when another one has it. Freed when the process ends."""
+        """Claim the folder for this process; Busy when another one has it. Freed when the process ends."""
+        owner = self.owner(wait_s=1.0)
+        if owner:
+            raise Busy(f"{self.path} is being run already, by {owner}.")
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.pread(self._lock, 200, 0).decode() or "another process"
+        if _flock(self._lock, fcntl.LOCK_EX) is False:
             os.close(self._lock)
             self._lock = None
-            raise UserError(f"{self.path} is being run already, by {owner}.") from None
+            raise Busy(f"{self.path} is being run already, by another process.")
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def owner(self, wait_s: float = 0.0) -> str:
+        """Who runs it now, in words; '' when nobody does. On another machine: who gave a sign of life a short while ago.
+
+        Args:
+            wait_s: ask for so long, since one who asks holds the lock for a moment.
+        """
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return ""
+        try:
+            end = time.monotonic() + wait_s
+            while (free := _flock(handle, fcntl.LOCK_SH)) is False:
+                if time.monotonic() >= end:
+                    return os.pread(handle, 200, 0).decode() or "another process"
+                time.sleep(0.02)
+        finally:
+            os.close(handle)
+        status = self.status()
+        told = free and status.get("host", "") == socket.gethostname()  # the lock says all about this machine
+        if status.get("state") == "running" and not told and self.silent_s(status) < HEARTBEAT_LIMIT_S:
+            return f"process {status.get('pid')} on {status.get('host')}"
+        return ""
+
+    @staticmethod
+    def silent_s(status: dict[str, Any]) -> float:
+        """Seconds since the last sign of life in a status."""
+        return max(0.0, time.time() - float(status.get("heartbeat") or 0.0))
 
     def open_metrics(self, offset: int) -> None:
         """Open the metrics file for appending, without what was written after the checkpoint that is gone on from."""
@@ -115,16 +160,27 @@ class RunDirectory:
         return os.lseek(self._metrics, 0, os.SEEK_END)
 
     def set_status(self, state: str, **more: Any) -> None:
-        """state: running | finished | interrupted | failed."""
-        self._status = {**self._status, **more, "state": state, "pid": os.getpid(), "host": socket.gethostname()}
-        self._status["heartbeat"] = time.time()
-        self._last_beat = time.monotonic()
-        write_atomically(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
+        """state: queued | running | finished | interrupted | failed."""
+        with self._status_lock:
+            self._status |= {**more, "state": state, "pid": os.getpid(), "host": socket.gethostname()}
+        self.renew_status()
 
-    def beat(self, **figures: Any) -> None:
-        """Renew the heartbeat, every few seconds at most."""
-        if time.monotonic() - self._last_beat >= HEARTBEAT_S:
-            self.set_status("running", **figures)
+    def set_status_of_another(self, state: str, **more: Any) -> None:
+        """The same for a run of another process, whose figures stay."""
+        text = json.dumps(self.status() | more | {"state": state, "heartbeat": time.time()}, indent=1) + "\n"
+        write_atomically(self.path / "status.json", text)
+
+    def renew_status(self) -> None:
+        """Write the status file with the time of now."""
+        with self._status_lock:
+            self._status["heartbeat"] = time.time()
+            text = json.dumps(self._status, indent=1) + "\n"
+        write_atomically(self.path / "status.json", text)
+
+    def note(self, **figures: Any) -> None:
+        """Figures for the status file, written with its next renewal."""
+        with self._status_lock:
+            self._status |= figures
 
     def close(self) -> None:
         for handle in (self._metrics, self._lock):
@@ -144,6 +200,38 @@ class RunDirectory:
 
     def finish(self, result: dict[str, Any]) -> None:
         write_atomically(self.path / "result.json", json.dumps(result, indent=1) + "\n")
+
+    def last_lines(self, count: int) -> list[str]:
+        """The last lines of what the run's process printed, or of its log; blank ones left out."""
+        for path in (self.console, self.log):
+            lines = tail(path, count)
+            if lines:
+                return lines
+        return []
+
+
+def tail(path: Path, count: int) -> list[str]:
+    """The last lines of a text file that are not blank; none when there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.strip()][-count:]
+
+
+def _flock(handle: int, kind: int) -> bool | None:
+    """Take a lock without waiting; False when another process has it, None on a file system that has no locks."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        return None
+    return True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_a_sweep_runs_every_combination_and_compares(tmp_path):
     args = ["-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-1"]
     code, text = call(tmp_path / "r", *args)
     assert code == 0, text
-    assert "sweep of 8 runs: 0 finished already, 8 to run" in text
+    assert "8 runs: 0 done, 0 running, 0 queued, 8 to run" in text
     assert len(runs(tmp_path / "r")) == 8
     assert text.count("(n=2)") == 8 and "Fewer than 5 seeds" in text
     starts = {run.name[: run.name.rindex("_")]: rows(run)[0] for run in runs(tmp_path / "r")}
@@ -83,16 +83,16 @@ def test_a_sweep_runs_every_combination_and_compares(tmp_path):
     (sweep,) = (tmp_path / "r").glob("sweep_*")
     assert (sweep / "curves.png").stat().st_size > 10_000 and "| mpe/simple_spread" in (sweep / "table.md").read_text()
     code, text = call(tmp_path / "r", *args)
-    assert code == 0 and "8 finished already, 0 to run" in text and text.count("(n=2)") == 8
+    assert code == 0 and "8 runs: 8 done, 0 running, 0 queued, 0 to run" in text and text.count("(n=2)") == 8
     code, text = call(tmp_path / "r", "-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-2")
-    assert code == 0 and "sweep of 12 runs: 8 finished already, 4 to run" in text and text.count("(n=3)") == 8
+    assert code == 0 and "12 runs: 8 done, 0 running, 0 queued, 4 to run" in text and text.count("(n=3)") == 8
 
 
 def test_one_failed_run_leaves_the_others_alone_and_is_named(tmp_path):
     args = ["-m", "env=matrix", "env.name=flaky_env", "+env.fault='',raise,exit,kill", "mixer=vdn", "seed=0"]
     code, text = call(tmp_path / "r", *args)
     assert code == 1, text
-    assert "3 of 4 runs failed" in text and text.count("again: ") == 3 and text.count("log: ") == 3
+    assert "3 of 4 runs failed" in text and text.count("    again: ") == 3 and text.count("log: ") == 3
     for error in ("the simulator says no", "exit code 9", "killed by SIGKILL"):
         assert error in text
     assert "| flaky_env/climbing |" in text and "(n=1)" in text

@@ -1,0 +1,239 @@
+"""Runs in processes of their own, some at a time, each on its own cores and GPU. One that fails stops no other.
+
+Used on this machine for a whole sweep, and within an allocation of a cluster for the runs packed into it.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qllm_exp.experiment import BUSY, INTERRUPTED, PARENT
+from qllm_exp.tracking.run_dir import RunDirectory
+
+POLL_S = 0.1
+BUSY_S = 1.0  # seconds between looks at a run that another process has
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one run at a time goes: the cores it is kept to (None: any), and its GPU (as CUDA_VISIBLE_DEVICES names it)."""
+
+    cores: frozenset[int] | None = None
+    gpu: str = ""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one run ended. `error` is empty when it finished. `failed`: it ended with an error, rather than being stopped."""
+
+    directory: RunDirectory
+    error: str = ""
+    failed: bool = False
+
+
+@dataclass
+class Job:
+    """A run in progress. `process` is None while another process has it."""
+
+    directory: RunDirectory
+    process: subprocess.Popen[bytes] | None
+    looked: float = 0.0
+
+
+class Observer(Protocol):
+    """Is told what happens."""
+
+    def show(self, jobs: Sequence[Job]) -> None:
+        """Called several times a second."""
+
+    def ended(self, one: Ended) -> None: ...
+
+
+class Pool:
+    """Runs some folders, as many at a time as there are slots.
+
+    Args:
+        create: makes a folder ready, just before its run starts.
+        may_start: asked before each start; False leaves the rest alone.
+    """
+
+    def __init__(
+        self,
+        directories: Sequence[RunDirectory],
+        slots: Sequence[Slot],
+        observer: Observer,
+        create: Callable[[RunDirectory], None] = lambda directory: None,
+        may_start: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.waiting, self.slots, self.observer = deque(directories), slots, observer
+        self.create, self.may_start = create, may_start
+        self.jobs: dict[int, Job] = {}
+        self.ended: list[Ended] = []
+        self.stop_asked = False  # set it, e.g. in a signal's handler, to have `stop` called
+
+    def run(self) -> list[Ended]:
+        """Run them all and say how each ended."""
+        while self.waiting or self.jobs:
+            if self.stop_asked:
+                self.stop_asked = False
+                self.stop()
+            for index in range(len(self.slots)):
+                if index not in self.jobs and self.waiting:
+                    self._next(index)
+            for index, job in list(self.jobs.items()):
+                one = self._look(job, self.slots[index])
+                if one is not None:
+                    del self.jobs[index]
+                    self._end(one)
+            self.observer.show(list(self.jobs.values()))
+            if self.waiting or self.jobs:
+                self._rest()
+        return self.ended
+
+    def stop(self) -> None:
+        """Start no more, and ask what runs to stop at a checkpoint."""
+        self.waiting.clear()
+        for job in self.jobs.values():
+            if job.process is not None:
+                job.process.terminate()
+
+    def wait(self) -> None:
+        """Return once every process has ended."""
+        for job in self.jobs.values():
+            if job.process is not None:
+                job.process.wait()
+
+    def kill(self) -> None:
+        """End every process at once."""
+        for job in self.jobs.values():
+            if job.process is not None:
+                job.process.kill()
+                job.process.wait()
+
+    def _rest(self) -> None:
+        """Wait until a process ends, for a moment at most."""
+        end = time.monotonic() + POLL_S
+        while time.monotonic() < end and not any(
+            j.process and j.process.poll() is not None for j in self.jobs.values()
+        ):
+            time.sleep(0.005)
+
+    def _next(self, index: int) -> None:
+        if not self.may_start():
+            self.waiting.clear()
+            return
+        directory = self.waiting.popleft()
+        if directory.stop_request.exists():
+            self._end(Ended(directory, "not started, as was asked"))
+            return
+        self.create(directory)
+        self.jobs[index] = self._started(directory, self.slots[index])
+
+    def _started(self, directory: RunDirectory, slot: Slot) -> Job:
+        """Start a run, or wait for the process that has it."""
+        if directory.owner():
+            return Job(directory, None, time.monotonic())
+        return Job(directory, _start(directory, slot))
+
+    def _look(self, job: Job, slot: Slot) -> Ended | None:
+        """How a job ended, None while it goes on."""
+        if job.process is None:
+            return self._look_at_anothers(job, slot)
+        code = job.process.poll()
+        if code == BUSY:
+            job.process, job.looked = None, time.monotonic()
+            return None
+        return None if code is None else _ending(job.directory, code)
+
+    def _look_at_anothers(self, job: Job, slot: Slot) -> Ended | None:
+        if time.monotonic() - job.looked < BUSY_S:
+            return None
+        job.looked = time.monotonic()
+        if job.directory.owner():
+            return None
+        if job.directory.result() is not None:
+            return Ended(job.directory)
+        if job.directory.status().get("state") == "failed":
+            return _ending(job.directory, 1)
+        job.process = _start(job.directory, slot)
+        return None
+
+    def _end(self, one: Ended) -> None:
+        self.ended.append(one)
+        self.observer.ended(one)
+
+
+def slots(count: int, device: str) -> list[Slot]:
+    """Slots for this machine or allocation: a core each when there are enough of them, and the GPUs in turn.
+
+    Args:
+        count: how many; 0: one per core that this process may use, or one per GPU for runs on GPUs.
+        device: of the runs; 'cuda' hands the GPUs round, 'cuda:1' leaves them as they are.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cards = gpus() if device == "cuda" else []
+    count = count or (min(len(cards), len(cores)) if cards else len(cores))
+    share = len(cores) // count
+    own: list[frozenset[int] | None]
+    if share == 0 or not hasattr(os, "sched_setaffinity"):
+        own = [None] * count
+    else:
+        own = [frozenset(cores[i * share : (i + 1) * share]) for i in range(count)]
+    return [Slot(one, cards[i % len(cards)] if cards else "") for i, one in enumerate(own)]
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Asks the driver's tool, not torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [one for one in given.split(",") if one and one != "-1"]
+    try:
+        done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [str(i) for i, line in enumerate(one for one in lines if one.startswith("GPU "))]
+
+
+def _start(directory: RunDirectory, slot: Slot) -> subprocess.Popen[bytes]:
+    """Start a run in a process (and process group) of its own, so that a signal to the sweep reaches it through the sweep only."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment[PARENT] = str(os.getpid())
+    if slot.gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+    command = [sys.executable, "-m", "qllm_exp.experiment", str(directory.path)]
+    with open(directory.console, "ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    if slot.cores:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(process.pid, slot.cores)
+    return process
+
+
+def _ending(directory: RunDirectory, code: int) -> Ended:
+    if code == 0:
+        return Ended(directory)
+    status = directory.status()
+    said = status.get("state")
+    if code == INTERRUPTED:
+        return Ended(directory, "stopped at a checkpoint")
+    if code == -signal.SIGTERM:  # so early that it did not yet listen
+        directory.set_status_of_another("interrupted")
+        return Ended(directory, "stopped before it began")
+    error = status.get("error") or next(iter(directory.last_lines(1)), "no message")
+    if code < 0:
+        error = f"killed by {signal.Signals(-code).name}"
+    elif said == "running":
+        error = f"ended with exit code {code} without a word"
+    if said != "failed":
+        directory.set_status_of_another("failed", error=error)
+    return Ended(directory, error, failed=True)

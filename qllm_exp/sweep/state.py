@@ -1,0 +1,78 @@
+"""How a run stands, from its folder and the queue alone."""
+
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+from qllm_exp.sweep.queue import Job, Queue
+from qllm_exp.tracking.run_dir import HEARTBEAT_LIMIT_S, RunDirectory
+
+DONE = "done"
+RUNNING = "running"
+QUEUED = "queued"  # Slurm has it, and will start it or go on with it
+FAILED = "failed"  # it ended with an error
+DEAD = "dead"  # it ended without a word: no process, no job, no result
+STOPPED = "stopped"  # at a checkpoint, on request
+NEW = "new"  # not started yet
+STATES = (DONE, RUNNING, QUEUED, FAILED, DEAD, STOPPED, NEW)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """State of a run. `why`: what a state does not say by itself, in words."""
+
+    directory: RunDirectory
+    state: str
+    why: str = ""
+    job: Job | None = None
+    status: dict[str, Any] = field(default_factory=dict)
+
+
+def state_of(directory: RunDirectory, queue: Queue) -> RunState:
+    """How the run of a folder stands, whether the folder is there or not."""
+    if (directory.path / "result.json").exists():
+        return RunState(directory, DONE, status=directory.status())
+    job = queue.job_of(directory.path)
+    status = directory.status()
+    state, why = _unfinished(directory, status, job)
+    if state in (DEAD, NEW) and directory.stop_request.exists():
+        state, why = STOPPED, f"on request, at {100 * _share(status):.0f}%"
+    return RunState(directory, state, why, job, status)
+
+
+def _unfinished(directory: RunDirectory, status: dict[str, Any], job: Job | None) -> tuple[str, str]:
+    said = status.get("state", "")
+    if said == "failed":
+        return FAILED, str(status.get("error") or "no message")
+    if said == "running":
+        silent = directory.silent_s(status)
+        waits = job is not None and (job.state != "RUNNING" or float(status.get("heartbeat") or 0) < job.started)
+        if directory.owner():
+            return RUNNING, ""
+        if job is not None:
+            where = (
+                "goes on when its job starts again"
+                if job.state != "RUNNING"
+                else "goes on when its turn comes in its job"
+            )
+            return (QUEUED, where) if waits else (RUNNING, _silence(silent) if silent > HEARTBEAT_LIMIT_S else "")
+        if status.get("host") != socket.gethostname() and silent < HEARTBEAT_LIMIT_S:
+            return RUNNING, ""
+        return DEAD, f"ended without a word at {100 * _share(status):.0f}%; {_silence(silent)}"
+    if job is not None:
+        return QUEUED, "its turn comes in its job" if job.state == "RUNNING" else ""
+    if said == "queued":
+        return DEAD, "its job is no longer in the queue and never started it"
+    if said == "interrupted":
+        return STOPPED, f"at {100 * _share(status):.0f}%"
+    return NEW, ""
+
+
+def _share(status: dict[str, Any]) -> float:
+    return (status.get("env_step") or 0) / max(1, status.get("total_steps") or 1)
+
+
+def _silence(seconds: float) -> str:
+    from qllm_exp.tracking.console import duration
+
+    return f"no sign of life for {duration(seconds)}"

@@ -1,0 +1,40 @@
+"""`python -m qllm_exp.sweep.submit FOLDER`: hand a submission to Slurm, through submitit.
+
+A process of its own, in a session of its own: once it has begun, it is not stopped by whatever happens to the one that asked.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import submitit
+
+from qllm_exp.sweep.pack import Pack
+from qllm_exp.sweep.queue import packs_of
+
+PARAMETERS = "submission.json"  # what `Slurm` writes for this: submitit's parameters, and the arguments of a pack
+JOB_ID = "job_id"
+
+
+def main(arguments: list[str]) -> int:
+    """Submit, write the job's number into the folder, and print it. Exit code 1, with Slurm's words, when it is refused."""
+    folder = Path(arguments[0])
+    given = json.loads((folder / PARAMETERS).read_text())
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=given["max_timeouts"], python=given["python"])
+    packs = [Pack(str(folder.parent.parent), runs, **given["pack"]) for runs in packs_of(folder)]
+    try:
+        executor.update_parameters(**given["parameters"])
+        with executor.batch():
+            jobs = [executor.submit(pack) for pack in packs]
+    except (submitit.core.utils.FailedJobError, subprocess.SubprocessError, OSError, ValueError) as error:
+        print(str(error).strip(), file=sys.stderr)
+        return 1
+    number = jobs[0].job_id.partition("_")[0]
+    (folder / JOB_ID).write_text(number)
+    print(number)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""Configurations put together from few are those that Hydra composes one by one."""
+
+import random
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from qllm_exp import config
+from qllm_exp.__main__ import CONF
+from qllm_exp.cli import combinations
+from qllm_exp.errors import UserError
+from qllm_exp.sweep.compose import Composer
+
+AXES = {
+    "env": ["lbf", "mpe", "matrix"],
+    "mixer": ["tfcaf", "qmix", "vdn", "none"],
+    "train": ["fair", "quick", "paper"],
+    "llm": ["bundled", "openai"],
+    "seed": ["0-3", "7"],
+    "train.learning_rate": ["1e-3", "0.0005", "1"],
+    "train.total_steps": ["1000", "20000"],
+    "train.evaluation.every": ["100", "50000"],
+    "train.standardise_rewards": ["true", "false"],
+    "train.optimiser": ["adam", "rmsprop", "'adam'"],
+    "env.reward": ["sum", "mean"],
+    "env.num_envs": ["auto", "16"],
+    "algorithm.td_lambda": ["0", "0.5", "1.0"],
+    "llm.temperature": ["null", "0.5"],
+    "tfcaf.probe.seeds": ["1", "3"],
+    "tfcaf.budget_usd": ["null", "2"],
+    "sweep.tags": ["[]", "[a,b]"],
+    "device": ["cpu", "auto"],
+    "env.episode_limit": ["0", "10", "ten"],
+}
+
+
+@pytest.fixture(scope="module")
+def hydra():
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        yield lambda overrides: compose("config", list(overrides))
+
+
+def outcome(make):
+    try:
+        return config.to_dict(make())
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_what_is_put_together_is_what_hydra_composes(hydra, number):
+    chance = random.Random(number)
+    keys = [key for key in AXES if AXES[key] and chance.random() < 0.3]
+    if "llm.temperature" in keys and "llm" not in keys:
+        keys.remove("llm.temperature")
+    chance.shuffle(keys)
+    given = [f"{key}={','.join(chance.sample(AXES[key], chance.randint(1, len(AXES[key]))))}" for key in keys]
+    given = [one.replace("llm=bundled", "llm=openai") if "llm.temperature" in keys else one for one in given]
+    wanted = combinations(given)
+    composer = Composer(hydra, wanted)
+    for one in random.Random(0).sample(wanted, min(12, len(wanted))):
+        assert outcome(lambda one=one: composer(one)) == outcome(lambda one=one: config.load(hydra(one))), one
+
+
+def test_hydra_composes_each_choice_of_groups_once(hydra):
+    asked = []
+
+    def counted(overrides):
+        asked.append(overrides)
+        return hydra(overrides)
+
+    wanted = combinations(["mixer=qmix,vdn", "seed=0-99", "train.learning_rate=1e-3,1e-4", "train.gamma=0.9"])
+    composer = Composer(counted, wanted)
+    found = [composer(one) for one in wanted]
+    assert len(found) == 400 and len(asked) == 2
+    assert {(run.mixer.name, run.seed, run.train.learning_rate) for run in found} == {
+        (mixer, seed, rate) for mixer in ("qmix", "vdn") for seed in range(100) for rate in (1e-3, 1e-4)
+    }
