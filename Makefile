@@ -1,6 +1,6 @@
 # `make run` and `make test` do everything on a fresh machine. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install dev grf run test lint types unit bench clean
+.PHONY: help install dev grf slurm run test lint types unit bench clean
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt
@@ -29,13 +29,18 @@ dev: .venv/dev  ## ... and with what the tests need
 grf: .venv/installed  ## the football engine (builds it once, about 4 minutes; the wheel is kept in .wheels)
 	@launch/install_grf.sh $(BIN)/python
 
+slurm:  ## a real one-node Slurm to try sweeps on: installs what it needs and starts it
+	@launch/slurm_local.sh install && launch/slurm_local.sh start
+	@echo 'now: eval "$$(launch/slurm_local.sh env)"      and in the end: launch/slurm_local.sh stop'
+
 run: .venv/installed  ## a small real sweep: mpe, lbf and grf, tfcaf against qmix, 2 seeds; ends with table and plot
 	@launch/install_grf.sh $(BIN)/python || true
 	@envs=mpe,lbf; $(BIN)/python -c 'import gfootball' 2>/dev/null && envs=$$envs,grf; \
 	  set -x; $(BIN)/python -m qllm_exp -m env=$$envs mixer=tfcaf,qmix seed=0-1 train=quick
 
-test: .venv/dev  ## lint, types and all tests, the football engine included
+test: .venv/dev  ## lint, types and all tests, on the real football engine and a real one-node Slurm
 	@launch/install_grf.sh $(BIN)/python
+	@launch/slurm_local.sh install
 	@$(MAKE) --no-print-directory lint types unit
 
 lint: .venv/dev  ## ruff

@@ -3,18 +3,18 @@
 Used on this machine for a whole sweep, and within an allocation of a cluster for the runs packed into it.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qllm_exp.experiment import BUSY, INTERRUPTED, PARENT
+from qllm_exp.errors import UserError
+from qllm_exp.experiment import BUSY, INTERRUPTED
+from qllm_exp.sweep.nursery import Child, Nursery
 from qllm_exp.tracking.run_dir import RunDirectory
 
 POLL_S = 0.1
@@ -43,7 +43,7 @@ class Job:
     """A run in progress. `process` is None while another process has it."""
 
     directory: RunDirectory
-    process: subprocess.Popen[bytes] | None
+    process: Child | None
     looked: float = 0.0
 
 
@@ -76,10 +76,16 @@ class Pool:
         self.create, self.may_start = create, may_start
         self.jobs: dict[int, Job] = {}
         self.ended: list[Ended] = []
+        self._nursery: Nursery | None = None
         self.stop_asked = False  # set it, e.g. in a signal's handler, to have `stop` called
 
     def run(self) -> list[Ended]:
         """Run them all and say how each ended."""
+        self._run()
+        self._close()
+        return self.ended
+
+    def _run(self) -> None:
         while self.waiting or self.jobs:
             if self.stop_asked:
                 self.stop_asked = False
@@ -95,11 +101,11 @@ class Pool:
             self.observer.show(list(self.jobs.values()))
             if self.waiting or self.jobs:
                 self._rest()
-        return self.ended
 
     def stop(self) -> None:
-        """Start no more, and ask what runs to stop at a checkpoint."""
+        """Start no more, and ask what runs to stop at a checkpoint. Runs of other processes are left to them."""
         self.waiting.clear()
+        self.jobs = {index: job for index, job in self.jobs.items() if job.process is not None}
         for job in self.jobs.values():
             if job.process is not None:
                 job.process.terminate()
@@ -109,21 +115,25 @@ class Pool:
         for job in self.jobs.values():
             if job.process is not None:
                 job.process.wait()
+        self._close()
 
     def kill(self) -> None:
         """End every process at once."""
         for job in self.jobs.values():
             if job.process is not None:
                 job.process.kill()
-                job.process.wait()
+        self.wait()
+
+    def _close(self) -> None:
+        if self._nursery is not None:
+            self._nursery.close()
 
     def _rest(self) -> None:
         """Wait until a process ends, for a moment at most."""
-        end = time.monotonic() + POLL_S
-        while time.monotonic() < end and not any(
-            j.process and j.process.poll() is not None for j in self.jobs.values()
-        ):
-            time.sleep(0.005)
+        if self._nursery is not None and self._nursery.alive:
+            self._nursery.listen(POLL_S)
+        else:
+            time.sleep(POLL_S)
 
     def _next(self, index: int) -> None:
         if not self.may_start():
@@ -140,7 +150,19 @@ class Pool:
         """Start a run, or wait for the process that has it."""
         if directory.owner():
             return Job(directory, None, time.monotonic())
-        return Job(directory, _start(directory, slot))
+        return Job(directory, self._start(directory, slot))
+
+    def _start(self, directory: RunDirectory, slot: Slot) -> Child:
+        if self._nursery is not None and not self._nursery.alive:
+            if not self._nursery.pids:
+                raise UserError(
+                    "No run could be started: the process that starts them ended at once. What it said is above."
+                )
+            self._close()
+            self._nursery = None
+        if self._nursery is None:
+            self._nursery = Nursery()
+        return self._nursery.start(directory, slot.cores, slot.gpu)
 
     def _look(self, job: Job, slot: Slot) -> Ended | None:
         """How a job ended, None while it goes on."""
@@ -162,7 +184,7 @@ class Pool:
             return Ended(job.directory)
         if job.directory.status().get("state") == "failed":
             return _ending(job.directory, 1)
-        job.process = _start(job.directory, slot)
+        job.process = self._start(job.directory, slot)
         return None
 
     def _end(self, one: Ended) -> None:
@@ -200,23 +222,6 @@ def gpus() -> list[str]:
         return []
     lines = done.stdout.splitlines() if done.returncode == 0 else []
     return [str(i) for i, line in enumerate(one for one in lines if one.startswith("GPU "))]
-
-
-def _start(directory: RunDirectory, slot: Slot) -> subprocess.Popen[bytes]:
-    """Start a run in a process (and process group) of its own, so that a signal to the sweep reaches it through the sweep only."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment[PARENT] = str(os.getpid())
-    if slot.gpu:
-        environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-    command = [sys.executable, "-m", "qllm_exp.experiment", str(directory.path)]
-    with open(directory.console, "ab") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
-        )
-    if slot.cores:
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            os.sched_setaffinity(process.pid, slot.cores)
-    return process
 
 
 def _ending(directory: RunDirectory, code: int) -> Ended:

@@ -16,7 +16,5 @@ def slurm(tmp_path_factory, worker_id):
     port = 17000 + 10 * int(worker_id.removeprefix("gw") if worker_id.startswith("gw") else 99)
     environment = os.environ | {"SLURM_LOCAL_PORT": str(port), "SLURM_LOCAL_CPUS": "4"}
     subprocess.run([TOOL, "start", folder], env=environment, check=True, timeout=60)
-    said = subprocess.run([TOOL, "env", folder], env=environment, check=True, text=True, capture_output=True).stdout
-    variables = dict(part.split("=", 1) for part in said.split()[1:])
-    yield {"SLURM_CONF": variables["SLURM_CONF"]}
+    yield {"SLURM_CONF": f"{folder}/slurm.conf"}
     subprocess.run([TOOL, "stop", folder], env=environment, check=True, timeout=120)

@@ -2,12 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 HERE = Path(__file__).parent
@@ -188,9 +188,9 @@ def test_a_job_that_dies_without_a_word_is_reported_with_its_last_lines(cluster)
     cluster.until(cluster.training)
     (run,) = cluster.runs()
     child = cluster.status_file(run)["pid"]
-    parent = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
-    for process in (parent, child):
-        os.kill(process, signal.SIGKILL)
+    family = psutil.Process(child).parents()[:2]  # the one that forked it, and the one in which the pack runs
+    for process in [*reversed(family), psutil.Process(child)]:
+        process.kill()
     cluster.until_empty()
     code, text = cluster.status()
     assert code == 1 and "1 dead" in text and "ended without a word" in text and "    | " in text, text

@@ -162,7 +162,7 @@ def test_a_moved_folder_goes_on_where_it_was(tmp_path):
     call(tmp_path / "whole", *args)
     process = start(tmp_path / "r", *args, **PAUSE)
     until(lambda: list((tmp_path / "r").glob("*/checkpoint/state.pt")))
-    process.terminate()
+    process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 3
     shutil.move(tmp_path / "r", tmp_path / "moved")
     code, text = tool("status", sweep_of(tmp_path / "moved"))
@@ -183,6 +183,20 @@ def test_when_the_sweep_is_killed_its_runs_stop_at_a_checkpoint(tmp_path):
     until(lambda: not psutil.pid_exists(child))
     assert (run / "checkpoint/state.pt").exists()
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_the_process_that_forks_the_runs_may_be_killed(tmp_path):
+    args = [*TINY, "train.total_steps=100000", "train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"]
+    call(tmp_path / "whole", *args)
+    process = start(tmp_path / "r", *args, **PAUSE)
+    until(lambda: list((tmp_path / "r").glob("*/checkpoint/state.pt")))
+    (nursery,) = psutil.Process(process.pid).children()
+    assert len(nursery.children()) == 1
+    nursery.kill()
+    text = process.communicate(timeout=100)[0]
+    assert process.returncode == 0 and "FAILED" not in text, text
+    (one,), (two,) = runs(tmp_path / "whole"), runs(tmp_path / "r")
+    assert final(one) == final(two) and "going on from the checkpoint" in (two / "log.txt").read_text()
 
 
 def test_max_failures_starts_no_more_and_retry_runs_what_failed(tmp_path):
