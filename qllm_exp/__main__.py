@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +24,8 @@ def run(composed: DictConfig) -> float:
     from qllm_exp.sweep.single import run_one
 
     try:
+        if not cli.is_one_run(HydraConfig.get()):
+            raise UserError("experiment=... is a sweep: add -m, as in python -m qllm_exp -m experiment=smoke.")
         return run_one(composed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,8 +3,9 @@
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -49,6 +50,46 @@ def combinations(arguments: Sequence[str]) -> list[tuple[str, ...]]:
         else:
             axes.append([f"{key}={override.get_value_element_as_str()}"])
     return list(itertools.product(*axes))
+
+
+def is_one_run(hydra: Any) -> bool:
+    """False for an experiment's axes without -m. `hydra`: Hydra's part of the configuration."""
+    axes = hydra.sweeper.get("params") or hydra.sweeper.get("cases")
+    return hydra.mode.name != "RUN" or not axes
+
+
+def grids(arguments: Sequence[str], params: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The command line with an experiment's axes, one list of overrides for each case (`combinations` multiplies them out).
+
+    What the command line says about a key counts instead of what the experiment says. A case that says otherwise is left
+    out: with env=lbf on the command line, that is every case of another environment.
+    """
+    given = {key: set(value.split(",")) for key, _, value in (expand_ranges(a).partition("=") for a in arguments)}
+
+    def written(axes: Mapping[str, Any]) -> list[str]:
+        texts = {
+            key: ",".join(map(str, v)) if isinstance(v, Sequence) and not isinstance(v, str) else v
+            for key, v in axes.items()
+        }
+        return [f"{key}={value}" for key, value in texts.items() if key not in given]
+
+    def fits(case: Mapping[str, Any]) -> bool:
+        return all(str(value) in given[key] for key, value in case.items() if key in given and isinstance(value, str))
+
+    chosen = [case for case in cases if fits(case)]
+    if cases and not chosen:
+        raise UserError(f"None of the experiment's cases goes with {' '.join(arguments)}.")
+    if not chosen:
+        return [[*arguments, *written(params)]]
+    grids = []
+    for case in chosen:
+        own = [key for key, value in case.items() if key in given and isinstance(value, str)]
+        kept = [
+            a if a.partition("=")[0] not in own else f"{a.partition('=')[0]}={case[a.partition('=')[0]]}"
+            for a in arguments
+        ]
+        grids.append([*kept, *written(case), *written(params)])
+    return grids
 
 
 def explain(error: Exception, overrides: Iterable[str], conf: Path) -> str:

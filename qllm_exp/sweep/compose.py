@@ -90,16 +90,18 @@ def varying_keys(combinations: Sequence[Overrides]) -> set[str]:
 
 def _varying_values(combinations: Sequence[Overrides]) -> set[str]:
     """Keys of plain values that differ among the combinations, each given once and no part of another key."""
-    given = [[override.partition("=")[0] for override in one] for one in combinations[:1]]
-    keys = [key.lstrip("+~") for one in given for key in one]  # the same ones in every combination
+    shapes = {tuple(override.partition("=")[0] for override in one) for one in combinations}  # few: one per case
     scalars = {f.name for f in dataclasses.fields(schema.Run) if not dataclasses.is_dataclass(f.type)}
 
-    def alone(key: str) -> bool:
+    def alone(key: str, among: Sequence[str]) -> bool:
+        keys = [other.lstrip("+~") for other in among]
         others = [other for other in keys if other != key and other not in schema.CHOICES]
-        return keys.count(key) == 1 and not any(o.startswith(f"{key}.") or key.startswith(f"{o}.") for o in others)
+        return keys.count(key) <= 1 and not any(o.startswith(f"{key}.") or key.startswith(f"{o}.") for o in others)
 
     varying = varying_keys(combinations)
-    return {k for k in varying if _PLAIN.fullmatch(k) and ("." in k or k in scalars) and alone(k)}
+    return {
+        k for k in varying if _PLAIN.fullmatch(k) and ("." in k or k in scalars) and all(alone(k, s) for s in shapes)
+    }
 
 
 def _interpolates(composed: DictConfig) -> bool:

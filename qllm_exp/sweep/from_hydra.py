@@ -36,6 +36,8 @@ def launched(
 
 
 def _returns(combinations: Sequence[tuple[str, ...]], done: Launched) -> list[JobReturn]:
+    if done.plan.asked.dry_run:
+        return [JobReturn(overrides=list(overrides), status=JobStatus.UNKNOWN) for overrides in combinations]
     errors = {one.directory.path: one for one in done.ended}
     returns = []
     for overrides, index in zip(combinations, done.plan.of, strict=True):

@@ -18,6 +18,8 @@ from qllm_exp.sweep.compose import Composer, Overrides, varying_keys
 from qllm_exp.sweep.queue import Queue
 from qllm_exp.sweep.state import DONE, QUEUED, RUNNING, RunState, state_of
 
+FAULTS = 20  # different ones that are shown
+
 
 @dataclass
 class Plan:
@@ -144,7 +146,7 @@ def _in_words(same: Sequence[tuple[Overrides, Overrides]], varying: set[str]) ->
     """A line for each set of keys that makes no difference: how many combinations, and one of them."""
     cases: dict[tuple[str, ...], list[tuple[Overrides, Overrides]]] = {}
     for one, other in same:
-        keys = tuple(a.partition("=")[0] for a, b in zip(one, other, strict=True) if a != b)
+        keys = tuple(override.partition("=")[0] for override in one if override not in other)
         cases.setdefault(keys, []).append((one, other))
     return [_case(keys, pairs, varying) for keys, pairs in cases.items()]
 
@@ -152,11 +154,11 @@ def _in_words(same: Sequence[tuple[Overrides, Overrides]], varying: set[str]) ->
 def _case(keys: tuple[str, ...], pairs: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> str:
     count = f"{len(pairs)} combination{'s' * (len(pairs) > 1)}"
     one, other = pairs[0]
-    alike = " ".join(a for a, b in zip(one, other, strict=True) if a == b and a.partition("=")[0] in varying)
+    alike = " ".join(a for a in one if a in other and a.partition("=")[0] in varying)
     if not keys:
         return f"{count} given twice{': ' * bool(alike)}{alike}"
-    differ = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
-    first, second = " ".join(a for a, _ in differ), " ".join(b for _, b in differ)
+    first = " ".join(a for a in one if a not in other)
+    second = " ".join(a for a in other if a not in one) or "that without it"
     where = f" (e.g. with {alike})" if alike else ""
     return f"{count} left out, since {', '.join(keys)} makes no difference there: {first} is the run of {second}{where}"
 
@@ -166,7 +168,9 @@ def _all_faults(faults: Mapping[str, Sequence[str]], total: int) -> str:
         return next(iter(faults))
     bad = sum(map(len, faults.values()))
     lines = [f"{bad} of the {total} runs of this sweep cannot start, so none was started:"]
-    for message, where in faults.items():
+    for message, where in list(faults.items())[:FAULTS]:
         more = f" (and {len(where) - 1} more)" if len(where) > 1 else ""
         lines.append(f"  {message}\n    in: {where[0]}{more}")
+    if len(faults) > FAULTS:
+        lines.append(f"  ... and {len(faults) - FAULTS} other faults")
     return "\n".join(lines)

@@ -56,10 +56,10 @@ def locate(run: schema.Run) -> Source:
             name for name, value in identity_of(run.tfcaf).items() if value != identity_of(schema.Generation())[name]
         ]
         if changed:
-            words = ", ".join(f"tfcaf.{name}={getattr(run.tfcaf, name)}" for name in changed)
+            words = ", ".join(f"tfcaf.{name}" for name in changed)
             raise UserError(
-                f"llm={run.llm.name} has one function per task, and {words} asks for another one: choose an llm that can be "
-                f"asked ({', '.join(name for name in schema.CHOICES['llm'] if name != 'bundled')})."
+                f"llm={run.llm.name} has one function per task, and changing {words} asks for another one: choose an llm that can "
+                f"be asked ({', '.join(name for name in schema.CHOICES['llm'] if name != 'bundled')})."
             )
         return Source(entry.bundled(run.env.name, run.env.task))
     key = key_of(run)

@@ -7,7 +7,14 @@ from hydra.plugins.sweeper import Sweeper
 
 
 class GridSweeper(Sweeper):
-    """Expands ranges and lists and hands all combinations to the launcher at once."""
+    """Expands ranges and lists and hands all combinations to the launcher at once.
+
+    Args:
+        params: axes of an experiment, for what the command line leaves open. cases: axes that go together, one set at a time.
+    """
+
+    def __init__(self, params: Any = None, cases: Any = None) -> None:
+        self.params, self.cases = dict(params or {}), [dict(one) for one in cases or ()]
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         from hydra.core.plugins import Plugins
@@ -17,10 +24,11 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from qllm_exp.cli import combinations
+        from qllm_exp.cli import combinations, grids
 
         assert self.launcher is not None
-        returns = self.launcher.launch([list(one) for one in combinations(arguments)], initial_job_idx=0)
+        chosen = [list(one) for grid in grids(arguments, self.params, self.cases) for one in combinations(grid)]
+        returns = self.launcher.launch(chosen, initial_job_idx=0)
         if any(one.status.name == "FAILED" for one in returns):
             sys.exit(1)
         return None
