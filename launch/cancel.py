@@ -11,6 +11,7 @@ from qllm_exp.errors import UserError
 from qllm_exp.sweep import look
 from qllm_exp.sweep.queue import Queue
 from qllm_exp.sweep.state import NEW, QUEUED, RUNNING
+from qllm_exp.tracking.run_dir import RunDirectory
 
 GONE_S = 60.0  # seconds that Slurm is given to end the jobs
 
@@ -20,7 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.cancel", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a sweep, of a run, or of many")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="some of its runs (default: all)")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     try:
         print(cancel(given.folder, given.runs))
     except UserError as error:
@@ -42,9 +43,8 @@ def cancel(folder: Path, names: list[str]) -> str:
     for one in chosen:  # seen by a run within seconds, and by whoever would start it
         one.directory.path.mkdir(parents=True, exist_ok=True)
         one.directory.stop_request.touch()
-    base = folder if seen.sweep is None and not (folder / "config.yaml").exists() else folder.absolute().parent
-    queue = Queue.look(base)
-    whole = [job for job, runs in jobs.items() if queue.runs_of(job) <= runs]
+    base, queue = look.base_of(folder), Queue.look(look.base_of(folder))
+    whole = [job for job, runs in jobs.items() if _unfinished(queue.runs_of(job), base) <= runs]
     if whole:
         subprocess.run(["scancel", *whole], check=False)
         end = time.monotonic() + GONE_S
@@ -52,8 +52,14 @@ def cancel(folder: Path, names: list[str]) -> str:
             time.sleep(0.5)
     running = sum(one.state == RUNNING for one in chosen)
     stopped = f"{running} running, to stop at a checkpoint; {len(chosen) - running} waiting, not to be started"
-    slurm = f"; {len(whole)} Slurm job{'s' * (len(whole) != 1)} cancelled" if jobs else ""
+    slurm = f"; {len(whole)} Slurm task{'s' * (len(whole) != 1)} cancelled" if jobs else ""
     return f"{stopped}{slurm}"
+
+
+def _unfinished(names: set[str], base: Path) -> set[str]:
+    """Those runs that their job has yet to end."""
+    open_ = (RunDirectory(base / name) for name in names)
+    return {one.path.name for one in open_ if one.result() is None and one.status().get("state") != "failed"}
 
 
 if __name__ == "__main__":

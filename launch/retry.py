@@ -8,8 +8,11 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
 
 from qllm_exp.errors import UserError
 from qllm_exp.sweep import look
@@ -25,7 +28,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a sweep")
     parser.add_argument("rest", nargs="*", metavar="RUN | KEY=VALUE", help="some of its runs; options of the launcher")
     parser.add_argument("--missing", action="store_true", help="also what was stopped or never started")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = [one for one in given.rest if "=" in one]
     try:
@@ -46,23 +49,30 @@ def retry(folder: Path, names: list[str], options: list[str], missing: bool) -> 
         raise UserError(seen.note)
     states = (FAILED, DEAD, STOPPED, NEW) if missing or names else (FAILED, DEAD)
     chosen = [one.directory for one in seen.runs if one.state in states]
-    never = [one for one in chosen if not one.config.exists()]
-    if never:
-        raise UserError(
-            f"{len(never)} of these were never prepared; the sweep's own command does it: {seen.sweep.record.command}"
+    ready = [one for one in chosen if one.config.exists()]
+    if len(ready) < len(chosen):
+        print(
+            f"{len(chosen) - len(ready)} were never prepared; the sweep's own command does it: {seen.sweep.record.command}"
         )
-    if not chosen:
+    if not ready:
         print(f"nothing to run again: {look.title(seen)}")
-        return 0
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(options))
-    assert isinstance(given, dict)
-    changed = {str(key): value for key, value in given.items()}
+        return 3 if chosen else 0
+    changed = dict(map(_option, options))
     recorded = dict(seen.sweep.record.launcher)
     if changed.get("launcher", recorded.get("name")) != recorded.get("name"):
         recorded = {}
     recorded["name"] = changed.pop("launcher", recorded.get("name", "local"))
-    ended = again(seen.sweep, chosen, launcher_from(recorded | changed))
-    return 1 if any(one.failed for one in ended) else 0
+    return again(seen.sweep, ready, launcher_from(recorded | changed))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, as on the command line of a sweep (12:00:00 stays a text)."""
+    try:
+        parsed = OverridesParser.create().parse_override(text.removeprefix("hydra.launcher."))
+        value = parsed.value()
+    except HydraException:
+        raise UserError(f"{text!r} cannot be read: write KEY=VALUE, e.g. time=12:00:00 or mem_gb_per_run=8.") from None
+    return parsed.key_or_group, value.text if isinstance(value, QuotedString) else value
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def main() -> int:
     )
     parser.add_argument("--all", action="store_true", help="every run, the finished ones too")
     parser.add_argument("--json", action="store_true", help="for programs")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in `status | head`
     try:
         seen = [look.look(folder) for folder in given.folders]
     except UserError as error:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp import cli
-from qllm_exp.errors import UserError
+from qllm_exp.errors import RunFailed, UserError
 
 _BESIDE = Path(__file__).parent / "conf"  # in a wheel; in a checkout the folder is one level up
 CONF = _BESIDE if _BESIDE.exists() else Path(__file__).parent.parent / "conf"
@@ -24,8 +24,7 @@ def run(composed: DictConfig) -> float:
     from qllm_exp.sweep.single import run_one
 
     try:
-        if not cli.is_one_run(HydraConfig.get()):
-            raise UserError("experiment=... is a sweep: add -m, as in python -m qllm_exp -m experiment=smoke.")
+        cli.check_one_run(HydraConfig.get())
         return run_one(composed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -37,11 +36,12 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     try:
+        cli.typed[:] = sys.argv[1:]
         sys.argv[1:] = cli.arrange([cli.expand_ranges(argument) for argument in sys.argv[1:]])
         run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RunFailed) else 2
     except KeyboardInterrupt:  # while the runs were planned; runs in progress end at a checkpoint
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 3

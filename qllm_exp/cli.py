@@ -12,14 +12,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.errors import UserError, nearest
 
+typed: list[str] = []  # the command line as it was typed, for records
+
 _PART = r"\d+(?:-\d+)?"
 _RANGES = re.compile(rf"(?P<key>[+~]{{0,2}}[\w./@-]+)=(?P<value>{_PART}(?:,{_PART})*)")
+
+
+_NO_NUMBERS = ("hydra.", "sweep.name", "dir")  # here, 1-12 is a day and twelve hours, or a name
 
 
 def expand_ranges(argument: str) -> str:
     """'seed=0-2,7' becomes 'seed=0,1,2,7'; anything that is not made of whole numbers and ranges stays as it is."""
     match = _RANGES.fullmatch(argument)
-    if match is None or "-" not in match["value"]:
+    if match is None or "-" not in match["value"] or match["key"].startswith(_NO_NUMBERS):
         return argument
     values: list[str] = []
     for part in match["value"].split(","):
@@ -31,31 +36,43 @@ def expand_ranges(argument: str) -> str:
 
 
 def arrange(arguments: Sequence[str]) -> list[str]:
-    """What Hydra wants otherwise: -m in front of all overrides, --dry-run as one of them, ++ before a simulator's own options."""
+    """What Hydra wants otherwise: -m in front of all overrides, --dry-run as one of them, ++ before options of others'."""
     several = [a for a in arguments if a in ("-m", "--multirun")]
     others = [a for a in arguments if a not in ("-m", "--multirun")]
-    others = ["sweep.dry_run=true" if a == "--dry-run" else a for a in others]
-    return several[:1] + [f"++{a}" if a.startswith("env.options.") else a for a in others]
+    others = [
+        "sweep.dry_run=true" if a == "--dry-run" else re.sub(r"(?<==)~(?=/|$)", str(Path.home()), a) for a in others
+    ]
+    return several[:1] + [f"++{a}" if a.startswith(("env.options.", "hydra.launcher.sbatch")) else a for a in others]
 
 
-def combinations(arguments: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every combination of the values that overrides list: ['env=a,b', 'seed=0-1'] gives four. The last one varies fastest."""
+def combinations(arguments: Sequence[str], loader: Any = None) -> list[tuple[str, ...]]:
+    """Every combination of the values that overrides list: ['env=a,b', 'seed=0-1'] gives four. The last one varies fastest.
+
+    Args:
+        loader: Hydra's, for values such as mixer=glob(*).
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    axes: list[list[str]] = []
-    for override in OverridesParser.create().parse_overrides([expand_ranges(a) for a in arguments]):
+    axes: dict[str, list[str]] = {}
+    for override in OverridesParser.create(loader).parse_overrides([expand_ranges(a) for a in arguments]):
         key = override.get_key_element()
+        axes.pop(key, None)  # what is given twice counts as given last
         if override.is_sweep_override():
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
-            axes.append([f"{key}={override.get_value_element_as_str()}"])
-    return list(itertools.product(*axes))
+            axes[key] = [f"{key}={override.get_value_element_as_str()}"]
+    return list(itertools.product(*axes.values()))
 
 
-def is_one_run(hydra: Any) -> bool:
-    """False for an experiment's axes without -m. `hydra`: Hydra's part of the configuration."""
-    axes = hydra.sweeper.get("params") or hydra.sweeper.get("cases")
-    return hydra.mode.name != "RUN" or not axes
+def check_one_run(hydra: Any) -> None:
+    """UserError for what makes sense with -m only, where -m is not given. `hydra`: Hydra's part of the configuration."""
+    if hydra.mode.name != "RUN":
+        return
+    if hydra.sweeper.get("params") or hydra.sweeper.get("cases"):
+        raise UserError("experiment=... is a sweep: add -m, as in python -m qllm_exp -m experiment=smoke.")
+    launcher = hydra.runtime.choices.get("hydra/launcher")
+    if launcher != "local":
+        raise UserError(f"hydra/launcher={launcher} is for sweeps: add -m (a sweep may have one run).")
 
 
 def grids(arguments: Sequence[str], params: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -110,8 +127,9 @@ def explain(error: Exception, overrides: Iterable[str], conf: Path) -> str:
     several = re.search(r"Ambiguous value for argument '(?P<argument>.*)'", first)
     if several:
         return f"{several['argument']} is more than one run: add -m (python -m qllm_exp -m {' '.join(overrides)})."
-    if first.startswith("Error parsing override"):
-        return f"{first}: write KEY=VALUE, e.g. env=mpe or train.gamma=0.95."
+    if type(error).__name__ == "OverrideParseException" or first.startswith("Error parsing override"):
+        given = getattr(error, "override", None) or first
+        return f"{given!r} cannot be read: write KEY=VALUE, and quote other signs, e.g. env=mpe or 'dir=\"my runs\"'."
     return " ".join([first, *(line for line in rest if line.startswith("full_key"))])
 
 

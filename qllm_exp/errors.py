@@ -8,6 +8,10 @@ class UserError(Exception):
     """Says what was given, what is allowed and what to type instead."""
 
 
+class RunFailed(UserError):
+    """A run of a sweep ended with an error; others may have gone well."""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """' Did you mean X?' for the allowed word closest to the given one, or '' when none is close."""
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)

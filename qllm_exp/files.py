@@ -1,6 +1,8 @@
-"""Writing a file as one step."""
+"""Writing a file as one step, and locking one."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -23,3 +25,23 @@ def write_atomically(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
         raise
+
+
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # some shared file systems
+
+
+def flock(handle: int, kind: int) -> bool | None:
+    """Take a lock (fcntl.LOCK_SH or LOCK_EX, with LOCK_NB: without waiting) on an open file. It is freed when the file is closed.
+
+    Returns:
+        False when another process has it; None on a file system that has no locks.
+    """
+    try:
+        fcntl.flock(handle, kind)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        return None
+    return True

@@ -29,4 +29,7 @@ def find(group: str, name: str, shipped: Iterable[str]) -> ModuleType:
     if not known:
         own = "or the name of a module of your own on PYTHONPATH"
         raise UserError(f"{group}={name!r} is unknown.{nearest(name, shipped)} Allowed: {', '.join(shipped)}, {own}.")
-    return importlib.import_module(name)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever a module of the user's own may do
+        raise UserError(f"{group}={name!r} cannot be imported: {type(error).__name__}: {error}") from error

@@ -89,10 +89,16 @@ def progress(status: dict[str, Any]) -> str:
     return f"{step / total:.0%}{returned}{left}"
 
 
-def failure(directory: RunDirectory, error: str, log_path: Path | None = None) -> str:
-    """A failed run in four lines: name, error, log, and the command that runs it again."""
+def failure(directory: RunDirectory, error: str, log_path: Path | None) -> str:
+    """A failed run in four lines: name, error, log if there is one, and the command that runs it again."""
     again = shlex.join([python(), "-m", "qllm_exp.experiment", str(directory.path)])
-    return f"  {directory.path.name}\n    {error}\n    log: {log_path or directory.console}\n    again: {again}"
+    lines = [
+        f"  {directory.path.name}",
+        f"    {error}",
+        *([f"    log: {log_path}"] if log_path else []),
+        f"    again: {again}",
+    ]
+    return "\n".join(lines)
 
 
 def python() -> str:

@@ -8,13 +8,14 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 
 from qllm_exp.cli import explain
+from qllm_exp.errors import RunFailed
 from qllm_exp.sweep.launch import Launched, Launcher, launch
 
 
 def launched(
     context: Any, config: Any, job_overrides: Sequence[Sequence[str]], make: Callable[[bool], Launcher]
-) -> list[JobReturn]:
-    """Launch combinations of overrides; what Hydra wants to know of each.
+) -> tuple[list[JobReturn], int]:
+    """Launch combinations of overrides; what Hydra wants to know of each, and the exit code of it all.
 
     Args:
         context, config: as Hydra hands them to a plugin.
@@ -29,10 +30,10 @@ def launched(
         return context.config_loader.load_sweep_config(config, list(overrides))
 
     try:
-        done = launch(combinations, compose, lambda e, o: explain(e, o, conf), make(ours), compare=ours)
+        done = launch(combinations, compose, lambda e, o: explain(e, o, conf), make(ours), whole=ours)
     finally:
         Singleton.set_state(state)
-    return _returns(combinations, done)
+    return _returns(combinations, done), done.exit_code
 
 
 def _returns(combinations: Sequence[tuple[str, ...]], done: Launched) -> list[JobReturn]:
@@ -47,6 +48,6 @@ def _returns(combinations: Sequence[tuple[str, ...]], done: Launched) -> list[Jo
         if result is not None:
             one.status, one.return_value = JobStatus.COMPLETED, result["final_return"]
         elif ended is not None:
-            one.status, one.return_value = JobStatus.FAILED, RuntimeError(f"{directory.path.name}: {ended.error}")
+            one.status, one.return_value = JobStatus.FAILED, RunFailed(f"{directory.path.name}: {ended.error}")
         returns.append(one)
     return returns

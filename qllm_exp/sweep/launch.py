@@ -10,16 +10,17 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from qllm_exp.errors import UserError
+from qllm_exp import cli
+from qllm_exp.errors import UserError, choose
 from qllm_exp.preparation import Prepared, Settle
 from qllm_exp.results.summary import summarise
 from qllm_exp.sweep.compose import Overrides
 from qllm_exp.sweep.display import failure, python
 from qllm_exp.sweep.estimate import estimate
-from qllm_exp.sweep.plan import Plan, make_plan
+from qllm_exp.sweep.plan import Plan, digits, make_plan
 from qllm_exp.sweep.pool import Ended
 from qllm_exp.sweep.record import Sweep
-from qllm_exp.sweep.state import DONE, RUNNING
+from qllm_exp.sweep.state import DONE, QUEUED, RUNNING
 from qllm_exp.tracking.run_dir import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -41,22 +42,33 @@ class Launcher(Protocol):
     def at_a_time(self, device: str) -> int:
         """Runs at a time, at most."""
 
-    def start(
-        self, sweep: Sweep, directories: Sequence[RunDirectory], device: str, create: Callable[[RunDirectory], None]
-    ) -> list[Ended]:
-        """Start the runs of these folders, each made by `create` first. How those ended that did before this returns."""
+    def start(self, sweep: Sweep, work: "Work") -> list[Ended]:
+        """Start runs. How those ended that did before this returns."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Runs to start.
+
+    Attributes:
+        directories: of these runs. create: makes a folder ready, before its run starts.
+        running, queued: runs of the same sweep that somebody else has. device: 'cuda' when GPUs are to be handed round.
+    """
+
+    directories: Sequence[RunDirectory]
+    create: Callable[[RunDirectory], None] = lambda directory: None
+    running: Sequence[RunDirectory] = ()
+    queued: Sequence[RunDirectory] = ()
+    device: str = "cpu"
 
 
 @dataclass
 class Launched:
-    """A sweep that was started. `failed`: its runs that ended with an error or without a word."""
+    """A sweep that was started. `exit_code`: 0 all done or submitted, 1 some failed, 3 some are not done."""
 
     plan: Plan
     ended: list[Ended]
-
-    @property
-    def failed(self) -> list[Ended]:
-        return [one for one in self.ended if one.failed]
+    exit_code: int = 0
 
 
 def launch(
@@ -64,26 +76,25 @@ def launch(
     compose: Callable[[Overrides], DictConfig],
     explain: Callable[[Exception, Overrides], str],
     launcher: Launcher,
-    compare: bool = True,
+    whole: bool = True,
 ) -> Launched:
     """Plan, say what will be done, run what is not done, and show the comparison.
 
     Args:
-        compare: False for a part of a sweep that another sweeper leads.
+        whole: False for a part of a sweep that another sweeper leads.
     """
     settle = launcher.settle()
 
     def say_what_is_asked(plan: Plan) -> None:
         say(plan, launcher)
         functions, runs = len(plan.pending), sum(plan.pending.values())
-        log.info(
-            "  to be written first by a language model: %d credit-assignment function%s, for %d runs",
-            functions,
-            "s" * (functions != 1),
-            runs,
-        )
+        log.info("  a language model is to write %s, for %s, first", _count(functions, "function"), _count(runs, "run"))
 
     plan = make_plan(combinations, compose, explain, settle, say_what_is_asked)
+    if plan.asked.dry_run and not whole:
+        raise UserError("--dry-run is for sweeps of hydra/sweeper=grid: another sweeper decides as it goes.")
+    if not whole:  # one folder for all its parts
+        plan.asked = replace(plan.asked, name=plan.asked.name or f"sweep_{digits(shlex.join(cli.typed))}")
     if plan.generated:
         log.info("%s", _spent(plan.generated))
     if not plan.pending:
@@ -102,31 +113,40 @@ def launch(
         one = runs[directory.path]
         directory.create(replace(one.run, sweep=named), one.tfcaf)
 
-    ended = run(sweep, plan, launcher, create)
-    if compare:
+    ended = _start(launcher, sweep, plan, create)
+    if whole:
         conclude(sweep, ended, launcher.waits)
-    return Launched(plan, ended)
+    return Launched(plan, ended, exit_code([one.directory for one in plan.runs], ended, launcher.waits))
 
 
-def run(sweep: Sweep, plan: Plan, launcher: Launcher, create: Callable[[RunDirectory], None]) -> list[Ended]:
-    """Start what has to be run; what runs already, in another process, is waited for by a launcher that waits."""
-    chosen = plan.to_run + (plan.those(RUNNING) if launcher.waits else [])
+def _start(launcher: Launcher, sweep: Sweep, plan: Plan, create: Callable[[RunDirectory], None]) -> list[Ended]:
     for one in plan.to_run:
         one.directory.stop_request.unlink(missing_ok=True)
-    device = "cuda" if any(one.run.device == "cuda" for one in chosen) else "cpu"
-    return launcher.start(sweep, [one.directory for one in chosen], device, create) if chosen else []
+    device = "cuda" if any(one.run.device == "cuda" for one in plan.to_run) else "cpu"
+    groups = (plan.to_run, plan.those(RUNNING), plan.those(QUEUED))
+    directories, running, queued = ([one.directory for one in group] for group in groups)
+    if not directories and not (launcher.waits and (running or queued)):
+        return []
+    return launcher.start(sweep, Work(directories, create, running, queued, device))
 
 
-def again(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launcher) -> list[Ended]:
-    """Start runs of a sweep whose folders are there. How those ended that did before this returns."""
+def exit_code(asked: Sequence[RunDirectory], ended: Sequence[Ended], waited: bool) -> int:
+    """0 when all is done, or was submitted and left alone; 1 when a run failed; 3 when one is not done."""
+    if any(one.failed for one in ended):
+        return 1
+    return 3 if waited and any(one.result() is None for one in asked) else 0
+
+
+def again(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launcher) -> int:
+    """Start runs of a sweep whose folders are there. The exit code."""
     launcher.settle()
     sweep.forget_failures()
     for directory in directories:
         directory.stop_request.unlink(missing_ok=True)
     device = "cuda" if any(directory.read_config().device == "cuda" for directory in directories) else "cpu"
-    ended = launcher.start(sweep, directories, device, lambda directory: None)
+    ended = launcher.start(sweep, Work(directories, device=device))
     conclude(sweep, ended, launcher.waits)
-    return ended
+    return exit_code(directories, ended, launcher.waits)
 
 
 def say(plan: Plan, launcher: Launcher) -> None:
@@ -156,12 +176,16 @@ def conclude(sweep: Sweep, ended: Sequence[Ended], waited: bool) -> None:
     if failed:
         log.info("%d of %d runs failed:", len(failed), len(sweep.record.runs))
     for one in failed:
-        log.info("%s", failure(one.directory, one.error))
+        log.info("%s", failure(one.directory, one.error, one.directory.console))
     if failed:
         log.info("all of these again: %s -m launch.retry %s", python(), shlex.quote(str(sweep.path)))
     left = len(sweep.record.runs) - len(finished) - len(failed)
     if waited and left and not sweep.may_start():
         log.info("%d runs were not started, since %d had failed (sweep.max_failures)", left, sweep.record.max_failures)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _tidy(directory: RunDirectory) -> None:
@@ -190,9 +214,9 @@ def launcher_from(options: dict[str, Any]) -> Launcher:
     from qllm_exp.sweep.slurm import Slurm
 
     given = dict(options)
-    name = given.pop("name", "local")
+    name = choose("launcher", str(given.pop("name", "local")), ("local", "slurm"))
     try:
         made: Launcher = Slurm(**given) if name == "slurm" else Local(**given)
     except TypeError as error:
-        raise UserError(f"The launcher {name} does not take that: {error}") from None
+        raise UserError(f"The launcher {name} does not take that: {str(error).rpartition('__init__() ')[2]}.") from None
     return made

@@ -3,18 +3,19 @@
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from qllm_exp.errors import UserError
 from qllm_exp.experiment import INTERRUPTED
 from qllm_exp.preparation import Settle, settle_device
 from qllm_exp.sweep.display import Display
+from qllm_exp.sweep.launch import Work
 from qllm_exp.sweep.pool import Ended, Pool, slots
 from qllm_exp.sweep.record import Sweep
-from qllm_exp.tracking.run_dir import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,10 @@ class Local:
     n_jobs: int = 0
     waits = True  # `start` returns when the runs have ended
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.n_jobs, int) or self.n_jobs < 0:
+            raise UserError(f"hydra.launcher.n_jobs={self.n_jobs!r}: give a whole number; 0: one per core.")
+
     def options(self) -> dict[str, Any]:
         return {"name": "local", "n_jobs": self.n_jobs}
 
@@ -39,13 +44,17 @@ class Local:
     def at_a_time(self, device: str) -> int:
         return len(slots(self.n_jobs, device))
 
-    def start(
-        self, sweep: Sweep, directories: Sequence[RunDirectory], device: str, create: Callable[[RunDirectory], None]
-    ) -> list[Ended]:
-        """Run them all and say how each ended. Exits with INTERRUPTED after Ctrl-C or SIGTERM, when every process has ended."""
-        places = slots(self.n_jobs, device)
+    def start(self, sweep: Sweep, work: Work) -> list[Ended]:
+        """Run them all, with those that another process runs already, and say how each ended.
+
+        Exits with INTERRUPTED after Ctrl-C or SIGTERM, when every process has ended.
+        """
+        directories = [*work.directories, *work.running]
+        places = slots(self.n_jobs, work.device)
+        if work.queued:
+            log.info("  %d of the runs are left to Slurm, which has them in its queue", len(work.queued))
         display = Display(len(directories), len(places))
-        pool = Pool(directories, places, _Counting(display, sweep), create, sweep.may_start)
+        pool = Pool(directories, places, _Counting(display, sweep), work.create, sweep.may_start)
         with sweep.held(), _signals_interrupt():
             try:
                 return pool.run()

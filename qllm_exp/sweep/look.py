@@ -52,16 +52,21 @@ def look(path: Path, names: Sequence[str] = ()) -> Look:
     Args:
         names: runs, by name or by folder; none: all.
     """
-    sweep, directories = contents(path)
+    sweep, directories = contents(path.absolute())
     if names:
         directories = _chosen(directories, names, path)
     note = ""
-    folder = path if sweep is None and not (path / "config.yaml").exists() else path.absolute().parent
     try:
-        queue = Queue.look(folder)
+        queue = Queue.look(base_of(path))
     except UserError as error:
         queue, note = Queue({}), str(error)
     return Look(path, sweep, [state_of(one, queue) for one in directories], note)
+
+
+def base_of(path: Path) -> Path:
+    """The folder in which the runs of a folder are: its parent, or itself when it holds many."""
+    whole = path.absolute()
+    return whole.parent if (whole / RECORD).exists() or (whole / "config.yaml").exists() else whole
 
 
 def contents(path: Path) -> tuple[Sweep | None, list[RunDirectory]]:
@@ -83,7 +88,7 @@ def _chosen(directories: Sequence[RunDirectory], names: Sequence[str], path: Pat
     unknown = [name for name in names if Path(name).name not in known]
     if unknown:
         raise UserError(f"{path} has no run {unknown[0]!r}; python -m launch.status {path} --all lists them.")
-    return [known[Path(name).name] for name in names]
+    return [known[name] for name in dict.fromkeys(Path(name).name for name in names)]
 
 
 def title(seen: Look) -> str:
@@ -104,7 +109,7 @@ def lines(seen: Look, everything: bool = False) -> Iterator[str]:
         yield f"  {seen.note}"
     if seen.sweep is not None:
         holder = seen.sweep.holder()
-        by = f"; run by {holder}" if holder else ""
+        by = f"; run here by {holder}" if holder else ""
         yield f"  {seen.sweep.record.started}  {seen.sweep.record.command}{by}"
     for state in ORDER:
         those = [one for one in seen.runs if one.state == state]
@@ -121,10 +126,12 @@ def _run(one: RunState, sweep: Sweep | None) -> Iterator[str]:
     name, job = one.directory.path.name, f"  [{one.job}]" if one.job else ""
     if one.state in (FAILED, DEAD):
         job_log = sweep.job_log(name) if sweep is not None else None
-        log = one.directory.console if one.directory.console.exists() or job_log is None else job_log
-        yield f"  {one.state:8}" + failure(one.directory, one.why, log).lstrip()
+        logs = [log for log in (one.directory.console, one.directory.log, job_log) if log is not None and log.exists()]
+        yield f"  {one.state:8}" + failure(one.directory, one.why, next(iter(logs), None)).lstrip()
         if one.state == DEAD:
-            last = tail(log, LAST_LINES) + (tail(job_log, LAST_LINES) if job_log is not None and log != job_log else [])
+            last = [
+                line for log in {*logs[:1], *([job_log] if job_log in logs else [])} for line in tail(log, LAST_LINES)
+            ]
             yield from (f"    | {line}" for line in last)
         return
     words = {RUNNING: progress(one.status), DONE: _return(one)}.get(one.state, "")
@@ -142,8 +149,11 @@ def _advice(seen: Look) -> Iterator[str]:
         return
     if seen.count(FAILED, DEAD):
         yield f"run what failed again:  {python()} -m launch.retry {where}"
-    if seen.over() and seen.count(STOPPED, NEW):
-        yield f"run what is missing:    {python()} -m launch.retry {where} --missing"
+    missing = [one for one in seen.runs if one.state in (STOPPED, NEW)]
+    if missing and seen.over():
+        ready = all(one.directory.config.exists() for one in missing)
+        again = f"{python()} -m launch.retry {where} --missing" if ready else seen.sweep.record.command
+        yield f"run what is missing:    {again}"
     if seen.count(DONE) == len(seen.runs) and (seen.path / "table.md").exists():
         yield f"table: {seen.path / 'table.md'}"
 

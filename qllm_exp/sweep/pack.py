@@ -42,14 +42,13 @@ class Pack:
         sweep = Sweep(Path(self.sweep))
         terminated: list[int] = []
         places = slots(self.at_once, self.device)
-        if (
-            len(os.sched_getaffinity(0)) > self.cores
-        ):  # the job is not kept to cores of its own, so its runs cannot be either
+        if len(os.sched_getaffinity(0)) > self.cores:  # the job is not kept to its cores, so its runs cannot be either
             places = [replace(place, cores=None) for place in places]
         observer = _Lines(sweep, len(self.runs))
-        self._pool = pool = Pool(
-            [sweep.directory(name) for name in self.runs], places, observer, may_start=sweep.may_start
-        )
+        directories = [sweep.directory(name) for name in self.runs]
+        # A job that is queued again leaves alone what ended in an earlier turn of it.
+        left = [one for one in directories if one.result() is None and one.status().get("state") != "failed"]
+        self._pool = pool = Pool(left, places, observer, may_start=sweep.may_start)
 
         def stop(number: int, frame: FrameType | None) -> None:
             terminated.append(number)
@@ -59,10 +58,14 @@ class Pack:
         ended = pool.run()
         if terminated:
             self._go_on_elsewhere()
-        failed = [one for one in ended if one.failed]
+        for directory in pool.not_started:
+            directory.set_status_of_another(
+                "new", why=f"not started, since {sweep.record.max_failures} runs had failed"
+            )
+        failed = [one.path.name for one in directories if one.status().get("state") == "failed"]
         if failed:
-            raise RuntimeError("; ".join(ending(one) for one in failed))
-        return f"{len(ended)} of {len(self.runs)} runs ended"
+            raise RuntimeError(f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}")
+        return f"{len(ended)} of {len(directories)} runs ended"
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit before a time limit, in a signal's handler: stop at checkpoints, and be queued again."""

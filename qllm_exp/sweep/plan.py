@@ -53,7 +53,7 @@ class Plan:
     def name(self) -> str:
         """Name of the sweep: the one given, or one made from the runs in it, so that the same command finds it again."""
         names = "\n".join(sorted(one.directory.path.name for one in self.runs))
-        return self.asked.name or f"sweep_{hashlib.sha256(names.encode()).hexdigest()[:8]}"
+        return self.asked.name or f"sweep_{digits(names)}"
 
     @property
     def folder(self) -> Path:
@@ -68,6 +68,11 @@ class Plan:
         total = len(self.runs) + waiting
         done = f"{count[DONE]} done, {count[RUNNING]} running, {count[QUEUED]} queued"
         return f"{total} run{'s' * (total != 1)}: {done}, {rest} to run"
+
+
+def digits(text: str) -> str:
+    """Eight digits of a text's hash."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def make_plan(
@@ -96,8 +101,9 @@ def make_plan(
             faults.setdefault(str(error), []).append(" ".join(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             faults.setdefault(explain(error, overrides), []).append(" ".join(overrides))
-    if not faults and len({(run.sweep.name, run.dir) for run in checked}) > 1:
-        faults["A sweep has one sweep.name and one dir."] = [" ".join(combinations[0])]
+    for key, values in (("sweep.name", {run.sweep.name for run in checked}), ("dir", {run.dir for run in checked})):
+        if len(values) > 1 and not faults:
+            raise UserError(f"{key} takes one value in a sweep, and got {', '.join(sorted(values))}.")
     if faults:
         raise UserError(_all_faults(faults, len(combinations)))
     queue = Queue.look(Path(checked[0].dir))

@@ -76,6 +76,7 @@ class Pool:
         self.create, self.may_start = create, may_start
         self.jobs: dict[int, Job] = {}
         self.ended: list[Ended] = []
+        self.not_started: list[RunDirectory] = []  # since `may_start` said so
         self._nursery: Nursery | None = None
         self.stop_asked = False  # set it, e.g. in a signal's handler, to have `stop` called
 
@@ -137,6 +138,7 @@ class Pool:
 
     def _next(self, index: int) -> None:
         if not self.may_start():
+            self.not_started += self.waiting
             self.waiting.clear()
             return
         directory = self.waiting.popleft()

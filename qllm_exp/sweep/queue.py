@@ -37,16 +37,22 @@ class Job:
 
 
 class Queue:
-    """For each run that a job in the queue still has: the job."""
+    """For each run that a job in the queue still has: the job.
 
-    def __init__(self, jobs: dict[Path, Job]) -> None:
-        self._jobs = jobs
+    Attributes:
+        asked: False where there were submissions and there is no Slurm here to ask.
+    """
+
+    def __init__(self, jobs: dict[Path, Job], asked: bool = True) -> None:
+        self._jobs, self.asked = jobs, asked
 
     @classmethod
     def look(cls, folder: Path) -> "Queue":
         """Ask Slurm, if one of the sweeps in the folder was ever submitted from here. UserError when it does not answer."""
-        if not any(folder.glob(f"*/{JOBS}")) or shutil.which("squeue") is None:
+        if not any(folder.glob(f"*/{JOBS}")):
             return cls({})
+        if shutil.which("squeue") is None:
+            return cls({}, asked=False)
         jobs: dict[Path, Job] = {}
         for job, name, task in _listed():
             sweep, _, token = name.rpartition(".")
@@ -75,7 +81,10 @@ def packs_of(submission: Path) -> list[list[str]]:
 def _listed() -> Iterator[tuple[Job, str, int]]:
     """Job, its name and its array task, for every job of this user's."""
     command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", _FORMAT]
-    environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}  # seconds since 1970
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")
+    }  # a user's own defaults
+    environment |= {"SLURM_TIME_FORMAT": "%s"}  # seconds since 1970
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_S, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -10,16 +10,16 @@ import os
 import shlex
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qllm_exp import cli
 from qllm_exp.errors import UserError
-from qllm_exp.files import write_atomically
+from qllm_exp.files import flock, write_atomically
 from qllm_exp.sweep.queue import JOBS, packs_of
 from qllm_exp.tracking.run_dir import RunDirectory
 
@@ -51,14 +51,17 @@ class Sweep:
 
     @classmethod
     def start(cls, path: Path, runs: Sequence[str], launcher: dict[str, Any], max_failures: int) -> "Sweep":
-        """Write the record, or extend the one that is there."""
-        known = cls(path).record.runs if (path / RECORD).exists() else []
-        command = shlex.join(["python", "-m", "qllm_exp", *sys.argv[1:]])
-        names = list(dict.fromkeys([*known, *runs]))
-        record = Record(command, time.strftime("%Y-%m-%d %H:%M:%S"), names, launcher, max_failures)
+        """Write the record, or extend the one that is there. UserError when the folder is a run's, or cannot be written."""
+        if path.name in runs or (path / "config.yaml").exists():
+            raise UserError(f"sweep.name={path.name} is the name of a run's folder in {path.parent}. Choose another.")
+        command = shlex.join(["python", "-m", "qllm_exp", *cli.typed])
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_atomically(path / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+            with _locked(path / ".record.lock"):  # two sweeps of one name may be started in the same second
+                known = cls(path).record.runs if (path / RECORD).exists() else []
+                record = Record(command, started, list(dict.fromkeys([*known, *runs])), launcher, max_failures)
+                write_atomically(path / RECORD, json.dumps(asdict(record), indent=1) + "\n")
         except OSError as error:
             raise UserError(f"Cannot write the folder {path}: {error.strerror}. Choose another with dir=...") from error
         return cls(path)
@@ -108,9 +111,9 @@ class Sweep:
     @contextmanager
     def held(self) -> Iterator[None]:
         """While the sweep is run on this machine."""
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH)
+            flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             yield
@@ -120,21 +123,34 @@ class Sweep:
     def holder(self) -> str:
         """The process that runs the sweep on this machine, in words; '' when there is none."""
         try:
-            handle = os.open(self.path / ".lock", os.O_RDONLY)
+            handle = os.open(self._lock, os.O_RDONLY)
         except FileNotFoundError:
             return ""
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return os.pread(handle, 200, 0).decode()
-        except OSError:  # no locks here
-            pass
+            free = flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.pread(handle, 200, 0).decode() if free is False else ""
         finally:
             os.close(handle)
-        return ""
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".sweep.lock"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sweeps_in(folder: Path) -> list[Sweep]:
-    """The sweeps whose folders are in a folder, the oldest first."""
-    found = sorted(folder.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-    return [Sweep(path.parent) for path in found]
+    """The sweeps whose folders are in a folder, the oldest first; without those whose record cannot be read."""
+    found = []
+    for path in sorted(folder.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime):
+        with suppress(UserError):
+            found.append(Sweep(path.parent))
+    return found

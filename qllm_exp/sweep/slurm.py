@@ -7,18 +7,21 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qllm_exp.errors import UserError
+from qllm_exp.experiment import INTERRUPTED
 from qllm_exp.files import write_atomically
 from qllm_exp.preparation import Settle
 from qllm_exp.sweep.display import ending, python
+from qllm_exp.sweep.launch import Work
 from qllm_exp.sweep.pool import Ended
 from qllm_exp.sweep.queue import JOBS, PACKS, Queue
 from qllm_exp.sweep.record import Sweep
@@ -27,6 +30,7 @@ from qllm_exp.tracking.run_dir import RunDirectory
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 LOOK_S = 2.0  # seconds between looks at the run folders while waiting
 ASK_SLURM_S = 10.0  # ... and between questions to Slurm
 GONE_S = 20.0  # a run that neither runs nor is queued nor has ended, for so long, has died; shared file systems are slow to tell
@@ -56,9 +60,20 @@ class Slurm:
 
     def __post_init__(self) -> None:
         for name in ("runs_per_job", "at_once", "array_parallelism", "cpus_per_run"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"hydra.launcher.{name}={getattr(self, name)}: give a whole number from 1.")
+            self._check(name, _whole(getattr(self, name), 1), "a whole number from 1")
+        for name in ("gpus_per_job", "stop_before_s", "max_timeouts"):
+            self._check(name, _whole(getattr(self, name), 0), "a whole number from 0")
+        memory = self.mem_gb_per_run
+        self._check("mem_gb_per_run", memory is None or _positive(memory), "GB as a number, e.g. 4 or 1.5, or null")
+        self._check(
+            "setup", isinstance(self.setup, (list, tuple)), "a list of commands, e.g. 'setup=[\"module load gcc\"]'"
+        )
+        self._check("sbatch", isinstance(self.sbatch, dict), "options by name, e.g. 'sbatch={mail-type:FAIL}'")
         minutes(self.time)
+
+    def _check(self, name: str, right: bool, wanted: str) -> None:
+        if not right:
+            raise UserError(f"hydra.launcher.{name}={getattr(self, name)!r}: give {wanted}.")
 
     @property
     def waits(self) -> bool:
@@ -87,55 +102,63 @@ class Slurm:
     def at_a_time(self, device: str) -> int:
         return self.array_parallelism * min(self.at_once, self.runs_per_job)
 
-    def start(
-        self, sweep: Sweep, directories: Sequence[RunDirectory], device: str, create: Callable[[RunDirectory], None]
-    ) -> list[Ended]:
-        """Submit them; with `wait`, return when all have ended, and say how."""
-        for directory in directories:
-            create(directory)
-            directory.stop_request.unlink(missing_ok=True)
-            directory.set_status_of_another("queued")
-        names = [directory.path.name for directory in directories]
-        packs = [names[i : i + self.runs_per_job] for i in range(0, len(names), self.runs_per_job)]
+    def start(self, sweep: Sweep, work: Work) -> list[Ended]:
+        """Submit them. With `wait`, return when they and those that run or wait already have ended, and say how."""
+        packs = list(_parts(work.directories, self.runs_per_job))
+        failed: list[Ended] = []
         for part in _parts(packs, _largest_array()):
-            number = self._submit(sweep, part, device)
-            count = sum(map(len, part))
-            log.info(
-                "Slurm job %s: %d run%s in %d task%s",
-                number,
-                count,
-                "s" * (count > 1),
-                len(part),
-                "s" * (len(part) > 1),
-            )
+            try:
+                self._submit(sweep, part, work)
+            except UserError as error:
+                if part[0] is packs[0]:
+                    raise
+                log.info("%s", error)  # a part of the sweep is submitted already
+                failed += [Ended(one, f"not submitted: {error}", failed=True) for pack in part for one in pack]
         where = shlex.quote(str(sweep.path))
         log.info("to see them: %s -m launch.status %s    (also: watch, logs, cancel, retry)", python(), where)
-        return _wait(sweep, directories) if self.wait and directories else []
+        if not self.wait:
+            return failed
+        lost = {one.directory.path for one in failed}
+        watched = [one for one in (*work.directories, *work.running, *work.queued) if one.path not in lost]
+        try:
+            return failed + _wait(sweep, watched)
+        except KeyboardInterrupt:
+            log.info("no longer waiting; the jobs go on (%s -m launch.cancel %s stops them)", python(), where)
+            sys.exit(INTERRUPTED)
 
-    def _submit(self, sweep: Sweep, packs: Sequence[Sequence[str]], device: str) -> str:
-        """Submit one array and return its job's number."""
+    def _submit(self, sweep: Sweep, packs: Sequence[Sequence[RunDirectory]], work: Work) -> None:
+        """Submit one array."""
         from qllm_exp.sweep.submit import PARAMETERS
 
         token = secrets.token_hex(3)
         folder = (sweep.path / JOBS / token).absolute()
         folder.mkdir(parents=True)
         at_once = min(self.at_once, max(map(len, packs)))
-        pack = {"at_once": at_once, "cores": at_once * self.cpus_per_run, "device": device}
+        pack = {"at_once": at_once, "cores": at_once * self.cpus_per_run, "device": work.device}
         given = {
             "parameters": self._parameters(f"{sweep.path.name}.{token}", at_once),
             "pack": pack,
             "python": self.python or shlex.quote(sys.executable),
             "max_timeouts": self.max_timeouts,
         }
+        directories = [directory for pack in packs for directory in pack]
+        before = {}
+        for directory in directories:
+            work.create(directory)
+            before[directory] = directory.status()
+            directory.set_status_of_another("queued")
         write_atomically(folder / PARAMETERS, json.dumps(given, indent=1) + "\n")
-        write_atomically(folder / PACKS, json.dumps(packs, indent=1) + "\n")
-        command = [sys.executable, "-m", "qllm_exp.sweep.submit", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
-        if done.returncode:
+        write_atomically(
+            folder / PACKS, json.dumps([[one.path.name for one in pack] for pack in packs], indent=1) + "\n"
+        )
+        number, said = _hand_over(folder)
+        if not number:
+            for directory, status in before.items():
+                directory.set_status_of_another(**{"state": "new", **status})
             shutil.rmtree(folder, ignore_errors=True)
-            said = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(f"sbatch did not take the sweep: {' '.join(said[-3:])}")
-        return done.stdout.split()[-1]
+            raise UserError(f"sbatch did not take the sweep: {' '.join(dict.fromkeys(said[-6:])) or 'no message'}")
+        runs, tasks = len(directories), len(packs)
+        log.info("Slurm job %s: %d run%s in %d task%s", number, runs, "s" * (runs > 1), tasks, "s" * (tasks > 1))
 
     def _parameters(self, name: str, at_once: int) -> dict[str, Any]:
         """submitit's parameters of a job with `at_once` runs at a time."""
@@ -147,7 +170,7 @@ class Slurm:
             "ntasks_per_node": 1,
             "cpus_per_task": cpus,
             "array_parallelism": self.array_parallelism,
-            "signal_delay_s": self.stop_before_s,
+            "signal_delay_s": min(self.stop_before_s, minutes(self.time) * 60 // 4),
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
@@ -162,6 +185,34 @@ class Slurm:
             "additional_parameters": {"requeue": True, **self.sbatch},
         }
         return {key: value for key, value in given.items() if value is not None} | {"wckey": None}  # submitit sets one
+
+
+def _hand_over(folder: Path) -> tuple[str, list[str]]:
+    """The job's number, or '' and what Slurm said against it. Ctrl-C has to wait until it is known which of the two."""
+    command = [sys.executable, "-m", "qllm_exp.sweep.submit", str(folder)]
+    pipe = subprocess.PIPE
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda n, frame: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        out, err = process.communicate()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        log.info("Slurm job %s was submitted", out.strip() or "-")
+        raise KeyboardInterrupt
+    return (out.split()[-1] if process.returncode == 0 else ""), err.strip().splitlines()
+
+
+def _whole(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def minutes(given: Any) -> int:
@@ -195,9 +246,9 @@ def _largest_array() -> int:
     return max(1, int(match[1]) - 1) if match else 1000  # 1001 is Slurm's default
 
 
-def _parts(packs: Sequence[Sequence[str]], size: int) -> Iterator[Sequence[Sequence[str]]]:
-    for begin in range(0, len(packs), size):
-        yield packs[begin : begin + size]
+def _parts(whole: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for begin in range(0, len(whole), size):
+        yield whole[begin : begin + size]
 
 
 def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[Ended]:
@@ -208,7 +259,7 @@ def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[Ended]:
     while open_:
         now = time.monotonic()
         if now - asked >= ASK_SLURM_S:
-            queue, asked = Queue.look(sweep.path.parent), now
+            queue, asked = _asked_again(sweep, queue), now
         for directory in list(open_):
             at = state_of(directory, queue)
             if at.state in (RUNNING, QUEUED):
@@ -226,3 +277,12 @@ def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[Ended]:
             log.info("[%d/%d] %s", len(ended), len(directories), ending(one))
         time.sleep(LOOK_S if open_ else 0)
     return ended
+
+
+def _asked_again(sweep: Sweep, known: Queue) -> Queue:
+    """What is queued now; what was, while Slurm does not answer."""
+    try:
+        return Queue.look(sweep.path.parent)
+    except UserError as error:
+        log.info("%s", error)
+        return known

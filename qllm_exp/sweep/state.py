@@ -1,6 +1,5 @@
 """How a run stands, from its folder and the queue alone."""
 
-import socket
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,13 +29,18 @@ class RunState:
 
 def state_of(directory: RunDirectory, queue: Queue) -> RunState:
     """How the run of a folder stands, whether the folder is there or not."""
-    if (directory.path / "result.json").exists():
+    if directory.result() is not None:
         return RunState(directory, DONE, status=directory.status())
     job = queue.job_of(directory.path)
     status = directory.status()
     state, why = _unfinished(directory, status, job)
-    if state in (DEAD, NEW) and directory.stop_request.exists():
-        state, why = STOPPED, f"on request, at {100 * _share(status):.0f}%"
+    if state == DEAD and not queue.asked:
+        why += ", or waits in a queue that cannot be asked from here (no squeue)"
+    if state in (DEAD, NEW, QUEUED) and directory.stop_request.exists():
+        state, why = (
+            STOPPED,
+            f"on request, at {100 * _share(status):.0f}%" if _share(status) else "not started, on request",
+        )
     return RunState(directory, state, why, job, status)
 
 
@@ -45,20 +49,9 @@ def _unfinished(directory: RunDirectory, status: dict[str, Any], job: Job | None
     if said == "failed":
         return FAILED, str(status.get("error") or "no message")
     if said == "running":
-        silent = directory.silent_s(status)
-        waits = job is not None and (job.state != "RUNNING" or float(status.get("heartbeat") or 0) < job.started)
-        if directory.owner():
-            return RUNNING, ""
-        if job is not None:
-            where = (
-                "goes on when its job starts again"
-                if job.state != "RUNNING"
-                else "goes on when its turn comes in its job"
-            )
-            return (QUEUED, where) if waits else (RUNNING, _silence(silent) if silent > HEARTBEAT_LIMIT_S else "")
-        if status.get("host") != socket.gethostname() and silent < HEARTBEAT_LIMIT_S:
-            return RUNNING, ""
-        return DEAD, f"ended without a word at {100 * _share(status):.0f}%; {_silence(silent)}"
+        return _running(directory, status, job)
+    if said == "new":  # left alone by the job that had it
+        return NEW, str(status.get("why") or "")
     if job is not None:
         return QUEUED, "its turn comes in its job" if job.state == "RUNNING" else ""
     if said == "queued":
@@ -66,6 +59,21 @@ def _unfinished(directory: RunDirectory, status: dict[str, Any], job: Job | None
     if said == "interrupted":
         return STOPPED, f"at {100 * _share(status):.0f}%"
     return NEW, ""
+
+
+def _running(directory: RunDirectory, status: dict[str, Any], job: Job | None) -> tuple[str, str]:
+    """A run that said last that it was running."""
+    silent = directory.silent_s(status)
+    silence = _silence(silent) if silent > HEARTBEAT_LIMIT_S else ""
+    if directory.owner():
+        return RUNNING, silence
+    if job is None:
+        return DEAD, f"ended without a word at {100 * _share(status):.0f}%; {_silence(silent)}"
+    if job.state != "RUNNING":
+        return QUEUED, "goes on when its job starts again"
+    if float(status.get("heartbeat") or 0) < job.started:
+        return QUEUED, "goes on when its turn comes in its job"
+    return RUNNING, silence
 
 
 def _share(status: dict[str, Any]) -> float:

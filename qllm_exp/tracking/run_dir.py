@@ -8,7 +8,6 @@ log.txt         what happened, as text             console.txt     what its proc
 stop            there when the run is asked to stop at a checkpoint, or not to be started
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -23,10 +22,9 @@ from omegaconf import OmegaConf
 from qllm_exp import config as configuration
 from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.files import write_atomically
+from qllm_exp.files import flock, write_atomically
 
 HEARTBEAT_LIMIT_S = 60.0  # a running run that gave no sign of life for so many seconds has died
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # some shared file systems
 
 
 class Busy(UserError):
@@ -109,7 +107,7 @@ class RunDirectory:
         if owner:
             raise Busy(f"{self.path} is being run already, by {owner}.")
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        if _flock(self._lock, fcntl.LOCK_EX) is False:
+        if flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
             os.close(self._lock)
             self._lock = None
             raise Busy(f"{self.path} is being run already, by another process.")
@@ -122,23 +120,27 @@ class RunDirectory:
         Args:
             wait_s: ask for so long, since one who asks holds the lock for a moment.
         """
-        try:
-            handle = os.open(self.path / ".lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return ""
-        try:
-            end = time.monotonic() + wait_s
-            while (free := _flock(handle, fcntl.LOCK_SH)) is False:
-                if time.monotonic() >= end:
-                    return os.pread(handle, 200, 0).decode() or "another process"
-                time.sleep(0.02)
-        finally:
-            os.close(handle)
+        end = time.monotonic() + wait_s
+        while (free := self._is_free()) is False:
+            if time.monotonic() >= end:
+                return (self.path / ".lock").read_text() or "another process"
+            time.sleep(0.02)
         status = self.status()
         told = free and status.get("host", "") == socket.gethostname()  # the lock says all about this machine
         if status.get("state") == "running" and not told and self.silent_s(status) < HEARTBEAT_LIMIT_S:
             return f"process {status.get('pid')} on {status.get('host')}"
         return ""
+
+    def _is_free(self) -> bool | None:
+        """Whether no process has the lock; None where there are no locks."""
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        try:
+            return flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(handle)
 
     @staticmethod
     def silent_s(status: dict[str, Any]) -> float:
@@ -160,14 +162,14 @@ class RunDirectory:
         return os.lseek(self._metrics, 0, os.SEEK_END)
 
     def set_status(self, state: str, **more: Any) -> None:
-        """state: queued | running | finished | interrupted | failed."""
+        """state: new | queued | running | finished | interrupted | failed."""
         with self._status_lock:
             self._status |= {**more, "state": state, "pid": os.getpid(), "host": socket.gethostname()}
         self.renew_status()
 
     def set_status_of_another(self, state: str, **more: Any) -> None:
-        """The same for a run of another process, whose figures stay."""
-        text = json.dumps(self.status() | more | {"state": state, "heartbeat": time.time()}, indent=1) + "\n"
+        """The same for a run that this process does not run; its figures stay."""
+        text = json.dumps(self.status() | more | {"state": state}, indent=1) + "\n"
         write_atomically(self.path / "status.json", text)
 
     def renew_status(self) -> None:
@@ -195,8 +197,7 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """The final figures, None while the run is not finished."""
-        path = self.path / "result.json"
-        return _read_json(path) if path.exists() else None
+        return _read_json(self.path / "result.json") or None
 
     def finish(self, result: dict[str, Any]) -> None:
         write_atomically(self.path / "result.json", json.dumps(result, indent=1) + "\n")
@@ -218,25 +219,14 @@ def tail(path: Path, count: int) -> list[str]:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-    return [line for line in lines if line.strip()][-count:]
-
-
-def _flock(handle: int, kind: int) -> bool | None:
-    """Take a lock without waiting; False when another process has it, None on a file system that has no locks."""
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
-        return None
-    return True
+    said = [line for line in lines if line.strip()]
+    return said[max(0, len(said) - count) :]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing where there is no such file or it says something else."""
     try:
-        read: dict[str, Any] = json.loads(path.read_text())
+        read = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return read
+    return read if isinstance(read, dict) else {}

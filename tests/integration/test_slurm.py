@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -223,12 +225,65 @@ def test_wait_returns_at_the_end_and_says_what_failed(cluster):
     assert "1 of 2 runs failed" in text and "the simulator says no" in text and "(n=1)" in text
 
 
+def test_wait_waits_for_what_runs_and_is_queued_already(cluster):
+    cluster.sweep(*LONG, "seed=0-4", **PAUSE)
+    cluster.until(cluster.training)
+    text = cluster.sweep(*LONG, "seed=0-4", "hydra.launcher.wait=true", **PAUSE)
+    assert ", 0 to run" in text and "(n=5)" in text and "Slurm job" not in text, text
+    assert not cluster.queue()
+    for run in cluster.runs():
+        assert (run / "log.txt").read_text().count("ready after") == 1
+
+
+def test_ctrl_c_while_slurm_takes_its_time_loses_nothing(cluster, tmp_path):
+    slow = tmp_path / "bin/sbatch"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep 3\nexec {shutil.which("sbatch")} "$@"\n')
+    slow.chmod(0o755)
+    environment = cluster.environment | {"PATH": f"{slow.parent}:{os.environ['PATH']}"}
+    process = subprocess.Popen(cluster.command(*TINY), env=environment, stderr=subprocess.PIPE, text=True)
+    cluster.until(lambda: cluster.folder.exists() and list(cluster.path.glob("jobs/*/packs.json")))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 3 and "was submitted" in text, text
+    cluster.until_empty()
+    assert set(cluster.states().values()) == {"done"}
+
+
+def test_what_slurm_refuses_leaves_the_runs_as_they_were(cluster):
+    text = cluster.sweep(*TINY, "hydra.launcher.partition=nowhere", check=2)
+    assert "sbatch did not take the sweep" in text and set(cluster.states().values()) == {"new"}
+    cluster.sweep(*TINY, "hydra.launcher.sbatch={comment:hello}", "hydra.launcher.setup=[sleep 5]")
+    assert cluster.type("squeue", "-h", "-o", "%k")[1].strip() == "hello"
+    cluster.until_empty()
+    assert set(cluster.states().values()) == {"done"}
+
+
+def test_max_failures_of_packed_runs(cluster):
+    args = [*TINY, "+env.fault=raise,exit,w1,w2", "sweep.max_failures=2", "hydra.launcher.runs_per_job=4"]
+    cluster.sweep(*args)
+    cluster.until_empty()
+    code, text = cluster.status()
+    assert code == 1 and "2 failed, 2 new" in text and "not started, since 2 runs had failed" in text, text
+
+
+def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(cluster):
+    cluster.sweep(*LONG, "seed=0-2", "hydra.launcher.runs_per_job=3", "hydra.launcher.at_once=2", **PAUSE)
+    cluster.until(lambda: len(cluster.training()) == 2)
+    first, _, last = cluster.runs()
+    code, text = cluster.python("launch.cancel", cluster.path, first.name, last.name)
+    assert code == 0 and "1 running" in text and "1 waiting" in text and "0 Slurm tasks cancelled" in text, text
+    cluster.until_empty()
+    assert sorted(cluster.states().values()) == ["done", "stopped", "stopped"]
+
+
 def test_cancel_takes_runs_out_of_the_queue_and_stops_them_at_a_checkpoint(cluster, undisturbed):
     args = [*LONG, "seed=0-2", "hydra.launcher.runs_per_job=2"]
     cluster.sweep(*args, **PAUSE)
     cluster.until(lambda: len(cluster.training()) == 2)
     code, text = cluster.python("launch.cancel", cluster.path)
-    assert code == 0 and "2 running" in text and "1 waiting" in text and "2 Slurm jobs cancelled" in text, text
+    assert code == 0 and "2 running" in text and "1 waiting" in text and "2 Slurm tasks cancelled" in text, text
     states = cluster.states()
     assert sorted(states.values()) == ["stopped", "stopped", "stopped"] and not cluster.queue(), states
     assert "3 to run" in cluster.sweep(*args)
@@ -240,7 +295,5 @@ def test_cancel_takes_runs_out_of_the_queue_and_stops_them_at_a_checkpoint(clust
 def test_a_device_that_the_jobs_do_not_have_is_refused_before_anything_starts(cluster):
     text = cluster.sweep(*TINY, "device=cuda", check=2)
     assert "device=cuda: these jobs have no GPU" in text and not cluster.folder.exists()
-    text = cluster.sweep(*TINY, "hydra.launcher.partition=nowhere", check=2)
-    assert "sbatch did not take the sweep" in text and "partition" in text
     text = cluster.sweep(*TINY, "hydra.launcher.time=soon", check=2)
     assert "is no time limit" in text

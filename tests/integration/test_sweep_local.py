@@ -33,7 +33,7 @@ def start(folder, *overrides, **more):
     )  # fmt: skip
 
 
-def call(folder, *overrides, check=0, several=True, cwd=None, **more):
+def call(folder, *overrides, check=0, several=True, **more):
     environment = os.environ | {"PYTHONPATH": str(HERE)} | more
     done = subprocess.run(
         command(folder, *overrides, several=several),
@@ -41,7 +41,6 @@ def call(folder, *overrides, check=0, several=True, cwd=None, **more):
         text=True,
         timeout=280,
         env=environment,
-        cwd=cwd,
     )
     text = done.stdout + done.stderr
     assert check is None or done.returncode == check, text
@@ -209,6 +208,27 @@ def test_max_failures_starts_no_more_and_retry_runs_what_failed(tmp_path):
     assert "6 to run" in text and text.count("(n=1)") == 12
 
 
+def test_after_a_stop_what_is_advised_finishes_the_sweep(tmp_path):
+    args = [*TINY, "train.total_steps=60000", "seed=0-2", "hydra.launcher.n_jobs=1"]
+    process = start(tmp_path / "r", *args, **PAUSE)
+    until(lambda: list((tmp_path / "r").glob("*/metrics.jsonl")))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    code, text = tool("status", sweep_of(tmp_path / "r"))
+    assert code == 3 and "1 stopped, 2 new" in text, text
+    advised = re.search(r"run what is missing:\s+python (.*)", text)[1].split()
+    assert "seed=0-2" in advised, "as it was typed"
+    environment = os.environ | {"PYTHONPATH": str(HERE)}
+    done = subprocess.run([sys.executable, *advised], capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0 and "(n=3)" in done.stderr, done.stderr
+
+
+def test_two_sweeps_of_one_name_started_together_keep_all_their_runs(tmp_path):
+    both = [start(tmp_path / "r", *TINY, f"seed={seed}", "sweep.name=one") for seed in (0, 1)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert len(json.loads((tmp_path / "r/one/sweep.json").read_text())["runs"]) == 2
+
+
 def test_a_named_sweep_grows(tmp_path):
     call(tmp_path / "r", *TINY, "seed=0", "sweep.name=figure3", "sweep.tags=[paper]")
     text = call(tmp_path / "r", *TINY, "seed=1-2", "sweep.name=figure3", "sweep.tags=[paper]")
@@ -227,6 +247,7 @@ def test_cancel_stops_a_running_sweep_run_by_run(tmp_path):
     assert code == 0 and "1 running" in text and "2 waiting" in text, text
     text = process.communicate(timeout=60)[0]
     assert "stopped at a checkpoint" in text and text.count("not started, as was asked") == 2, text
+    assert process.returncode == 3
     code, text = tool("watch", sweep_of(tmp_path / "r"))
     assert code == 3 and "3 stopped" in text, text
 
@@ -239,10 +260,11 @@ def test_other_sweepers_of_hydra_get_the_final_return(tmp_path):
         "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "hydra.sweeper.direction=maximize",
         "train.learning_rate=interval(0.0001,0.01)",
     ]  # fmt: skip
-    text = call(tmp_path / "optuna", *TINY, *optuna, cwd=tmp_path)
+    call(tmp_path / "optuna", *TINY, *optuna)
+    assert len(list((tmp_path / "optuna").glob("*/sweep.json"))) == 1
     found = {run: json.loads((run / "result.json").read_text())["final_return"] for run in runs(tmp_path / "optuna")}
     assert len(found) == 4
-    best = re.search(r"best_value: (\S+)", (tmp_path / "optimization_results.yaml").read_text())
+    best = re.search(r"best_value: (\S+)", (tmp_path / "optuna/optimization_results.yaml").read_text())
     assert float(best[1]) == max(found.values())
 
 
@@ -261,3 +283,38 @@ def test_what_is_asked_wrongly_is_refused_before_anything_starts(tmp_path):
     assert done.returncode == 2 and "there is no sbatch here" in done.stderr
     code, text = tool("status", tmp_path / "nothing")
     assert code == 2 and "holds no run and no sweep" in text
+    for args, message in [
+        (["hydra.launcher.n_jobs=-1"], "hydra.launcher.n_jobs=-1: give a whole number"),
+        (["hydra.launcher.n_jobs=two"], "hydra.launcher.n_jobs='two': give a whole number"),
+        (["sweep.name=a,b"], "sweep.name takes one value in a sweep, and got a, b"),
+        (["hydra/sweeper=basic", "--dry-run"], "--dry-run is for sweeps of hydra/sweeper=grid"),
+        (["seed=0,"], "cannot be read: write KEY=VALUE"),
+    ]:
+        text = call(tmp_path / "r", *TINY, *args, check=2)
+        assert message in text and "Traceback" not in text, text
+    text = call(tmp_path / "r", *TINY, "hydra/launcher=slurm", several=False, check=2)
+    assert "hydra/launcher=slurm is for sweeps: add -m" in text
+    assert not runs(tmp_path / "r")
+
+
+def test_odd_names_and_places(tmp_path):
+    folder = tmp_path / "my runs"
+    call(folder, *TINY, "seed=0,0", "seed=1", "sweep.name=2026-11")  # what is given last counts
+    (run,) = runs(folder)
+    assert "_s1_" in run.name and sweep_of(folder).name == "2026-11"
+    text = call(folder, *TINY, "seed=1-2", f"sweep.name={run.name}", check=2)
+    assert "is the name of a run's folder" in text
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.status", "."], capture_output=True, text=True, cwd=folder / "2026-11", timeout=60
+    )
+    assert done.returncode == 0 and "1 done" in done.stdout, done.stdout + done.stderr
+    (folder / "broken").mkdir()
+    (folder / "broken/sweep.json").write_text("{")
+    assert tool("status", folder, "--all", folder / "2026-11")[0] == 0
+    code, text = tool("retry", folder / "2026-11", "launcher=slrm", run.name)
+    assert code == 0 and "nothing to run again" in text
+    (run / "result.json").write_text("")
+    code, text = tool("retry", folder / "2026-11", "launcher=slrm", "--missing", run.name)
+    assert code == 2 and "Did you mean 'slurm'?" in text, text
+    assert tool("retry", folder / "2026-11", run.name, run.name, "--missing")[0] == 0
+    assert tool("status", folder / "2026-11")[0] == 0

@@ -1,5 +1,6 @@
 """Where runs go: cores and GPUs; and how a run stands, from its folder and the queue."""
 
+import errno
 import json
 import os
 import socket
@@ -7,8 +8,10 @@ import time
 
 import pytest
 
+from launch import retry
+from qllm_exp import files
 from qllm_exp.errors import UserError
-from qllm_exp.sweep import pool, state
+from qllm_exp.sweep import pool, record, state
 from qllm_exp.sweep.queue import Job, Queue
 from qllm_exp.sweep.slurm import Slurm, minutes
 from qllm_exp.tracking.run_dir import Busy, RunDirectory
@@ -64,7 +67,7 @@ def test_how_a_run_stands(tmp_path):
     assert at(directory, state="interrupted", env_step=1, total_steps=4).why == "at 25%"
     directory.stop_request.touch()
     assert at(directory, state="queued").state == state.STOPPED
-    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "result.json").write_text('{"final_return": 1.0}')
     assert at(directory, state="failed").state == state.DONE
 
 
@@ -102,3 +105,33 @@ def test_resources_are_for_the_runs_at_a_time():
     assert given["srun_args"] == ["--cpus-per-task=8"] and given["additional_parameters"]["requeue"] is True
     with pytest.raises(UserError, match=r"hydra\.launcher\.at_once=0"):
         Slurm(at_once=0)
+
+
+def test_a_file_system_without_locks_is_lived_with(tmp_path, monkeypatch):
+    def none_here(handle, kind):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(files.fcntl, "flock", none_here)
+    directory = RunDirectory(tmp_path)
+    directory.lock()
+    directory.set_status("running")
+    assert RunDirectory(tmp_path).owner() == f"process {os.getpid()} on {socket.gethostname()}", "by its heartbeat"
+    directory.close()
+    sweep = record.Sweep.start(tmp_path / "sweep", ["run"], {"name": "local"}, 0)
+    with sweep.held():
+        assert sweep.holder() == ""
+
+
+def test_options_of_retry_are_read_as_a_sweeps_are():
+    assert retry._option("time=12:00:00") == ("time", "12:00:00")
+    assert retry._option("hydra.launcher.mem_gb_per_run=8") == ("mem_gb_per_run", 8)
+    with pytest.raises(UserError, match="write KEY=VALUE"):
+        retry._option("time=[")
+
+
+@pytest.mark.parametrize(
+    "given", [{"mem_gb_per_run": "4G"}, {"gpus_per_job": "a100:1"}, {"setup": "module load gcc"}, {"stop_before_s": -1}]
+)
+def test_options_of_jobs_that_make_no_sense_are_refused(given):
+    with pytest.raises(UserError, match=next(iter(given))):
+        Slurm(**given)

@@ -19,6 +19,7 @@ class GridSweeper(Sweeper):
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         from hydra.core.plugins import Plugins
 
+        self.loader = hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -27,8 +28,11 @@ class GridSweeper(Sweeper):
         from qllm_exp.cli import combinations, grids
 
         assert self.launcher is not None
-        chosen = [list(one) for grid in grids(arguments, self.params, self.cases) for one in combinations(grid)]
-        returns = self.launcher.launch(chosen, initial_job_idx=0)
-        if any(one.status.name == "FAILED" for one in returns):
-            sys.exit(1)
+        chosen = [
+            list(one) for grid in grids(arguments, self.params, self.cases) for one in combinations(grid, self.loader)
+        ]
+        self.launcher.launch(chosen, initial_job_idx=0)
+        code = getattr(self.launcher, "exit_code", 0)
+        if code:
+            sys.exit(code)
         return None

@@ -20,4 +20,5 @@ class LocalLauncher(Launcher):
         from qllm_exp.sweep.from_hydra import launched
         from qllm_exp.sweep.local import Local
 
-        return launched(self.context, self.config, job_overrides, lambda ours: Local(**self.options))
+        returns, self.exit_code = launched(self.context, self.config, job_overrides, lambda ours: Local(**self.options))
+        return returns

@@ -23,6 +23,7 @@ class SlurmLauncher(Launcher):
         from qllm_exp.sweep.slurm import Slurm
 
         given: Any = OmegaConf.to_container(OmegaConf.create(self.options), resolve=True)
-        return launched(
+        returns, self.exit_code = launched(
             self.context, self.config, job_overrides, lambda ours: Slurm(**given | ({} if ours else {"wait": True}))
         )
+        return returns
