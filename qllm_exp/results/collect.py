@@ -1,98 +1,200 @@
-"""From run folders to plain records."""
+"""From folders to the finished runs in them, as records, and to those that are not finished, each with how it stands."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-
+from qllm_exp.errors import UserError
+from qllm_exp.results.naming import names
+from qllm_exp.results.reading import EVERY, Method, Reader, Record
+from qllm_exp.sweep.queue import Queue
+from qllm_exp.sweep.state import DEAD, FAILED, NEW, QUEUED, RUNNING, STOPPED, state_of
 from qllm_exp.tracking.run_dir import RunDirectory
 
-# Settings that say where or how a run was made, not what it is.
-_NOT_A_METHOD = (
-    *("seed", "dir", "device", "env.name", "env.task", "env.workers", "tracking.", "sweep.", "mixer.file"),
-    *("train.checkpoint.", "train.name", "train.source", "tfcaf.cache", "tfcaf.budget_usd"),
-    *(
-        "llm.backend",
-        "llm.api_base",
-        "llm.key_env",
-        "llm.timeout_s",
-        "llm.attempts",
-        "llm.concurrency",
-        "llm.usd_",
-        "llm.path",
-    ),
-)
-_OF_THE_FUNCTION = ("llm.", "tfcaf.")  # how a credit-assignment function came about: nothing to a mixer that uses none
+__all__ = ["ABSENT", "Collection", "Record", "Unfinished", "collect"]
+
+ABSENT = "absent"  # a sweep names the run, and there is no folder of that name
+_MOST_ALIVE = (RUNNING, QUEUED, STOPPED, FAILED, DEAD, NEW, ABSENT)  # of two copies, the one that says more
+_RECORD = "sweep.json"  # in the folder of a sweep: {"runs": [names of folders beside it], ...}
 
 
 @dataclass(frozen=True)
-class Record:
-    """A finished run: what it was, its evaluations and its final figures."""
+class Unfinished:
+    """A run without a result.
+
+    Attributes:
+        task, method: as `Record`'s, the method by its mixer alone; from the folder's name where there is no configuration.
+        seed: None where neither says it.
+        state: 'running', 'queued', 'stopped', 'failed', 'dead', 'new' or 'absent'. why: more about it, in words.
+    """
 
     path: Path
-    task: str  # 'lbf/8x8-2p-2f-coop-2s'
-    method: str  # 'tfcaf', 'qmix', 'riit+tfcaf', 'qmix learning_rate=0.001'
-    seed: int
-    settings: dict[str, Any]  # dotted key to value
-    steps: tuple[int, ...]  # environment steps of the evaluations
-    returns: tuple[float, ...]  # mean episode return of each
-    result: dict[str, Any]
+    task: str
+    method: str
+    seed: int | None
+    state: str
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.state}{': ' * bool(self.why)}{self.why}"
 
 
-def collect(paths: Iterable[Path]) -> list[Record]:
-    """The finished runs among the folders. Their method names tell apart settings that differ within a task."""
-    records = [record for path in paths if (record := _read(path)) is not None]
-    return [_named(one, records) for one in records]
+@dataclass(frozen=True)
+class Collection:
+    """The runs of some folders, those that are finished apart from those that are not; in the order in which they were found."""
+
+    finished: list[Record]
+    unfinished: list[Unfinished]
+
+    def counts(self) -> str:
+        """'30 runs: 27 finished, 1 failed, 2 running'."""
+        count = Counter(one.state for one in self.unfinished)
+        total = len(self.finished) + len(self.unfinished)
+        states = ", ".join(f"{count[state]} {state}" for state in sorted(count))
+        return f"{total} run{'s' * (total != 1)}: {len(self.finished)} finished{', ' * bool(states)}{states}"
 
 
-def _read(path: Path) -> Record | None:
-    directory = RunDirectory(path)
-    result = directory.result()
-    if result is None:
-        return None
-    config = OmegaConf.to_container(OmegaConf.load(directory.config))
-    assert isinstance(config, dict)
-    rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
-    evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    algorithm, mixer = config["algorithm"]["name"], config["mixer"]["name"]
-    left_out = _NOT_A_METHOD + (() if mixer == "tfcaf" else _OF_THE_FUNCTION)
-    settings = {k: v for k, v in _flat(config).items() if not k.startswith(left_out)}
-    if directory.tfcaf.exists():
-        settings["mixer.function"] = _digits(json.loads(directory.tfcaf.read_text(encoding="utf-8"))["program"])
-    return Record(
-        path=path,
-        task=f"{config['env']['name']}/{config['env']['task']}",
-        method=mixer if algorithm == "q_learning" else f"{algorithm}+{mixer}",
-        seed=config["seed"],
-        settings=settings,
-        steps=tuple(row["env_step"] for row in evaluations),
-        returns=tuple(row["return_mean"] for row in evaluations),
-        result=result,
-    )
+def collect(paths: Iterable[Path], queue: Queue | None = None) -> Collection:
+    """The runs of the folders, each once.
+
+    A path is the folder of a run, of a sweep (the runs that its sweep.json names, beside it) or of many of either. A run is
+    known by its folder's name, so that the folders of several machines merge: of a run found under two roots the finished
+    copy counts. Runs that differ in how often they were evaluated are one method, unless a seed is there with both.
+
+    Args:
+        queue: what a cluster holds (`Queue.look`). None: it is not asked, and a run that was handed to it counts as queued.
+
+    Raises:
+        UserError: for a path that holds no run; for a run that cannot be read; where two copies of a run contradict each
+            other; where one seed of a method is there under two names (an interval would count it as two).
+    """
+    reader, records, methods, unfinished = Reader(), list[Record](), list[Method](), list[Unfinished]()
+    for copies in _found(paths).values():
+        done = [one for path in copies if (one := reader.finished(path)) is not None]
+        if done:
+            for other, method in done[1:]:
+                _check_equal(*done[0], other, method)
+            records.append(done[0][0])
+            methods.append(done[0][1])
+        else:
+            stand = [_unfinished(path, reader, queue) for path in copies]
+            unfinished.append(min(stand, key=lambda one: _MOST_ALIVE.index(one.state)))
+    found = names(_by_evaluation(records, methods))
+    named = [replace(one, method=name, differs=differs) for one, (name, differs) in zip(records, found, strict=True)]
+    _check_seeds(named)
+    return Collection(named, _in_the_words_of([one.task for one in methods], unfinished))
 
 
-def _digits(program: Any) -> str:
-    """What tells one credit-assignment function from another in a name."""
-    return hashlib.sha256(json.dumps(program, sort_keys=True).encode()).hexdigest()[:8]
+def _found(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """For each name of a run the folders that it has, or should have, without repetition."""
+    found: dict[str, dict[Path, None]] = {}
+    for given in paths:
+        path = Path(os.path.abspath(given))  # '.' has no name and no parent
+        folders = dict.fromkeys(_runs_of(path))
+        if not folders:
+            what = "holds no run and no sweep" if path.is_dir() else "is no folder"
+            raise UserError(f"{given} {what}. Give the folder of a run, of a sweep, or of many of either (e.g. runs).")
+        for folder in folders:
+            found.setdefault(folder.name, {})[folder] = None
+    return {name: list(copies) for name, copies in found.items()}
 
 
-def _flat(node: dict[Any, Any], at: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
-    return flat
+def _runs_of(path: Path) -> Iterator[Path]:
+    if (path / _RECORD).exists():
+        yield from (path.parent / name for name in _names_in(path / _RECORD))
+    elif (path / "config.yaml").exists():
+        yield path
+    elif path.is_dir():
+        inside = sorted(os.listdir(path))
+        yield from (path / name for name in inside if (path / name / "config.yaml").exists())
+        for name in inside:
+            if (path / name / _RECORD).exists():
+                yield from (path / run for run in _names_in(path / name / _RECORD))
 
 
-def _named(one: Record, records: Sequence[Record]) -> Record:
-    """Add to the method's name the settings in which runs of the same task and method differ."""
-    alike = [r for r in records if (r.task, r.method) == (one.task, one.method)]
-    keys = sorted({k for r in alike for k in r.settings})
-    differ = [k for k in keys if any(r.settings.get(k) != one.settings.get(k) for r in alike)]
-    if not differ:
-        return one
-    extra = " ".join(f"{k.rpartition('.')[2]}={one.settings.get(k)}" for k in differ)
-    return Record(**{**one.__dict__, "method": f"{one.method} {extra}"})
+def _names_in(record: Path) -> list[str]:
+    try:
+        names: list[str] = json.loads(record.read_text())["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} cannot be read: {error}. Copy it again, or give the folders of the runs.") from None
+    return names
+
+
+def _check_equal(one: Record, its: Method, other: Record, others: Method) -> None:
+    """UserError where two folders of one name are not the same run with the same figures."""
+    figures = [
+        ("task", one.task, other.task),
+        ("settings", f"{its.base} {its.identity}", f"{others.base} {others.identity}"),
+        ("seed", one.seed, other.seed),
+        ("evaluation steps", one.steps, other.steps),
+        ("evaluation returns", one.returns, other.returns),
+        *((key, one.result.get(key), other.result.get(key)) for key in ("final_return", "absolute_return")),
+    ]
+    for what, here, there in figures:
+        if repr(here) != repr(there):  # in text, in which nan equals nan
+            raise UserError(
+                f"{one.path} and {other.path} have the name of one run and contradict each other: their {what} differ. "
+                "Leave one of them out, or rename it."
+            )
+
+
+def _by_evaluation(records: Sequence[Record], methods: Sequence[Method]) -> list[Method]:
+    """Methods of which a seed is there with two grids of evaluations, apart by these; seeds of their own go together."""
+    runs = Counter((*method[:2], method.identity, one.seed) for one, method in zip(records, methods, strict=True))
+    twice = {key[:3] for key, count in runs.items() if count > 1}
+    return [
+        one._replace(identity=f"{one.identity} {one.every}", labels={**one.labels, EVERY: one.every})
+        if (*one[:2], one.identity) in twice
+        else one
+        for one in methods
+    ]
+
+
+def _check_seeds(records: Sequence[Record]) -> None:
+    known: dict[tuple[str, str, int], Record] = {}
+    for one in records:
+        other = known.setdefault((one.task, one.method, one.seed), one)
+        if other is not one:
+            raise UserError(
+                f"{other.path} and {one.path} are both seed {one.seed} of {one.method} on {one.task}; an interval would "
+                "count them as two independent runs. Leave one out: give the folder of one sweep, or those of the runs."
+            )
+
+
+def _unfinished(path: Path, reader: Reader, queue: Queue | None) -> Unfinished:
+    parts = path.name.split("_")
+    if (path / "config.yaml").exists():
+        method, seed = reader.method(path)
+        task, base = method.task, method.base
+    elif len(parts) == 6 and parts[4][1:].isdigit():  # as config.run_name makes them
+        task, base, seed = f"{parts[0]}/{parts[1]}", parts[3], int(parts[4][1:])
+        base = base if parts[2] == "q-learning" else f"{parts[2]}+{base}"
+    else:
+        return Unfinished(path, "", "", None, *_state(path, queue))
+    return Unfinished(path, task, base, seed, *_state(path, queue))
+
+
+def _state(path: Path, queue: Queue | None) -> tuple[str, str]:
+    if not path.exists():
+        return ABSENT, "a sweep names it, and its folder is not there"
+    seen = state_of(RunDirectory(path), queue or Queue({}))
+    if queue is None and seen.state == DEAD and seen.status.get("state") == QUEUED:
+        return QUEUED, "handed to Slurm, whose queue was not asked"
+    return seen.state, seen.why
+
+
+def _in_the_words_of(tasks: Iterable[str], unfinished: Sequence[Unfinished]) -> list[Unfinished]:
+    """Tasks that were taken from a folder's name in the spelling of the finished runs (a folder's has '-' for '_')."""
+    spelt = {_plain(task): task for task in (*tasks, *(one.task for one in unfinished if one.state != ABSENT))}
+    return [replace(one, task=spelt.get(_plain(one.task), one.task)) for one in unfinished]
+
+
+def _plain(task: str) -> str:
+    return "".join(c if c.isalnum() or c in "./" else "-" for c in task)

@@ -14,7 +14,7 @@ def summarise(runs: Sequence[Path], folder: Path) -> None:
     """Print the comparison of finished runs and write `table.md` and `curves.png` into `folder`."""
     from qllm_exp.results.figures import curves
 
-    records = collect(runs)
+    records = collect(runs).finished
     final, absolute = markdown(records, "final_return"), markdown(records, "absolute_return")
     fewest = min(sum((r.task, r.method) == (one.task, one.method) for r in records) for one in records)
     note = "\nFewer than 5 seeds in a cell: its interval is too narrow to conclude from.\n" if fewest < 5 else ""

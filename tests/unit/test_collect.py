@@ -1,27 +1,230 @@
-"""Runs are put together only where they are the same method."""
+"""Folders become records: each run once, finished and unfinished apart, and put together only where they are one method."""
 
 import dataclasses
 import json
+import shutil
+import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from omegaconf import OmegaConf
 
 from qllm_exp import schema
+from qllm_exp.errors import UserError
 from qllm_exp.results.collect import collect
+from qllm_exp.results.reading import Reader
+from qllm_exp.results.rows import read_rows
+from qllm_exp.tracking.run_dir import RunDirectory
 
 
-def run_folder(path: Path, run: schema.Run, program: object = None) -> Path:
-    path.mkdir()
+def row(step: int, value: float = 1.0, kind: str = "evaluation", **more: Any) -> str:
+    return json.dumps({"kind": kind, "env_step": step, "return_mean": value, **more}) + "\n"
+
+
+def run_folder(path: Path, run: schema.Run, program: object = None, finished: bool = True, value: float = 1.0) -> Path:
+    path.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(dataclasses.asdict(run)), path / "config.yaml")
-    (path / "metrics.jsonl").write_text(json.dumps({"kind": "evaluation", "env_step": 0, "return_mean": 1.0}) + "\n")
-    (path / "result.json").write_text(json.dumps({"final_return": 1.0, "absolute_return": 1.0}))
+    lines = row(0, 0.0) + row(5, 0.5, "training", loss=0.1) + row(10, value, episodes=32) + row(10, value, "absolute")
+    (path / "metrics.jsonl").write_text(lines)
+    if finished:
+        result = {
+            "final_return": value,
+            "absolute_return": value,
+            "wall_s": 3.5,
+            "parameters": {"agent": 5, "mixer": 2},
+        }
+        (path / "result.json").write_text(json.dumps(result))
     if program is not None:
-        (path / "tfcaf.json").write_text(json.dumps({"program": program}))
+        entry = {"program": program, "cost": {"calls": 4, "usd": 0.1}, "provenance": {"model": "x"}}
+        (path / "tfcaf.json").write_text(json.dumps(entry))
     return path
 
 
+def vdn(**more: Any) -> schema.Run:
+    return schema.Run(mixer=schema.Vdn(), **more)
+
+
 def names(paths: list[Path]) -> list[str]:
-    return [one.method for one in collect(paths)]
+    return [one.method for one in collect(paths).finished]
+
+
+def named(tmp_path: Path, *runs: schema.Run, programs: list[Any] | None = None) -> list[str]:
+    given = programs or [None] * len(runs)
+    pairs = enumerate(zip(runs, given, strict=True))
+    return names([run_folder(tmp_path / str(at), run, program) for at, (run, program) in pairs])
+
+
+# What a record holds
+
+
+def test_a_record_is_what_the_folder_says(tmp_path: Path) -> None:
+    path = run_folder(tmp_path / "one", schema.Run(seed=3), {"a": 1}, value=0.9)
+    (path / "versions.json").write_text(json.dumps({"qllm_exp": "0.1.0"}))
+    (one,) = collect([path]).finished
+    assert (one.path, one.name, one.task, one.method, one.seed) == (path, "one", "lbf/8x8-2p-2f-coop-2s", "tfcaf", 3)
+    assert (one.steps, one.returns, one.parameters, one.wall_s) == ((0, 10), (0.0, 0.9), 7, 3.5)
+    assert one.settings["train.learning_rate"] == 5e-4 and one.settings["llm.name"] == "bundled"
+    assert one.final["episodes"] == 32 and one.absolute["kind"] == "absolute" and one.differs == {}
+    assert one.cost["usd"] == 0.1 and one.provenance == {"model": "x"} and one.versions == {"qllm_exp": "0.1.0"}
+
+
+@pytest.mark.parametrize(
+    "value", ["1e-4", "1.0e-05", "3", "0.5", ".5", "2024-01-01", "'1e-4'", "true", "null", "a b", "''", "1e3"]
+)
+def test_configurations_are_read_as_omegaconf_reads_them(tmp_path: Path, value: str) -> None:
+    path = run_folder(tmp_path / "one", vdn())
+    text = (path / "config.yaml").read_text().replace("gamma: 0.99", f"gamma: {value}")
+    (path / "config.yaml").write_text(f"# a comment\n{text}")
+    method, _ = Reader().method(path)
+    expected = OmegaConf.load(path / "config.yaml").train.gamma
+    assert method.settings["train.gamma"] == expected and type(method.settings["train.gamma"]) is type(expected)
+
+
+def test_only_the_last_line_may_be_torn(tmp_path: Path) -> None:
+    path = run_folder(tmp_path / "one", vdn())
+    whole = (path / "metrics.jsonl").read_text()
+    (path / "metrics.jsonl").write_text(whole + '{"kind": "evalua')
+    assert collect([path]).finished[0].steps == (0, 10)
+    for torn in ('{"kind": "evalua\n', '{"kind": "training", "env_step": 1' + row(7), "[1]\n", "{}\n"):
+        (path / "metrics.jsonl").write_text(torn + whole)
+        with pytest.raises(UserError, match=r"one/metrics\.jsonl, line 1 is no row"):
+            collect([path])
+    (path / "metrics.jsonl").write_text(whole + '{"kind": "evalua\n')  # a line that has its end is not torn
+    with pytest.raises(UserError, match="line 5"):
+        collect([path])
+
+
+def test_rows_are_those_of_the_kinds_asked_for(tmp_path: Path) -> None:
+    path = run_folder(tmp_path / "one", vdn()) / "metrics.jsonl"
+    assert [one["kind"] for one in read_rows(path)] == ["evaluation", "training", "evaluation", "absolute"]
+    assert read_rows(path, "training") == [{"kind": "training", "env_step": 5, "return_mean": 0.5, "loss": 0.1}]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("result.json", '{"final_', "is not whole"),
+        ("metrics.jsonl", None, "cannot be read"),
+        ("metrics.jsonl", row(5, kind="training"), "it has no evaluation"),
+        ("metrics.jsonl", row(5) + row(5), "not in the order"),
+        ("config.yaml", None, "has no config.yaml"),
+        ("config.yaml", "env: [", "is not the configuration"),
+        ("config.yaml", "seed: 1\n", "is not the configuration"),
+        ("tfcaf.json", "{}", "has no 'program'"),
+    ],
+)
+def test_a_finished_run_that_cannot_be_read_is_named(tmp_path: Path, file: str, content: str | None, said: str) -> None:
+    path = run_folder(tmp_path / "one", vdn())
+    (path / file).unlink(missing_ok=True)
+    if content is not None:
+        (path / file).write_text(content)
+    with pytest.raises(UserError, match=f"{path}.*{said}"):
+        Reader().finished(path)
+
+
+# Which runs
+
+
+def sweep(folder: Path, *runs: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps({"command": "python -m qllm_exp -m", "runs": list(runs)}))
+    return folder
+
+
+def test_a_path_is_a_run_a_sweep_or_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        run_folder(tmp_path / f"run{seed}", vdn(seed=seed))
+    folder = sweep(tmp_path / "sweep", "run0", "run1")
+    assert [one.seed for one in collect([tmp_path / "run2"]).finished] == [2]
+    assert [one.seed for one in collect([folder]).finished] == [0, 1]
+    assert [one.seed for one in collect([tmp_path]).finished] == [0, 1, 2]
+    assert [one.seed for one in collect([folder, tmp_path, tmp_path / "run2"]).finished] == [0, 1, 2]
+    monkeypatch.chdir(folder)
+    assert [one.seed for one in collect([Path()]).finished] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_a_path_without_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"{name}.*Give the folder of a run"):
+        collect([tmp_path / name])
+
+
+def status(path: Path, state: str, **more: Any) -> None:
+    (path / "status.json").write_text(json.dumps({"state": state, "host": "elsewhere", **more}))
+
+
+def test_unfinished_runs_are_told_apart_with_how_they_stand(tmp_path: Path) -> None:
+    for seed, name in enumerate(("done", "failed", "running", "dead", "stopped", "queued", "new")):
+        run_folder(tmp_path / name, vdn(seed=seed, env=schema.Mpe()), finished=name == "done")
+    status(tmp_path / "failed", "failed", error="out of memory")
+    status(tmp_path / "running", "running", heartbeat=time.time(), env_step=5, total_steps=10)
+    status(tmp_path / "dead", "running", heartbeat=time.time() - 1000, env_step=5, total_steps=10)
+    status(tmp_path / "stopped", "interrupted", env_step=5, total_steps=10)
+    status(tmp_path / "queued", "queued")
+    absent = "mpe_simple-spread_q-learning_qmix_s12_1a2b3c4d"
+    sweep(tmp_path / "sweep", "done", absent, "renamed")
+    found = collect([tmp_path])
+    assert [one.name for one in found.finished] == ["done"]
+    assert {one.name: one.state for one in found.unfinished} == {
+        **{name: name for name in ("failed", "running", "dead", "stopped", "queued", "new")},
+        **{absent: "absent", "renamed": "absent"},
+    }
+    by_name = {one.name: one for one in found.unfinished}
+    assert str(by_name["failed"]) == "failed: failed: out of memory" and by_name["stopped"].why == "at 50%"
+    gone = by_name[absent]
+    assert (gone.task, gone.method, gone.seed) == ("mpe/simple_spread", "qmix", 12)
+    assert (by_name["dead"].task, by_name["dead"].method, by_name["dead"].seed) == ("mpe/simple_spread", "vdn", 3)
+    assert found.counts() == "9 runs: 1 finished, 2 absent, 1 dead, 1 failed, 1 new, 1 queued, 1 running, 1 stopped"
+
+
+def test_folders_of_several_machines_merge(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    run_folder(here / "run0", vdn(seed=0))
+    run_folder(there / "run1", vdn(seed=1))
+    run_folder(here / "run2", vdn(seed=2), finished=False)
+    shutil.copytree(here / "run2", there / "run2")
+    shutil.copytree(here / "run0", there / "run0")
+    RunDirectory(there / "run2").finish({"final_return": 1.0, "absolute_return": 1.0})
+    folder = sweep(here / "sweep", "run0", "run1", "run2")
+    assert [one.state for one in collect([folder]).unfinished] == ["absent", "new"]
+    found = collect([folder, there])
+    assert [one.path for one in found.finished] == [here / "run0", there / "run1", there / "run2"]
+    assert not found.unfinished
+
+
+def test_of_two_unfinished_copies_the_one_that_says_more_counts(tmp_path: Path) -> None:
+    for root in ("here", "there"):
+        run_folder(tmp_path / root / "run", vdn(), finished=False)
+    status(tmp_path / "there" / "run", "running", heartbeat=time.time())
+    (one,) = collect([tmp_path / "here", tmp_path / "there"]).unfinished
+    assert one.state == "running" and one.path == tmp_path / "there" / "run"
+
+
+@pytest.mark.parametrize("what", ["evaluation returns", "seed", "settings"])
+def test_copies_that_contradict_each_other_are_refused(tmp_path: Path, what: str) -> None:
+    one = run_folder(tmp_path / "here" / "run", vdn())
+    changed = {"seed": vdn(seed=1), "settings": vdn(train=schema.Train(gamma=0.5))}.get(what, vdn())
+    other = run_folder(tmp_path / "there" / "run", changed, value=2.0 if what == "evaluation returns" else 1.0)
+    with pytest.raises(UserError, match=f"{one} and {other} .* their {what} differ"):
+        collect([tmp_path / "here", tmp_path / "there"])
+
+
+def test_one_seed_does_not_count_twice(tmp_path: Path) -> None:
+    one, other = run_folder(tmp_path / "a", vdn()), run_folder(tmp_path / "b", vdn())
+    with pytest.raises(UserError, match=f"{one} and {other} are both seed 0 of vdn"):
+        collect([tmp_path])
+
+
+def test_grids_of_evaluations_make_methods_only_where_a_seed_has_two(tmp_path: Path) -> None:
+    often = schema.Train(evaluation=schema.Evaluation(every=5))
+    assert named(tmp_path, vdn(), vdn(seed=1, train=often)) == ["vdn", "vdn"]
+    run_folder(tmp_path / "2", vdn(seed=1))
+    assert names([tmp_path]) == ["vdn every=50000", "vdn every=5", "vdn every=50000"]
+
+
+# Names of methods
 
 
 def test_runs_with_other_functions_are_other_methods(tmp_path: Path) -> None:
@@ -42,3 +245,57 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     runs = [schema.Run(mixer=schema.Vdn(), train=schema.Train(learning_rate=rate)) for rate in (1e-3, 1e-4)]
     paths = [run_folder(tmp_path / str(i), run) for i, run in enumerate(runs)]
     assert names(paths) == ["vdn learning_rate=0.001", "vdn learning_rate=0.0001"]
+
+
+def online(name: str, model: str, **more: Any) -> schema.Run:
+    return schema.Run(llm=schema.Online(name=name, model=model), **more)
+
+
+def test_a_model_is_enough_of_a_name(tmp_path: Path) -> None:
+    runs = [online("openai", "openai/x"), online("deepseek", "deepseek/y")]
+    assert named(tmp_path, *runs, programs=[1, 2]) == ["tfcaf model=openai/x", "tfcaf model=deepseek/y"]
+
+
+def test_a_provider_names_what_has_no_model(tmp_path: Path) -> None:
+    runs = [schema.Run(), online("openai", "openai/x")]
+    assert named(tmp_path, *runs, programs=[1, 2]) == ["tfcaf llm=bundled", "tfcaf llm=openai"]
+
+
+def test_samples_of_a_model_are_named_by_their_number(tmp_path: Path) -> None:
+    runs = [online("openai", "openai/x", tfcaf=schema.Generation(sample=sample)) for sample in (0, 1)]
+    assert named(tmp_path, *runs, programs=[1, 2]) == ["tfcaf sample=0", "tfcaf sample=1"]
+
+
+def test_one_function_is_one_method_whoever_wrote_it(tmp_path: Path) -> None:
+    runs = [online("openai", "openai/x", seed=0), schema.Run(seed=1), online("openai", "openai/z", seed=2)]
+    assert named(tmp_path, *runs, programs=[1, 1, 2]) == ["tfcaf", "tfcaf", "tfcaf model=openai/z"]
+
+
+def test_a_setting_that_a_method_lacks_is_not_in_its_name(tmp_path: Path) -> None:
+    runs = [schema.Run(), online("openai", "openai/x"), online("openai", "openai/y")]
+    assert named(tmp_path, *runs, programs=[1, 2, 3]) == ["tfcaf", "tfcaf model=openai/x", "tfcaf model=openai/y"]
+
+
+def test_a_preset_stands_for_its_many_settings(tmp_path: Path) -> None:
+    paper = schema.Train(name="paper", learning_rate=1e-3, hidden=128, batch_episodes=64)
+    paths = [run_folder(tmp_path / str(at), vdn(train=train)) for at, train in enumerate((schema.Train(), paper))]
+    found = collect(paths).finished
+    assert [one.method for one in found] == ["vdn train=fair", "vdn train=paper"]
+    assert found[1].differs["train.hidden"] == 128 and found[1].differs["train.learning_rate"] == 1e-3
+
+
+def test_presets_with_equal_settings_are_one_method(tmp_path: Path) -> None:
+    assert named(tmp_path, vdn(), vdn(seed=1, train=schema.Train(name="quick"))) == ["vdn", "vdn"]
+
+
+def test_settings_that_say_the_same_are_named_once(tmp_path: Path) -> None:
+    trains = [schema.Train(gamma=gamma, hidden=hidden) for gamma, hidden in ((0.9, 32), (0.99, 64), (0.9, 64))]
+    both = [vdn(train=train) for train in trains]
+    assert named(tmp_path, *both) == ["vdn gamma=0.9 hidden=32", "vdn gamma=0.99 hidden=64", "vdn gamma=0.9 hidden=64"]
+    assert names([tmp_path / "0", tmp_path / "1"]) == ["vdn hidden=32", "vdn hidden=64"]
+
+
+def test_only_what_differs_on_a_task_is_named_there(tmp_path: Path) -> None:
+    low = schema.Train(learning_rate=1e-4)
+    runs = [vdn(), vdn(train=low), vdn(env=schema.Mpe())]
+    assert named(tmp_path, *runs) == ["vdn learning_rate=0.0005", "vdn learning_rate=0.0001", "vdn"]

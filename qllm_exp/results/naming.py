@@ -1,0 +1,93 @@
+"""Names of methods: as short as they can be while runs of different settings keep different names."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from qllm_exp.results.reading import FUNCTION, Method
+
+_ABSENT = object()  # the value of a setting that a variant does not have
+
+_TELLING = {"llm.name": 1, "llm.model": 2, "train.name": 3}  # settings that stand for others, by how much they say
+
+Variant = Mapping[str, Any]  # dotted key to value, of all that may name it
+
+
+def names(methods: Sequence[Method]) -> list[tuple[str, dict[str, Any]]]:
+    """For each method its name, and all the settings in which it differs from others of its task and mixer.
+
+    The name is the mixer's (with the algorithm's, unless it is Q-learning), followed by as few settings as tell apart the
+    methods of one task. Among settings that do so equally well, digits of a function's hash are given up first, then
+    settings that some methods do not have, then others, then a language model's provider, its model, and a training preset
+    (train.name), which stand for many settings. The choice is one for all tasks; a task shows those of them that differ
+    in it. A setting that a method does not have is not in its name. Takes time linear in the number of methods.
+    """
+    variants: dict[tuple[str, str], dict[str, Variant]] = defaultdict(dict)
+    for (task, base, identity), variant in _variants(methods).items():
+        variants[task, base][identity] = variant
+    named: dict[tuple[str, str, str], tuple[str, dict[str, Any]]] = {}
+    for base in {base for _, base in variants}:
+        tasks = {task: group for (task, of), group in variants.items() if of == base}
+        differing = {task: _differing(list(group.values())) for task, group in tasks.items()}
+        kept = _fewest([list(group.values()) for group in tasks.values()], list(differing.values()))
+        for task, group in tasks.items():
+            shown = [key for key in kept if key in differing[task]]
+            words = _words(shown)
+            for identity, variant in group.items():
+                extra = "".join(f" {words[key]}={variant[key]}" for key in shown if key in variant)
+                differs = {key: variant[key] for key in differing[task] if key in variant}
+                named[task, base, identity] = (f"{base}{extra}", differs)
+    return [named[_key(one)] for one in methods]
+
+
+def _key(one: Method) -> tuple[str, str, str]:
+    return one.task, one.base, one.identity
+
+
+def _variants(methods: Sequence[Method]) -> dict[tuple[str, str, str], Variant]:
+    """What may name each method: its settings, and the labels on which all of its runs agree."""
+    found: dict[tuple[str, str, str], Variant] = {}
+    for one in {id(method): method for method in methods}.values():
+        every, known = {**one.settings, **one.labels}, found.get(_key(one))
+        if known is not None:
+            every = {key: value for key, value in known.items() if every.get(key, _ABSENT) == value}
+        found[_key(one)] = every
+    return found
+
+
+def _differing(variants: Sequence[Variant]) -> list[str]:
+    """Keys that have not the same value in all variants, in order."""
+    keys = sorted(set().union(*variants))
+    return [key for key in keys if len({_value(one, key) for one in variants}) > 1]
+
+
+def _fewest(tasks: Sequence[Sequence[Variant]], differing: Sequence[Sequence[str]]) -> list[str]:
+    """Keys that tell apart the variants of every task, none of which can be left out."""
+    lacking = {
+        key
+        for variants, keys in zip(tasks, differing, strict=True)
+        for key in keys
+        if any(key not in one for one in variants)
+    }
+
+    def worth(key: str) -> tuple[bool, bool, int, str]:
+        return key != FUNCTION, key not in lacking, _TELLING.get(key, 0), key
+
+    kept = sorted(set().union(*differing), key=worth)
+    for key in list(kept):
+        rest = [other for other in kept if other != key]
+        if all(len({tuple(_value(one, k) for k in rest) for one in variants}) == len(variants) for variants in tasks):
+            kept = rest
+    return sorted(kept)
+
+
+def _value(variant: Variant, key: str) -> Hashable:
+    value = variant.get(key, _ABSENT)
+    return repr(value) if isinstance(value, list | dict) else value
+
+
+def _words(keys: Sequence[str]) -> dict[str, str]:
+    """How a key is written in a name: its last part, a group for its `name`, or in full where two would be alike."""
+    short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
+    alike = list(short.values())
+    return {key: word if alike.count(word) == 1 else key for key, word in short.items()}

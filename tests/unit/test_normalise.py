@@ -1,0 +1,84 @@
+"""Scores on one scale, with bounds that are known or said to come from the data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qllm_exp.envs.matrix import PAYOFFS
+from qllm_exp.errors import UserError
+from qllm_exp.results.normalise import known_bounds, normalise, scores
+from qllm_exp.results.reading import Record
+
+
+def record(task: str, method: str, seed: int, returns: tuple[float, ...], **env: Any) -> Record:
+    settings = {f"env.{key}": value for key, value in env.items()}
+    result = {"final_return": returns[-1], "absolute_return": max(returns)}
+    path = Path(f"{task}/{method}/{seed}/{sorted(env.items())}")
+    return Record(path, task, method, seed, settings, tuple(range(len(returns))), returns, result)
+
+
+@pytest.mark.parametrize("task", sorted(PAYOFFS))
+@pytest.mark.parametrize(("reward", "agents"), [("mean", 1), ("sum", 2)])
+def test_bounds_of_the_matrix_games_are_those_of_their_payoffs(task: str, reward: str, agents: int) -> None:
+    found = known_bounds(f"matrix/{task}", {"env.episode_limit": 25, "env.reward": reward})
+    payoffs = [value for row in PAYOFFS[task] for value in row]
+    assert found is not None
+    assert (found.low, found.high) == (25 * agents * min(payoffs), 25 * agents * max(payoffs))
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "bounds"),
+    [
+        ("lbf/8x8-2p-2f-coop-2s", {"env.reward": "sum"}, (0, 1)),
+        ("lbf/15x15-4p-5f", {"env.reward": "mean"}, (0, 0.25)),
+        ("grf/academy_3_vs_1_with_keeper", {"env.reward": "mean", "env.rewards": "scoring"}, (0, 1)),
+        ("grf/academy_3_vs_1_with_keeper", {"env.reward": "mean", "env.rewards": "scoring,checkpoints"}, (0, 2)),
+    ],
+)
+def test_known_bounds(task: str, settings: dict[str, Any], bounds: tuple[float, float]) -> None:
+    found = known_bounds(task, settings)
+    assert found is not None and (found.low, found.high) == bounds
+
+
+@pytest.mark.parametrize("task", ["mpe/simple_spread", "my_env/climbing", "grf/academy_corner", "matrix/other"])
+def test_nothing_is_known_of_other_tasks(task: str) -> None:
+    assert known_bounds(task, {"env.reward": "sum", "env.episode_limit": 25, "env.rewards": "scoring"}) is None
+
+
+def test_bounds_from_the_data_are_those_of_all_methods_and_are_said() -> None:
+    runs = [
+        record("mpe/simple_spread", "qmix", 0, (-500.0, -360.0)),
+        record("mpe/simple_spread", "vdn", 0, (-490.0, -400.0)),
+        record("lbf/8x8-2p-2f", "qmix", 0, (0.0, 0.5), reward="sum"),
+    ]
+    found = normalise(runs)
+    spread = found.of(runs[1])
+    assert spread is not None and (spread.low, spread.high) == (-500, -360)
+    assert spread(np.array([-500.0, -430.0, -360.0, -290.0])).tolist() == [0, 0.5, 1, 1.5]
+    assert any(note.startswith("mpe/simple_spread: 0 is a return of -500, 1 is -360") for note in found.notes)
+    assert any("of the 2 runs here, over all methods; no bounds are known" in note for note in found.notes)
+    assert scores(runs, "qmix", ["lbf/8x8-2p-2f", "mpe/simple_spread"], "final_return", found) == [0.5, 1.0]
+
+
+def test_returns_that_mean_something_else_have_bounds_of_their_own() -> None:
+    runs = [record("mpe/x", "qmix", at, (0.0, 10.0 * (1 + at)), reward=("mean", "sum")[at]) for at in range(2)]
+    found = normalise(runs)
+    assert [found.of(one).high for one in runs] == [10, 20]
+
+
+def test_a_task_without_a_scale_is_left_out_and_that_is_said() -> None:
+    runs = [record("mpe/x", "qmix", 0, (3.0, 3.0))]
+    found = normalise(runs)
+    assert found.left_out == tuple(runs) and "left out" in found.notes[0]
+    with pytest.raises(UserError, match="mpe/x has no bounds"):
+        scores(runs, "qmix", ["mpe/x"], "final_return", found)
+
+
+def test_scores_are_by_task_and_seed() -> None:
+    runs = [record("a/b", "qmix", seed, (0.0, float(seed))) for seed in (2, 0, 1)] + [record("a/c", "qmix", 0, (7.0,))]
+    found = scores(runs, "qmix", ["a/c", "a/b"], "final_return")
+    assert [one.tolist() for one in found] == [[7], [0, 1, 2]]
+    with pytest.raises(UserError, match="a/d has no finished run of qmix"):
+        scores(runs, "qmix", ["a/d"], "final_return")
