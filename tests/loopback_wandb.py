@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import unquote
 
 ENTITY = "team"
-_HISTORY, _SUMMARY, _EVENTS = "wandb-history.jsonl", "wandb-summary.json", "wandb-events.jsonl"
+_HISTORY, _SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
 
 
 @dataclass

@@ -124,7 +124,7 @@ class Session:
                 self._run.log(mirrored.logged(row), step=number)
 
     def finish(self) -> int:
-        """The last rows, the final figures and the function; returns how many rows were sent. Raises Unsent if any is missing.
+        """The last rows and the final figures; returns how many rows were sent. Raises Unsent if any is missing.
 
         The run is left as finished or failed; one that will go on is left as preempted.
         """
@@ -205,7 +205,7 @@ def _words(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _alone(directory: RunDirectory, wait_s: float) -> Iterator[None]:
-    """One process at a time sends a run. Raises Unsent when another one does."""
+    """One process at a time sends a run, with all its folders inside the run's. Raises Unsent when another one does."""
     scratch = _scratch(directory)
     scratch.mkdir(parents=True, exist_ok=True)
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
