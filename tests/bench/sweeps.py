@@ -12,9 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-NOTHING = (
-    "train=quick train.total_steps=1 train.evaluation.episodes=1 train.evaluation.absolute_episodes=1 env.num_envs=1"
-)
+NOTHING = "train=quick train.total_steps=1 train.evaluation.episodes=1 train.evaluation.absolute_episodes=1 env.num_envs=1"
 RUN = ["env=matrix", "mixer=vdn", *NOTHING.split()]
 TOOL = Path(__file__).parents[2] / "launch" / "slurm_local.sh"
 
@@ -43,9 +41,7 @@ def planning(folder: str) -> None:
     each = hydras_way(20) / 20
     for count in (100, 1000, 10_000):
         seeds = f"seed=0-{count // 10 - 1}"
-        took = seconds(
-            "env=lbf", "mixer=tfcaf,qmix", "train.gamma=0.8,0.9,0.95,0.99,1", seeds, f"dir={folder}", "--dry-run"
-        )
+        took = seconds("env=lbf", "mixer=tfcaf,qmix", "train.gamma=0.8,0.9,0.95,0.99,1", seeds, f"dir={folder}", "--dry-run")
         print(f"planning {count:6,} runs: {took:6.1f} s    (Hydra's composing alone: {each * count:7.1f} s)")
 
 
