@@ -16,6 +16,7 @@ from typing import Any
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
+from qllm_exp.tracking.mirror import Mirror
 from qllm_exp.tracking.run_dir import Busy, RunDirectory
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,9 @@ def execute(directory: RunDirectory, show: bool = True) -> RunResult:
         directory.close()
         return finished
     handler = _log_file(directory.log)
+    mirror = Mirror(directory, run.tracking)
     try:
-        return _locked(run, directory, show)
+        return _locked(run, directory, show, mirror)
     except Exception as error:
         mended = _user_error(error, directory)
         _say_how_it_ended(directory, error if mended is None else mended)
@@ -64,6 +66,7 @@ def execute(directory: RunDirectory, show: bool = True) -> RunResult:
         directory.set_status("interrupted")
         raise
     finally:
+        mirror.close()
         logging.getLogger().removeHandler(handler)
         handler.close()
         directory.close()
@@ -101,7 +104,7 @@ def _say_how_it_ended(directory: RunDirectory, error: Exception) -> None:
         directory.set_status(state, error=text)
 
 
-def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
+def _locked(run: schema.Run, directory: RunDirectory, show: bool, mirror: Mirror) -> RunResult:
     import torch
 
     from qllm_exp.envs import make_env
@@ -137,6 +140,7 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool) -> RunResult:
             trainer.load_state_dict(saved)
             log.info("going on from the checkpoint at %s environment steps", f"{trainer.env_steps:,}")
         directory.open_metrics(trainer.offset)
+        mirror.start()
         shown.append(_progress(directory, run, trainer.env_steps))
         start_s = imports_s + time.monotonic() - begin
         log.info("%s: ready after %.1f s", directory.path.name, start_s)

@@ -9,6 +9,7 @@ from typing import Any
 from qllm_exp import config as configuration
 from qllm_exp import schema
 from qllm_exp.errors import UserError
+from qllm_exp.tracking import login
 from qllm_exp.tracking.run_dir import RunDirectory
 
 
@@ -53,6 +54,8 @@ def check(run: schema.Run, settle: Settle = settle_device) -> schema.Run:
     run = configuration.with_num_envs(run, run.device.partition(":")[0])
     check_combination(run.algorithm.name, run.mixer.name)
     env_module(run.env.name).check(run.env)
+    if isinstance(run.tracking, schema.Wandb):
+        login.check(run.tracking, (*run.sweep.tags, *run.tracking.tags))
     if isinstance(run.mixer, schema.Tfcaf):
         from qllm_exp.tfcaf import provide
 

@@ -229,6 +229,18 @@ class Tracking:
 
 
 @dataclass
+class Wandb(Tracking):
+    """Weights & Biases as well."""
+
+    name: str = "wandb"
+    mode: str = one_of("online", "offline", "disabled")
+    project: str = "qllm_exp"
+    entity: str = ""
+    tags: list[str] = field(default_factory=list)
+    finish_s: float = number(5.0, 0, 600)
+
+
+@dataclass
 class Sweep:
     """The sweep that a run belongs to."""
 
@@ -265,5 +277,5 @@ CHOICES: dict[str, dict[str, type]] = {
         **dict.fromkeys(("openai", "deepseek", "anthropic", "gemini", "ollama", "vllm"), Online),
     },
     "train": {"fair": Train, "paper": Train, "quick": Train},
-    "tracking": {"local": Tracking},
+    "tracking": {"local": Tracking, "wandb": Wandb},
 }

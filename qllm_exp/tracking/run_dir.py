@@ -5,6 +5,7 @@ metrics.jsonl   rows, append-only                  status.json     state and hea
 tfcaf.json      the function used, if any          result.json     final figures; there only when the run is finished
 policy.pt       parameters, last and best          checkpoint/     to go on from; gone when the run is finished
 log.txt         what happened, as text             console.txt     what its process printed, in a sweep
+wandb.json      what Weights & Biases has of it     wandb/        the log of what sends it (both with tracking=wandb only)
 stop            there when the run is asked to stop at a checkpoint, or not to be started
 """
 

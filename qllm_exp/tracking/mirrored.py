@@ -1,0 +1,145 @@
+"""What Weights & Biases is told about a run, made from its folder: words and figures, no paths."""
+
+import hashlib
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from qllm_exp import config as configuration
+from qllm_exp import schema
+from qllm_exp.files import write_atomically
+from qllm_exp.tracking.run_dir import RunDirectory
+
+_VERSIONS = ("qllm_exp", "commit", "python", "torch")  # of versions.json; no host, no path
+
+
+def run_id(directory: RunDirectory) -> str:
+    """The run's id, the same for whoever starts it: 16 digits of the hash of its folder's name."""
+    return hashlib.sha256(directory.path.absolute().name.encode()).hexdigest()[:16]
+
+
+def settings_of(directory: RunDirectory) -> schema.Wandb:
+    """Where the run is sent; the defaults for one that is tracked in its folder only."""
+    tracking = directory.read_config().tracking
+    return tracking if isinstance(tracking, schema.Wandb) else schema.Wandb()
+
+
+def words(run: schema.Run) -> dict[str, Any]:
+    """Group, kind and tags, by the names that the client gives them."""
+    tags = sorted({*run.sweep.tags, *getattr(run.tracking, "tags", [])})
+    return {"group": run.sweep.name or None, "job_type": f"{run.algorithm.name}/{run.mixer.name}", "tags": tags}
+
+
+def flat_config(directory: RunDirectory) -> dict[str, Any]:
+    """The configuration with dotted keys, as they are typed on the command line, and plain names for what one groups by.
+
+    Only what defines a run is told: no folder, no address of a model's server, no name of a key.
+    """
+    run = directory.read_config()
+    flat = dotted(configuration.identity_of(run))
+    flat.pop("mixer.file", None)  # `function` says which; a path says nothing elsewhere
+    names = {"env": run.env.name, "task": run.env.task, "algorithm": run.algorithm.name, "mixer": run.mixer.name}
+    names |= {"train": run.train.name, "sweep": run.sweep.name, "device": run.device.partition(":")[0]}
+    if not directory.tfcaf.exists():  # who would have written a function says nothing of a run that has none
+        flat = {key: value for key, value in flat.items() if not key.startswith(("llm.", "tfcaf."))}
+    else:
+        names |= {"llm": run.llm.name, "function": function(directory)["hash"][:8]}
+    versions = _read(directory.path / "versions.json")
+    known = {f"versions.{name}": versions[name] for name in _VERSIONS if versions.get(name)}
+    return flat | known | names
+
+
+def function(directory: RunDirectory) -> dict[str, Any]:
+    """The stored credit-assignment function: source, program, verdict, provenance; see tfcaf/entry.py."""
+    return _read(directory.tfcaf)
+
+
+def logged(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the metrics file under names that keep kinds apart: {'env_step': ..., 'evaluation/return_mean': ...}."""
+    named = {f"{row['kind']}/{key}": value for key, value in row.items() if key not in ("kind", "env_step")}
+    return {"env_step": row["env_step"], **named}
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """The final figures with dotted keys."""
+    return dotted(result)
+
+
+def dotted(node: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with keys such as 'train.learning_rate'."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= dotted(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
+    return flat
+
+
+class Rows:
+    """The rows of a metrics file, in order, as they are written.
+
+    Rows are counted, not bytes: a run that goes on from its checkpoint writes the rows after it again, and their wall-clock
+    times, and so their lengths, are others.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self.count = path, 0, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """The rows that were completed since the last call."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        rows = [json.loads(line) for line in whole.splitlines()]
+        self.count += len(rows)
+        return rows
+
+
+class Sent:
+    """`wandb.json` in a run's folder: what the server is known to have.
+
+    {"folder": this folder's mark, "project": ..., "entity": ..., "url": of the run's page, "rows": confirmed,
+     "state": that it was left in}
+
+    The mark, a random word in the run's configuration there, tells this folder from another one with the same name.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._path = directory.path / "wandb.json"
+        self._known = _read(self._path)
+        self.folder = str(self._known.get("folder") or secrets.token_hex(8))
+
+    @property
+    def rows(self) -> int:
+        return int(self._known.get("rows", 0))
+
+    @property
+    def state(self) -> str:
+        return str(self._known.get("state", ""))
+
+    @property
+    def url(self) -> str:
+        """Empty until the run was begun on the server."""
+        return str(self._known.get("url", ""))
+
+    def begun_in(self, tracking: schema.Wandb) -> bool:
+        """Whether it was begun from this folder, in the project that these settings name."""
+        place = (self._known.get("project"), self._known.get("entity"))
+        return bool(self.url) and place == (tracking.project, tracking.entity)
+
+    def write(self, tracking: schema.Wandb, url: str, rows: int, state: str) -> None:
+        place = {"folder": self.folder, "project": tracking.project, "entity": tracking.entity}
+        self._known = {**place, "url": url, "rows": rows, "state": state}
+        write_atomically(self._path, json.dumps(self._known, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read

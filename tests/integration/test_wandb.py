@@ -1,0 +1,323 @@
+"""Tracking by Weights & Biases, with their unmodified client, against a stand-in for their server on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from hydra import compose, initialize_config_dir
+from loopback_wandb import LoopbackWandb
+
+from qllm_exp import config
+from qllm_exp.__main__ import CONF
+from qllm_exp.preparation import prepare
+from qllm_exp.tracking.mirrored import Sent, run_id
+from qllm_exp.tracking.run_dir import RunDirectory
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SECRET = "planted-secret-4711"
+SHORT = [
+    *("env=matrix", "mixer=vdn", "device=cpu", "train=quick", "env.num_envs=16", "train.hidden=8"),
+    *("train.total_steps=40000", "train.evaluation.every=10000", "train.evaluation.episodes=16"),
+    *("train.evaluation.absolute_episodes=32", "tracking=wandb", "tracking.project=p", "tracking.finish_s=30"),
+]
+HELD = [*SHORT, "env.name=held_env", "train.checkpoint.every_s=0", "train.checkpoint.max_share=1"]
+
+
+def made(folder: Path, *overrides: str) -> RunDirectory:
+    """A run folder that is ready to start."""
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        ready = prepare(config.load(compose("config", [*overrides, f"dir={folder}"])))
+    ready.directory.create(ready.run, ready.tfcaf)
+    return ready.directory
+
+
+def by_hand(path: Path, count: int, state: str) -> RunDirectory:
+    """A run folder without a run: so many rows, and how it stands."""
+    directory = RunDirectory(path)
+    if not directory.config.exists():
+        directory.create(made(path.parent / "template", *SHORT, "tracking.mode=offline").read_config(), None)
+    table = [{"kind": "training", "env_step": 10 * i, "loss": i / 4} for i in range(count)]
+    directory.metrics.write_text("".join(json.dumps(row) + "\n" for row in table))
+    directory.set_status_of_another(state)
+    return directory
+
+
+def environment(server: LoopbackWandb | None, home: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    named = {"HOME": str(home), "XDG_CACHE_HOME": str(CACHE), "PYTHONPATH": f"{ROOT}:{ROOT / 'launch'}:{HERE}"}
+    named |= {"HELD_ENV": str(home / "hold")}
+    login = {} if server is None else {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
+    return kept | named | login
+
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))  # of the compiled network kernel
+RUN = """
+import sys
+from qllm_exp.experiment import main
+code = main(sys.argv[1:])
+assert 'wandb' not in sys.modules
+sys.exit(code)
+"""
+
+
+def start(directory: RunDirectory, server: LoopbackWandb, home: Path, **more: str) -> subprocess.Popen[str]:
+    """A run's process. It fails when it imports wandb."""
+    command = [sys.executable, "-c", RUN, str(directory.path)]
+    given = environment(server, home) | more
+    return subprocess.Popen(command, env=given, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(directory: RunDirectory, server: LoopbackWandb, home: Path, **more: str) -> str:
+    process = start(directory, server, home, **more)
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, text
+    return text
+
+
+def sync(server: LoopbackWandb, home: Path, *arguments: object) -> tuple[int, str]:
+    command = [sys.executable, "-m", "qllm_exp.results", "sync", *map(str, arguments)]
+    given = environment(server, home) | {"OPENAI_API_KEY": SECRET}
+    done = subprocess.run(command, env=given, cwd=home, capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stdout + done.stderr
+
+
+def rows(directory: RunDirectory) -> list[dict]:
+    return [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+
+
+def unlogged(history: list[dict]) -> list[dict]:
+    """Rows of the metrics file, from what the server has of them."""
+    found = []
+    for logged in history:
+        (kind,) = {key.partition("/")[0] for key in logged if "/" in key}
+        figures = {key.partition("/")[2]: value for key, value in logged.items() if "/" in key}
+        found.append({"kind": kind, "env_step": logged["env_step"], **figures})
+    return found
+
+
+def timeless(table: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "wall_s"} for row in table]
+
+
+def wait_for(what, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def mirrors(directory: RunDirectory) -> list[psutil.Process]:
+    """Processes that send this run: ours, and the client's core."""
+    mine = [p for p in psutil.process_iter(["cmdline"]) if str(directory.path) in (p.info["cmdline"] or [])]
+    mine = [p for p in mine if "qllm_exp.tracking.wandb_mirror" in p.info["cmdline"]]
+    return [*mine, *(child for p in mine for child in p.children())]
+
+
+def complete(server: LoopbackWandb, directory: RunDirectory) -> bool:
+    """Whether the server's one run has every row once, in order."""
+    (stored,) = (one for one in server.runs.values() if one.id == run_id(directory))
+    assert [row["_step"] for row in stored.history] == list(range(len(rows(directory))))
+    return timeless(unlogged(stored.history)) == timeless(rows(directory))
+
+
+@pytest.fixture
+def server():
+    with LoopbackWandb() as one:
+        yield one
+        assert one.refused == []
+
+
+@pytest.fixture
+def home(tmp_path):
+    """An empty home and working directory: a checkout whose remote has a password in it."""
+    path = tmp_path / "home"
+    path.mkdir()
+    subprocess.run(["git", "init", "-q", str(path)], check=True)
+    remote = f"https://user:{SECRET}@example.org/x.git"
+    subprocess.run(["git", "-C", str(path), "remote", "add", "origin", remote], check=True)
+    return path
+
+
+def test_a_run_is_mirrored_with_all_that_one_looks_for(server, home, tmp_path):
+    more = ["mixer=tfcaf", "sweep.name=figure_1", "sweep.tags=[paper]", "tracking.tags=[mine]", "seed=3"]
+    directory = made(tmp_path / "r", *SHORT, *more)
+    text = run(directory, server, home, OPENAI_API_KEY=SECRET, AWS_SECRET_ACCESS_KEY=SECRET, WANDB_NOTES=SECRET)
+    assert f"W&B has all rows: {server.url}" in text
+    (stored,) = server.runs.values()
+    assert (stored.id, stored.name, stored.project) == (run_id(directory), directory.path.name, "p")
+    assert (stored.group, stored.job_type, stored.tags) == ("figure_1", "q_learning/tfcaf", ["mine", "paper"])
+    assert (stored.state, stored.exit_code) == ("finished", 0)
+    flat = {"env": "matrix", "task": "climbing", "mixer": "tfcaf", "algorithm": "q_learning", "sweep": "figure_1"}
+    assert stored.config.items() >= (flat | {"seed": 3, "train.hidden": 8, "env.num_envs": 16}).items()
+    assert len(rows(directory)) > 8 and unlogged(stored.history) == rows(directory)
+    assert [one.get("2") for one in stored.raw_config["_wandb"]["value"]["m"]] == [None, "*"]  # drawn against env_step
+    result = directory.result()
+    assert all(stored.summary[key] == result[key] for key in ("final_return", "absolute_return", "updates"))
+
+    (artifact,) = server.artifacts
+    function = json.loads(directory.tfcaf.read_text())
+    assert json.loads(artifact.files["tfcaf.json"]) == function
+    assert artifact.files["function.py"].decode() == function["source"]
+    assert artifact.metadata["verdict"] == function["verdict"]
+    assert artifact.metadata["provenance.model"] == function["provenance"]["model"]
+    assert (artifact.type, artifact.state, artifact.runs) == ("tfcaf", "COMMITTED", [stored.id])
+    assert stored.config["function"] == function["hash"][:8] and artifact.name.endswith(function["hash"][:8])
+
+    sent = "\n".join(server.received)
+    assert "climbing" in sent and SECRET not in sent and server.key not in sent
+    telling = [one for one in server.received if str(tmp_path) in one]
+    assert all("-manifest" in one for one in telling), "only an artifact's list of files says where they lie"
+    assert not (home / "wandb").exists() and not list(home.glob(".local/**/wandb"))
+    assert {path.name for path in (directory.path / "wandb").iterdir()} == {".lock", "mirror.txt"}
+    kept = "\n".join(path.read_text() for path in (directory.path / "wandb").iterdir())
+    assert server.key not in kept and SECRET not in kept
+
+    read = (
+        f"import json, wandb; run = wandb.Api().run('team/p/{stored.id}'); print(json.dumps(list(run.scan_history())))"
+    )
+    given = environment(server, home) | {"WANDB_CACHE_DIR": str(tmp_path), "WANDB_ERROR_REPORTING": "false"}
+    told = subprocess.run([sys.executable, "-c", read], env=given, cwd=home, capture_output=True, text=True, check=True)
+    assert unlogged(json.loads(told.stdout)) == rows(directory)
+
+
+def test_a_run_that_was_killed_and_gone_on_with_is_one_run_with_every_row_once(server, home, tmp_path):
+    directory = made(tmp_path / "r", *HELD)
+    (home / "hold").touch()
+    process = start(directory, server, home)
+    wait_for(lambda: Sent(directory).url)
+    both = mirrors(directory)
+    assert len(both) == 2
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(both, timeout=31)
+    assert not any(one.is_running() for one in both)
+    (stored,) = server.runs.values()
+    before = len(stored.lines)
+    assert stored.state == "preempted" and before > 0
+    with open(directory.metrics, "a") as file:  # what a run wrote after its checkpoint is cut off and comes again
+        file.write(json.dumps(rows(directory)[-1]) + "\n")
+    (home / "hold").unlink()
+    run(directory, server, home)
+    (stored,) = server.runs.values()
+    assert (stored.begun, stored.state) == (2, "finished") and len(stored.lines) > before
+    assert complete(server, directory)
+
+
+def test_a_server_that_is_lost_costs_a_run_nothing_and_sync_completes_it(server, home, tmp_path):
+    tracked = made(tmp_path / "r", *HELD, "tracking.finish_s=1")
+    (home / "hold").touch()
+    process = start(tracked, server, home)
+    wait_for(lambda: Sent(tracked).url)
+    server.lost = True
+    (home / "hold").unlink()
+    text, _ = process.communicate(timeout=100)
+    ended_s = time.time() - (tracked.path / "result.json").stat().st_mtime
+    assert process.returncode == 0 and ended_s < 6, text
+    assert f"python -m qllm_exp.results sync {tracked.path}" in text and not mirrors(tracked)
+    local = made(tmp_path / "l", *HELD, "tracking.mode=disabled")
+    run(local, server, home)
+    assert timeless(rows(tracked)) == timeless(rows(local))
+    took = [sum(one.result()["seconds"][part] for part in ("act", "store", "update")) for one in (tracked, local)]
+    assert took[0] < 2 * took[1] + 2
+
+    server.lost = False
+    code, text = sync(server, home, tmp_path / "r")
+    assert code == 0 and "sent" in text and complete(server, tracked), text
+    asked = len(server.received)
+    code, text = sync(server, home, tracked.path)
+    assert code == 0 and "has nothing new" in text and len(server.received) == asked
+    (stored,) = server.runs.values()
+    assert stored.state == "finished" and stored.summary["final_return"] == tracked.result()["final_return"]
+
+
+def test_a_run_that_is_killed_while_the_server_hangs_leaves_no_process(server, home, tmp_path):
+    server.wait_s = 60
+    (home / "hold").touch()
+    directory = made(tmp_path / "r", *HELD, "tracking.finish_s=1")
+    process = start(directory, server, home)
+    both = wait_for(lambda: len(found := mirrors(directory)) == 2 and found)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(both, timeout=6)
+    assert not any(one.is_running() for one in both)
+
+
+def test_an_offline_run_is_sent_by_sync(server, home, tmp_path):
+    directory = made(tmp_path / "r", *SHORT, "tracking.mode=offline")
+    run(directory, server, home)
+    assert server.received == [] and not (directory.path / "wandb").exists()
+    code, text = sync(server, home, tmp_path / "r")
+    count = len(rows(directory))
+    assert code == 0 and f"sent {count} of {count} rows: {server.url}" in text, text
+    assert complete(server, directory) and SECRET not in "\n".join(server.received)
+
+
+def test_sync_sends_what_is_new_and_no_row_of_another_folder(server, home, tmp_path):
+    going = by_hand(tmp_path / "r" / "going", 3, "interrupted")
+    assert "sent 3 of 3" in sync(server, home, going.path)[1]
+    assert server.runs["going"].state == "preempted"
+    by_hand(going.path, 2, "interrupted")  # cut to its checkpoint
+    assert "sent 0 of 2" in sync(server, home, going.path)[1]
+    by_hand(going.path, 5, "finished")
+    other = by_hand(tmp_path / "s" / "going", 7, "finished")  # made anew elsewhere, with the same name
+    code, text = sync(server, home, going.path, other.path)
+    assert code == 1 and "going: sent 2 of 5" in text and complete(server, going), text
+    assert "going: NOT SENT" in text and "was not begun from this folder" in text and "--adopt" in text
+    code, text = sync(server, home, "--adopt", other.path)
+    assert code == 0 and "sent 2 of 7" in text and complete(server, other), text
+
+
+def test_a_run_whose_beginning_was_never_answered_is_begun_again_by_the_same_process(server, home, tmp_path):
+    directory = by_hand(tmp_path / "r" / "run", 3, "finished")
+    server.swallowed = {"UpsertBucket"}
+    command = [sys.executable, "-m", "qllm_exp.tracking.wandb_mirror", "--once", "--timeout", "2"]
+    given = environment(server, home)
+    with subprocess.Popen(command, env=given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        print(directory.path, file=process.stdin, flush=True)
+        assert "NOT SENT" in process.stdout.readline() and server.runs["run"].lines == []
+        server.swallowed = set()
+        print(directory.path, file=process.stdin, flush=True)
+        text = process.stdout.readline()
+        assert "sent 3 of 3 rows" in text and complete(server, directory), text
+
+
+def test_sync_gives_up_on_a_server_that_is_not_there(server, home, tmp_path):
+    for i in range(4):
+        by_hand(tmp_path / "r" / f"run{i}", 3, "finished")
+    server.lost = True
+    code, text = sync(server, home, "--timeout", "1", tmp_path / "r")
+    assert code == 1 and text.count("NOT SENT") == 4 and text.count("not tried") == 2, text
+
+
+def test_runs_of_a_sweep_are_runs_of_a_group(server, home, tmp_path):
+    command = [sys.executable, "-m", "qllm_exp", "-m", *SHORT, "seed=0-1", "env.name=held_env", f"dir={tmp_path / 'r'}"]
+    done = subprocess.run(command, env=environment(server, home), cwd=home, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    folders = [RunDirectory(path.parent) for path in (tmp_path / "r").glob("*/config.yaml")]
+    (sweep,) = (tmp_path / "r").glob("sweep_*")
+    assert sorted(server.runs) == sorted(one.path.name for one in folders) and len(folders) == 2
+    assert all(one.group == one.config["sweep"] == sweep.name for one in server.runs.values())
+    assert all(complete(server, one) and not mirrors(one) for one in folders)
+
+
+def test_without_a_login_nothing_is_planned_and_the_choices_are_told(home, tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "qllm_exp", *SHORT, f"dir={tmp_path / 'r'}"]
+    done = subprocess.run(command, env=environment(None, home), cwd=home, capture_output=True, text=True, timeout=100)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2 and len(said) == 1 and said[0].startswith("error: tracking=wandb"), said
+    assert all(choice in said[0] for choice in ("`wandb login`", "tracking.mode=offline", "tracking=local"))
+    assert not (tmp_path / "r").exists() and not [line for line in done.stderr.splitlines() if line.endswith("| wandb")]
+
+
+def test_help_does_not_import_the_client(home):
+    command = [sys.executable, "-X", "importtime", "-m", "qllm_exp", "--help"]
+    done = subprocess.run(command, env=environment(None, home), cwd=home, capture_output=True, text=True, timeout=100)
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "qllm_exp.cli" in names and "wandb" not in names
