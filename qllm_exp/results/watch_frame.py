@@ -96,7 +96,7 @@ class Picture:
             place = (left / _WIDTH, (bottom + below + 0.3) / height, width / _WIDTH, tall / height)
             return self.figure.add_axes(place)
 
-        left, scene = (0.12, 2.5) if wide else (0.25, 2.15)
+        left, scene = (0.12, 2.5) if wide else (0.32, 2.1)
         if self.values is not None:
             left, scene = 1.25, 1.2
         elif not self.things:
@@ -241,11 +241,11 @@ class StateValues:
         ]
         self.names = [_shortened(names[column]) for column in columns]
         self.values = scaled[:, columns].T.numpy()
-        self.note = f"{len(columns)} of {states.shape[1]} state values, low (dark) to high"
+        self.note = f"step ({len(columns)} of {states.shape[1]} state values; dark: low)"
 
     def draw_ground(self, axis: "Axes") -> None:
         """What is the same at every step."""
-        axis.set_xlabel(f"{self.note}\nat each step", labelpad=1, fontsize=6)
+        axis.set_xlabel(self.note, labelpad=1)
         rows, columns = self.values.shape
         if not rows:
             axis.text(0.5, 0.5, "no value of the\nstate changes", transform=axis.transAxes, ha="center", va="center")
