@@ -158,6 +158,7 @@ class Picture:
         bars.locator_params(axis="x", nbins=4)
         bars.axvline(0, color="#000000", linewidth=0.6)
         if shares:
+            bars.set_xticks([-1, 0, 1] if low < 0 else [0, 0.25, 0.5, 0.75, 1])
             bars.xaxis.set_major_formatter("{x:.0%}")
             lines.yaxis.set_major_formatter("{x:.0%}")
             lines.axhline(1 / self.n, color="#999999", linewidth=0.8, zorder=0)
