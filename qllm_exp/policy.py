@@ -9,6 +9,7 @@ from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import algorithm_of
+from qllm_exp.mixers.base import Mixer
 from qllm_exp.tracking.run_dir import RunDirectory
 
 
@@ -34,15 +35,43 @@ class Policy:
 
 def load_policy(folder: Path, env: TeamEnv) -> Policy:
     """The best parameters of a finished run; UserError where it is not finished, or is for another task than `env`."""
+    return Policy(load_algorithm(folder, env)[0], env.device)
+
+
+def kept_policy(directory: RunDirectory) -> Path:
+    """The file with a finished run's parameters; UserError where the run is not finished."""
+    if not directory.policy.exists():
+        raise UserError(
+            f"{directory.path} has no policy.pt: the run is not finished. "
+            f"To go on with it: python -m qllm_exp.experiment {directory.path}"
+        )
+    return directory.policy
+
+
+def load_algorithm(folder: Path, env: TeamEnv, which: str = "best") -> tuple[Algorithm, Mixer | None]:
+    """The algorithm of a finished run and its mixer, with the parameters that the run has kept.
+
+    The mixer is None where it is not known: the algorithm has none, or it is a trained one whose parameters the file
+    lacks, as those of runs that ended before mixers were kept do.
+
+    Args:
+        which: 'best' of the run's evaluations, or 'last'.
+
+    Raises:
+        UserError: the run is not finished, or is for another task than `env`.
+    """
     directory = RunDirectory(folder)
     run = directory.read_config()
-    if not directory.policy.exists():
-        raise UserError(f"{folder} has no policy.pt: the run is not finished.")
+    kept = kept_policy(directory)
     if (run.env.name, run.env.task) != (env.task.env, env.task.task):
         raise UserError(
             f"{folder} was trained on {run.env.name}/{run.env.task}, not on {env.task.env}/{env.task.task}: "
             f"add env={run.env.name} env.task={run.env.task}."
         )
-    algorithm = algorithm_of(run, directory, env)
-    algorithm.load_policy_state_dict(torch.load(directory.policy, map_location=env.device, weights_only=True)["best"])
-    return Policy(algorithm, env.device)
+    algorithm: Algorithm = algorithm_of(run, directory, env)
+    saved = torch.load(kept, map_location=env.device, weights_only=True)[which]
+    algorithm.load_policy_state_dict(saved)
+    mixer = algorithm.mixer
+    if mixer is not None and any(f"mixer.{name}" not in saved for name, _ in mixer.named_parameters()):
+        mixer = None
+    return algorithm, mixer

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qllm_exp.mixers.base import Mixer
+
 
 class EpisodeBatch(NamedTuple):
     """Whole episodes, time first, padded to the longest. Padding is marked by `mask`."""
@@ -27,7 +29,13 @@ class EpisodeBatch(NamedTuple):
 
 
 class Algorithm(ABC):
-    """A team of agents that learns."""
+    """A team of agents that learns.
+
+    Attributes:
+        mixer: what makes Q_tot of the agents' Qs; None for an algorithm without one.
+    """
+
+    mixer: Mixer | None = None
 
     @abstractmethod
     def initial_memory(self, num_envs: int) -> Any:
@@ -56,6 +64,14 @@ class Algorithm(ABC):
     def update(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """One gradient update. Returns figures to log, as tensors without gradient (no host synchronisation)."""
 
+    def action_qs(self, obs: Tensor, actions: Tensor) -> Tensor | None:
+        """Individual Qs [T, B, n] of the actions taken along episodes, without gradient; None where agents have no Qs.
+
+        Args:
+            obs: [T + 1, B, n, obs_dim]; actions: [T, B, n] int64. All begin at the start of an episode.
+        """
+        return None
+
     @abstractmethod
     def exploration(self, env_step: int) -> dict[str, float]:
         """Figures of the exploration schedule, to log."""
@@ -70,11 +86,11 @@ class Algorithm(ABC):
 
     @abstractmethod
     def policy_state_dict(self) -> dict[str, Tensor]:
-        """The parameters that decide how the team acts, copied."""
+        """The parameters that decide how the team acts, and the mixer's, named 'mixer....', copied."""
 
     @abstractmethod
     def load_policy_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Act with these parameters from now on."""
+        """Act with these parameters from now on, and mix with them where they hold the mixer's too."""
 
     @abstractmethod
     def parameter_counts(self) -> dict[str, int]:

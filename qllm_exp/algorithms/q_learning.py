@@ -24,6 +24,7 @@ from qllm_exp.schema import QLearning as Config
 from qllm_exp.schema import Run, Train
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer
+_MIXER = "mixer."  # how the names of the mixer's parameters begin, among those of a policy
 
 
 class QLearning(Algorithm):
@@ -39,7 +40,7 @@ class QLearning(Algorithm):
         self.n_agents, self.n_actions, self.device = env.n_agents, env.n_actions, env.device
         inputs = env.obs_dim + (env.n_agents if config.agent_id else 0) + (env.n_actions if config.last_action else 0)
         self.agent = RecurrentAgent(inputs, env.n_actions, train.hidden).to(env.device)
-        self.mixer = mixer.to(env.device)
+        self.mixer: Mixer = mixer.to(env.device)
         self.target_agent, self.target_mixer = copy.deepcopy(self.agent), copy.deepcopy(self.mixer)
         self.online = FlatParameters([self.agent, self.mixer])
         self.target = FlatParameters([self.target_agent, self.target_mixer])
@@ -90,6 +91,19 @@ class QLearning(Algorithm):
             parts.append(last_actions)
         return torch.cat(parts, -1)
 
+    def _along(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """[T + 1, B * n, inputs] along episodes, from obs [T + 1, B, n, obs_dim] and actions [T, B, n]."""
+        last = None
+        if self.config.last_action:
+            taken = F.one_hot(actions, self.n_actions).to(obs.dtype)
+            last = torch.cat([torch.zeros_like(taken[:1]), taken])
+        return self._inputs(obs, last).flatten(1, 2)
+
+    @torch.no_grad()
+    def action_qs(self, obs: Tensor, actions: Tensor) -> Tensor:
+        all_qs = self.agent.unroll(self._along(obs, actions)).view(*obs.shape[:3], self.n_actions)
+        return all_qs[:-1].gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
     # Learning
 
     def observe(self, rewards: Tensor, mask: Tensor) -> None:
@@ -97,12 +111,7 @@ class QLearning(Algorithm):
             self.rewards.update(rewards, mask)
 
     def update(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        steps, episodes = batch.steps, batch.reward.shape[1]
-        last = None
-        if self.config.last_action:
-            taken = F.one_hot(batch.actions, self.n_actions).to(batch.obs.dtype)
-            last = torch.cat([torch.zeros_like(taken[:1]), taken])
-        inputs = self._inputs(batch.obs, last).view(steps + 1, episodes * self.n_agents, -1)
+        inputs = self._along(batch.obs, batch.actions)
         all_qs = self.agent.unroll(inputs).view(batch.available_actions.shape)  # [T + 1, B, n, A]
         chosen_action_qs = all_qs[:-1].gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
         q_tot = self.mixer(chosen_action_qs, batch.state[:-1])
@@ -166,10 +175,14 @@ class QLearning(Algorithm):
         self.updates = saved["updates"]
 
     def policy_state_dict(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.agent.state_dict().items()}
+        mixer = {f"{_MIXER}{name}": value.detach().clone() for name, value in self.mixer.named_parameters()}
+        return {name: value.clone() for name, value in self.agent.state_dict().items()} | mixer
 
     def load_policy_state_dict(self, saved: dict[str, Tensor]) -> None:
-        self.agent.load_state_dict(saved)
+        self.agent.load_state_dict({name: value for name, value in saved.items() if not name.startswith(_MIXER)})
+        with torch.no_grad():
+            for name, value in self.mixer.named_parameters():
+                value.copy_(saved.get(f"{_MIXER}{name}", value))
 
     def parameter_counts(self) -> dict[str, int]:
         parts = {"agent": self.agent, "mixer": self.mixer}

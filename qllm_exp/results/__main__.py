@@ -1,78 +1,32 @@
-"""`python -m qllm_exp.results COMMAND ...`: what is done with the folders of runs."""
+"""`python -m qllm_exp.results COMMAND ...`: what run folders have to show. Each command is a module with `add_parser`."""
 
 import argparse
-import subprocess
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from qllm_exp.errors import UserError
+from qllm_exp.results import command_sync, watch
+
+_MODULES = (watch, command_sync)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 all done, 1 a run could not be done, 2 nothing was started."""
-    parser = argparse.ArgumentParser(prog="python -m qllm_exp.results", description="What is done with run folders.")
+    """Exit codes: 0 all done, 1 a run could not be done, 2 nothing was started or written."""
+    parser = argparse.ArgumentParser(prog="python -m qllm_exp.results", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    sync = commands.add_parser("sync", help="send to Weights & Biases what it lacks of runs", description=_SYNC)
-    sync.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="of a run, of a sweep, or with runs in it"
-    )
-    sync.add_argument("--all", action="store_true", help="send runs of tracking=local too")
-    sync.add_argument("--adopt", action="store_true", help="go on with runs on the server that other folders began")
-    sync.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for the end of a run (60)")
-    options = parser.parse_args(arguments)
+    for module in _MODULES:
+        module.add_parser(commands)
+    given = parser.parse_args(arguments)
     try:
-        return _sync(options)
+        code: int = given.run(given)
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-_SYNC = (
-    "For runs with tracking.mode=offline, and for those that lost the server. Sends each row once, however often it is called, "
-    "and says a line per run."
-)
-
-
-def _sync(options: argparse.Namespace) -> int:
-    """In a process with an environment of its own, which alone imports the client."""
-    from qllm_exp.tracking import login, mirror
-
-    folders = runs_in(options.folders)
-    if not login.logged_in():
-        raise UserError(f"{login.HOW.format(server=login.server())}.")
-    switches = ["--all"] * options.all + ["--adopt"] * options.adopt + ["--timeout", str(options.timeout)]
-    names = "".join(f"{path.absolute()}\n" for path in folders)
-    return subprocess.run(
-        mirror.command("--once", *switches), input=names, text=True, env=mirror.environment(), check=False
-    ).returncode
-
-
-def runs_in(folders: Sequence[Path]) -> list[Path]:
-    """The run folders meant, each once. UserError for a folder that holds none.
-
-    Args:
-        folders: each a run's, a sweep's (its runs lie beside it), or one that has run folders in it.
-    """
-    found: list[Path] = []
-    for folder in folders:
-        here = _runs_in(folder)
-        if not here:
-            raise UserError(
-                f"{folder} is no folder of a run or a sweep, and has no runs in it. Try: runs, or runs/SWEEP."
-            )
-        found += here
-    return list(dict.fromkeys(path.absolute() for path in found))
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    from qllm_exp.sweep.record import Sweep
-
-    if (folder / "config.yaml").exists():
-        return [folder]
-    if (folder / "sweep.json").exists():
-        return [one.path for one in Sweep(folder).directories if one.config.exists()]
-    return sorted(path.parent for path in folder.glob("*/config.yaml"))
+    except BrokenPipeError:  # the reader has seen enough, e.g. head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from qllm_exp.envs.base import TeamEnv
 from qllm_exp.tfcaf.credit import Dependence, credits
 from qllm_exp.tfcaf.entry import Entry
 from qllm_exp.tfcaf.episodes import Entity, Episode, entities, events, moments
-from qllm_exp.tfcaf.explain_scene import agent_colour, draw_joint_action, draw_scene, is_pitch, marker
+from qllm_exp.tfcaf.explain_scene import agent_colour, agent_line, draw_joint_action, draw_scene, is_pitch, marker
 
 if TYPE_CHECKING:  # drawing is imported when something is drawn
     from matplotlib.axes import Axes
@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # drawing is imported when something is drawn
 _RANDOM_QS = 32  # for the band of a function that is not affine
 _SHOWN_FIELDS = 24  # rows of the heat map; the tables have all
 _WIDTH = 7.2  # inches, two columns of a paper
-_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = "os^Dv<>"
 # Tol's light scheme: colour-blind safe as backgrounds of black text.
 _FILLS = ("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#44BB99", "#BBCC33", "#AAAA00", "#99DDFF")
@@ -132,16 +131,6 @@ def _told(env: TeamEnv, episode: Episode, credit: Tensor, step: int, things: lis
     return "\n".join("    ".join(each[start : start + per_line]) for start in range(0, len(each), per_line))
 
 
-def _line(agent: int) -> dict[str, Any]:
-    """How an agent's line looks, in all pictures."""
-    return {
-        "color": agent_colour(agent),
-        "linestyle": _LINES[agent % len(_LINES)],
-        "linewidth": 1.4,
-        "label": f"agent {agent}",
-    }
-
-
 def _credit_lines(axis: "Axes", credit: Tensor, steps: list[int]) -> None:
     length, n = credit.shape
     for agent in range(n):
@@ -151,7 +140,7 @@ def _credit_lines(axis: "Axes", credit: Tensor, steps: list[int]) -> None:
             marker=_MARKERS[agent % len(_MARKERS)],
             markevery=every,
             markersize=3,
-            **_line(agent),
+            **agent_line(agent),
         )
     axis.axhline(1, color="#999999", linewidth=0.8, zorder=0, label="equal credit (VDN)")
     for place, step in enumerate(steps):
@@ -242,7 +231,7 @@ def dependence_figure(depends: Dependence, n: int, title: str) -> "Figure":
         panels = halves[1].subplots(len(depends.curves), 1, squeeze=False).flat
         for panel, drawn in zip(panels, depends.curves, strict=True):
             for agent in range(n):
-                panel.plot(drawn.values.numpy(), drawn.credit[:, agent].numpy(), **_line(agent))
+                panel.plot(drawn.values.numpy(), drawn.credit[:, agent].numpy(), **agent_line(agent))
             panel.set_xlabel(drawn.label.replace("_", " "))
             panel.set_ylabel("mean credit")
         handles = panel.get_lines()

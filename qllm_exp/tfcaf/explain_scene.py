@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # drawing is imported when something is drawn
 
 # Okabe & Ito (2008): distinguishable with colour-blindness; Tol's wine in place of yellow, which is hard to see as a line.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _LIGHT = {"#CC79A7", "#E69F00", "#56B4E9"}  # backgrounds of black text
 # kind of entity: marker, fill, edge, size of the marker in points
 _LOOKS = {
@@ -36,6 +37,29 @@ _OTHER_LOOK = ("D", "#DDDDDD", "#555555", 7)
 def agent_colour(agent: int) -> str:
     """The colour of an agent in all pictures; the ninth agent has that of the first again."""
     return _COLOURS[agent % len(_COLOURS)]
+
+
+def scene_colours() -> list[str]:
+    """All that fills something in a scene, the agents' first."""
+    return [*_COLOURS, *(fill for _, fill, _, _ in _LOOKS.values() if fill != "none")]
+
+
+def agent_line(agent: int) -> dict[str, Any]:
+    """How an agent's line looks, in all pictures: keywords for `plot`."""
+    return {
+        "color": agent_colour(agent),
+        "linestyle": _LINES[agent % len(_LINES)],
+        "linewidth": 1.4,
+        "label": f"agent {agent}",
+    }
+
+
+def draw_agent(axis: "Axes", x: float, y: float, agent: int, size: float, font: float) -> None:
+    """A disc with the agent's number; `size` and `font` in points."""
+    colour = agent_colour(agent)
+    dark = "#000000" if colour in _LIGHT else "#FFFFFF"
+    axis.plot(x, y, "o", color=colour, markersize=size, markeredgecolor="#FFFFFF", markeredgewidth=0.5, zorder=3)
+    axis.text(x, y, str(agent), color=dark, fontsize=font, ha="center", va="center_baseline", zorder=4)
 
 
 def is_pitch(things: list[Entity]) -> bool:
@@ -65,7 +89,13 @@ def draw_scene(axis: "Axes", env: TeamEnv, things: list[Entity], step: int, cred
 
     `credit` is that of the whole episode, [T, n], so that sizes can be compared from scene to scene.
     """
-    board = any(thing.unit == "cells" for thing in things)
+    draw_things(axis, env, things, step, credit)
+    draw_ground(axis, env, things)
+
+
+def draw_things(axis: "Axes", env: TeamEnv, things: list[Entity], step: int, credit: Tensor) -> None:
+    """The part of `draw_scene` that differs from step to step."""
+    board = _is_board(things)
     numbered = Counter(thing.kind for thing in things)
     largest = max(float(credit.abs().amax()), 1e-9)
     scale = min(1, 10 / _board_size(env)) if board else 1
@@ -79,20 +109,7 @@ def draw_scene(axis: "Axes", env: TeamEnv, things: list[Entity], step: int, cred
             colour = agent_colour(thing.index)
             axis.plot(*path[max(0, step - 5) : step + 1].T.numpy(), color=colour, linewidth=1, alpha=0.6, zorder=2)
             size = max(7, scale * (8 + 4 * abs(float(credit[step, thing.index])) / largest))
-            dark = "#000000" if colour in _LIGHT else "#FFFFFF"
-            axis.plot(
-                x, y, "o", color=colour, markersize=size, markeredgecolor="#FFFFFF", markeredgewidth=0.5, zorder=3
-            )
-            axis.text(
-                x,
-                y,
-                str(thing.index),
-                color=dark,
-                fontsize=6.5 * scale**0.5,
-                ha="center",
-                va="center_baseline",
-                zorder=4,
-            )
+            draw_agent(axis, x, y, thing.index, size, 6.5 * scale**0.5)
             continue
         shape, fill, edge, size = _LOOKS.get(thing.kind, _OTHER_LOOK)
         axis.plot(
@@ -107,7 +124,10 @@ def draw_scene(axis: "Axes", env: TeamEnv, things: list[Entity], step: int, cred
         label = level or (str(thing.index) if thing.index is not None and numbered[thing.kind] <= 6 else "")
         if label and thing.kind not in {"opponent", "teammate"}:
             axis.text(x, y, label, fontsize=6 * scale**0.5, ha="center", va="center_baseline", zorder=1.5)
-    _frame(axis, env, things, board)
+
+
+def _is_board(things: list[Entity]) -> bool:
+    return any(thing.unit == "cells" for thing in things)
 
 
 def _board_size(env: TeamEnv) -> int:
@@ -115,8 +135,9 @@ def _board_size(env: TeamEnv) -> int:
     return 1 + max(int(one.high) for one in env.layout if one.name == "position")
 
 
-def _frame(axis: "Axes", env: TeamEnv, things: list[Entity], board: bool) -> None:
-    """The same limits in every scene: the board, the pitch, or all places of the episode."""
+def draw_ground(axis: "Axes", env: TeamEnv, things: list[Entity]) -> None:
+    """The part of `draw_scene` that is the same at every step: the board, the pitch, or room for all places of the episode."""
+    board = _is_board(things)
     axis.set_aspect("equal")
     if board or is_pitch(things):
         axis.set_xticks([])
@@ -147,8 +168,18 @@ def _frame(axis: "Axes", env: TeamEnv, things: list[Entity], board: bool) -> Non
 
 def draw_joint_action(axis: "Axes", env: TeamEnv, actions: Tensor) -> None:
     """A task without places: a row per agent and a column per action, with the one taken filled. actions: [n]."""
+    draw_taken(axis, actions)
+    draw_choices(axis, env)
+
+
+def draw_taken(axis: "Axes", actions: Tensor) -> None:
+    """The part of `draw_joint_action` that differs from step to step."""
     for agent, action in enumerate(actions.tolist()):
-        axis.plot(action, agent, "o", color=agent_colour(agent), markersize=9)
+        draw_agent(axis, action, agent, agent, 9, 6.5)
+
+
+def draw_choices(axis: "Axes", env: TeamEnv) -> None:
+    """The part of `draw_joint_action` that is the same at every step."""
     axis.set_xlim(-0.5, env.n_actions - 0.5)
     axis.set_ylim(env.n_agents - 0.5, -0.5)
     axis.set_xticks(range(env.n_actions))

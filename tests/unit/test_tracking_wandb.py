@@ -8,7 +8,8 @@ import pytest
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results.__main__ import main, runs_in
+from qllm_exp.results.__main__ import main
+from qllm_exp.results.command_sync import runs_in
 from qllm_exp.tracking import login, mirror, mirrored
 from qllm_exp.tracking.run_dir import RunDirectory
 

@@ -1,0 +1,370 @@
+"""The animation of a finished run: its frames, the return it tells, the credit it shows, and what it refuses."""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch import Tensor
+
+from qllm_exp import config
+from qllm_exp.__main__ import CONF
+from qllm_exp.algorithms.base import Algorithm
+from qllm_exp.envs import TeamEnv, make_env
+from qllm_exp.envs.layout import StateField, StateLayout
+from qllm_exp.errors import UserError
+from qllm_exp.experiment import execute
+from qllm_exp.mixers.base import Mixer
+from qllm_exp.policy import load_algorithm
+from qllm_exp.preparation import check, prepare
+from qllm_exp.results import watch_frame
+from qllm_exp.results.watch import add_parser, watch
+from qllm_exp.results.watch_episode import Played, credit, play_evaluation, share
+from qllm_exp.results.watch_frame import Picture, StateValues
+from qllm_exp.tfcaf import entry
+from qllm_exp.tfcaf.credit import credits
+from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.training.evaluation import evaluate
+from qllm_exp.training.replay import Episodes
+from qllm_exp.training.seeds import derive
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gym's, where football is played
+
+TINY = [
+    *("train=quick", "train.total_steps=200", "train.evaluation.every=100", "train.evaluation.episodes=3"),
+    *("train.evaluation.absolute_episodes=2", "train.batch_episodes=2", "train.hidden=8"),
+    *("device=cpu", "env.num_envs=2"),
+]
+KINDS = {
+    "lbf": ("env=lbf", "mixer=qmix", "env.episode_limit=12", "algorithm.last_action=true"),
+    "mpe": ("env=mpe", "mixer=tfcaf", "env.episode_limit=10"),
+    "matrix": ("env=matrix", "mixer=tfcaf"),
+    "sum": ("env=matrix", "mixer=vdn"),
+    "independent": ("env=matrix", "mixer=none"),
+    "unnamed": ("env=pettingzoo", "env.task=mpe2.simple_speaker_listener_v4", "mixer=vdn", "env.episode_limit=8"),
+    "grf": (
+        "env=grf",
+        "mixer=tfcaf",
+        "env.num_envs=1",
+        "env.workers=1",
+        "env.episode_limit=15",
+        "train.total_steps=30",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a finished run of a kind; trained once."""
+    folder, made = tmp_path_factory.mktemp("runs"), dict[str, Path]()
+
+    def run(kind: str) -> Path:
+        if kind not in made:
+            with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+                composed = compose("config", [*TINY, *KINDS[kind], f"dir={folder}"])
+            ready = prepare(check(config.load(composed)))
+            ready.directory.create(ready.run, ready.tfcaf)
+            made[kind] = execute(ready.directory, show=False).path
+        return made[kind]
+
+    return run
+
+
+@dataclass
+class Loaded:
+    env: TeamEnv
+    algorithm: Algorithm
+    mixer: Mixer | None
+    seed: int
+
+
+def load(folder: Path, policy: str = "best") -> Loaded:
+    run = RunDirectory(folder).read_config()
+    env = make_env(run.env, int(run.env.num_envs), 77)
+    return Loaded(env, *load_algorithm(folder, env, policy), run.seed)
+
+
+def played(one: Loaded, evaluation: int = 0, count: int = 1) -> list[Played]:
+    return play_evaluation(one.env, one.algorithm, one.mixer, derive(one.seed, "evaluation", evaluation), count)
+
+
+@pytest.fixture
+def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The titles of the pictures drawn."""
+    seen: list[str] = []
+
+    class Titled(Picture):
+        def __init__(self, env: TeamEnv, played: Played, mixes: bool, title: str) -> None:
+            super().__init__(env, played, mixes, title)
+            seen.append(title)
+
+    monkeypatch.setattr(watch_frame, "Picture", Titled)
+    return seen
+
+
+def frames(path: Path) -> int:
+    with Image.open(path) as image:
+        assert image.format == "GIF" and image.width == 900 and image.info["loop"] == 0
+        return int(getattr(image, "n_frames"))  # noqa: B009 - not known to every version of the types
+
+
+@pytest.mark.parametrize("kind", ["lbf", "mpe", "matrix", "unnamed"])
+def test_returns_are_those_of_the_evaluation_and_every_step_is_a_frame(
+    runs: Callable[[str], Path], kind: str, titles: list[str], tmp_path: Path
+) -> None:
+    folder = runs(kind)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    reported = [row for row in rows if row["kind"] == "evaluation"]
+    last = len({row["env_step_exact"] for row in reported}) - 1
+    one = load(folder, "last")
+    scratch = Episodes(one.env, one.env.num_envs)
+    apart = evaluate(one.env, one.algorithm, scratch, 3, derive(one.seed, "evaluation", last), lambda: None)
+    assert apart.return_mean == pytest.approx(reported[-1]["return_mean"], rel=1e-6)
+
+    path = watch(folder, tmp_path / "new" / "x.gif", "last", episodes=3, seed=last)
+    assert frames(path) == sum(apart.lengths) + 3
+    assert [title.split("return ")[1].split("\n")[0] for title in titles] == [f"{r:.4g}" for r in apart.returns]
+    assert all(f"seed {one.seed}" in title and one.env.task.task in title for title in titles)
+    for number, episode in enumerate(played(one, last, 3)):
+        assert episode.total == apart.returns[number]
+        assert float(episode.returns[-1]) == pytest.approx(episode.total, rel=1e-5, abs=1e-6)
+
+
+def test_football_is_watched_as_well(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    path = watch(runs("grf"), tmp_path / "x.gif")
+    one = load(runs("grf"))
+    try:
+        (episode,) = played(one)
+    finally:
+        one.env.close()
+    assert frames(path) == len(episode.episode.rewards) + 1
+    assert episode.credit is not None and bool((episode.credit >= 0).all())  # the gate is on
+
+
+def slow_credit(q_tot: Callable[[Tensor], float], q: Tensor, by: float) -> list[float]:
+    """Central differences of Q_tot in each agent's Q."""
+    found = []
+    for agent in range(len(q)):
+        step = torch.zeros_like(q)
+        step[agent] = by
+        found.append((q_tot(q + step) - q_tot(q - step)) / (2 * by))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["lbf", "mpe", "matrix"])
+def test_credit_is_the_slope_of_q_tot(runs: Callable[[str], Path], kind: str) -> None:
+    one = load(runs(kind))
+    (episode,) = played(one)
+    assert one.mixer is not None and episode.credit is not None and episode.qs is not None
+    mixer = one.mixer.double() if one.mixer.learns else one.mixer
+    real = torch.float64 if one.mixer.learns else torch.float32
+    state, q = episode.episode.states[4].to(real), episode.qs[4].to(real)
+    slow = slow_credit(lambda at: float(mixer(at, state).detach()), q, 1e-6 if one.mixer.learns else 1e-2)
+    torch.testing.assert_close(episode.credit[4], torch.tensor(slow), rtol=5e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mpe", "matrix"])
+def test_credit_of_a_written_function_is_that_which_explain_tells(runs: Callable[[str], Path], kind: str) -> None:
+    one = load(runs(kind))
+    (episode,) = played(one)
+    function: Any = one.mixer
+    stored = entry.load(runs(kind) / "tfcaf.json")
+    told = credits(stored, function.affine, function.enforce, episode.episode.states[:-1], episode.qs)
+    assert episode.credit is not None
+    torch.testing.assert_close(episode.credit, told)
+
+
+def test_qs_are_those_of_the_actions_taken(runs: Callable[[str], Path]) -> None:
+    one = load(runs("lbf"))
+    (episode,) = played(one)
+    algorithm: Any = one.algorithm
+    one.env.seed(derive(one.seed, "evaluation", 0))
+    obs, _, available = one.env.reset()
+    memory = algorithm.initial_memory(one.env.num_envs)
+    assert episode.qs is not None
+    for step, actions in enumerate(episode.episode.actions):
+        hidden, last = memory
+        eye = torch.eye(one.env.n_agents).expand(one.env.num_envs, -1, -1)
+        with torch.no_grad():
+            q, _ = algorithm.agent.step(torch.cat([obs, eye, last], -1).flatten(0, 1), hidden)
+        q = q.view(available.shape)[0].masked_fill(~available[0], -torch.inf)
+        assert torch.equal(q.argmax(-1), actions)
+        torch.testing.assert_close(episode.qs[step], q.amax(-1), rtol=1e-4, atol=1e-5)
+        taken, memory = algorithm.act(obs, available, memory, None, torch.Generator())
+        after = one.env.step(taken)
+        obs, available = after.obs, after.available_actions
+
+
+def test_the_trained_mixer_is_kept_as_it_was(runs: Callable[[str], Path]) -> None:
+    best, last = (load(runs("lbf"), policy).mixer for policy in ("best", "last"))
+    kept = torch.load(runs("lbf") / "policy.pt", weights_only=True)
+    assert best is not None and last is not None
+    for policy, mixer in (("best", best), ("last", last)):
+        for name, value in mixer.named_parameters():
+            assert torch.equal(value, kept[policy][f"mixer.{name}"])
+    start = dict(load_start(runs("lbf")).named_parameters())
+    assert any(not torch.equal(value, start[name]) for name, value in last.named_parameters())
+
+
+def load_start(folder: Path) -> Mixer:
+    """The mixer before it was trained."""
+    from qllm_exp.experiment import algorithm_of
+
+    directory = RunDirectory(folder)
+    run = directory.read_config()
+    mixer: Mixer = algorithm_of(run, directory, make_env(run.env, 1, 0)).mixer
+    return mixer
+
+
+def test_the_sum_gives_equal_bars(runs: Callable[[str], Path]) -> None:
+    one = load(runs("sum"))
+    (episode,) = played(one)
+    assert episode.credit is not None and bool((episode.credit == 1).all())
+    shown = Picture(one.env, episode, True, "").shown
+    assert shown is not None and bool((shown == 0.5).all())
+
+
+def test_without_mixing_the_agents_own_values_are_shown_and_named_so(runs: Callable[[str], Path]) -> None:
+    one = load(runs("independent"))
+    (episode,) = played(one)
+    picture = Picture(one.env, episode, False, "")
+    assert episode.credit is None and episode.qs is not None and "no credit" in picture.bars.get_title()
+    assert picture.shown is not None and torch.equal(picture.shown, episode.qs)
+
+
+def test_a_run_from_before_mixers_were_kept_is_shown_without_credit(
+    runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for name in ("config.yaml", "policy.pt"):
+        (tmp_path / name).write_bytes((runs("lbf") / name).read_bytes())
+    kept = torch.load(tmp_path / "policy.pt", weights_only=True)
+    older = {which: {k: v for k, v in of.items() if not k.startswith("mixer.")} for which, of in kept.items()}
+    torch.save(older, tmp_path / "policy.pt")
+    one = load(tmp_path)
+    (episode,) = played(one)
+    assert one.mixer is None and episode.credit is None
+    assert "policy.pt lacks the mixer" in Picture(one.env, episode, True, "").bars.get_title()
+    assert torch.equal(episode.episode.actions, played(load(runs("lbf")))[0].episode.actions)
+
+
+def test_shares_keep_their_sign_and_are_parts_of_the_absolute_sum() -> None:
+    given = torch.tensor([[1.0, -3.0, 0.0], [0.0, 0.0, 0.0]])
+    assert share(given).tolist() == [[0.25, -0.75, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_credit_of_a_mixer_that_ignores_an_agent_is_zero() -> None:
+    class First(Mixer):
+        monotone, learns = True, False
+
+        def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
+            return 2 * agent_qs[..., 0] - state.sum(-1)
+
+    assert credit(First(), torch.randn(3, 2), torch.randn(3, 4)).tolist() == [[2, 0]] * 3
+
+
+def test_state_values_that_change_are_named_and_scaled() -> None:
+    fields = [StateField("door", None, "open", ("open",), 0, 1), StateField("robot", 1, "arm", ("x", "y"), -9, 9)]
+    states = torch.tensor([[1.0, 5.0, 2.0], [1.0, 5.0, 4.0], [1.0, 7.0, 3.0]])
+    shown = StateValues(StateLayout.of(fields), states)
+    assert shown.names == ["robot 1 arm x", "robot 1 arm y"] and "2 of 3" in shown.note
+    assert shown.values.tolist() == [[0, 0, 1], [0, 1, 0.5]]
+    wide = StateLayout.of([StateField("sea", None, "level", tuple(f"at_{i}" for i in range(30)), 0, 9)])
+    assert len(StateValues(wide, torch.rand(9, 30)).names) == 20
+
+
+def test_a_picture_differs_from_the_next_and_not_from_itself(runs: Callable[[str], Path]) -> None:
+    one = load(runs("lbf"))
+    (episode,) = played(one)
+    picture = Picture(one.env, episode, True, "")
+    once = [picture.image(step).tobytes() for step in (3, 4, len(episode.episode.rewards))]
+    assert len(set(once)) == 3 and picture.image(3).tobytes() == once[0]
+
+
+def test_the_same_command_writes_the_same_file(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    one, other = (watch(runs("matrix"), tmp_path / f"{name}.gif").read_bytes() for name in "ab")
+    assert one == other
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "b.gif"]
+
+
+def fake_ffmpeg(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ffmpeg that does what the shell script says; its last argument is the file to write."""
+    folder.mkdir()
+    (folder / "ffmpeg").write_text(f"#!/bin/sh\nfor file; do :; done\n{script}\n")
+    (folder / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_ffmpeg_gets_every_picture_and_the_last_for_two_seconds(
+    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_ffmpeg(tmp_path / "bin", f'echo "$*" > {tmp_path}/asked; cat > "$file"', monkeypatch)
+    path = watch(runs("matrix"), tmp_path / "x.mp4", fps=5)
+    asked = (tmp_path / "asked").read_text()
+    width, height = map(int, re.search(r"-s (\d+)x(\d+) -r 5 ", asked).groups())  # type: ignore[union-attr]
+    assert width % 2 == height % 2 == 0 and path.stat().st_size == width * height * 3 * (25 + 2 * 5)
+
+
+def test_what_ffmpeg_says_is_the_error(
+    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_ffmpeg(tmp_path / "bin", "echo no such encoder >&2; exit 1", monkeypatch)
+    with pytest.raises(UserError, match="no such encoder"):
+        watch(runs("matrix"), tmp_path / "x.mp4")
+    assert not (tmp_path / "x.mp4").exists()
+
+
+def call(*words: str) -> int:
+    """The command as the command line has it."""
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    given = parser.parse_args(["watch", *words])
+    code: int = given.run(given)
+    return code
+
+
+def test_the_command_writes_into_the_run_folder_and_prints_the_path(
+    runs: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(str(runs("sum")), "--policy", "last") == 0
+    assert capsys.readouterr().out.strip() == str(runs("sum") / "watch.gif")
+    assert frames(runs("sum") / "watch.gif") == 26
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["-o", "x.avi"], r"x\.avi: an animation is a \.gif or an \.mp4\. Type e\.g\. -o x\.gif"),
+        (["-o", "x.mp4"], "apt-get install ffmpeg"),
+        (["--episodes", "0"], "--episodes 0: give a whole number from 1"),
+        (["--seed", "-1"], "--seed -1: give the number of an evaluation"),
+        (["--fps", "0"], "--fps 0 is out of bounds"),
+        (["--fps", "nan"], "--fps nan is out of bounds"),
+    ],
+)
+def test_wrong_calls_say_what_to_type(
+    runs: Callable[[str], Path], words: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = runs("sum")
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no ffmpeg
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=error):
+        call(str(folder), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_cannot_be_watched_are_refused(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        watch(tmp_path / "none")
+    (tmp_path / "config.yaml").write_bytes((runs("sum") / "config.yaml").read_bytes())
+    with pytest.raises(UserError, match=r"not finished\. To go on with it: python -m qllm_exp\.experiment"):
+        watch(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        watch(runs("sum"), tmp_path / "config.yaml" / "x.gif")
