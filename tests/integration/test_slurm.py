@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from run_folders import final
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -94,15 +95,6 @@ def cluster(slurm, tmp_path):
     end = time.monotonic() + 60
     while made.queue() and time.monotonic() < end:
         time.sleep(0.2)
-
-
-def final(run: Path):
-    """All that a run found, but for what the clock decides."""
-    result = json.loads((run / "result.json").read_text())
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row.pop("wall_s", None)
-    return rows, {k: result[k] for k in ("final_return", "absolute_return", "env_steps", "episodes", "updates")}
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import psutil
+from run_folders import final
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -70,14 +71,6 @@ def until(condition, seconds=60):
         assert time.monotonic() < end
         time.sleep(0.02)
     return found
-
-
-def final(run: Path):
-    result = json.loads((run / "result.json").read_text())
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row.pop("wall_s", None)
-    return rows, {k: result[k] for k in ("final_return", "absolute_return", "env_steps", "episodes", "updates")}
 
 
 def kill_all(process) -> None:
