@@ -1,0 +1,33 @@
+"""`python -m qllm_exp.results`: tables and figures from run folders. Each sub-command is a module with `add_parser`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from qllm_exp.errors import UserError
+from qllm_exp.results import command_figures, command_table
+
+_MODULES = (command_table, command_figures)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit codes: 0 done, 2 nothing was written."""
+    parser = argparse.ArgumentParser(prog="python -m qllm_exp.results", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in _MODULES:
+        module.add_parser(commands)
+    given = parser.parse_args(arguments)
+    try:
+        code: int = given.run(given)
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader has seen enough, e.g. head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
