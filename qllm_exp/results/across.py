@@ -13,13 +13,15 @@ from qllm_exp.results.align import align
 from qllm_exp.results.cells import METRICS
 from qllm_exp.results.comparison import probability_of_improvement
 from qllm_exp.results.figures import line, steps_axis
-from qllm_exp.results.looks import legend, looks, notes_below, panels, save, tidy
+from qllm_exp.results.looks import few, legend, looks, notes_below, panels, save, tidy
 from qllm_exp.results.normalise import Normalised, normalise, scores
 from qllm_exp.results.profiles import performance_profile
 from qllm_exp.results.reading import Record
+from qllm_exp.results.sheet import count
 from qllm_exp.results.statistics import Array, Estimate, estimate, iqm
 
 THRESHOLDS = 101
+MOST_PAIRS = 15  # of methods in one figure
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def aggregated_curves(records: Sequence[Record], path: Path, missing: Sequence[s
     """
     shared = common(records)
     look = looks(shared.methods)
-    figure, (axis,) = panels(1, width=6.4, height=4.4)
+    figure, (axis,) = panels(1, width=6.4, height=4.4, beside=[f"{name} (n=5)" for name in shared.methods])
     notes = [
-        f"IQM over {_count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals.",
+        f"IQM over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals.",
         *shared.notes,
     ]
     for name in shared.methods:
@@ -78,7 +80,7 @@ def aggregated_curves(records: Sequence[Record], path: Path, missing: Sequence[s
     axis.set_ylabel("normalised evaluation return, IQM")
     steps_axis(axis)
     legend(axis)
-    notes_below(figure, [*notes, *missing])
+    notes_below(figure, [*notes, *few(map(shared.fewest, shared.methods)), *missing])
     save(figure, path)
 
 
@@ -89,7 +91,7 @@ def profiles(records: Sequence[Record], path: Path, metric: str = "final", missi
     every = np.concatenate([one for found in per_method.values() for one in found])
     thresholds = np.linspace(min(0.0, every.min()), max(1.0, every.max()), THRESHOLDS)
     look = looks(shared.methods)
-    figure, (axis,) = panels(1, width=6.4, height=4.4)
+    figure, (axis,) = panels(1, width=6.4, height=4.4, beside=[f"{name} (n=5)" for name in shared.methods])
     for name, found in per_method.items():
         one = performance_profile(found, thresholds)
         line(axis, thresholds, one.share, one.low, one.high, look[name], f"{name} (n={one.runs})")
@@ -98,20 +100,37 @@ def profiles(records: Sequence[Record], path: Path, metric: str = "final", missi
     axis.set_ylim(-0.03, 1.03)
     tidy(axis)
     legend(axis)
-    what = f"Over {_count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals."
-    notes_below(figure, [what, *shared.notes, *missing])
+    what = f"Over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals."
+    notes_below(figure, [what, *shared.notes, *few(map(shared.fewest, shared.methods)), *missing])
     save(figure, path)
 
 
-def improvement(records: Sequence[Record], path: Path, metric: str = "final", missing: Sequence[str] = ()) -> None:
-    """Probability that a run of X scores higher than one of Y on a task drawn at random, a bar for each pair of methods."""
+def improvement(
+    records: Sequence[Record], path: Path, metric: str = "final", missing: Sequence[str] = (), against: str = ""
+) -> None:
+    """Probability that a run of X scores higher than one of Y on a task drawn at random, a bar for each pair of methods.
+
+    Args:
+        against: the one method that is Y in all pairs; '': each of two methods once, the first in order being X.
+
+    Raises:
+        UserError: for an unknown method; for more pairs than can be read; as the other figures.
+    """
     shared = common(records)
     if len(shared.methods) < 2:
         raise UserError(
             f"One method only, {shared.methods[0]}: an improvement is one over another. Give its folders too."
         )
-    per_method = _scores(shared, metric)
     pairs = list(itertools.combinations(shared.methods, 2))
+    if against:
+        choose("--against", against, shared.methods)
+        pairs = [(name, against) for name in shared.methods if name != against]
+    elif len(pairs) > MOST_PAIRS:
+        raise UserError(
+            f"{len(shared.methods)} methods are {len(pairs)} pairs. Name the one that the others are compared with, e.g. "
+            f"--against '{shared.methods[-1]}'. There are: {', '.join(shared.methods)}."
+        )
+    per_method = _scores(shared, metric)
     found = [probability_of_improvement(per_method[x], per_method[y]) for x, y in pairs]
     look = looks(shared.methods)
     longest = max(len(name) for name in shared.methods)
@@ -131,11 +150,11 @@ def improvement(records: Sequence[Record], path: Path, metric: str = "final", mi
     tidy(axis)
     axis.grid(visible=False, axis="y")
     what = (
-        f"Over {_count(len(shared.tasks), 'task')}, {metric} return; 95 % stratified bootstrap intervals, n = "
+        f"Over {count(len(shared.tasks), 'task')}, {metric} return; 95 % stratified bootstrap intervals, n = "
         f"{_range(found)} seeds. At 0.5 neither is better."
     )
     left = [note for note in shared.notes if note.startswith("Left out")]
-    notes_below(figure, [what, *left, *missing])
+    notes_below(figure, [what, *left, *few(one.runs for one in found), *missing])
     save(figure, path)
 
 
@@ -171,10 +190,6 @@ def _shared_steps(shared: Common, method: str, notes: list[str]) -> tuple[list[i
             rows.append(values if bounds is None else bounds(values))
         per_task.append(np.array(rows))
     return steps, per_task
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _range(found: Sequence[Estimate]) -> str:

@@ -37,6 +37,10 @@ def add_parser(commands: Any) -> None:
             )
         else:
             parser.add_argument("--metric", default="final", metavar="METRIC", help=" or ".join(METRICS))
+        if name == "improvement":
+            parser.add_argument(
+                "--against", default="", metavar="METHOD", help="over this one only; default: each pair"
+            )
         parser.set_defaults(run=_draw, figure=name)
 
 
@@ -50,8 +54,10 @@ def _draw(given: argparse.Namespace) -> int:
     if given.figure == "curves":
         draw = across.aggregated_curves if given.normalise else figures.curves
         draw(records, given.output, missing)
+    elif given.figure == "improvement":
+        across.improvement(records, given.output, given.metric, missing, given.against)
     else:
-        kinds = {"profiles": across.profiles, "improvement": across.improvement, "bars": figures.bars}
-        kinds[given.figure](records, given.output, given.metric, missing)
+        scores = across.profiles if given.figure == "profiles" else figures.bars
+        scores(records, given.output, given.metric, missing)
     print(given.output)
     return 0

@@ -1,6 +1,7 @@
 """Figures per task: learning curves and bars of returns."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from qllm_exp.errors import choose
 from qllm_exp.results import keys
 from qllm_exp.results.align import align
 from qllm_exp.results.cells import METRICS
-from qllm_exp.results.looks import Look, legend, looks, notes_below, panels, save, tidy
+from qllm_exp.results.looks import Look, few, legend, looks, notes_below, panels, save, tidy
 from qllm_exp.results.reading import Record
 from qllm_exp.results.statistics import Array, bootstrap_mean
 
@@ -30,7 +31,9 @@ def curves(records: Sequence[Record], path: Path, missing: Sequence[str] = ()) -
     """
     tasks, names = keys.tasks(records), keys.methods(records)
     look = looks(names)
-    figure, axes = panels(len(tasks))
+    counts = Counter((one.task, one.method) for one in records)
+    most = max(tasks, key=lambda task: sum(of == task for of, _ in counts))
+    figure, axes = panels(len(tasks), beside=[f"{name} (n=5)" for of, name in counts if of == most])
     notes = [BAND]
     for axis, task in zip(axes, tasks, strict=True):
         for name in names:
@@ -44,7 +47,7 @@ def curves(records: Sequence[Record], path: Path, missing: Sequence[str] = ()) -
         axis.set_ylabel("evaluation return")
         steps_axis(axis)
         legend(axis)
-    notes_below(figure, [*notes, *missing])
+    notes_below(figure, [*notes, *few(counts.values()), *missing])
     save(figure, path)
 
 
@@ -53,21 +56,24 @@ def bars(records: Sequence[Record], path: Path, metric: str = "final", missing: 
     figure_of = METRICS[choose("--metric", metric, METRICS)]
     tasks, names = keys.tasks(records), keys.methods(records)
     look = looks(names)
-    most = max(len({one.method for one in records if one.task == task}) for task in tasks)
+    counts = Counter((one.task, one.method) for one in records)
+    most = max(Counter(task for task, _ in counts).values())
     figure, axes = panels(len(tasks), width=max(2.6, 0.75 * most + 1.0))
     for axis, task in zip(axes, tasks, strict=True):
-        here = [name for name in names if any((one.task, one.method) == (task, name) for one in records)]
+        here = [name for name in names if (task, name) in counts]
         for at, name in enumerate(here):
             scores = [float(one.result[figure_of]) for one in records if (one.task, one.method) == (task, name)]
             _bar(axis, at, np.array(scores), look[name])
-        axis.set_xticks(range(len(here)), [_wrapped(name) for name in here], fontsize=8)
+        axis.set_xticks(range(len(here)), [f"{_wrapped(name)}\n(n={counts[task, name]})" for name in here], fontsize=8)
         axis.set_xlim(-0.6, len(here) - 0.4)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_title(task, fontsize=10)
         axis.set_ylabel(f"{metric} return")
         tidy(axis)
         axis.grid(visible=False, axis="x")
-    notes_below(figure, ["Mean over seeds with 95 % bootstrap intervals; a dot is a seed.", *missing])
+    notes_below(
+        figure, ["Mean over seeds with 95 % bootstrap intervals; a dot is a seed.", *few(counts.values()), *missing]
+    )
     save(figure, path)
 
 

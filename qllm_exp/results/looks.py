@@ -1,7 +1,7 @@
 """How methods look in every figure, and how a figure is saved."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.keys import ORDER, sort_key
+from qllm_exp.results.statistics import ENOUGH
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -45,8 +46,17 @@ def _look(at: int) -> Look:
     )
 
 
-def panels(count: int, width: float = 4.4, height: float = 3.3) -> tuple[Figure, list[Axes]]:
-    """A figure with that many axes, at most three beside each other."""
+def panels(
+    count: int, width: float = 4.4, height: float = 3.3, beside: Sequence[str] = ()
+) -> tuple[Figure, list[Axes]]:
+    """A figure with that many axes, at most three side by side.
+
+    Args:
+        width, height: of one, in inches. beside: entries of a legend; where they are many, it stands to the right (`legend`).
+    """
+    if len(beside) > _INSIDE:
+        width += 0.7 + 0.075 * max(map(len, beside))
+        height = max(height, 0.6 + 0.17 * len(beside))
     columns = min(3, count)
     lines = -(-count // columns)
     size = (max(width * columns, 4.4), height * lines)
@@ -69,6 +79,11 @@ def legend(axis: Axes) -> None:
     inside = len(labels) <= _INSIDE
     where: dict[str, Any] = {} if inside else {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
     axis.legend(fontsize=7, framealpha=0.6, handlelength=3, **where)
+
+
+def few(runs: Iterable[int]) -> list[str]:
+    """A note where a method has few runs."""
+    return [f"Fewer than {ENOUGH} seeds: the interval is too narrow to conclude from."] * (min(runs) < ENOUGH)
 
 
 def notes_below(figure: Figure, notes: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from qllm_exp.results import keys
 from qllm_exp.results.cells import METRIC_WORDS, METRICS, STATISTICS, Cell, Key, Pivot, gap, pivot
 from qllm_exp.results.collect import Collection
 from qllm_exp.results.reading import Record
-from qllm_exp.results.sheet import Sheet, notes_on, notes_on_missing
+from qllm_exp.results.sheet import Sheet, count, notes_on, notes_on_missing
 
 ROWS, COLUMNS = ("env", "task"), (keys.METHOD,)
 STAT_WORDS = {"mean": "mean", "median": "median", "iqm": "IQM"}
@@ -123,7 +123,9 @@ def _with_notes(sheet: Sheet, found: Pivot, collection: Collection) -> Sheet:
             "Cells with several tasks: normalised per task; cells that compare are over the tasks that all of them have."
         ]
     gone = Counter((one.method, one.task) for one in found.left_out)
-    notes += [f"Left out: {method} on {task} ({count} runs)." for (method, task), count in sorted(gone.items())]
+    notes += [
+        f"Left out: {method} on {task} ({count(times, 'run')})." for (method, task), times in sorted(gone.items())
+    ]
     return Sheet(**{**vars(sheet), "notes": [*notes, *notes_on_missing(collection)]})
 
 
@@ -141,12 +143,12 @@ def _check_varies(axis: str, having: Sequence[Record], records: Sequence[Record]
 
 def _default(axis: str, records: Sequence[Record]) -> tuple[Any, str]:
     """The default value of an axis, as `keys.value` writes it, and where it is from."""
-    count = Counter(keys.value(one, axis) for one in records)
+    times = Counter(keys.value(one, axis) for one in records)
     told = keys.default(axis, records[0])
-    if told in count and told is not None:
-        return next(value for value in count if value == told), "of the schema"
-    most = max(count.values())
-    first = min((value for value, times in count.items() if times == most), key=keys.sort_key)
+    if told in times and told is not None:
+        return next(value for value in times if value == told), "of the schema"
+    most = max(times.values())
+    first = min((value for value, many in times.items() if many == most), key=keys.sort_key)
     return (
         first,
         f"what most runs have; the schema's default, {told}, was not run"
@@ -166,7 +168,10 @@ def _difference(cell: Cell, reference: Cell | None, stat: str) -> Cell | str | N
 def _lacking(records: Sequence[Record], having: Sequence[Record], axes: Sequence[str]) -> list[str]:
     inside = {id(one) for one in having}
     without = Counter(one.method for one in records if id(one) not in inside)
-    return [f"Left out: {name} ({count} runs), without {' or '.join(axes)}." for name, count in sorted(without.items())]
+    return [
+        f"Left out: {name} ({count(times, 'run')}), without {' or '.join(axes)}."
+        for name, times in sorted(without.items())
+    ]
 
 
 __all__ = ["COLUMNS", "METRICS", "ROWS", "STATISTICS", "ablation", "comparison", "finished"]

@@ -155,11 +155,30 @@ def test_improvement_is_of_each_pair(records: list[Record], drawn: list[Figure])
     assert bar.get_x() + bar.get_width() == pytest.approx(0.0)
 
 
+def test_an_improvement_is_over_one_method_where_pairs_are_too_many(tmp_path: Path, drawn: list[Figure]) -> None:
+    for at in range(7):
+        for seed in range(2):
+            make(tmp_path, of("vdn", seed, train=schema.Train(hidden=at + 1)), 0.5 + at)
+    every = collect([tmp_path]).finished
+    with pytest.raises(UserError, match=r"7 methods are 21 pairs.*--against 'vdn hidden=7'"):
+        across.improvement(every, Path("x.png"))
+    with pytest.raises(UserError, match=r"--against='vdn hiden=1' is unknown. Did you mean 'vdn hidden=1'\?"):
+        across.improvement(every, Path("x.png"), against="vdn hiden=1")
+    across.improvement(every, Path("x.png"), against="vdn hidden=1")
+    assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [0.5] * 6
+
+
+def test_few_seeds_are_said(records: list[Record], drawn: list[Figure]) -> None:
+    for kind in KINDS:
+        kind(records, Path("x.png"))
+    assert all("Fewer than 5 seeds" in one.get_supxlabel() for one in drawn)
+
+
 def test_bars_are_means(records: list[Record], drawn: list[Figure]) -> None:
     figures.bars(records, Path("x.png"))
     axis = next(one for one in drawn[0].axes if OTHER in one.get_title())
     assert [bar.get_height() for bar in axis.patches] == pytest.approx([0.62, 0.72])
-    assert [one.get_text() for one in axis.get_xticklabels()] == ["qmix", "vdn"]
+    assert [one.get_text() for one in axis.get_xticklabels()] == ["qmix\n(n=3)", "vdn\n(n=3)"]
 
 
 # Looks

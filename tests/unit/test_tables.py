@@ -217,7 +217,7 @@ def test_an_ablation_compares_with_the_schemas_default(tmp_path: Path) -> None:
     assert lower.estimate.value == pytest.approx(-0.2) and upper.estimate.value == pytest.approx(0.2)
     assert -0.25 < lower.estimate.low < -0.2 < lower.estimate.high < -0.15
     assert "Default: tfcaf.rounds=3 (of the schema)." in sheet.notes
-    assert "Left out: qmix (1 runs), without tfcaf.rounds." in sheet.notes
+    assert "Left out: qmix (1 run), without tfcaf.rounds." in sheet.notes
 
 
 def test_without_a_run_of_the_default_most_runs_decide(tmp_path: Path) -> None:
