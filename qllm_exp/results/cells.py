@@ -16,7 +16,7 @@ import numpy as np
 
 from qllm_exp.errors import UserError, choose
 from qllm_exp.results import keys, statistics
-from qllm_exp.results.comparison import difference
+from qllm_exp.results.comparison import welch
 from qllm_exp.results.normalise import Normalised, normalise
 from qllm_exp.results.reading import FUNCTION, Record
 from qllm_exp.results.statistics import Array, Estimate
@@ -101,14 +101,13 @@ def gap(x: Sequence[Array], y: Sequence[Array], stat: str) -> Estimate:
     Args:
         x, y: for each task [runs], of the same tasks.
     """
-    if stat == "mean":
-        found = difference(list(x), list(y))
-        if np.isfinite(found.welch_low):
-            return replace(found.bootstrap, low=found.welch_low, high=found.welch_high)
-        return found.bootstrap
     of = statistic(stat, len(x))
     fewest = min(one.size for one in (*x, *y))
     seen = float(of(x) - of(y))
+    if stat == "mean":
+        ends = welch(x, y)
+        if np.isfinite(ends[0]):
+            return Estimate(seen, *ends, fewest)
     if fewest < 2:
         return Estimate(seen, np.nan, np.nan, fewest)
     drawn = statistics.resampled([*x, *y])
@@ -200,7 +199,8 @@ def _with_bold(cells: Mapping[tuple[Key, Key], Cell], compare: Group, stat: str)
         if any(cells[place].estimate.runs < 2 for place in places):
             continue
         gaps = {one: gap(cells[one].scores, cells[best].scores, stat) for one in places if one != best}
-        alike = [best, *(one for one, found in gaps.items() if found.low <= 0 <= found.high)]
+        rounding = 1e-9 * abs(cells[best].estimate.value)
+        alike = [best, *(one for one, found in gaps.items() if found.low <= rounding and found.high >= -rounding)]
         if len(alike) < len(places):
             bold.update(alike)
     return {place: replace(cell, bold=place in bold) for place, cell in cells.items()}

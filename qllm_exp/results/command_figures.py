@@ -11,10 +11,10 @@ from qllm_exp.results.sheet import notes_on_missing
 from qllm_exp.results.table import finished
 
 _COMMANDS = {
-    "curves": "learning curves per task, with 95 % bands",
+    "curves": "learning curves per task, with bands",
     "profiles": "performance profiles: the share of runs above each normalised score",
     "improvement": "probability of improvement of each method over each other",
-    "bars": "final returns per task, with 95 % intervals",
+    "bars": "final returns per task, with intervals",
 }
 
 

@@ -17,7 +17,7 @@ from qllm_exp.results.table import COLUMNS, ROWS, ablation, comparison
 
 def add_parser(commands: Any) -> None:
     """Register them with an argparse parser's sub-commands."""
-    table = _parser(commands, "table", "the comparison: value [95 % interval] (n seeds) per row and column")
+    table = _parser(commands, "table", "the comparison: value [interval] (n seeds) per row and column")
     table.add_argument("--rows", type=_words, default=list(ROWS), metavar="KEY,...", help="default: env,task")
     table.add_argument(
         "--cols", type=_words, default=list(COLUMNS), metavar="KEY,...", help="default: method; any key of config.yaml"

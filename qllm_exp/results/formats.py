@@ -94,8 +94,8 @@ def figures(cell: Cell) -> tuple[str, str]:
     """The value, which may be set in bold, and what follows it."""
     one = cell.estimate
     count = f"(n={one.runs}{' functions' * cell.functions})"
-    interval = f" [{one.low:.3f}, {one.high:.3f}]" if np.isfinite(one.low) else ""
-    return f"{one.value:.3f}", f"{interval} {count}"
+    value, low, high = (f"{round(number, 3) + 0.0:.3f}" for number in (one.value, one.low, one.high))  # no -0.000
+    return value, f"{f' [{low}, {high}]' * bool(np.isfinite(one.low))} {count}"
 
 
 def label_columns(sheet: Sheet) -> tuple[Row, list[Row]]:

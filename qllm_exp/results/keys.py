@@ -1,6 +1,7 @@
 """Keys that rows, columns and axes are made of: their short names, their values in a run, their defaults, and orders."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ ORDER = ("tfcaf", "qmix", "vdn", "none")  # of methods, where they are side by s
 
 _SHORT = {key.removesuffix(".name"): key for key in ("env.name", "algorithm.name", "mixer.name", "llm.name")}
 _SHORT["task"] = "env.task"
+_NUMBERS = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)")
 _ABSENT = object()
 
 
@@ -82,6 +84,7 @@ def default(key: str, record: Record) -> Any:
     group, _, rest = key.partition(".")
     usual = next((one.default_factory for one in dataclasses.fields(schema.Run) if one.name == group), None)
     made = schema.CHOICES.get(group, {}).get(str(value(record, f"{group}.name")), usual)  # no run tells its train.name
+    made = usual if rest == "name" else made
     node = made() if rest and callable(made) else None
     for part in rest.split("."):
         node = getattr(node, part, None)
@@ -89,11 +92,12 @@ def default(key: str, record: Record) -> Any:
 
 
 def sort_key(found: Any) -> tuple[Any, ...]:
-    """Numbers by size, then words by name; methods and mixers as in `ORDER`."""
+    """Numbers by size, then words by name, numbers within them by size; methods and mixers as in `ORDER`."""
     if isinstance(found, int | float) and not isinstance(found, bool):
-        return (0, found, "")
+        return (0, found)
     word = str(found).split(" ")[0]
-    return (1, ORDER.index(word) if word in ORDER else len(ORDER), str(found))
+    parts = [float(part) if at % 2 else part for at, part in enumerate(_NUMBERS.split(str(found)))]
+    return (1, ORDER.index(word) if word in ORDER else len(ORDER), parts)
 
 
 def methods(records: Iterable[Record]) -> list[str]:
@@ -102,4 +106,4 @@ def methods(records: Iterable[Record]) -> list[str]:
 
 
 def tasks(records: Iterable[Record]) -> list[str]:
-    return sorted({one.task for one in records})
+    return sorted({one.task for one in records}, key=sort_key)

@@ -83,7 +83,9 @@ def legend(axis: Axes) -> None:
 
 def few(runs: Iterable[int]) -> list[str]:
     """A note where a method has few runs."""
-    return [f"Fewer than {ENOUGH} seeds: the interval is too narrow to conclude from."] * (min(runs) < ENOUGH)
+    return [f"Fewer than {ENOUGH} seeds, where n says so: the interval is too narrow to conclude from."] * (
+        min(runs) < ENOUGH
+    )
 
 
 def notes_below(figure: Figure, notes: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ from qllm_exp import schema
 from qllm_exp.errors import UserError
 from qllm_exp.results.cells import Cell, gap, statistic
 from qllm_exp.results.collect import collect
-from qllm_exp.results.formats import as_csv, html, in_latex, latex, markdown
+from qllm_exp.results.formats import as_csv, html, in_latex, latex, markdown, text
+from qllm_exp.results.keys import methods, sort_key
 from qllm_exp.results.sheet import Sheet
 from qllm_exp.results.spent import spent
 from qllm_exp.results.statistics import Estimate, bootstrap_mean
@@ -64,8 +65,8 @@ def test_rows_are_tasks_and_columns_methods_in_a_fixed_order(tmp_path: Path) -> 
     make(tmp_path, of("vdn", 0, OTHER), 1.0)
     sheet, _ = comparison(collect([tmp_path]))
     assert sheet.columns == ["tfcaf", "qmix", "vdn", "none"]
-    assert [row for row, _ in sheet.rows] == [("lbf", OTHER), ("lbf", TASK)]
-    assert [one is None for one in sheet.rows[0][1]] == [True, True, False, True]
+    assert [row for row, _ in sheet.rows] == [("lbf", TASK), ("lbf", OTHER)]
+    assert [one is None for one in sheet.rows[1][1]] == [True, True, False, True]
     assert "| lbf/10x10-3p-3f-2s    | -" in markdown([sheet])
 
 
@@ -102,12 +103,25 @@ def test_over_several_tasks_scores_are_normalised_and_on_common_tasks(tmp_path: 
     assert cell(both, 1, "lbf").estimate.value == pytest.approx(0.5)
 
 
+def test_without_rows_all_tasks_are_one(tmp_path: Path) -> None:
+    five(tmp_path, "vdn", 0.5)
+    five(tmp_path, "vdn", 0.1, OTHER)
+    sheet, _ = comparison(collect([tmp_path]), rows=[], columns=["mixer"])
+    assert cell(sheet, 0, "vdn").estimate.value == pytest.approx(0.3) and "| 0.300 [" in markdown([sheet])
+
+
 @pytest.mark.parametrize(("stat", "value"), [("mean", 0.3), ("median", 0.2), ("iqm", 0.2)])
 def test_statistics_are_over_the_seeds(tmp_path: Path, stat: str, value: float) -> None:
     for seed, score in enumerate((0.0, 0.2, 0.2, 0.2, 0.9)):
         make(tmp_path, of("vdn", seed), score)
     one = cell(comparison(collect([tmp_path]), stat=stat)[0], 0, "vdn").estimate
     assert one.value == pytest.approx(value) and one.low <= value <= one.high
+
+
+def test_numbers_within_names_are_in_the_order_of_their_size() -> None:
+    given = ["vdn rate=0.001", "tfcaf rounds=10", "tfcaf rounds=2", "vdn rate=1e-05", "tfcaf", "none", "a1"]
+    found = sorted(given, key=sort_key)
+    assert found == ["tfcaf", "tfcaf rounds=2", "tfcaf rounds=10", "vdn rate=1e-05", "vdn rate=0.001", "none", "a1"]
 
 
 # Bold
@@ -142,6 +156,17 @@ def test_methods_whose_seeds_all_agree_are_told_apart(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 0.7, spread=0)
     five(tmp_path, "vdn", 0.6, spread=0)
     assert bold(comparison(collect([tmp_path]))[0]) == {"qmix"}
+
+
+def test_rounding_tells_nothing_apart(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.9, spread=0, seeds=5)
+    five(tmp_path, "vdn", 0.9, spread=0, seeds=13)
+    sheet, _ = comparison(collect([tmp_path]))
+    assert bold(sheet) == set() and "0.900 [0.900, 0.900] (n=13)" in markdown([sheet])
+
+
+def test_no_zero_is_negative() -> None:
+    assert text(Cell(Estimate(-1e-5, -2e-4, 1e-5, 5))) == "0.000 [0.000, 0.000] (n=5)"
 
 
 def test_the_gap_of_means_is_welchs_interval() -> None:
@@ -232,12 +257,21 @@ def test_without_a_run_of_the_default_most_runs_decide(tmp_path: Path) -> None:
     assert [cells[1] == "default" for _, cells in sheet.rows] == [True, False]
 
 
+def test_a_group_is_an_axis_too(tmp_path: Path) -> None:
+    for mixer in ("vdn", "tfcaf"):
+        make(tmp_path, of(mixer), 0.5, program=1 if mixer == "tfcaf" else None)
+    sheet, _ = ablation(collect([tmp_path]), ["mixer"])
+    assert [row for row, _ in sheet.rows] == [("lbf", TASK, "tfcaf"), ("lbf", TASK, "vdn")]
+    assert sheet.rows[0][1][1] == "default"
+
+
 def test_several_axes_have_a_row_for_each_combination_that_was_run(tmp_path: Path) -> None:
     for gamma, hidden in ((0.99, 64), (0.9, 64), (0.99, 32)):
         for mixer in ("qmix", "vdn"):
             for seed in range(2):
                 train = schema.Train(gamma=gamma, hidden=hidden)
                 make(tmp_path, of(mixer, seed, train=train), gamma + hidden + seed * 0.1)
+    assert methods(collect([tmp_path]).finished)[0] == "qmix gamma=0.9 hidden=64"
     sheet, _ = ablation(collect([tmp_path]), ["train.gamma", "train.hidden"])
     assert list(sheet.labels) == ["env", "task", "mixer", "train.gamma", "train.hidden"]
     assert [row[2:] for row, _ in sheet.rows[:3]] == [("qmix", 0.9, 64), ("qmix", 0.99, 32), ("qmix", 0.99, 64)]
@@ -286,10 +320,10 @@ def test_csv_reads_back_to_the_same_numbers(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 1 / 3)
     five(tmp_path, "vdn", 0.1, OTHER, seeds=1)
     sheet, _ = comparison(collect([tmp_path]))
-    first, second = csv.DictReader(io.StringIO(as_csv([sheet])))
+    second, first = csv.DictReader(io.StringIO(as_csv([sheet])))
     assert (first["env"], first["task"], first["method"], first["value"]) == ("lbf", OTHER, "vdn", repr(0.1 - 0.02))
     assert (first["low"], first["n"], first["few"], first["metric"]) == ("", "1", "1", "final")
-    one = cell(sheet, 1, "qmix").estimate
+    one = cell(sheet, 0, "qmix").estimate
     assert [float(second[head]) for head in ("value", "low", "high", "n")] == [one.value, one.low, one.high, 5]
 
 
@@ -307,17 +341,17 @@ def hostile() -> Sheet:
 
 
 def test_latex_is_a_whole_table_with_nothing_unescaped() -> None:
-    text = latex([hostile()])
+    written = latex([hostile()])
     for one in ("table", "tabular"):
-        assert text.count(f"\\begin{{{one}}}") == text.count(f"\\end{{{one}}}") == 1
-    assert [text.count(f"\\{rule}rule") for rule in ("top", "mid", "bottom")] == [1, 1, 1]
-    body = text.partition("\\toprule")[2].partition("\\bottomrule")[0]
+        assert written.count(f"\\begin{{{one}}}") == written.count(f"\\end{{{one}}}") == 1
+    assert [written.count(f"\\{rule}rule") for rule in ("top", "mid", "bottom")] == [1, 1, 1]
+    body = written.partition("\\toprule")[2].partition("\\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-    assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [4, 4] and "{llrrr}" in text
-    assert r"\textbf{$-$0.500} [$-$0.750, $-$0.250] (n=5)" in text and r"a\_b\textbar{}c & d\&e" in text
-    assert r"\textasciitilde{}\textasciicircum{}\textbackslash{}\{\}" in text
-    assert not re.search(r"(?<!\\)[#_]", text) and not re.search(r"(?<!\\)%(?! needs)", text)
-    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [4, 4] and "{llrrr}" in written
+    assert r"\textbf{$-$0.500} [$-$0.750, $-$0.250] (n=5)" in written and r"a\_b\textbar{}c & d\&e" in written
+    assert r"\textasciitilde{}\textasciicircum{}\textbackslash{}\{\}" in written
+    assert not re.search(r"(?<!\\)[#_]", written) and not re.search(r"(?<!\\)%(?! needs)", written)
+    assert written.count("{") - written.count(r"\{") == written.count("}") - written.count(r"\}")
     assert in_latex("[1]") == "{[}1{]}"  # a row that begins with a bracket would give it to the line before
 
 
@@ -339,6 +373,6 @@ def test_html_stands_alone_and_is_well_formed() -> None:
         def handle_endtag(self, tag: str) -> None:
             assert open_tags.pop() == tag
 
-    text = html([hostile()])
-    Check().feed(text)
-    assert open_tags == [] and "http" not in text and "<td>50 % &lt;b&gt;</td>" in text
+    written = html([hostile()])
+    Check().feed(written)
+    assert open_tags == [] and "http" not in written and "<td>50 % &lt;b&gt;</td>" in written
