@@ -1,45 +1,177 @@
-"""The comparison as text: a row per task, a column per method."""
+"""The comparison and ablation tables, from collected runs to sheets."""
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from qllm_exp.results.collect import Record
-from qllm_exp.results.statistics import bootstrap_mean
+from qllm_exp.errors import UserError
+from qllm_exp.results import keys
+from qllm_exp.results.cells import METRIC_WORDS, METRICS, STATISTICS, Cell, Key, Pivot, gap, pivot
+from qllm_exp.results.collect import Collection
+from qllm_exp.results.reading import Record
+from qllm_exp.results.sheet import Sheet, count, notes_on, notes_on_missing
 
-ORDER = ("tfcaf", "qmix", "vdn", "none")
-
-
-def methods(records: Sequence[Record]) -> list[str]:
-    """Method names in a fixed order: the known ones first, then the others by name."""
-    names = {r.method for r in records}
-
-    def rank(name: str) -> tuple[int, str]:
-        word = name.split()[0]
-        return (ORDER.index(word) if word in ORDER else len(ORDER), name)
-
-    return sorted(names, key=rank)
-
-
-def markdown(records: Sequence[Record], figure: str) -> str:
-    """A Markdown table of 'final_return' or 'absolute_return': mean [95 % interval] (n seeds)."""
-    columns, tasks = methods(records), sorted({r.task for r in records})
-    rows = [["env/task", *columns]]
-    for task in tasks:
-        cells = [task]
-        for method in columns:
-            cells.append(_cell([r.result[figure] for r in records if (r.task, r.method) == (task, method)]))
-        rows.append(cells)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
+ROWS, COLUMNS = ("env", "task"), (keys.METHOD,)
+STAT_WORDS = {"mean": "mean", "median": "median", "iqm": "IQM"}
+DIFFERENCE_WORDS = {
+    "mean": "of means, with Welch's 95 % interval (a bootstrap interval where no run differs from another)",
+    "median": "of medians, with a 95 % bootstrap interval",
+    "iqm": "of IQMs, with a 95 % bootstrap interval",
+}
 
 
-def _cell(values: list[float]) -> str:
-    if not values:
-        return "-"
-    scores = np.array(values)
-    low, high = bootstrap_mean(scores)
-    interval = "" if len(values) < 2 else f" [{low:.3f}, {high:.3f}]"
-    return f"{scores.mean():.3f}{interval} (n={len(values)})"
+def comparison(
+    collection: Collection,
+    rows: Sequence[str] = ROWS,
+    columns: Sequence[str] = COLUMNS,
+    metric: str = "final",
+    stat: str = "mean",
+) -> tuple[Sheet, Pivot]:
+    """Rows and columns by the values of any keys; each cell a statistic over seeds with its interval (`cells` has the rules).
+
+    Raises:
+        UserError: without a finished run; for an unknown key, metric or statistic; where a cell would mix methods.
+    """
+    records = finished(collection)
+    names = keys.resolve([*rows, *columns], records)
+    row_keys, column_keys = names[: len(rows)], names[len(rows) :]
+    found = pivot(records, row_keys, column_keys, metric, stat)
+    if not found.cells:
+        raise UserError(
+            "No task is common to what would be compared. Make task a row (--rows env,task), or run what is missing."
+        )
+    sheet = Sheet(
+        title=_title(metric, stat, found),
+        heading=" ".join(map(keys.short, column_keys)),
+        labels=[keys.short(key) for key in row_keys],
+        columns=[_column(column_keys, column) for column in found.columns],
+        rows=[(row, [found.cells.get((row, column)) for column in found.columns]) for row in found.rows],
+        metric=metric,
+        stat=stat,
+    )
+    return _with_notes(sheet, found, collection), found
+
+
+def ablation(
+    collection: Collection, axes: Sequence[str], metric: str = "final", stat: str = "mean"
+) -> tuple[Sheet, Pivot]:
+    """A row per combination of the axes' values that was run; beside its figure the difference to that of the default values.
+
+    The default is the schema's where a run has it, else the value that most runs have; it is 'default' in its row. Runs
+    that have not all the axes (a mixer that is trained has no tfcaf.rounds) are left out, and a footnote says which.
+
+    Raises:
+        UserError: as `comparison`; for an axis of which the runs have one value only.
+    """
+    records = finished(collection)
+    axis_keys = keys.resolve(axes, records)
+    having = [one for one in records if all(keys.has(one, axis) for axis in axis_keys)]
+    for axis in axis_keys:
+        _check_varies(axis, having, records)
+    apart = [key for key in ("mixer.name", "algorithm.name") if key in set(keys.differing(having)) - set(axis_keys)]
+    row_keys = [*(key for key in keys.TASK_KEYS if key not in axis_keys), *apart]
+    found = pivot(having, [*row_keys, *axis_keys], (), metric, stat)
+    defaults = [_default(axis, having) for axis in axis_keys]
+    usual = tuple(value for value, _ in defaults)
+    rows: list[tuple[Sequence[Any], Sequence[Cell | str | None]]] = []
+    for row in found.rows:
+        cell, reference = found.cells[row, ()], found.cells.get(((*row[: len(row_keys)], *usual), ()))
+        rows.append((row, [cell, _difference(cell, reference, stat)]))
+    sheet = Sheet(
+        title=_title(metric, stat, found),
+        heading="figure",
+        labels=[keys.short(key) for key in (*row_keys, *axis_keys)],
+        columns=["return" if found.normalised is None else "score", "difference to default"],
+        rows=rows,
+        metric=metric,
+        stat=stat,
+        notes=[f"Default: {axis}={value} ({why})." for axis, (value, why) in zip(axis_keys, defaults, strict=True)]
+        + [f"Difference: {DIFFERENCE_WORDS[stat]}."]
+        + _lacking(records, having, axis_keys),
+    )
+    return _with_notes(sheet, found, collection), found
+
+
+def finished(collection: Collection) -> list[Record]:
+    """The finished runs; UserError where there is none."""
+    if not collection.finished:
+        raise UserError(
+            f"No run is finished: {collection.counts()}. python -m launch.status FOLDER says how they stand."
+        )
+    return collection.finished
+
+
+def _title(metric: str, stat: str, found: Pivot) -> str:
+    scale = "" if found.normalised is None else ", normalised"
+    return f"{METRIC_WORDS[metric]}{scale}, {STAT_WORDS[stat]} [95 % bootstrap interval over seeds] (n seeds)"
+
+
+def _column(names: Sequence[str], values: Key) -> str:
+    """'qmix' for a group's name, 'tfcaf.rounds=3' for a number."""
+    bare = (keys.METHOD, *keys.TASK_KEYS)
+    words = [str(v) if k in bare or k.endswith(".name") else f"{k}={v}" for k, v in zip(names, values, strict=True)]
+    return " ".join(words) or "all"
+
+
+def _with_notes(sheet: Sheet, found: Pivot, collection: Collection) -> Sheet:
+    notes = [*notes_on(sheet), *sheet.notes]
+    if found.normalised is not None:
+        notes += found.normalised.notes
+        notes += [
+            "Cells with several tasks: normalised per task; cells that compare are over the tasks that all of them have."
+        ]
+    gone = Counter((one.method, one.task) for one in found.left_out)
+    notes += [
+        f"Left out: {method} on {task} ({count(times, 'run')})." for (method, task), times in sorted(gone.items())
+    ]
+    return Sheet(**{**vars(sheet), "notes": [*notes, *notes_on_missing(collection)]})
+
+
+def _check_varies(axis: str, having: Sequence[Record], records: Sequence[Record]) -> None:
+    values = {repr(keys.value(one, axis)) for one in having}
+    if len(values) > 1:
+        return
+    vary = keys.differing(records)
+    said = f"has one value only, {next(iter(values))}," if values else "is in no run together with the other axes"
+    raise UserError(
+        f"--axis {axis} {said} in these runs, so there is nothing to compare. "
+        + (f"What varies: {', '.join(vary[:12])}." if vary else "Nothing varies but the seed.")
+    )
+
+
+def _default(axis: str, records: Sequence[Record]) -> tuple[Any, str]:
+    """The default value of an axis, as `keys.value` writes it, and where it is from."""
+    times = Counter(keys.value(one, axis) for one in records)
+    told = keys.default(axis, records[0])
+    if told in times and told is not None:
+        return next(value for value in times if value == told), "of the schema"
+    most = max(times.values())
+    first = min((value for value, many in times.items() if many == most), key=keys.sort_key)
+    return (
+        first,
+        f"what most runs have; the schema's default, {told}, was not run"
+        if told is not None
+        else "what most runs have",
+    )
+
+
+def _difference(cell: Cell, reference: Cell | None, stat: str) -> Cell | str | None:
+    if reference is None or not np.isfinite([cell.estimate.value, reference.estimate.value]).all():
+        return None
+    if cell is reference:
+        return "default"
+    return Cell(gap(cell.scores, reference.scores, stat), functions=cell.functions)
+
+
+def _lacking(records: Sequence[Record], having: Sequence[Record], axes: Sequence[str]) -> list[str]:
+    inside = {id(one) for one in having}
+    without = Counter(one.method for one in records if id(one) not in inside)
+    return [
+        f"Left out: {name} ({count(times, 'run')}), without {' or '.join(axes)}."
+        for name, times in sorted(without.items())
+    ]
+
+
+__all__ = ["COLUMNS", "METRICS", "ROWS", "STATISTICS", "ablation", "comparison", "finished"]

@@ -171,7 +171,7 @@ def conclude(sweep: Sweep, ended: Sequence[Ended], waited: bool) -> None:
     """The comparison of the finished runs, and what failed, with the commands that run it again."""
     finished = [one.path for one in sweep.directories if (one.path / "result.json").exists()]
     if finished and (waited or len(finished) == len(sweep.record.runs)):
-        summarise(finished, sweep.path)
+        summarise(sweep.path)
     failed = [one for one in ended if one.failed]
     if failed:
         log.info("%d of %d runs failed:", len(failed), len(sweep.record.runs))

@@ -36,5 +36,5 @@ def run_one(composed: DictConfig) -> float:
     except Interrupted:
         log.info("stopped at a checkpoint; the same command goes on from there")
         sys.exit(INTERRUPTED)
-    summarise([one.directory.path], one.directory.path)
+    summarise(one.directory.path)
     return result.final_return

@@ -1,0 +1,192 @@
+"""A table written as Markdown, LaTeX, CSV or HTML."""
+
+import csv
+import html as escape_html
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from qllm_exp.results.cells import Cell
+from qllm_exp.results.sheet import Sheet
+
+Row = list[str]
+CSV_FIGURES = ("metric", "statistic", "value", "low", "high", "n", "few", "bold", "text")
+
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # after the end of a line it would be an argument
+    "]": "{]}",
+    "†": r"\textsuperscript{\dag}",
+    "λ": r"$\lambda$",
+    "±": r"$\pm$",
+}
+_STYLE = (
+    "body{font:15px/1.5 sans-serif;margin:2em;color:#222;background:#fff}table{border-collapse:collapse;margin:1em 0}"
+    "caption{text-align:left;padding:.4em 0}th,td{padding:.25em .8em;text-align:right;white-space:nowrap}"
+    "th.label{text-align:left;font-weight:normal}thead th{border-bottom:1px solid #222;font-weight:bold!important}"
+    "table{border-top:2px solid #222;border-bottom:2px solid #222}.notes{font-size:85%;max-width:60em}"
+)
+
+
+def markdown(sheets: Sequence[Sheet]) -> str:
+    return "\n\n".join(_markdown(one) for one in sheets) + "\n"
+
+
+def latex(sheets: Sequence[Sheet]) -> str:
+    """A table environment for each; the document needs \\usepackage{booktabs}."""
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(_latex(one) for one in sheets)
+
+
+def as_csv(sheets: Sequence[Sheet]) -> str:
+    """A row per cell, numbers in full: labels, the column, then `CSV_FIGURES`. Cells that are text have no figures."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    labels = list(dict.fromkeys(label for one in sheets for label in one.labels))
+    heading = sheets[0].heading if len({one.heading for one in sheets}) == 1 else "column"
+    heading = heading if heading not in labels else "column"
+    writer.writerow([*labels, heading, *CSV_FIGURES])
+    for sheet in sheets:
+        for row, cells in sheet.rows:
+            known = dict(zip(sheet.labels, row, strict=True))
+            for column, cell in zip(sheet.columns, cells, strict=True):
+                if cell is not None:
+                    writer.writerow([*(known.get(label, "") for label in labels), column, *_figures(sheet, cell)])
+    return out.getvalue()
+
+
+def html(sheets: Sequence[Sheet]) -> str:
+    """A page that stands alone."""
+    parts = "\n".join(_html(one) for one in sheets)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Results</title><style>{_STYLE}</style></head>\n'
+        f"<body>\n{parts}\n</body></html>\n"
+    )
+
+
+WRITERS: dict[str, Callable[[Sequence[Sheet]], str]] = {
+    "markdown": markdown,
+    "latex": latex,
+    "csv": as_csv,
+    "html": html,
+}
+ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
+
+
+def text(cell: Cell | str | None, mark_few: bool = False) -> str:
+    """'0.983 [0.975, 0.991] (n=5)' without marks for bold."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, str):
+        return cell
+    value, interval = figures(cell)
+    return f"{value}{interval}{'†' * (mark_few and cell.estimate.flag)}"
+
+
+def figures(cell: Cell) -> tuple[str, str]:
+    """The value, which may be set in bold, and what follows it."""
+    one = cell.estimate
+    count = f"(n={one.runs}{' functions' * cell.functions})"
+    value, low, high = (f"{round(number, 3) + 0.0:.3f}" for number in (one.value, one.low, one.high))  # no -0.000
+    return value, f"{f' [{low}, {high}]' * bool(np.isfinite(one.low))} {count}"
+
+
+def label_columns(sheet: Sheet) -> tuple[Row, list[Row]]:
+    """Heads and rows of labels; env and task beside each other are one label, 'lbf/8x8-2p-2f'."""
+    labels = list(sheet.labels)
+    rows = [[str(value) for value in row] for row, _ in sheet.rows]
+    if labels[:2] == ["env", "task"]:
+        return ["env/task", *labels[2:]], [[f"{row[0]}/{row[1]}", *row[2:]] for row in rows]
+    return labels, rows
+
+
+def _markdown(sheet: Sheet) -> str:
+    heads, labels = label_columns(sheet)
+    lines = [[_plain(one) for one in (*heads, *sheet.columns)]]
+    for row, (_, cells) in zip(labels, sheet.rows, strict=True):
+        lines.append([_plain(one) for one in (*row, *(_in_stars(cell, sheet) for cell in cells))])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    written = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    written.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    notes = "".join(f"\n- {note}" for note in sheet.notes)
+    return f"{sheet.title}:\n\n" + "\n".join(written) + ("\n" + notes) * bool(notes)
+
+
+def _plain(given: str) -> str:
+    return given.replace("|", "\\|").replace("\n", " ")
+
+
+def _in_stars(cell: Cell | str | None, sheet: Sheet) -> str:
+    whole = text(cell, sheet.marks_few)
+    if isinstance(cell, Cell) and cell.bold:
+        value, _ = figures(cell)
+        return f"**{value}**{whole[len(value) :]}"
+    return whole
+
+
+def _latex(sheet: Sheet) -> str:
+    heads, labels = label_columns(sheet)
+    rows = []
+    for row, (_, cells) in zip(labels, sheet.rows, strict=True):
+        rows.append([*map(in_latex, row), *(_in_latex_cell(cell, sheet) for cell in cells)])
+    body = "\n".join("  " + " & ".join(row) + r" \\" for row in rows)
+    head = " & ".join(map(in_latex, (*heads, *sheet.columns)))
+    notes = "".join(f"\n\n\\smallskip\\raggedright\\footnotesize {in_latex(note)}\\par" for note in sheet.notes)
+    return (
+        f"\\begin{{table}}[tbp]\n\\centering\n\\small\n\\caption{{{in_latex(sheet.title)}.}}\n"
+        f"\\begin{{tabular}}{{{'l' * len(heads)}{'r' * len(sheet.columns)}}}\n  \\toprule\n  {head} \\\\\n  \\midrule\n"
+        f"{body}\n  \\bottomrule\n\\end{{tabular}}{notes}\n\\end{{table}}\n"
+    )
+
+
+def in_latex(given: str) -> str:
+    """Text with the characters that mean something to LaTeX escaped."""
+    return "".join(_LATEX.get(sign, sign) for sign in given)
+
+
+def _in_latex_cell(cell: Cell | str | None, sheet: Sheet) -> str:
+    if not isinstance(cell, Cell):
+        return in_latex(text(cell))
+    value, interval = (one.replace("-", r"$-$") for one in figures(cell))
+    mark = in_latex("†") if sheet.marks_few and cell.estimate.flag else ""
+    return (f"\\textbf{{{value}}}" if cell.bold else value) + interval + mark
+
+
+def _figures(sheet: Sheet, cell: Cell | str) -> list[Any]:
+    if isinstance(cell, str):
+        return [""] * (len(CSV_FIGURES) - 1) + [cell]
+    one = cell.estimate
+    bounds = [repr(bound) if np.isfinite(bound) else "" for bound in (one.low, one.high)]
+    return [sheet.metric, sheet.stat, repr(one.value), *bounds, one.runs, int(one.flag), int(cell.bold), ""]
+
+
+def _html(sheet: Sheet) -> str:
+    heads, labels = label_columns(sheet)
+    head = "".join(f'<th class="label">{escape_html.escape(one)}</th>' for one in heads)
+    head += "".join(f"<th>{escape_html.escape(one)}</th>" for one in sheet.columns)
+    rows = []
+    for row, (_, cells) in zip(labels, sheet.rows, strict=True):
+        line = "".join(f'<th class="label" scope="row">{escape_html.escape(one)}</th>' for one in row)
+        rows.append(f"<tr>{line}{''.join(f'<td>{_in_html(cell, sheet)}</td>' for cell in cells)}</tr>")
+    notes = "".join(f"<li>{escape_html.escape(note)}</li>" for note in sheet.notes)
+    return (
+        f"<table><caption>{escape_html.escape(sheet.title)}.</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
+        + "\n".join(rows)
+        + "\n</tbody></table>"
+        + f'\n<ul class="notes">{notes}</ul>' * bool(notes)
+    )
+
+
+def _in_html(cell: Cell | str | None, sheet: Sheet) -> str:
+    whole = escape_html.escape(text(cell, sheet.marks_few))
+    if isinstance(cell, Cell) and cell.bold:
+        value, _ = figures(cell)
+        return f"<strong>{value}</strong>{whole[len(value) :]}"
+    return whole

@@ -1,0 +1,92 @@
+"""A table as such: labels, cells and footnotes, whatever it will be written as; and the footnotes that every table has."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qllm_exp.results.cells import Cell
+from qllm_exp.results.collect import Collection
+from qllm_exp.results.statistics import ENOUGH
+
+SHOWN = 6  # names in a footnote, at most
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table.
+
+    Attributes:
+        title: what the figures are, a sentence without its full stop. heading: what the columns are values of.
+        labels: heads of the label columns. columns: heads of the others.
+        rows: labels and cells; a cell is text where it is no estimate, None where there is no run.
+        metric, stat: for the reader of a CSV file.
+        notes: footnotes.
+    """
+
+    title: str
+    heading: str
+    labels: Sequence[str]
+    columns: Sequence[str]
+    rows: Sequence[tuple[Sequence[Any], Sequence[Cell | str | None]]]
+    metric: str = ""
+    stat: str = ""
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for _, cells in self.rows for cell in cells if isinstance(cell, Cell)]
+
+    @property
+    def marks_few(self) -> bool:
+        """Whether cells with few seeds are marked one by one: where all have few, the footnote says so of all."""
+        few = [cell.estimate.flag for cell in self.cells]
+        return any(few) and not all(few)
+
+
+def notes_on(sheet: Sheet) -> list[str]:
+    """What the cells themselves give reason to say."""
+    cells = sheet.cells
+    notes = []
+    if any(cell.bold for cell in cells):
+        how = "Welch's" if sheet.stat == "mean" else "bootstrap"
+        notes.append(
+            f"Bold: the best, and those not told apart from it ({how} 95 % interval of the difference to the best contains 0; "
+            "several comparisons are not corrected for)."
+        )
+    functions = [cell for cell in cells if cell.functions]
+    if functions:
+        notes.append(
+            "Cells with several functions of a language model (tfcaf.sample): each counts once, as the mean over its seeds."
+        )
+    if any(cell.estimate.flag for cell in cells):
+        unit = f"Fewer than {ENOUGH} {'functions or ' * bool(functions)}seeds"
+        where = "† " + unit if sheet.marks_few else f"{unit} in every cell"
+        notes.append(f"{where}: the interval is too narrow to conclude from.")
+    diverged = [one for cell in cells if not np.isfinite(cell.estimate.value) for one in cell.runs]
+    if diverged:
+        notes.append(f"A score that is no finite number is among {_some([one.name for one in diverged])}.")
+    return notes
+
+
+def notes_on_missing(collection: Collection) -> list[str]:
+    """What is not in the table: for each method and task how many runs stand how, and why those that failed did."""
+    counts: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for one in collection.unfinished:
+        counts[one.task, one.method][one.state].append("s?" if one.seed is None else f"s{one.seed}")
+    notes = []
+    for (task, method), states in sorted(counts.items()):
+        said = ", ".join(f"{len(seeds)} {state} ({_some(sorted(seeds))})" for state, seeds in sorted(states.items()))
+        notes.append(f"Missing: {f'{method} on {task}' if task else 'runs of unknown task'}: {said}.")
+    return notes
+
+
+def count(number: int, what: str) -> str:
+    """'1 run', '3 runs'."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

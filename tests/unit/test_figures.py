@@ -1,0 +1,209 @@
+"""Figures show every method on every task, look the same everywhere, and say what is not in them."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from run_folders import STEPS, make, of
+
+from qllm_exp import schema
+from qllm_exp.errors import UserError
+from qllm_exp.results import across, figures, looks
+from qllm_exp.results.collect import collect
+from qllm_exp.results.reading import Record
+from qllm_exp.results.statistics import bootstrap_mean
+
+OTHER = "10x10-3p-3f-2s"
+KINDS: list[Callable[..., None]] = [
+    figures.curves,
+    figures.bars,
+    across.aggregated_curves,
+    across.profiles,
+    across.improvement,
+]
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    for task, worth in (("8x8-2p-2f-coop-2s", 0.8), (OTHER, 0.6)):
+        for mixer, more in (("qmix", 0.0), ("vdn", 0.1)):
+            for seed in range(3):
+                make(tmp_path / "runs", of(mixer, seed, task), worth + more + 0.02 * seed)
+    return collect([tmp_path / "runs"]).finished
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """What would be saved, still open."""
+    kept: list[Figure] = []
+    for module in (figures, across):
+        monkeypatch.setattr(module, "save", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def everything(figure: Figure) -> str:
+    figure.draw_without_rendering()
+    texts = [one.get_text() for axis in figure.axes for one in axis.findobj(Text)]
+    return "\n".join([figure.get_supxlabel(), *texts])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("ending", "begin"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_the_ending_says_the_format(
+    records: list[Record], tmp_path: Path, kind: Callable[..., None], ending: str, begin: bytes
+) -> None:
+    path = tmp_path / "new" / f"figure.{ending}"
+    kind(records, path)
+    assert path.read_bytes().startswith(begin)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_figure_says_what_is_missing_and_what_its_intervals_are(
+    records: list[Record], drawn: list[Figure], kind: Callable[..., None]
+) -> None:
+    kind(records, Path("x.png"), missing=["Missing: vdn on a/b: 1 failed (s3)."])
+    text = " ".join(drawn[0].get_supxlabel().split())
+    assert "95 %" in text and text.endswith("Missing: vdn on a/b: 1 failed (s3).")
+    said = everything(drawn[0])
+    assert "qmix" in said and "vdn" in said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_cut_off_or_covered(records: list[Record], drawn: list[Figure], kind: Callable[..., None]) -> None:
+    kind(records, Path("x.png"), missing=["Missing: " + "a long account of what there is not " * 8])
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    whole = figure.bbox.padded(1)
+    small_print = next(one for one in figure.texts if one.get_text() == figure.get_supxlabel())
+    below = small_print.get_window_extent()
+    for axis in (one for one in figure.axes if one.get_visible()):
+        box = axis.get_tightbbox()
+        assert box is not None and whole.contains(box.x0, box.y0) and whole.contains(box.x1, box.y1)
+        assert box.y0 >= below.y1 - 1
+    assert whole.contains(below.x0, below.y0) and whole.contains(below.x1, below.y1)
+
+
+def test_curves_are_means_with_bootstrap_bands(records: list[Record], drawn: list[Figure]) -> None:
+    figures.curves(records, Path("x.png"))
+    axis = next(one for one in drawn[0].axes if one.get_title() == "lbf/8x8-2p-2f-coop-2s")
+    line = next(one for one in axis.lines if one.get_label() == "vdn (n=3)")
+    values = np.outer([0.9, 0.92, 0.94], np.linspace(0, 1, 5))
+    assert list(line.get_xdata()) == list(STEPS) and np.allclose(line.get_ydata(), values.mean(0))
+    low, high = bootstrap_mean(values)
+    bands = [one.get_paths()[0].vertices[:, 1] for one in axis.collections]
+    assert any(np.allclose([band.min(), band.max()], [low.min(), high.max()]) for band in bands)
+
+
+def test_curves_say_which_evaluations_were_left_out(tmp_path: Path, drawn: list[Figure]) -> None:
+    make(tmp_path, of("vdn", 0), 0.5, steps=(0, 10, 20, 30))
+    make(tmp_path, of("vdn", 1), 0.5, steps=(0, 10, 30))
+    figures.curves(collect([tmp_path]).finished, Path("x.png"))
+    assert "evaluations at the 3 of 4 steps that all 2 runs share" in " ".join(drawn[0].get_supxlabel().split())
+
+
+def test_aggregated_curves_are_the_iqm_of_normalised_returns(records: list[Record], drawn: list[Figure]) -> None:
+    across.aggregated_curves(records, Path("x.png"))
+    line = next(one for one in drawn[0].axes[0].lines if one.get_label() == "qmix (n=3)")
+    final = sorted([0.8, 0.82, 0.84, 0.6, 0.62, 0.64])  # 1 is all food on both tasks; of six, half is three
+    iqm = (0.5 * final[1] + final[2] + final[3] + 0.5 * final[4]) / 3
+    assert np.allclose(line.get_ydata(), iqm * np.linspace(0, 1, 5))
+    assert "1 is 1 (no food and all of it loaded)" in drawn[0].get_supxlabel()
+
+
+def test_tasks_that_not_all_methods_have_are_left_out_and_named(
+    records: list[Record], tmp_path: Path, drawn: list[Figure]
+) -> None:
+    make(tmp_path / "more", of("qmix", 0, "15x15-4p-3f-2s"), 0.0)
+    every = [*records, *collect([tmp_path / "more"]).finished]
+    for kind in KINDS[2:]:
+        kind(every, Path("x.png"))
+    for one in drawn:
+        assert "Left out, since not all methods have them with a scale: lbf/15x15-4p-3f-2s." in " ".join(
+            one.get_supxlabel().split()
+        )
+
+
+def test_methods_without_a_common_task_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, of("qmix"), 0.5)
+    make(tmp_path, of("vdn", 0, OTHER), 0.5)
+    with pytest.raises(UserError, match=r"No task has runs of all 2 methods.*qmix: lbf/8x8"):
+        across.profiles(collect([tmp_path]).finished, tmp_path / "x.png")
+
+
+def test_an_improvement_needs_two_methods(tmp_path: Path) -> None:
+    make(tmp_path, of("qmix"), 0.5)
+    with pytest.raises(UserError, match="One method only, qmix"):
+        across.improvement(collect([tmp_path]).finished, tmp_path / "x.png")
+
+
+def test_profiles_are_the_share_of_runs_above(records: list[Record], drawn: list[Figure]) -> None:
+    across.profiles(records, Path("x.png"))
+    line = next(one for one in drawn[0].axes[0].lines if one.get_label() == "qmix (n=3)")
+    at = dict(zip(np.round(line.get_xdata(), 2), line.get_ydata(), strict=True))
+    assert at[0.5] == 1 and at[0.7] == 0.5 and at[0.83] == pytest.approx(1 / 6) and at[0.9] == 0
+
+
+def test_improvement_is_of_each_pair(records: list[Record], drawn: list[Figure]) -> None:
+    across.improvement(records, Path("x.png"))
+    axis = drawn[0].axes[0]
+    assert [one.get_text() for one in axis.get_yticklabels()] == ["qmix  >  vdn"]
+    (bar,) = axis.patches
+    assert bar.get_x() + bar.get_width() == pytest.approx(0.0)
+
+
+def test_an_improvement_is_over_one_method_where_pairs_are_too_many(tmp_path: Path, drawn: list[Figure]) -> None:
+    for at in range(7):
+        for seed in range(2):
+            make(tmp_path, of("vdn", seed, train=schema.Train(hidden=at + 1)), 0.5 + at)
+    every = collect([tmp_path]).finished
+    with pytest.raises(UserError, match=r"7 methods are 21 pairs.*--against 'vdn hidden=7'"):
+        across.improvement(every, Path("x.png"))
+    with pytest.raises(UserError, match=r"--against='vdn hiden=1' is unknown. Did you mean 'vdn hidden=1'\?"):
+        across.improvement(every, Path("x.png"), against="vdn hiden=1")
+    across.improvement(every, Path("x.png"), against="vdn hidden=1")
+    assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [0.5] * 6
+
+
+def test_few_seeds_are_said(records: list[Record], drawn: list[Figure]) -> None:
+    for kind in KINDS:
+        kind(records, Path("x.png"))
+    assert all("Fewer than 5 seeds" in one.get_supxlabel() for one in drawn)
+
+
+def test_bars_are_means(records: list[Record], drawn: list[Figure]) -> None:
+    figures.bars(records, Path("x.png"))
+    axis = next(one for one in drawn[0].axes if OTHER in one.get_title())
+    assert [bar.get_height() for bar in axis.patches] == pytest.approx([0.62, 0.72])
+    assert [one.get_text() for one in axis.get_xticklabels()] == ["qmix\n(n=3)", "vdn\n(n=3)"]
+
+
+# Looks
+
+
+def test_a_method_looks_the_same_whatever_is_beside_it() -> None:
+    alone, among = looks.looks(["vdn"]), looks.looks(["qmix", "vdn", "tfcaf rounds=1", "none"])
+    assert alone["vdn"] == among["vdn"]
+
+
+def test_methods_are_told_apart_in_colour_and_in_grey() -> None:
+    many = [f"tfcaf rounds={at}" for at in range(20)]
+    found = looks.looks(["tfcaf", "qmix", "vdn", "none", *many])
+    assert len({(one.colour, one.line) for one in found.values()}) == 24
+    first = [found[name] for name in ("tfcaf", "qmix", "vdn", "none")]
+    assert all(len({one[part] for one in first}) == 4 for part in range(4))
+
+
+def test_many_methods_have_their_legend_beside_the_curves(tmp_path: Path, drawn: list[Figure]) -> None:
+    for at in range(8):
+        make(tmp_path, of("vdn", train=schema.Train(learning_rate=1e-4 * (at + 1))), 0.5)
+    figures.curves(collect([tmp_path]).finished, Path("x.png"))
+    drawn[0].draw_without_rendering()
+    legend = drawn[0].axes[0].get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
+    assert box.x0 > drawn[0].axes[0].bbox.x1 and drawn[0].bbox.x1 >= box.x1 - 1
+    assert len(re.findall("learning_rate", everything(drawn[0]))) == 8

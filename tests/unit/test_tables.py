@@ -1,0 +1,378 @@
+"""Tables say what the runs scored, what is told apart, and what is missing; and they read back from what they are written as."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_folders import make, of, unfinished
+
+from qllm_exp import schema
+from qllm_exp.errors import UserError
+from qllm_exp.results.cells import Cell, gap, statistic
+from qllm_exp.results.collect import collect
+from qllm_exp.results.formats import as_csv, html, in_latex, latex, markdown, text
+from qllm_exp.results.keys import methods, sort_key
+from qllm_exp.results.sheet import Sheet
+from qllm_exp.results.spent import spent
+from qllm_exp.results.statistics import Estimate, bootstrap_mean
+from qllm_exp.results.table import ablation, comparison
+
+TASK, OTHER = "8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"
+
+
+def five(folder: Path, mixer: str, middle: float, task: str = TASK, seeds: int = 5, spread: float = 0.01) -> None:
+    for seed in range(seeds):
+        make(folder, of(mixer, seed, task), middle + spread * (seed - 2), absolute=middle + 1)
+
+
+def cell(sheet: Sheet, row: int, column: str) -> Cell:
+    found = sheet.rows[row][1][list(sheet.columns).index(column)]
+    assert isinstance(found, Cell)
+    return found
+
+
+def bold(sheet: Sheet, row: int = 0) -> set[str]:
+    cells = zip(sheet.columns, sheet.rows[row][1], strict=True)
+    return {column for column, one in cells if isinstance(one, Cell) and one.bold}
+
+
+def notes(sheet: Sheet) -> str:
+    return "\n".join(sheet.notes)
+
+
+# The comparison
+
+
+def test_a_cell_is_the_mean_over_seeds_with_its_interval(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    sheet, _ = comparison(collect([tmp_path]))
+    one = cell(sheet, 0, "qmix")
+    scores = np.array([0.68, 0.69, 0.7, 0.71, 0.72])
+    low, high = bootstrap_mean(scores)
+    assert one.estimate.value == pytest.approx(0.7) and one.estimate.runs == 5
+    assert (one.estimate.low, one.estimate.high) == (pytest.approx(low, abs=0.002), pytest.approx(high, abs=0.002))
+    assert re.search(r"\| lbf/8x8-2p-2f-coop-2s \| 0\.700 \[0\.688, 0\.712\] \(n=5\) \|", markdown([sheet]))
+    assert cell(comparison(collect([tmp_path]), metric="absolute")[0], 0, "qmix").estimate.value == pytest.approx(1.7)
+
+
+def test_rows_are_tasks_and_columns_methods_in_a_fixed_order(tmp_path: Path) -> None:
+    for mixer in ("none", "qmix", "tfcaf", "vdn"):
+        make(tmp_path, of(mixer), 1.0, program=1 if mixer == "tfcaf" else None)
+    make(tmp_path, of("vdn", 0, OTHER), 1.0)
+    sheet, _ = comparison(collect([tmp_path]))
+    assert sheet.columns == ["tfcaf", "qmix", "vdn", "none"]
+    assert [row for row, _ in sheet.rows] == [("lbf", TASK), ("lbf", OTHER)]
+    assert [one is None for one in sheet.rows[1][1]] == [True, True, False, True]
+    assert "| lbf/10x10-3p-3f-2s    | -" in markdown([sheet])
+
+
+def test_any_key_makes_rows_and_columns(tmp_path: Path) -> None:
+    for rate in (1e-3, 1e-4):
+        for seed in range(2):
+            make(tmp_path, of("vdn", seed, train=schema.Train(learning_rate=rate)), rate * 1000 + seed)
+    found = collect([tmp_path])
+    sheet, _ = comparison(found, rows=["train.learning_rate", "mixer"], columns=["seed"])
+    assert list(sheet.labels) == ["train.learning_rate", "mixer"] and sheet.columns == ["seed=0", "seed=1"]
+    assert [row for row, _ in sheet.rows] == [(1e-4, "vdn"), (1e-3, "vdn")]
+    assert cell(sheet, 0, "seed=1").estimate.value == pytest.approx(1.1)
+
+
+def test_a_cell_does_not_mix_methods(tmp_path: Path) -> None:
+    for rate in (1e-3, 1e-4):
+        make(tmp_path, of("vdn", train=schema.Train(learning_rate=rate)), 1.0)
+    with pytest.raises(UserError, match=r"mixer=vdn differ in train\.learning_rate.*would mix them"):
+        comparison(collect([tmp_path]), columns=["mixer"])
+    assert comparison(collect([tmp_path]))[0].columns == ["vdn learning_rate=0.0001", "vdn learning_rate=0.001"]
+
+
+def test_over_several_tasks_scores_are_normalised_and_on_common_tasks(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    five(tmp_path, "vdn", 0.5)
+    five(tmp_path, "vdn", 0.1, OTHER)
+    for seed in range(2):
+        make(tmp_path, of("qmix", seed, "climbing", "matrix"), 1.0)  # not a task of vdn's
+    sheet, found = comparison(collect([tmp_path]), rows=["env"], columns=["mixer"])
+    assert found.normalised is not None and "normalised" in sheet.title
+    assert cell(sheet, 0, "vdn").estimate.value == pytest.approx(0.5)  # without the other task
+    assert "Left out: vdn on lbf/10x10-3p-3f-2s (5 runs)." in notes(sheet) and "0 is a return of 0" in notes(sheet)
+    both, _ = comparison(collect([tmp_path]), rows=["mixer"], columns=["env"])
+    assert cell(both, 1, "lbf").estimate.value == pytest.approx(0.5)
+
+
+def test_without_rows_all_tasks_are_one(tmp_path: Path) -> None:
+    five(tmp_path, "vdn", 0.5)
+    five(tmp_path, "vdn", 0.1, OTHER)
+    sheet, _ = comparison(collect([tmp_path]), rows=[], columns=["mixer"])
+    assert cell(sheet, 0, "vdn").estimate.value == pytest.approx(0.3) and "| 0.300 [" in markdown([sheet])
+
+
+@pytest.mark.parametrize(("stat", "value"), [("mean", 0.3), ("median", 0.2), ("iqm", 0.2)])
+def test_statistics_are_over_the_seeds(tmp_path: Path, stat: str, value: float) -> None:
+    for seed, score in enumerate((0.0, 0.2, 0.2, 0.2, 0.9)):
+        make(tmp_path, of("vdn", seed), score)
+    one = cell(comparison(collect([tmp_path]), stat=stat)[0], 0, "vdn").estimate
+    assert one.value == pytest.approx(value) and one.low <= value <= one.high
+
+
+def test_numbers_within_names_are_in_the_order_of_their_size() -> None:
+    given = ["vdn rate=0.001", "tfcaf rounds=10", "tfcaf rounds=2", "vdn rate=1e-05", "tfcaf", "none", "a1"]
+    found = sorted(given, key=sort_key)
+    assert found == ["tfcaf", "tfcaf rounds=2", "tfcaf rounds=10", "vdn rate=1e-05", "vdn rate=0.001", "none", "a1"]
+
+
+# Bold
+
+
+def test_bold_is_the_best_with_all_that_are_not_told_apart(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    five(tmp_path, "vdn", 0.705)
+    five(tmp_path, "none", 0.2)
+    sheet, _ = comparison(collect([tmp_path]))
+    assert bold(sheet) == {"qmix", "vdn"} and "Bold: the best" in notes(sheet)
+    assert "**0.705** [" in markdown([sheet]) and "\\textbf{0.705}" in latex([sheet])
+    assert "<strong>0.705</strong>" in html([sheet])
+    assert bold(comparison(collect([tmp_path]), rows=["mixer"], columns=["task"])[0], 1) == {TASK}  # vdn, in its column
+
+
+@pytest.mark.parametrize("middles", [(0.7, 0.705, 0.71), (0.7, 0.7, 0.7)])
+def test_nothing_is_bold_where_none_is_told_apart(tmp_path: Path, middles: tuple[float, ...]) -> None:
+    for mixer, middle in zip(("qmix", "vdn", "none"), middles, strict=True):
+        five(tmp_path, mixer, middle)
+    sheet, _ = comparison(collect([tmp_path]))
+    assert bold(sheet) == set() and "Bold" not in notes(sheet)
+
+
+def test_nothing_is_bold_where_a_method_has_one_seed(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    five(tmp_path, "vdn", 0.1, seeds=1)
+    assert bold(comparison(collect([tmp_path]))[0]) == set()
+
+
+def test_methods_whose_seeds_all_agree_are_told_apart(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7, spread=0)
+    five(tmp_path, "vdn", 0.6, spread=0)
+    assert bold(comparison(collect([tmp_path]))[0]) == {"qmix"}
+
+
+def test_rounding_tells_nothing_apart(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.9, spread=0, seeds=5)
+    five(tmp_path, "vdn", 0.9, spread=0, seeds=13)
+    sheet, _ = comparison(collect([tmp_path]))
+    assert bold(sheet) == set() and "0.900 [0.900, 0.900] (n=13)" in markdown([sheet])
+
+
+def test_no_zero_is_negative() -> None:
+    assert text(Cell(Estimate(-1e-5, -2e-4, 1e-5, 5))) == "0.000 [0.000, 0.000] (n=5)"
+
+
+def test_the_gap_of_means_is_welchs_interval() -> None:
+    from scipy.stats import ttest_ind
+
+    x, y = np.array([1.0, 1.4, 0.9, 1.2]), np.array([0.5, 0.9, 0.2, 0.4, 0.6])
+    ends = ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
+    found = gap([x], [y], "mean")
+    assert (found.low, found.high) == (pytest.approx(ends.low), pytest.approx(ends.high))
+
+
+@pytest.mark.parametrize("stat", ["median", "iqm"])
+def test_the_gap_of_other_statistics_is_bootstrapped(stat: str) -> None:
+    x, y = np.array([1.0, 1.4, 0.9, 1.2, 7.0]), np.array([0.5, 0.9, 0.2, 0.4, 0.6])
+    random = np.random.default_rng(7)
+    of = statistic(stat, 1)
+    drawn = [float(of([random.choice(x, 5)]) - of([random.choice(y, 5)])) for _ in range(4000)]
+    found = gap([x], [y], stat)
+    assert found.value == pytest.approx(float(of([x]) - of([y])))
+    assert (found.low, found.high) == (
+        pytest.approx(np.quantile(drawn, 0.025), abs=0.1),
+        pytest.approx(np.quantile(drawn, 0.975), rel=0.1),
+    )
+
+
+# Footnotes
+
+
+def test_few_seeds_are_marked_and_said(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    five(tmp_path, "vdn", 0.1, seeds=4)
+    some, _ = comparison(collect([tmp_path]))
+    assert "(n=4)†" in markdown([some]) and "(n=5)†" not in markdown([some])
+    assert "† Fewer than 5 seeds: " in notes(some) and "(n=4)\\textsuperscript{\\dag}" in latex([some])
+    every, _ = comparison(collect([tmp_path]), columns=["seed"], rows=["mixer"])
+    assert "†" not in markdown([every]) and "Fewer than 5 seeds in every cell" in notes(every)
+
+
+def test_what_is_missing_is_said_per_method(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    for seed, state in ((5, "failed"), (6, "failed"), (7, "interrupted")):
+        unfinished(tmp_path, of("qmix", seed), state)
+    unfinished(tmp_path, of("vdn", 0, OTHER), "failed")
+    sheet, _ = comparison(collect([tmp_path]))
+    assert "Missing: qmix on lbf/8x8-2p-2f-coop-2s: 2 failed (s5, s6), 1 stopped (s7)." in sheet.notes
+    assert "Missing: vdn on lbf/10x10-3p-3f-2s: 1 failed (s0)." in sheet.notes
+
+
+def test_a_run_that_diverged_is_named_and_not_averaged_away(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    five(tmp_path, "vdn", 0.2)
+    path = make(tmp_path, of("vdn", 5), float("nan"))
+    sheet, _ = comparison(collect([tmp_path]))
+    assert np.isnan(cell(sheet, 0, "vdn").estimate.value) and not cell(sheet, 0, "vdn").bold
+    assert "no finite number" in notes(sheet) and path.name in notes(comparison(collect([path]))[0])
+
+
+# The ablation
+
+
+def generation(**more: object) -> dict[str, object]:
+    return {"tfcaf": schema.Generation(**more), "llm": schema.Online(name="openai", model="openai/x")}  # type: ignore[arg-type]
+
+
+def test_an_ablation_compares_with_the_schemas_default(tmp_path: Path) -> None:
+    for rounds, middle in ((1, 0.5), (3, 0.7), (10, 0.9)):
+        for seed in range(5):
+            make(tmp_path, of("tfcaf", seed, **generation(rounds=rounds)), middle + 0.01 * seed, program=rounds)
+    make(tmp_path, of("qmix"), 1.0)
+    sheet, _ = ablation(collect([tmp_path]), ["tfcaf.rounds"])
+    assert [row[2] for row, _ in sheet.rows] == [1, 3, 10] and sheet.rows[1][1][1] == "default"
+    lower, upper = cell(sheet, 0, "difference to default"), cell(sheet, 2, "difference to default")
+    assert lower.estimate.value == pytest.approx(-0.2) and upper.estimate.value == pytest.approx(0.2)
+    assert -0.25 < lower.estimate.low < -0.2 < lower.estimate.high < -0.15
+    assert "Default: tfcaf.rounds=3 (of the schema)." in sheet.notes
+    assert "Left out: qmix (1 run), without tfcaf.rounds." in sheet.notes
+
+
+def test_without_a_run_of_the_default_most_runs_decide(tmp_path: Path) -> None:
+    for rate, seeds in ((1e-3, 2), (1e-4, 3)):
+        for seed in range(seeds):
+            make(tmp_path, of("vdn", seed, train=schema.Train(learning_rate=rate)), rate)
+    sheet, _ = ablation(collect([tmp_path]), ["train.learning_rate"])
+    assert any(
+        note.startswith("Default: train.learning_rate=0.0001 (what most runs have; the schema's default, 0.0005,")
+        for note in sheet.notes
+    )
+    assert [cells[1] == "default" for _, cells in sheet.rows] == [True, False]
+
+
+def test_a_group_is_an_axis_too(tmp_path: Path) -> None:
+    for mixer in ("vdn", "tfcaf"):
+        make(tmp_path, of(mixer), 0.5, program=1 if mixer == "tfcaf" else None)
+    sheet, _ = ablation(collect([tmp_path]), ["mixer"])
+    assert [row for row, _ in sheet.rows] == [("lbf", TASK, "tfcaf"), ("lbf", TASK, "vdn")]
+    assert sheet.rows[0][1][1] == "default"
+
+
+def test_several_axes_have_a_row_for_each_combination_that_was_run(tmp_path: Path) -> None:
+    for gamma, hidden in ((0.99, 64), (0.9, 64), (0.99, 32)):
+        for mixer in ("qmix", "vdn"):
+            for seed in range(2):
+                train = schema.Train(gamma=gamma, hidden=hidden)
+                make(tmp_path, of(mixer, seed, train=train), gamma + hidden + seed * 0.1)
+    assert methods(collect([tmp_path]).finished)[0] == "qmix gamma=0.9 hidden=64"
+    sheet, _ = ablation(collect([tmp_path]), ["train.gamma", "train.hidden"])
+    assert list(sheet.labels) == ["env", "task", "mixer", "train.gamma", "train.hidden"]
+    assert [row[2:] for row, _ in sheet.rows[:3]] == [("qmix", 0.9, 64), ("qmix", 0.99, 32), ("qmix", 0.99, 64)]
+    assert cell(sheet, 1, "difference to default").estimate.value == pytest.approx(-32)
+
+
+def test_functions_and_not_their_seeds_are_counted(tmp_path: Path) -> None:
+    """Seeds that share a function are not independent samples of what a language model writes."""
+    for rounds in (1, 3):
+        for sample, middle in enumerate((0.2, 0.5, 0.9)):
+            for seed in range(4):
+                run = of("tfcaf", seed, **generation(rounds=rounds, sample=sample))
+                make(tmp_path, run, middle + 0.01 * seed, program=[rounds, sample])
+    sheet, _ = ablation(collect([tmp_path]), ["tfcaf.rounds"])
+    one = cell(sheet, 0, "return")
+    assert one.estimate.runs == 3 and sorted(one.scores[0]) == pytest.approx([0.215, 0.515, 0.915])
+    assert "(n=3 functions)" in markdown([sheet]) and "each counts once" in notes(sheet)
+
+
+# What it took
+
+
+def test_what_runs_took(tmp_path: Path) -> None:
+    for seed in range(2):
+        make(tmp_path, of("tfcaf", seed), 0.5, program=1)
+        make(tmp_path, of("qmix", seed), 0.5)
+    sheet, found = comparison(collect([tmp_path]))
+    took = spent(found, sheet, ["parameters", "time", "cost"])
+    assert [list(row) for row, _ in took.rows] == [["lbf", TASK, "tfcaf"], ["lbf", TASK, "qmix"]]
+    assert took.rows[0][1] == ["26310", "0", "100.0", "2000", "7", "0.2500"]  # one function, paid for once
+    assert took.rows[1][1] == ["27310", "1000", "100.0", "2000", "-", "-"]
+    with pytest.raises(UserError, match=r"'tim' is unknown. Did you mean 'time'\?"):
+        spent(found, sheet, ["tim"])
+
+
+def test_an_unknown_price_is_not_nothing(tmp_path: Path) -> None:
+    make(tmp_path, of("tfcaf"), 0.5, program=1, usd=None)
+    sheet, found = comparison(collect([tmp_path]))
+    assert spent(found, sheet, ["cost"]).rows[0][1] == ["7", "?"]
+
+
+# Formats
+
+
+def test_csv_reads_back_to_the_same_numbers(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 1 / 3)
+    five(tmp_path, "vdn", 0.1, OTHER, seeds=1)
+    sheet, _ = comparison(collect([tmp_path]))
+    second, first = csv.DictReader(io.StringIO(as_csv([sheet])))
+    assert (first["env"], first["task"], first["method"], first["value"]) == ("lbf", OTHER, "vdn", repr(0.1 - 0.02))
+    assert (first["low"], first["n"], first["few"], first["metric"]) == ("", "1", "1", "final")
+    one = cell(sheet, 0, "qmix").estimate
+    assert [float(second[head]) for head in ("value", "low", "high", "n")] == [one.value, one.low, one.high, 5]
+
+
+def hostile() -> Sheet:
+    cells = [Cell(Estimate(-0.5, -0.75, -0.25, 5), bold=True), None, "50 % <b>"]
+    title = "Return & <more> of 95 %"
+    return Sheet(
+        title,
+        "method",
+        ["env", "task", "x_y"],
+        ["a_b|c", "d&e", "f<g>"],
+        [(("lbf", "a#1", "[1]"), cells)],
+        notes=["~^\\{}"],
+    )
+
+
+def test_latex_is_a_whole_table_with_nothing_unescaped() -> None:
+    written = latex([hostile()])
+    for one in ("table", "tabular"):
+        assert written.count(f"\\begin{{{one}}}") == written.count(f"\\end{{{one}}}") == 1
+    assert [written.count(f"\\{rule}rule") for rule in ("top", "mid", "bottom")] == [1, 1, 1]
+    body = written.partition("\\toprule")[2].partition("\\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [4, 4] and "{llrrr}" in written
+    assert r"\textbf{$-$0.500} [$-$0.750, $-$0.250] (n=5)" in written and r"a\_b\textbar{}c & d\&e" in written
+    assert r"\textasciitilde{}\textasciicircum{}\textbackslash{}\{\}" in written
+    assert not re.search(r"(?<!\\)[#_]", written) and not re.search(r"(?<!\\)%(?! needs)", written)
+    assert written.count("{") - written.count(r"\{") == written.count("}") - written.count(r"\}")
+    assert in_latex("[1]") == "{[}1{]}"  # a row that begins with a bracket would give it to the line before
+
+
+def test_markdown_keeps_its_columns() -> None:
+    lines = markdown([hostile()]).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {6} and len({len(line) for line in table}) == 1
+
+
+def test_html_stands_alone_and_is_well_formed() -> None:
+    open_tags: list[str] = []
+
+    class Check(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            assert tag not in ("link", "script", "img", "b")
+            if tag != "meta":
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    written = html([hostile()])
+    Check().feed(written)
+    assert open_tags == [] and "http" not in written and "<td>50 % &lt;b&gt;</td>" in written
