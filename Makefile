@@ -51,7 +51,7 @@ types: .venv/dev  ## mypy
 	$(BIN)/mypy
 
 unit: .venv/dev  ## the tests alone
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 bench: .venv/dev  ## speed, beside JaxMARL, BenchMARL and gfootball from their published packages
 	@tests/bench/run.sh

@@ -391,7 +391,7 @@ def test_a_file_that_is_refused_is_refused_in_words_and_not_stored(tmp_path: Pat
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["generate", "tfcaf.rounds=1"], "llm=bundled has one function per task, and tfcaf.rounds=1"),
+        (["generate", "tfcaf.rounds=1"], "llm=bundled has one function per task, and changing tfcaf.rounds"),
         (["generate", "env=lbf", "env.task=9x9-2p-2f"], "No TFCAF for lbf/9x9-2p-2f"),
         (["show", "123456"], "No stored function"),
         (["show", "lbf/none"], "No TFCAF for lbf/none"),

@@ -21,10 +21,10 @@ SMALL = [
 TINY = [*SMALL, "train.total_steps=4000", "train.evaluation.every=2000"]
 LONG = [
     *SMALL,
-    *("mixer=qmix", "train.total_steps=150000", "train.evaluation.every=30000"),
+    *("mixer=qmix", "train.total_steps=100000", "train.evaluation.every=25000"),
     *("train.checkpoint.every_s=0.5", "train.checkpoint.max_share=1"),
 ]
-PAUSE = {"FLAKY_ENV_PAUSE": "0.012"}  # makes the long runs last about 20 s
+PAUSE = {"FLAKY_ENV_PAUSE": "0.012"}  # makes the long runs last more than ten seconds
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.mem_gb_per_run=0.5"]
 
 
@@ -154,7 +154,7 @@ def test_a_disturbed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_numb
 
 
 def test_a_time_limit_in_mid_run_changes_no_number(cluster, undisturbed):
-    cluster.sweep(*LONG, "hydra.launcher.time=1", "hydra.launcher.stop_before_s=20", FLAKY_ENV_PAUSE="0.05")
+    cluster.sweep(*LONG, "hydra.launcher.time=1", "hydra.launcher.stop_before_s=20", FLAKY_ENV_PAUSE="0.08")
     cluster.until(lambda: cluster.queue() and cluster.queue()[0].split()[1] == "PENDING")
     cluster.until_empty()
     (run,) = cluster.runs()

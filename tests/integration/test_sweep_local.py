@@ -99,19 +99,19 @@ def test_killed_with_its_children_at_twenty_random_moments_a_sweep_ends_with_the
         "train.checkpoint.every_s=0.3", "train.checkpoint.max_share=1",
     ]  # fmt: skip
     call(tmp_path / "whole", *args)
-    chance, killed, kept = random.Random(0), 0, {}
-    for _ in range(20):
-        process = start(tmp_path / "r", *args)
-        time.sleep(chance.uniform(1, 7))
-        if process.poll() is not None:
-            break
+    chance, kept = random.Random(0), {}
+    for number in range(20):
+        process = start(tmp_path / "r", *args, FLAKY_ENV_PAUSE="0.01")  # too slow to end before the last kill
+        if number % 2:  # while it plans, prepares and starts, or once runs are being run
+            until(lambda: len(psutil.Process(process.pid).children(recursive=True)) > 1)  # noqa: B023
+        time.sleep(chance.uniform(0, 3.5))
+        assert process.poll() is None
         kill_all(process)
-        killed += 1
         for run in runs(tmp_path / "r"):
             steps = steps_in(run) if not (run / "result.json").exists() else 600_000
             assert steps >= kept.get(run.name, 0), "what a checkpoint held is not trained again"
             kept[run.name] = steps
-    assert killed >= 10
+    assert sum(kept.values()) > 0, "some of the kills came in mid-training"
     text = call(tmp_path / "r", *args)
     assert "FAILED" not in text
     for one, two in zip(runs(tmp_path / "whole"), runs(tmp_path / "r"), strict=True):
