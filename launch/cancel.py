@@ -12,6 +12,7 @@ from qllm_exp.sweep import look
 from qllm_exp.sweep.queue import Queue
 from qllm_exp.sweep.state import NEW, QUEUED, RUNNING
 from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.words import count
 
 GONE_S = 60.0  # seconds that Slurm is given to end the jobs
 
@@ -52,7 +53,7 @@ def cancel(folder: Path, names: list[str]) -> str:
             time.sleep(0.5)
     running = sum(one.state == RUNNING for one in chosen)
     stopped = f"{running} running, to stop at a checkpoint; {len(chosen) - running} waiting, not to be started"
-    slurm = f"; {len(whole)} Slurm task{'s' * (len(whole) != 1)} cancelled" if jobs else ""
+    slurm = f"; {count(len(whole), 'Slurm task')} cancelled" if jobs else ""
     return f"{stopped}{slurm}"
 
 

@@ -25,6 +25,7 @@ from qllm_exp import schema
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, CallFailed, Reply, Request
 from qllm_exp.llm.redaction import redacted, without_secrets
+from qllm_exp.words import count
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class OnlineBackend(Backend):
             if outcome.fatal:
                 raise UserError(f"{self._who()} {outcome.reason}. {outcome.advice}")
             if outcome.last or attempt == attempts:
-                tries = f"{attempt} attempt{'s' * (attempt > 1)}, {seconds:.0f} s"
+                tries = f"{count(attempt, 'attempt')}, {seconds:.0f} s"
                 text = f"{self._who()} {outcome.reason} ({request.name}; {tries}). {outcome.advice}"
                 return CallFailed(text, spent.usd)
             wait = wait_s(attempt, outcome.after_s)

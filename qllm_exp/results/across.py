@@ -17,8 +17,8 @@ from qllm_exp.results.looks import few, legend, looks, notes_below, panels, save
 from qllm_exp.results.normalise import Normalised, normalise, scores
 from qllm_exp.results.profiles import performance_profile
 from qllm_exp.results.reading import Record
-from qllm_exp.results.sheet import count
 from qllm_exp.results.statistics import Array, Estimate, estimate, iqm
+from qllm_exp.words import count
 
 THRESHOLDS = 101
 MOST_PAIRS = 15  # of methods in one figure

@@ -1,9 +1,7 @@
 """From folders to the finished runs in them, as records, and to those that are not finished, each with how it stands."""
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,14 +9,15 @@ from qllm_exp.errors import UserError
 from qllm_exp.results.naming import names
 from qllm_exp.results.reading import EVERY, Method, Reader, Record
 from qllm_exp.sweep.queue import Queue
+from qllm_exp.sweep.record import run_folders
 from qllm_exp.sweep.state import DEAD, FAILED, NEW, QUEUED, RUNNING, STOPPED, state_of
 from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.words import count
 
 __all__ = ["ABSENT", "Collection", "Record", "Unfinished", "collect"]
 
 ABSENT = "absent"  # a sweep names the run, and there is no folder of that name
 _MOST_ALIVE = (RUNNING, QUEUED, STOPPED, FAILED, DEAD, NEW, ABSENT)  # of two copies, the one that says more
-_RECORD = "sweep.json"  # in the folder of a sweep: {"runs": [names of folders beside it], ...}
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,9 @@ class Collection:
 
     def counts(self) -> str:
         """'30 runs: 27 finished, 1 failed, 2 running'."""
-        count = Counter(one.state for one in self.unfinished)
-        total = len(self.finished) + len(self.unfinished)
-        states = ", ".join(f"{count[state]} {state}" for state in sorted(count))
-        return f"{total} run{'s' * (total != 1)}: {len(self.finished)} finished{', ' * bool(states)}{states}"
+        times = Counter(one.state for one in self.unfinished)
+        states = "".join(f", {times[state]} {state}" for state in sorted(times))
+        return f"{count(len(self.finished) + len(self.unfinished), 'run')}: {len(self.finished)} finished{states}"
 
 
 def collect(paths: Iterable[Path], queue: Queue | None = None) -> Collection:
@@ -95,36 +93,10 @@ def collect(paths: Iterable[Path], queue: Queue | None = None) -> Collection:
 def _found(paths: Iterable[Path]) -> dict[str, list[Path]]:
     """For each name of a run the folders that it has, or should have, without repetition."""
     found: dict[str, dict[Path, None]] = {}
-    for given in paths:
-        path = Path(os.path.abspath(given))  # '.' has no name and no parent
-        folders = dict.fromkeys(_runs_of(path))
-        if not folders:
-            what = "holds no run and no sweep" if path.is_dir() else "is no folder"
-            raise UserError(f"{given} {what}. Give the folder of a run, of a sweep, or of many of either (e.g. runs).")
-        for folder in folders:
+    for path in paths:
+        for folder in run_folders(path):
             found.setdefault(folder.name, {})[folder] = None
     return {name: list(copies) for name, copies in found.items()}
-
-
-def _runs_of(path: Path) -> Iterator[Path]:
-    if (path / _RECORD).exists():
-        yield from (path.parent / name for name in _names_in(path / _RECORD))
-    elif (path / "config.yaml").exists():
-        yield path
-    elif path.is_dir():
-        inside = sorted(os.listdir(path))
-        yield from (path / name for name in inside if (path / name / "config.yaml").exists())
-        for name in inside:
-            if (path / name / _RECORD).exists():
-                yield from (path / run for run in _names_in(path / name / _RECORD))
-
-
-def _names_in(record: Path) -> list[str]:
-    try:
-        names: list[str] = json.loads(record.read_text())["runs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record} cannot be read: {error}. Copy it again, or give the folders of the runs.") from None
-    return names
 
 
 def _check_equal(one: Record, its: Method, other: Record, others: Method) -> None:

@@ -83,10 +83,5 @@ def notes_on_missing(collection: Collection) -> list[str]:
     return notes
 
 
-def count(number: int, what: str) -> str:
-    """'1 run', '3 runs'."""
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

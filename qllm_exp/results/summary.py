@@ -13,9 +13,16 @@ log = logging.getLogger(__name__)
 
 
 def summarise(folder: Path) -> None:
-    """Print the comparison of the finished runs of a run's or sweep's folder, and write `table.md` and `curves.png` into it."""
-    found = collect([folder])
-    text = markdown([comparison(found, metric=metric)[0] for metric in ("final", "absolute")])
+    """Print the comparison of the finished runs of a run's or sweep's folder, and write `table.md` and `curves.png` into it.
+
+    What cannot be compared is said and fails nothing: the runs are done.
+    """
+    try:
+        found = collect([folder])
+        text = markdown([comparison(found, metric=metric)[0] for metric in ("final", "absolute")])
+    except UserError as error:
+        log.info("\nno comparison: %s", error)
+        return
     runs = "\n".join(f"- {one.name}" for one in found.finished)
     (folder / "table.md").write_text(f"{text}\nFrom the runs:\n\n{runs}\n")
     try:
@@ -23,6 +30,6 @@ def summarise(folder: Path) -> None:
 
         curves(found.finished, folder / "curves.png", notes_on_missing(found))
         drawn = str(folder / "curves.png")
-    except UserError as error:  # the runs are done, and their table stands
+    except UserError as error:
         drawn = f"not drawn: {error}"
     log.info("\n%s\ntable:  %s\ncurves: %s", text, folder / "table.md", drawn)

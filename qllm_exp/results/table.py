@@ -11,7 +11,8 @@ from qllm_exp.results import keys
 from qllm_exp.results.cells import METRIC_WORDS, METRICS, STATISTICS, Cell, Key, Pivot, gap, pivot
 from qllm_exp.results.collect import Collection
 from qllm_exp.results.reading import Record
-from qllm_exp.results.sheet import Sheet, count, notes_on, notes_on_missing
+from qllm_exp.results.sheet import Sheet, notes_on, notes_on_missing
+from qllm_exp.words import count
 
 ROWS, COLUMNS = ("env", "task"), (keys.METHOD,)
 STAT_WORDS = {"mean": "mean", "median": "median", "iqm": "IQM"}

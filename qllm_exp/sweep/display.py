@@ -12,8 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from qllm_exp.sweep.pool import Ended, Job
-from qllm_exp.tracking.console import LINE_EVERY_S, duration
+from qllm_exp.tracking.console import LINE_EVERY_S
 from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.words import duration
 
 log = logging.getLogger(__name__)
 

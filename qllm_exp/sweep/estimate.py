@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qllm_exp.preparation import Prepared
-from qllm_exp.tracking.console import duration
+from qllm_exp.words import duration
 
 _ENOUGH = 5  # finished runs per kind that are looked at
 

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from qllm_exp import cli
 from qllm_exp.errors import UserError, choose
 from qllm_exp.preparation import Prepared, Settle
 from qllm_exp.results.summary import summarise
+from qllm_exp.schema import Run
 from qllm_exp.sweep.compose import Overrides
 from qllm_exp.sweep.display import failure, python
 from qllm_exp.sweep.estimate import estimate
@@ -22,6 +23,7 @@ from qllm_exp.sweep.pool import Ended
 from qllm_exp.sweep.record import Sweep
 from qllm_exp.sweep.state import DONE, QUEUED, RUNNING
 from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.words import count
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ def launch(
     def say_what_is_asked(plan: Plan) -> None:
         say(plan, launcher)
         functions, runs = len(plan.pending), sum(plan.pending.values())
-        log.info("  a language model is to write %s, for %s, first", _count(functions, "function"), _count(runs, "run"))
+        log.info("  a language model is to write %s, for %s, first", count(functions, "function"), count(runs, "run"))
 
     plan = make_plan(combinations, compose, explain, settle, say_what_is_asked)
     if plan.asked.dry_run and not whole:
@@ -122,12 +124,11 @@ def launch(
 def _start(launcher: Launcher, sweep: Sweep, plan: Plan, create: Callable[[RunDirectory], None]) -> list[Ended]:
     for one in plan.to_run:
         one.directory.stop_request.unlink(missing_ok=True)
-    device = "cuda" if any(one.run.device == "cuda" for one in plan.to_run) else "cpu"
     groups = (plan.to_run, plan.those(RUNNING), plan.those(QUEUED))
     directories, running, queued = ([one.directory for one in group] for group in groups)
     if not directories and not (launcher.waits and (running or queued)):
         return []
-    return launcher.start(sweep, Work(directories, create, running, queued, device))
+    return launcher.start(sweep, Work(directories, create, running, queued, _device(one.run for one in plan.to_run)))
 
 
 def exit_code(asked: Sequence[RunDirectory], ended: Sequence[Ended], waited: bool) -> int:
@@ -143,10 +144,15 @@ def again(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launcher)
     sweep.forget_failures()
     for directory in directories:
         directory.stop_request.unlink(missing_ok=True)
-    device = "cuda" if any(directory.read_config().device == "cuda" for directory in directories) else "cpu"
+    device = _device(directory.read_config() for directory in directories)
     ended = launcher.start(sweep, Work(directories, device=device))
     conclude(sweep, ended, launcher.waits)
     return exit_code(directories, ended, launcher.waits)
+
+
+def _device(runs: Iterable[Run]) -> str:
+    """'cuda' when GPUs are to be handed round among the runs."""
+    return "cuda" if any(run.device == "cuda" for run in runs) else "cpu"
 
 
 def say(plan: Plan, launcher: Launcher) -> None:
@@ -156,8 +162,7 @@ def say(plan: Plan, launcher: Launcher) -> None:
         log.info("  %s", line)
     todo = plan.to_run
     shares = [_share(one) for one in todo]
-    device = "cuda" if any(one.run.device == "cuda" for one in todo) else "cpu"
-    guess = estimate(todo, shares, launcher.at_a_time(device))
+    guess = estimate(todo, shares, launcher.at_a_time(_device(one.run for one in todo)))
     if guess:
         log.info("  time: %s", guess)
 
@@ -169,7 +174,7 @@ def _share(one: Prepared) -> float:
 
 def conclude(sweep: Sweep, ended: Sequence[Ended], waited: bool) -> None:
     """The comparison of the finished runs, and what failed, with the commands that run it again."""
-    finished = [one.path for one in sweep.directories if (one.path / "result.json").exists()]
+    finished = [one for one in sweep.directories if one.result() is not None]
     if finished and (waited or len(finished) == len(sweep.record.runs)):
         summarise(sweep.path)
     failed = [one for one in ended if one.failed]
@@ -182,10 +187,6 @@ def conclude(sweep: Sweep, ended: Sequence[Ended], waited: bool) -> None:
     left = len(sweep.record.runs) - len(finished) - len(failed)
     if waited and left and not sweep.may_start():
         log.info("%d runs were not started, since %d had failed (sweep.max_failures)", left, sweep.record.max_failures)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _tidy(directory: RunDirectory) -> None:

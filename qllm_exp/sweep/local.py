@@ -16,6 +16,7 @@ from qllm_exp.sweep.display import Display
 from qllm_exp.sweep.launch import Work
 from qllm_exp.sweep.pool import Ended, Pool, slots
 from qllm_exp.sweep.record import Sweep
+from qllm_exp.words import count
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,7 @@ class _Counting:
 
 
 def _stop(pool: Pool) -> None:
-    running = len(pool.jobs)
-    log.info("stopping %d run%s at the next checkpoint (Ctrl-C again: at once)", running, "s" * (running != 1))
+    log.info("stopping %s at the next checkpoint (Ctrl-C again: at once)", count(len(pool.jobs), "run"))
     try:
         pool.stop()
         pool.wait()

@@ -10,9 +10,10 @@ from typing import Any
 from qllm_exp.errors import UserError
 from qllm_exp.sweep.display import failure, progress, python
 from qllm_exp.sweep.queue import Queue
-from qllm_exp.sweep.record import RECORD, Sweep, sweeps_in
+from qllm_exp.sweep.record import RECORD, Sweep, run_folders
 from qllm_exp.sweep.state import DEAD, DONE, FAILED, NEW, QUEUED, RUNNING, STATES, STOPPED, RunState, state_of
 from qllm_exp.tracking.run_dir import RunDirectory, tail
+from qllm_exp.words import count
 
 ORDER = (FAILED, DEAD, RUNNING, QUEUED, STOPPED, NEW, DONE)  # of what is shown: what needs a person first
 SHOWN = 20  # runs per state, unless all are asked for
@@ -52,7 +53,8 @@ def look(path: Path, names: Sequence[str] = ()) -> Look:
     Args:
         names: runs, by name or by folder; none: all.
     """
-    sweep, directories = contents(path.absolute())
+    directories = [RunDirectory(one) for one in run_folders(path)]
+    sweep = Sweep(path) if (path / RECORD).exists() else None
     if names:
         directories = _chosen(directories, names, path)
     note = ""
@@ -69,20 +71,6 @@ def base_of(path: Path) -> Path:
     return whole.parent if (whole / RECORD).exists() or (whole / "config.yaml").exists() else whole
 
 
-def contents(path: Path) -> tuple[Sweep | None, list[RunDirectory]]:
-    """The sweep of a folder, if it is a sweep's, and its runs."""
-    if (path / RECORD).exists():
-        sweep = Sweep(path)
-        return sweep, sweep.directories
-    if (path / "config.yaml").exists():
-        return None, [RunDirectory(path)]
-    names = dict.fromkeys(name for one in sweeps_in(path) for name in one.record.runs) if path.is_dir() else {}
-    names |= dict.fromkeys(one.parent.name for one in sorted(path.glob("*/config.yaml")))
-    if not names:
-        raise UserError(f"{path} holds no run and no sweep. Give the folder of a sweep, of a run, or of many (runs).")
-    return None, [RunDirectory(path / name) for name in names]
-
-
 def _chosen(directories: Sequence[RunDirectory], names: Sequence[str], path: Path) -> list[RunDirectory]:
     known = {one.path.name: one for one in directories}
     unknown = [name for name in names if Path(name).name not in known]
@@ -93,9 +81,9 @@ def _chosen(directories: Sequence[RunDirectory], names: Sequence[str], path: Pat
 
 def title(seen: Look) -> str:
     """'runs/figure3: 30 runs: 8 done, 2 running, 20 queued'."""
-    count = Counter(one.state for one in seen.runs)
-    parts = [f"{count[state]} {state}" for state in STATES if count[state]]
-    return f"{seen.path}: {len(seen.runs)} run{'s' * (len(seen.runs) != 1)}: {', '.join(parts)}"
+    times = Counter(one.state for one in seen.runs)
+    parts = [f"{times[state]} {state}" for state in STATES if times[state]]
+    return f"{seen.path}: {count(len(seen.runs), 'run')}: {', '.join(parts)}"
 
 
 def lines(seen: Look, everything: bool = False) -> Iterator[str]:

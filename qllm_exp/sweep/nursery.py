@@ -4,6 +4,8 @@ Python, torch and this package take two to three seconds to import, which is muc
 qllm_exp.sweep.nursery` imports them once and forks a process for each line of JSON on its standard input; what it forks is
 a process like any other, so that a crash takes only itself. It computes nothing itself, keeps to one thread and never touches a
 GPU: a fork of such a process is safe. When its parent ends, its input ends, and so does it, and with it (by `PARENT`) the runs.
+Signals that ask for an end, which a cluster sends to every process of a job, are for the runs and the parent: it outlives them
+all, since only it hears how they ended.
 """
 
 import contextlib
@@ -20,6 +22,7 @@ from typing import Any
 from qllm_exp.experiment import BUSY, PARENT
 from qllm_exp.tracking.run_dir import RunDirectory
 
+NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -34,6 +37,11 @@ class Child:
         self._nursery.listen(0.0)
         return self._code()
 
+    @property
+    def lost(self) -> bool:
+        """Whether nobody will ever hear how it ended, though it may not have."""
+        return not self._nursery.alive and self._number not in self._nursery.codes
+
     def wait(self) -> None:
         while self._code() is None:
             self._nursery.listen(1.0)
@@ -45,8 +53,7 @@ class Child:
         self._signal(signal.SIGKILL)
 
     def _code(self) -> int | None:
-        known = self._nursery.codes.get(self._number)
-        return BUSY if known is None and not self._nursery.alive else known
+        return BUSY if self.lost else self._nursery.codes.get(self._number)
 
     def _signal(self, number: int) -> None:
         while self._number not in self._nursery.pids and self._code() is None:
@@ -111,6 +118,8 @@ class Nursery:
 
 def _serve() -> None:
     """The nursery's side: fork for each line read, and say how each child ended."""
+    for number in NOT_FOR_IT:
+        signal.signal(number, signal.SIG_IGN)
     _import_what_runs_need()
     orders, reports = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -137,13 +146,17 @@ def _serve() -> None:
             *lines, text = (text + more).split(b"\n")
             for line in lines:
                 order = json.loads(line)
+                signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_IT)  # until a child listens: none is lost
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    for number in (*NOT_FOR_IT, signal.SIGCHLD):
+                        signal.signal(number, signal.SIG_DFL)
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_IT)
                     for handle in (orders, reports, wake, woken):
                         os.close(handle)
                     _run(order)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_IT)
                 children[pid] = order["number"]
                 report(number=order["number"], pid=pid)
         for pid in list(children):

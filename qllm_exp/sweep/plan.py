@@ -17,6 +17,7 @@ from qllm_exp.preparation import Prepared, Settle, check, missing_function, prep
 from qllm_exp.sweep.compose import Composer, Overrides, varying_keys
 from qllm_exp.sweep.queue import Queue
 from qllm_exp.sweep.state import DONE, QUEUED, RUNNING, RunState, state_of
+from qllm_exp.words import count
 
 FAULTS = 20  # different ones that are shown
 
@@ -63,11 +64,10 @@ class Plan:
     def counts(self) -> str:
         """'30 runs: 8 done, 2 running, 4 queued, 16 to run'."""
         waiting = sum(self.pending.values())
-        count = Counter(one.state for one in self.states)
-        rest = len(self.runs) - count[DONE] - count[RUNNING] - count[QUEUED] + waiting
-        total = len(self.runs) + waiting
-        done = f"{count[DONE]} done, {count[RUNNING]} running, {count[QUEUED]} queued"
-        return f"{total} run{'s' * (total != 1)}: {done}, {rest} to run"
+        times = Counter(one.state for one in self.states)
+        rest = len(self.runs) - times[DONE] - times[RUNNING] - times[QUEUED] + waiting
+        done = f"{times[DONE]} done, {times[RUNNING]} running, {times[QUEUED]} queued"
+        return f"{count(len(self.runs) + waiting, 'run')}: {done}, {rest} to run"
 
 
 def digits(text: str) -> str:
@@ -158,15 +158,15 @@ def _in_words(same: Sequence[tuple[Overrides, Overrides]], varying: set[str]) ->
 
 
 def _case(keys: tuple[str, ...], pairs: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> str:
-    count = f"{len(pairs)} combination{'s' * (len(pairs) > 1)}"
+    times = count(len(pairs), "combination")
     one, other = pairs[0]
     alike = " ".join(a for a in one if a in other and a.partition("=")[0] in varying)
     if not keys:
-        return f"{count} given twice{': ' * bool(alike)}{alike}"
+        return f"{times} given twice{': ' * bool(alike)}{alike}"
     first = " ".join(a for a in one if a not in other)
     second = " ".join(a for a in other if a not in one) or "that without it"
     where = f" (e.g. with {alike})" if alike else ""
-    return f"{count} left out, since {', '.join(keys)} makes no difference there: {first} is the run of {second}{where}"
+    return f"{times} left out, since {', '.join(keys)} makes no difference there: {first} is the run of {second}{where}"
 
 
 def _all_faults(faults: Mapping[str, Sequence[str]], total: int) -> str:

@@ -78,6 +78,7 @@ class Pool:
         self.ended: list[Ended] = []
         self.not_started: list[RunDirectory] = []  # since `may_start` said so
         self._nursery: Nursery | None = None
+        self._stopping = False
         self.stop_asked = False  # set it, e.g. in a signal's handler, to have `stop` called
 
     def run(self) -> list[Ended]:
@@ -105,6 +106,7 @@ class Pool:
 
     def stop(self) -> None:
         """Start no more, and ask what runs to stop at a checkpoint. Runs of other processes are left to them."""
+        self._stopping = True
         self.waiting.clear()
         self.jobs = {index: job for index, job in self.jobs.items() if job.process is not None}
         for job in self.jobs.values():
@@ -116,6 +118,8 @@ class Pool:
         for job in self.jobs.values():
             if job.process is not None:
                 job.process.wait()
+                while job.process.lost and job.directory.owner():  # it goes on to its checkpoint without its parent
+                    time.sleep(POLL_S)
         self._close()
 
     def kill(self) -> None:
@@ -172,6 +176,8 @@ class Pool:
             return self._look_at_anothers(job, slot)
         code = job.process.poll()
         if code == BUSY:
+            if self._stopping and not job.process.lost:
+                return Ended(job.directory, "left to the process that has it")
             job.process, job.looked = None, time.monotonic()
             return None
         return None if code is None else _ending(job.directory, code)
@@ -186,6 +192,8 @@ class Pool:
             return Ended(job.directory)
         if job.directory.status().get("state") == "failed":
             return _ending(job.directory, 1)
+        if self._stopping:
+            return _ending(job.directory, INTERRUPTED)
         job.process = self._start(job.directory, slot)
         return None
 
@@ -223,7 +231,7 @@ def gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     lines = done.stdout.splitlines() if done.returncode == 0 else []
-    return [str(i) for i, line in enumerate(one for one in lines if one.startswith("GPU "))]
+    return [str(i) for i in range(sum(line.startswith("GPU ") for line in lines))]
 
 
 def _ending(directory: RunDirectory, code: int) -> Ended:
@@ -233,7 +241,7 @@ def _ending(directory: RunDirectory, code: int) -> Ended:
     said = status.get("state")
     if code == INTERRUPTED:
         return Ended(directory, "stopped at a checkpoint")
-    if code == -signal.SIGTERM:  # so early that it did not yet listen
+    if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):  # so early that it did not yet listen
         directory.set_status_of_another("interrupted")
         return Ended(directory, "stopped before it began")
     error = status.get("error") or next(iter(directory.last_lines(1)), "no message")

@@ -21,7 +21,7 @@ from qllm_exp import cli
 from qllm_exp.errors import UserError
 from qllm_exp.files import flock, write_atomically
 from qllm_exp.sweep.queue import JOBS, packs_of
-from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.tracking.run_dir import CONFIG, RunDirectory
 
 RECORD = "sweep.json"
 
@@ -145,6 +145,27 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The folders of the runs that a path means, each once: a run's own, those of a sweep (which lie beside its folder, or
+    should), or of a folder with many of either.
+
+    Raises:
+        UserError: for a path that holds no run; for a sweep whose record cannot be read, unless it is one among many.
+    """
+    whole = Path(os.path.abspath(path))  # '.' has no name and no parent
+    if (whole / RECORD).exists():
+        found = [one.path for one in Sweep(whole).directories]
+    elif (whole / CONFIG).exists():
+        found = [whole]
+    else:
+        found = sorted(one.parent for one in whole.glob(f"*/{CONFIG}"))
+        found += [one.path for sweep in sweeps_in(whole) for one in sweep.directories]
+    if not found:
+        what = "holds no run and no sweep" if whole.is_dir() else "is no folder"
+        raise UserError(f"{path} {what}. Give the folder of a run, of a sweep, or of many of either (e.g. runs).")
+    return list(dict.fromkeys(found))
 
 
 def sweeps_in(folder: Path) -> list[Sweep]:

@@ -27,6 +27,7 @@ from qllm_exp.sweep.queue import JOBS, PACKS, Queue
 from qllm_exp.sweep.record import Sweep
 from qllm_exp.sweep.state import DONE, FAILED, QUEUED, RUNNING, state_of
 from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.words import count
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +158,7 @@ class Slurm:
                 directory.set_status_of_another(**{"state": "new", **status})
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"sbatch did not take the sweep: {' '.join(dict.fromkeys(said[-6:])) or 'no message'}")
-        runs, tasks = len(directories), len(packs)
-        log.info("Slurm job %s: %d run%s in %d task%s", number, runs, "s" * (runs > 1), tasks, "s" * (tasks > 1))
+        log.info("Slurm job %s: %s in %s", number, count(len(directories), "run"), count(len(packs), "task"))
 
     def _parameters(self, name: str, at_once: int) -> dict[str, Any]:
         """submitit's parameters of a job with `at_once` runs at a time."""
@@ -179,9 +179,8 @@ class Slurm:
             "mem": None if self.mem_gb_per_run is None else f"{math.ceil(at_once * self.mem_gb_per_run * 1024)}MB",
             "setup": self.setup or None,
             "stderr_to_stdout": True,
-            "srun_args": [
-                f"--cpus-per-task={cpus}"
-            ],  # newer Slurms no longer hand the batch job's number on to its step
+            # Newer Slurms no longer hand the batch job's number on to its step.
+            "srun_args": [f"--cpus-per-task={cpus}"],
             "additional_parameters": {"requeue": True, **self.sbatch},
         }
         return {key: value for key, value in given.items() if value is not None} | {"wckey": None}  # submitit sets one

@@ -5,6 +5,7 @@ from typing import Any
 
 from qllm_exp.sweep.queue import Job, Queue
 from qllm_exp.tracking.run_dir import HEARTBEAT_LIMIT_S, RunDirectory
+from qllm_exp.words import duration
 
 DONE = "done"
 RUNNING = "running"
@@ -37,10 +38,8 @@ def state_of(directory: RunDirectory, queue: Queue) -> RunState:
     if state == DEAD and not queue.asked:
         why += ", or waits in a queue that cannot be asked from here (no squeue)"
     if state in (DEAD, NEW, QUEUED) and directory.stop_request.exists():
-        state, why = (
-            STOPPED,
-            f"on request, at {100 * _share(status):.0f}%" if _share(status) else "not started, on request",
-        )
+        share = _share(status)
+        state, why = STOPPED, f"on request, at {100 * share:.0f}%" if share else "not started, on request"
     return RunState(directory, state, why, job, status)
 
 
@@ -81,6 +80,4 @@ def _share(status: dict[str, Any]) -> float:
 
 
 def _silence(seconds: float) -> str:
-    from qllm_exp.tracking.console import duration
-
     return f"no sign of life for {duration(seconds)}"

@@ -14,11 +14,10 @@ from qllm_exp.sweep.pack import Pack
 from qllm_exp.sweep.queue import packs_of
 
 PARAMETERS = "submission.json"  # what `Slurm` writes for this: submitit's parameters, and the arguments of a pack
-JOB_ID = "job_id"
 
 
 def main(arguments: list[str]) -> int:
-    """Submit, write the job's number into the folder, and print it. Exit code 1, with Slurm's words, when it is refused."""
+    """Submit, and print the job's number. Exit code 1, with Slurm's words, when it is refused."""
     folder = Path(arguments[0])
     given = json.loads((folder / PARAMETERS).read_text())
     executor = submitit.SlurmExecutor(folder, max_num_timeout=given["max_timeouts"], python=given["python"])
@@ -30,9 +29,7 @@ def main(arguments: list[str]) -> int:
     except (submitit.core.utils.FailedJobError, subprocess.SubprocessError, OSError, ValueError) as error:
         print(str(error).strip(), file=sys.stderr)
         return 1
-    number = jobs[0].job_id.partition("_")[0]
-    (folder / JOB_ID).write_text(number)
-    print(number)
+    print(jobs[0].job_id.partition("_")[0])
     return 0
 
 

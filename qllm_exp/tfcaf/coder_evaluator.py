@@ -25,6 +25,7 @@ from qllm_exp.schema import Generation
 from qllm_exp.tfcaf.prompt import Prompts, extract_advice, extract_choice, extract_code
 from qllm_exp.tfcaf.static_check import Refused
 from qllm_exp.tfcaf.verify import Accepted
+from qllm_exp.words import count
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ class _Procedure:
         best = max(range(len(candidates)), key=lambda i: returns[i])
         figures = ", ".join(f"{one.number}: {value:.3f}" for one, value in zip(candidates, returns, strict=True))
         probe = self.options.probe
-        budget = f"{probe.total_steps:,} steps, {probe.seeds} seed{'s' if probe.seeds > 1 else ''}"
+        budget = f"{probe.total_steps:,} steps, {count(probe.seeds, 'seed')}"
         self._say(
             f"round {number}: candidate {candidates[best].number}, best return of short training ({budget}; {figures})"
         )

@@ -23,6 +23,7 @@ from qllm_exp.tfcaf.program_json import canonical
 from qllm_exp.tfcaf.prompt import Prompts, render
 from qllm_exp.tfcaf.store import Store, default_folder
 from qllm_exp.tfcaf.verify import Accepted, verify_all
+from qllm_exp.words import count
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ def _provenance(model: str, procedure: str) -> dict[str, str]:
 def in_words(options: schema.Generation) -> str:
     """The procedure in a few words."""
     rounds, candidates = options.rounds, options.candidates
-    words = [f"{rounds} round{'s' * (rounds > 1)} of {candidates} candidate{'s' * (candidates > 1)}"]
+    words = [f"{count(rounds, 'round')} of {count(candidates, 'candidate')}"]
     words += ["chosen by short training"] * (options.selection == "probe")
     words += ["no evaluator"] * (not options.evaluator)
     words += ["errors not told"] * (not options.error_feedback)

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from qllm_exp.words import duration
+
 LINE_EVERY_S = 30.0  # seconds between plain lines
 
 log = logging.getLogger(__name__)
@@ -56,11 +58,3 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
-
-
-def duration(seconds: float) -> str:
-    """'45 s', '3 min 20 s', '2 h 05 min'."""
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s"
-    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"

@@ -25,6 +25,7 @@ from qllm_exp import schema
 from qllm_exp.errors import UserError
 from qllm_exp.files import flock, write_atomically
 
+CONFIG = "config.yaml"
 HEARTBEAT_LIMIT_S = 60.0  # a running run that gave no sign of life for so many seconds has died
 
 
@@ -63,7 +64,7 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def tfcaf(self) -> Path:

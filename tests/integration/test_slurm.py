@@ -153,6 +153,19 @@ def test_a_disturbed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_numb
     assert "going on from the checkpoint" in (run / "log.txt").read_text()
 
 
+def test_a_job_ends_only_when_its_runs_have_written_their_checkpoints(cluster):
+    """Slurm signals every process of the job; a cycle of these runs takes longer than it leaves a job that is queued again."""
+    cluster.sweep(*LONG, "train.total_steps=8000", "train.evaluation.every=8000", FLAKY_ENV_PAUSE="0.25")
+    cluster.until(cluster.training)
+    (run,) = cluster.runs()
+    time.sleep(1)  # into a cycle of six seconds
+    before = cluster.status_file(run)
+    cluster.type("scancel", "--signal=USR2", cluster.queue()[0].split()[0], check=0)
+    cluster.until(lambda: cluster.queue()[0].split()[1] == "PENDING")
+    after = cluster.status_file(run)
+    assert (before["state"], after["state"]) == ("running", "interrupted") and after["env_step"] > before["env_step"]
+
+
 def test_a_time_limit_in_mid_run_changes_no_number(cluster, undisturbed):
     cluster.sweep(*LONG, "hydra.launcher.time=1", "hydra.launcher.stop_before_s=20", FLAKY_ENV_PAUSE="0.08")
     cluster.until(lambda: cluster.queue() and cluster.queue()[0].split()[1] == "PENDING")

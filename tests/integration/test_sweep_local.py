@@ -191,6 +191,19 @@ def test_the_process_that_forks_the_runs_may_be_killed(tmp_path):
     assert final(one) == final(two) and "going on from the checkpoint" in (two / "log.txt").read_text()
 
 
+def test_without_the_process_that_forks_them_runs_that_are_asked_to_stop_are_waited_for(tmp_path):
+    args = [*TINY, "train.total_steps=100000", "train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"]
+    process = start(tmp_path / "r", *args, FLAKY_ENV_PAUSE="0.1")  # a cycle of two seconds and a half
+    until(lambda: list((tmp_path / "r").glob("*/checkpoint/state.pt")))
+    (nursery,) = psutil.Process(process.pid).children()
+    nursery.kill()
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=100)[0]
+    assert process.returncode == 3, text
+    (folder,) = runs(tmp_path / "r")
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+
+
 def test_max_failures_starts_no_more_and_retry_runs_what_failed(tmp_path):
     args = [*TINY, "+env.fault=raise,kill,exit,w1,w2,w3", "sweep.max_failures=2", "hydra.launcher.n_jobs=1"]
     text = call(tmp_path / "r", *args, check=1)

@@ -9,7 +9,7 @@ import pytest
 from qllm_exp import schema
 from qllm_exp.errors import UserError
 from qllm_exp.results.__main__ import main
-from qllm_exp.results.command_sync import runs_in
+from qllm_exp.sweep.record import run_folders
 from qllm_exp.tracking import login, mirror, mirrored
 from qllm_exp.tracking.run_dir import RunDirectory
 
@@ -132,11 +132,14 @@ def test_folders_of_runs_of_sweeps_and_of_several_runs_are_understood(tmp_path):
     (tmp_path / "sweep").mkdir()
     record = {"runs": ["a", "c", "not_yet"], "launcher": {"name": "local"}, "max_failures": 0}
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(record))
-    names = [[path.name for path in runs_in([tmp_path / one])] for one in (".", "b", "sweep")]
-    assert names == [["a", "b", "c"], ["b"], ["a", "c"]]
-    assert len(runs_in([tmp_path, tmp_path / "a"])) == 3
-    with pytest.raises(UserError, match="has no runs in it"):
-        runs_in([tmp_path / "a" / "nothing"])
+    names = [[path.name for path in run_folders(tmp_path / one)] for one in (".", "b", "sweep")]
+    assert names == [["a", "b", "c", "not_yet"], ["b"], ["a", "c", "not_yet"]]
+    with pytest.raises(UserError, match=r"is no folder\. Give the folder of a run"):
+        run_folders(tmp_path / "a" / "nothing")
+    (tmp_path / "sweep" / "sweep.json").write_text("{")
+    assert [path.name for path in run_folders(tmp_path)] == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"sweep\.json cannot be read"):
+        run_folders(tmp_path / "sweep")
 
 
 def test_sync_without_a_login_is_one_clear_error(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 
 
@@ -31,8 +32,10 @@ class GridSweeper(Sweeper):
         chosen = [
             list(one) for grid in grids(arguments, self.params, self.cases) for one in combinations(grid, self.loader)
         ]
-        self.launcher.launch(chosen, initial_job_idx=0)
-        code = getattr(self.launcher, "exit_code", 0)
+        returns = self.launcher.launch(chosen, initial_job_idx=0)
+        code = getattr(self.launcher, "exit_code", None)  # any other launcher than ours has none
+        if code is None:
+            code = int(any(one.status == JobStatus.FAILED for one in returns))
         if code:
             sys.exit(code)
         return None
