@@ -72,9 +72,11 @@ class Pettingzoo(Env):
 
 @dataclass
 class Algorithm:
-    """What every algorithm has."""
+    """What every algorithm has. One of your own derives its config from this."""
 
     name: str = ""
+    agent_id: bool = True
+    last_action: bool = False
 
 
 @dataclass
@@ -91,8 +93,6 @@ class QLearning(Algorithm):
     epsilon_end: float = number(0.05, 0, 1)
     epsilon_steps: int = number(200_000, 1)
     epsilon_evaluation: float = number(0.0, 0, 1)
-    agent_id: bool = True
-    last_action: bool = False
 
 
 @dataclass
@@ -215,7 +215,9 @@ class Train:
     learning_rate: float = number(5e-4, 0)
     grad_norm_clip: float = number(10.0, 0)
     gamma: float = number(0.99, 0, 1)
+    network: str = one_of("gru", "mlp")
     hidden: int = number(64, 1)
+    share_parameters: bool = True
     standardise_rewards: bool = True
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint, metadata={"identity": False})

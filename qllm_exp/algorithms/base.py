@@ -4,7 +4,7 @@ Shapes: T steps, B episodes of a batch, N copies of the environment, n agents, A
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,14 +28,29 @@ class EpisodeBatch(NamedTuple):
         return self.actions.shape[0]
 
 
+class Experience(Protocol):
+    """The episodes that an algorithm can learn from."""
+
+    def sample(self, count: int) -> EpisodeBatch:
+        """So many different ones of those that are kept, uniformly."""
+
+    def latest(self, count: int) -> EpisodeBatch:
+        """The last ones, the oldest of them first."""
+
+    def fresh(self) -> EpisodeBatch:
+        """Those of the last rollout, one from each copy of the environment, played with the parameters as they are now."""
+
+
 class Algorithm(ABC):
     """A team of agents that learns.
 
     Attributes:
         mixer: what makes Q_tot of the agents' Qs; None for an algorithm without one.
+        on_policy: it learns from the last rollout alone: `update` is called once after each, and nothing older is kept.
     """
 
     mixer: Mixer | None = None
+    on_policy: ClassVar[bool] = False
 
     @abstractmethod
     def initial_memory(self, num_envs: int) -> Any:
@@ -61,8 +76,8 @@ class Algorithm(ABC):
         """See the rewards [T, N] of a new rollout, where mask [T, N] is True; called once for every rollout."""
 
     @abstractmethod
-    def update(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        """One gradient update. Returns figures to log, as tensors without gradient (no host synchronisation)."""
+    def update(self, experience: Experience) -> dict[str, Tensor]:
+        """One update. Returns figures to log, as tensors without gradient (no host synchronisation)."""
 
     def action_qs(self, obs: Tensor, actions: Tensor) -> Tensor | None:
         """Individual Qs [T, B, n] of the actions taken along episodes, without gradient; None where agents have no Qs.

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from qllm_exp.schema import Train
+
 
 class FlatParameters:
     """Re-points the parameters of `modules`, and their gradients, to views of `values` and `gradient`, both [P]."""
@@ -27,3 +29,15 @@ class FlatParameters:
         norm: Tensor = torch.linalg.vector_norm(self.gradient)
         self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
+
+
+def optimiser(train: Train, parameters: FlatParameters, learning_rate: float | None = None) -> torch.optim.Optimizer:
+    """The optimiser that `train` names, for those parameters.
+
+    Args:
+        learning_rate: another than `train.learning_rate`.
+    """
+    rate = train.learning_rate if learning_rate is None else learning_rate
+    if train.optimiser == "adam":
+        return torch.optim.Adam([parameters.values], lr=rate, fused=True)
+    return torch.optim.RMSprop([parameters.values], lr=rate, alpha=0.99, eps=1e-5)

@@ -1,23 +1,64 @@
-"""The contract of a mixer: individual Qs and the global state in, Q_tot out."""
+"""The contract of a mixer: individual Qs and the global state in, Q_tot out.
+
+Shapes: [...] any leading dimensions, n agents, A actions.
+"""
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
+class Joint:
+    """A joint action in some states, and what the agents think of it.
+
+    Attributes:
+        all_qs: [..., n, A] individual Qs. available: [..., n, A] bool. actions: [..., n] int64, those of the joint action.
+    """
+
+    def __init__(self, all_qs: Tensor, available: Tensor, actions: Tensor) -> None:
+        self.all_qs, self.available, self.actions = all_qs, available, actions
+
+    @cached_property
+    def qs(self) -> Tensor:
+        """[..., n] individual Qs of the joint action."""
+        return self.all_qs.gather(-1, self.actions.unsqueeze(-1)).squeeze(-1)
+
+    @cached_property
+    def best_actions(self) -> Tensor:
+        """[..., n] int64, the available action that each agent thinks most of."""
+        return greedy(self.all_qs, self.available)
+
+    @cached_property
+    def best_qs(self) -> Tensor:
+        """[..., n] individual Qs of `best_actions`."""
+        return self.all_qs.gather(-1, self.best_actions.unsqueeze(-1)).squeeze(-1)
+
+
+def greedy(all_qs: Tensor, available: Tensor) -> Tensor:
+    """[..., n] int64, the best available action by all_qs [..., n, A]."""
+    return all_qs.detach().masked_fill(~available, -torch.inf).argmax(-1)
+
+
 class Mixer(nn.Module, ABC):
-    """Combines the agents' chosen-action values into the value of the team.
+    """Combines the agents' values of a joint action into the value of the team.
+
+    Most mixers are a `forward`. `value`, `constraint` and `unrestricted` with `weight` are for those whose publication has more.
 
     Attributes:
         monotone: dQ_tot/dQ_i >= 0 for every agent, whatever the state (IGM holds by construction).
         learns: it has parameters that training changes.
         per_agent: it does not mix; its output keeps the agent axis and each agent learns from the team reward alone.
+        unrestricted: a second mixer, over Qs of agents of its own, which can represent any value and gives the targets; this
+            one learns from them with `weight`.
     """
 
     monotone: bool
     learns: ClassVar[bool]
     per_agent: ClassVar[bool] = False
+    unrestricted: "Mixer | None" = None
 
     @abstractmethod
     def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
@@ -30,3 +71,21 @@ class Mixer(nn.Module, ABC):
         Returns:
             [...], or [..., n_agents] when `per_agent`.
         """
+
+    def value(self, joint: Joint, state: Tensor) -> Tensor:
+        """Q_tot [...] of a joint action; for a mixer that asks more of it than the individual Qs."""
+        q_tot: Tensor = self(joint.qs, state)
+        return q_tot
+
+    def constraint(self, joint: Joint, state: Tensor) -> Tensor | None:
+        """A further loss [...] of each step, besides the squared error of the value; None: there is none."""
+        return None
+
+    def weight(self, joint: Joint, q_tot: Tensor, target: Tensor, best: Tensor) -> Tensor:
+        """Weights [...] of the squared errors of a mixer that learns from an `unrestricted` one.
+
+        Args:
+            q_tot: [...] this mixer's value of the joint action. target: [...] what it is to be.
+            best: [...] the unrestricted value of the joint action that is best by the individual Qs.
+        """
+        raise NotImplementedError

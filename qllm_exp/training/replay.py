@@ -75,6 +75,10 @@ class ReplayBuffer:
     def sample(self, count: int, generator: torch.Generator) -> EpisodeBatch:
         """`count` different episodes, uniformly, cut to the longest of them. `generator` is on the CPU."""
         index = torch.randperm(self.size, generator=generator)[:count] if count < self.size else torch.arange(self.size)
+        return self.batch(index)
+
+    def batch(self, index: Tensor) -> EpisodeBatch:
+        """The episodes in slots [count] int64 (on the CPU), cut to the longest of them."""
         longest = int(self._host_lengths[index.numpy()].max())
         e = self.episodes
         index = index.to(e.lengths.device)
@@ -130,3 +134,23 @@ class ReplayBuffer:
 
     def restore_counters(self, next_slot: int, size: int, added: int) -> None:
         self.next, self.size, self.added = next_slot, size, added
+
+
+class Experience:
+    """A replay buffer as algorithms see it.
+
+    Args:
+        rollout: episodes of a rollout. generator: of what is sampled; on the CPU.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, rollout: int, generator: torch.Generator) -> None:
+        self._buffer, self._rollout, self._generator = buffer, rollout, generator
+
+    def sample(self, count: int) -> EpisodeBatch:
+        return self._buffer.sample(count, self._generator)
+
+    def latest(self, count: int) -> EpisodeBatch:
+        return self._buffer.batch(torch.tensor(self._buffer.latest(min(count, self._buffer.size))))
+
+    def fresh(self) -> EpisodeBatch:
+        return self.latest(self._rollout)

@@ -1,7 +1,7 @@
 """The training loop: roll out, learn, evaluate, log, checkpoint.
 
-A cycle is one episode in every copy of the environment, then as many gradient updates as the environment steps so far
-call for. Everything that decides the future of a run is in `state_dict` at the end of a cycle.
+A cycle is one episode in every copy of the environment, then as many updates as the environment steps so far call for, or one
+of an algorithm that learns on-policy. Everything that decides the future of a run is in `state_dict` at the end of a cycle.
 """
 
 import math
@@ -17,7 +17,7 @@ from qllm_exp.schema import Train
 from qllm_exp.training.checkpoint import CheckpointStore
 from qllm_exp.training.clock import Clock
 from qllm_exp.training.evaluation import EvaluationResult, evaluate
-from qllm_exp.training.replay import Episodes, ReplayBuffer
+from qllm_exp.training.replay import Episodes, Experience, ReplayBuffer
 from qllm_exp.training.rollout import rollout
 from qllm_exp.training.seeds import derive
 
@@ -52,10 +52,11 @@ class Trainer:
     ) -> None:
         self.config, self.env, self.algorithm, self.seed = train, env, algorithm, seed
         self.write, self.progress, self.stop = write, progress, stop
-        self.buffer = ReplayBuffer(env, train.buffer_episodes)
+        self.buffer = ReplayBuffer(env, env.num_envs if algorithm.on_policy else train.buffer_episodes)
         self.fresh = Episodes(env, env.num_envs)
         self.explore = torch.Generator(env.device).manual_seed(derive(seed, "exploration"))
         self.pick = torch.Generator().manual_seed(derive(seed, "replay"))
+        self.experience = Experience(self.buffer, env.num_envs, self.pick)
         self.clock = Clock(env.device, exact_clock)
         self.env_steps = self.episodes = self.updates = self.called_for = 0
         self.evaluations = self.logs = self.offset = 0
@@ -96,13 +97,16 @@ class Trainer:
         self._count(returns=float(returns.sum()), episodes=self.env.num_envs, steps=steps)
         due = self.env_steps // self.config.steps_per_update - self.called_for
         self.called_for += due
-        if self.buffer.size >= self.config.batch_episodes:
-            with self.clock("update"):
-                for _ in range(due):
-                    self._update()
+        if self.algorithm.on_policy:
+            due = 1
+        elif self.buffer.size < self.config.batch_episodes:
+            due = 0
+        with self.clock("update"):
+            for _ in range(due):
+                self._update()
 
     def _update(self) -> None:
-        figures = self.algorithm.update(self.buffer.sample(self.config.batch_episodes, self.pick))
+        figures = self.algorithm.update(self.experience)
         for name, value in figures.items():
             known = self.recent_updates.get(name)
             self.recent_updates[name] = value if known is None else known + value

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from run_folders import final
 
 HERE = Path(__file__).parent
@@ -93,6 +94,7 @@ def steps_in(run: Path) -> int:
         return 0
 
 
+@pytest.mark.timeout(900)
 def test_killed_with_its_children_at_twenty_random_moments_a_sweep_ends_with_the_same_numbers(tmp_path):
     args = [
         *SMALL, "mixer=qmix,vdn", "seed=0-1", "train.total_steps=600000", "train.evaluation.every=60000",

@@ -80,7 +80,9 @@ def test_the_loss_is_its_definition(mixer, double_q, last_action):
     errors = []
     with torch.no_grad():
         for e in range(b.reward.shape[1]):
-            online, target = (values(agent, b, e, last_action) for agent in (made.agent, made.target_agent))
+            online, target = (
+                values(agent, b, e, last_action) for agent in (made.agents.members[0], made.target_agents.members[0])
+            )
             for t in range(int(b.mask[:, e].sum())):
                 chosen, best = [], []
                 for i in range(ENV.n_agents):
@@ -94,7 +96,7 @@ def test_the_loss_is_its_definition(mixer, double_q, last_action):
                 y = b.reward[t, e] + gamma * (0 if b.terminated[t, e] else then)
                 errors.append((now - y).square().mean())
     expected = torch.stack(errors).mean() * (ENV.n_agents if mixer == "none" else 1)
-    counted = made.update(b)["loss"] * (ENV.n_agents if mixer == "none" else 1)
+    counted = made.learn(b)["loss"] * (ENV.n_agents if mixer == "none" else 1)
     assert torch.allclose(counted, expected, rtol=1e-4)
 
 
@@ -111,21 +113,21 @@ def test_padding_changes_nothing():
         torch.randn(state[after].shape, generator=noise),
     )
     reward[padded] = 99.0
-    one.update(b)
-    other.update(b._replace(obs=obs, state=state, reward=reward))
+    one.learn(b)
+    other.learn(b._replace(obs=obs, state=state, reward=reward))
     assert torch.allclose(one.online.values, other.online.values, atol=1e-6)
 
 
 def test_target_updates():
     soft = learner(target_update="soft", target_tau=0.25)
     before = soft.target.values.detach().clone()
-    soft.update(batch())
+    soft.learn(batch())
     assert torch.allclose(soft.target.values, before + 0.25 * (soft.online.values.detach() - before))
     periodic = learner(target_update="periodic", target_period=2)
     before = periodic.target.values.detach().clone()
-    periodic.update(batch())
+    periodic.learn(batch())
     assert torch.equal(periodic.target.values, before)
-    periodic.update(batch(seed=1))
+    periodic.learn(batch(seed=1))
     assert torch.equal(periodic.target.values, periodic.online.values.detach())
 
 
@@ -133,7 +135,7 @@ def test_learning_reaches_a_constant_return():
     made, b = learner("qmix", train={"learning_rate": 1e-2, "gamma": 0.0}), batch()
     b = b._replace(reward=torch.full_like(b.reward, 2.0))
     for _ in range(300):
-        figures = made.update(b)
+        figures = made.learn(b)
     assert figures["loss"] < 1e-2 and abs(figures["q_tot"] - 2.0) < 0.1
 
 
@@ -143,7 +145,7 @@ def test_acting_is_greedy_over_available_actions_and_explores_uniformly():
     available = torch.zeros(3, ENV.n_agents, ENV.n_actions, dtype=torch.bool)
     available[..., [1, 4]] = True
     memory = made.initial_memory(3)
-    q, _ = made.agent.step(made._inputs(seen.obs, None).flatten(0, 1), memory[0])
+    q, _ = made.agents.step(made.inputs.at(seen.obs, None), memory[0])
     best = q.view(3, ENV.n_agents, -1)[..., [1, 4]].argmax(-1) * 3 + 1
     for env_step in (None, 100):
         actions, _ = made.act(seen.obs, available, memory, env_step, g)
@@ -183,9 +185,9 @@ def test_running_moments_are_those_of_everything_seen():
 def test_a_reloaded_learner_goes_on_as_the_saved_one():
     one, other = learner("qmix"), learner("qmix", train={})
     for seed in range(3):
-        one.update(batch(seed=seed))
+        one.learn(batch(seed=seed))
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     for seed in range(3, 6):
-        one.update(batch(seed=seed))
-        other.update(batch(seed=seed))
+        one.learn(batch(seed=seed))
+        other.learn(batch(seed=seed))
     assert torch.equal(one.online.values, other.online.values) and torch.equal(one.target.values, other.target.values)

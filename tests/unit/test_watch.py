@@ -194,7 +194,7 @@ def test_qs_are_those_of_the_actions_taken(runs: Callable[[str], Path]) -> None:
         hidden, last = memory
         eye = torch.eye(one.env.n_agents).expand(one.env.num_envs, -1, -1)
         with torch.no_grad():
-            q, _ = algorithm.agent.step(torch.cat([obs, eye, last], -1).flatten(0, 1), hidden)
+            q, _ = algorithm.agents.step(torch.cat([obs, eye, last], -1), hidden)
         q = q.view(available.shape)[0].masked_fill(~available[0], -torch.inf)
         assert torch.equal(q.argmax(-1), actions)
         torch.testing.assert_close(episode.qs[step], q.amax(-1), rtol=1e-4, atol=1e-5)
