@@ -5,23 +5,36 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from qllm_exp import schema
 from qllm_exp.errors import UserError
 from qllm_exp.results.rows import read_rows
 
 EVERY = "train.evaluation.every"
-# Settings that say where or how a run was made or looked at, not what it is.
+
+
+def _where_or_how(cls: type, at: str = "") -> Iterator[str]:
+    """How dotted keys begin that do not define a run, by the schema."""
+    for one in fields(cls):
+        nested = one.default_factory if is_dataclass(one.default_factory) else None
+        key = f"{at}{one.name}{'.' if nested else ''}"
+        if not one.metadata.get("identity", True):
+            yield key
+        elif nested:
+            for choice in {nested, *schema.CHOICES.get(key[:-1], {}).values()}:
+                yield from _where_or_how(choice, key)
+
+
+# Settings that do not say what a method is: those, the task, the seed, and names that stand for other settings.
 _NOT_A_METHOD = (
-    *("seed", "dir", "device", "env.name", "env.task", "env.workers", "tracking.", "sweep.", "mixer.file"),
-    *("train.checkpoint.", "train.name", "train.source", EVERY, "tfcaf.cache", "tfcaf.budget_usd"),
-    *("llm.backend", "llm.api_base", "llm.key_env", "llm.timeout_s", "llm.attempts", "llm.concurrency"),
-    *("llm.usd_", "llm.path"),
+    *sorted(set(_where_or_how(schema.Run))),
+    *("seed", "env.name", "env.task", "mixer.file", "train.name", "train.source", EVERY, "llm.backend"),
 )
 _OF_THE_FUNCTION = ("llm.", "tfcaf.")  # how a credit-assignment function came about: nothing to a mixer that uses none
 FUNCTION = "mixer.function"  # the setting that stands for the credit-assignment function: digits of its program's hash
