@@ -35,8 +35,8 @@ RUNS = ["runs/baseline_comparison"]
 # %%
 if RUNS == ["runs/baseline_comparison"]:
     shell("""python -m qllm_exp -m env=lbf,mpe mixer=tfcaf,qmix,vdn seed=0-2 sweep.name=baseline_comparison
-             train=quick train.total_steps=6000 train.evaluation.every=2000 train.evaluation.absolute_episodes=32
-             train.hidden=32 train.batch_episodes=16 env.num_envs=32 algorithm.epsilon_steps=3000""")
+             train=quick train.total_steps=8000 train.evaluation.every=2000 train.evaluation.absolute_episodes=32
+             train.hidden=32 train.batch_episodes=16 env.num_envs=32 algorithm.epsilon_steps=4000""")
 
 # %% [markdown]
 # ## Collecting

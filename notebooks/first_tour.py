@@ -66,7 +66,7 @@ except UserError as error:
 
 # %%
 SWEEP = """python -m qllm_exp -m env=matrix env.task=climbing mixer=tfcaf,qmix,vdn seed=0-2 sweep.name=first_tour
-           train=quick train.total_steps=20000 train.evaluation.every=2000 train.hidden=32 algorithm.epsilon_steps=10000"""
+           train=quick train.total_steps=12000 train.evaluation.every=2000 train.hidden=32 algorithm.epsilon_steps=6000"""
 shell(SWEEP)
 
 # %% [markdown]

@@ -133,10 +133,11 @@ plt.show()
 # `load_policy(Path("runs/..."), env)` of `qllm_exp.policy` in the place of `random_policy`.
 
 # %%
-env.seed(0)
-episode, number = telling_episode(env, random_policy(0, env.device))
+env.seed(2)
+episode, number = telling_episode(env, random_policy(2, env.device))
+print(f"episode {number}: return {float(episode.rewards.sum()):g} in {len(episode.rewards)} steps")
 generator = torch.Generator().manual_seed(0)
-title = f"lbf, uniformly random actions, episode {number}"
+title = f"{run.env.task}, uniformly random actions, episode {number} of seed 2"
 with rc_context(FONTS):
     figure = credit_figure(function, env, episode, mixer.affine, mixer.enforce, generator, title)
 figure

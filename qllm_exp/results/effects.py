@@ -32,7 +32,8 @@ def effects(table: Sheet, path: Path | None = None) -> Figure:
             words = [
                 f"{labels[at]}" if table.labels[at] in _BARE else f"{table.labels[at]}={labels[at]}" for at in named
             ]
-            tasks.setdefault("/".join(str(labels[at]) for at in of_task), []).append((", ".join(words), cell))
+            name = f"{', '.join(words)} (n={cell.estimate.runs})"
+            tasks.setdefault("/".join(str(labels[at]) for at in of_task), []).append((name, cell))
     if not tasks:
         raise UserError(
             "This table has no difference to draw: the effects are those of `ablation`, for an axis whose default was run "

@@ -12,7 +12,9 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from run_folders import make, of
 
+from qllm_exp.results.cells import Cell
 from qllm_exp.results.collect import collect
+from qllm_exp.results.comparison import permutation_test
 from qllm_exp.results.formats import markdown
 from qllm_exp.results.table import ablation, comparison
 from qllm_exp.tfcaf import entry
@@ -112,13 +114,13 @@ def test_ablation(copy: Path) -> None:
     assert shown(notebook, "text/markdown") == [markdown([one]) for one in tables]
     assert len(shown(notebook, "image/png")) == 1
     (_, (vdn, _)), (_, (better, _)) = tables[1].rows
+    assert isinstance(vdn, Cell) and isinstance(better, Cell)
     assert better.estimate.value > vdn.estimate.value, "the function of two rounds can represent the game"
     said = printed(notebook)
     assert said.count("answers are missing") == 3, "a candidate, advice, a candidate"
     assert "3 calls: round 1: candidate 1" in said
     assert re.search(r"functions generated: 1, 1 call", said), "the sweep has the function of one round written"
-    smallest = f"{2 / 70:.3f}"
-    assert f"p = {smallest}" in said
+    assert f"p = {permutation_test(vdn.scores, better.scores)[0]:.3f}" in said
 
 
 def test_reading_a_tfcaf(copy: Path) -> None:
@@ -133,6 +135,7 @@ def test_reading_a_tfcaf(copy: Path) -> None:
         for line in re.findall(r"^by (?:autograd|credits): +\[(.*)\]", said, re.MULTILINE)
     )
     assert autograd == pytest.approx(package, abs=1e-6) and sum(package) == pytest.approx(2, abs=1e-5)
+    assert re.search(r"^episode \d+: return 0?\.?[1-9]", said, re.MULTILINE), "something is paid in the episode shown"
     stages = re.findall(r": refused \((\w+)\): ", said)
     assert stages == ["run", "probe", "probe", "probe", "static"]
     mine = entry.load(copy / "runs" / "nearer.json")

@@ -90,10 +90,8 @@ def test_effects_are_the_differences_of_the_table_with_their_intervals(runs: Col
     assert (tmp_path / "effects.png").read_bytes().startswith(b"\x89PNG")
     (axis,) = figure.axes
     assert axis.get_title() == "lbf/8x8-2p-2f-coop-2s"
-    assert [one.get_text() for one in axis.get_yticklabels()] == [
-        "train.learning_rate=0.001",
-        "train.learning_rate=0.002",
-    ]
+    names = [one.get_text() for one in axis.get_yticklabels()]
+    assert names == ["train.learning_rate=0.001 (n=3)", "train.learning_rate=0.002 (n=3)"]
     seen = [container.lines[0].get_xdata()[0] for container in axis.containers]
     assert np.allclose(seen, [0.2, -0.1]), "less the default, 0.0005"
     spans = [container.lines[2][0].get_segments()[0][:, 0] for container in axis.containers]
