@@ -1,4 +1,7 @@
-"""Figures over all tasks, on normalised scores: aggregated learning curves, performance profiles, probability of improvement."""
+"""Figures over all tasks, on normalised scores: aggregated learning curves, performance profiles, probability of improvement.
+
+Each function returns its figure, and writes it where a path is given.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError, choose
 from qllm_exp.results import keys
@@ -59,7 +63,7 @@ def common(records: Sequence[Record]) -> Common:
     return Common(kept, tuple(methods), tuple(tasks), normalised, tuple(notes))
 
 
-def aggregated_curves(records: Sequence[Record], path: Path, missing: Sequence[str] = ()) -> None:
+def aggregated_curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = ()) -> Figure:
     """IQM of normalised evaluation returns over tasks and seeds against environment steps, with pointwise 95 % bands.
 
     Raises:
@@ -82,9 +86,12 @@ def aggregated_curves(records: Sequence[Record], path: Path, missing: Sequence[s
     legend(axis)
     notes_below(figure, [*notes, *few(map(shared.fewest, shared.methods)), *missing])
     save(figure, path)
+    return figure
 
 
-def profiles(records: Sequence[Record], path: Path, metric: str = "final", missing: Sequence[str] = ()) -> None:
+def profiles(
+    records: Sequence[Record], path: Path | None = None, metric: str = "final", missing: Sequence[str] = ()
+) -> Figure:
     """Share of runs above each normalised score (`performance_profile`), with pointwise 95 % bands."""
     shared = common(records)
     per_method = _scores(shared, metric)
@@ -103,11 +110,16 @@ def profiles(records: Sequence[Record], path: Path, metric: str = "final", missi
     what = f"Over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals."
     notes_below(figure, [what, *shared.notes, *few(map(shared.fewest, shared.methods)), *missing])
     save(figure, path)
+    return figure
 
 
 def improvement(
-    records: Sequence[Record], path: Path, metric: str = "final", missing: Sequence[str] = (), against: str = ""
-) -> None:
+    records: Sequence[Record],
+    path: Path | None = None,
+    metric: str = "final",
+    missing: Sequence[str] = (),
+    against: str = "",
+) -> Figure:
     """Probability that a run of X scores higher than one of Y on a task drawn at random, a bar for each pair of methods.
 
     Args:
@@ -156,6 +168,7 @@ def improvement(
     left = [note for note in shared.notes if note.startswith("Left out")]
     notes_below(figure, [what, *left, *few(one.runs for one in found), *missing])
     save(figure, path)
+    return figure
 
 
 def _scores(shared: Common, metric: str) -> dict[str, list[Array]]:

@@ -1,4 +1,4 @@
-"""Figures per task: learning curves and bars of returns."""
+"""Figures per task: learning curves and bars of returns. Each function returns its figure, and writes it where a path is given."""
 
 import textwrap
 from collections import Counter
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from qllm_exp.errors import choose
@@ -20,7 +21,7 @@ from qllm_exp.results.statistics import Array, bootstrap_mean
 BAND = "Mean over seeds; bands are pointwise 95 % bootstrap intervals over seeds."
 
 
-def curves(records: Sequence[Record], path: Path, missing: Sequence[str] = ()) -> None:
+def curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = ()) -> Figure:
     """Evaluation return against environment steps, a panel per task: mean over seeds with its 95 % interval as a band.
 
     Args:
@@ -49,9 +50,12 @@ def curves(records: Sequence[Record], path: Path, missing: Sequence[str] = ()) -
         legend(axis)
     notes_below(figure, [*notes, *few(counts.values()), *missing])
     save(figure, path)
+    return figure
 
 
-def bars(records: Sequence[Record], path: Path, metric: str = "final", missing: Sequence[str] = ()) -> None:
+def bars(
+    records: Sequence[Record], path: Path | None = None, metric: str = "final", missing: Sequence[str] = ()
+) -> Figure:
     """Mean return of each method, a panel per task, with 95 % bootstrap intervals and a dot for each seed."""
     figure_of = METRICS[choose("--metric", metric, METRICS)]
     tasks, names = keys.tasks(records), keys.methods(records)
@@ -75,6 +79,7 @@ def bars(records: Sequence[Record], path: Path, metric: str = "final", missing: 
         figure, ["Mean over seeds with 95 % bootstrap intervals; a dot is a seed.", *few(counts.values()), *missing]
     )
     save(figure, path)
+    return figure
 
 
 def line(

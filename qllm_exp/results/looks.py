@@ -102,8 +102,10 @@ def check_picture(path: Path) -> None:
         raise UserError(f"{path}: a figure is written as {', '.join(PICTURES)}. Give e.g. -o {path.stem}.pdf.")
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write it; the ending says as what. UserError where it cannot be written."""
+def save(figure: Figure, path: Path | None) -> None:
+    """Write it, unless no path is given; the ending says as what. UserError where it cannot be written."""
+    if path is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):  # text stays text

@@ -45,6 +45,12 @@ class Sheet:
         few = [cell.estimate.flag for cell in self.cells]
         return any(few) and not all(few)
 
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        from qllm_exp.results.formats import markdown
+
+        return markdown([self])
+
 
 def notes_on(sheet: Sheet) -> list[str]:
     """What the cells themselves give reason to say."""
