@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qllm_exp.results import units
 from qllm_exp.results.cells import Cell
 from qllm_exp.results.sheet import Sheet
 
@@ -93,7 +94,7 @@ def text(cell: Cell | str | None, mark_few: bool = False) -> str:
 def figures(cell: Cell) -> tuple[str, str]:
     """The value, which may be set in bold, and what follows it."""
     one = cell.estimate
-    count = f"(n={one.runs}{' functions' * cell.functions})"
+    count = f"({units.said(one.runs, cell.functions)})"
     value, low, high = (f"{round(number, 3) + 0.0:.3f}" for number in (one.value, one.low, one.high))  # no -0.000
     return value, f"{f' [{low}, {high}]' * bool(np.isfinite(one.low))} {count}"
 

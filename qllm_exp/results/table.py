@@ -8,7 +8,7 @@ import numpy as np
 
 from qllm_exp.errors import UserError
 from qllm_exp.results import keys
-from qllm_exp.results.cells import METRIC_WORDS, METRICS, STATISTICS, Cell, Key, Pivot, gap, pivot
+from qllm_exp.results.cells import METRIC_WORDS, METRICS, STATISTICS, Cell, Pivot, gap, pivot
 from qllm_exp.results.collect import Collection
 from qllm_exp.results.reading import Record
 from qllm_exp.results.sheet import Sheet, count, notes_on, notes_on_missing
@@ -46,7 +46,7 @@ def comparison(
         title=_title(metric, stat, found),
         heading=" ".join(map(keys.short, column_keys)),
         labels=[keys.short(key) for key in row_keys],
-        columns=[_column(column_keys, column) for column in found.columns],
+        columns=[keys.label(column_keys, column) or "all" for column in found.columns],
         rows=[(row, [found.cells.get((row, column)) for column in found.columns]) for row in found.rows],
         metric=metric,
         stat=stat,
@@ -106,13 +106,6 @@ def finished(collection: Collection) -> list[Record]:
 def _title(metric: str, stat: str, found: Pivot) -> str:
     scale = "" if found.normalised is None else ", normalised"
     return f"{METRIC_WORDS[metric]}{scale}, {STAT_WORDS[stat]} [95 % bootstrap interval over seeds] (n seeds)"
-
-
-def _column(names: Sequence[str], values: Key) -> str:
-    """'qmix' for a group's name, 'tfcaf.rounds=3' for a number."""
-    bare = (keys.METHOD, *keys.TASK_KEYS)
-    words = [str(v) if k in bare or k.endswith(".name") else f"{k}={v}" for k, v in zip(names, values, strict=True)]
-    return " ".join(words) or "all"
 
 
 def _with_notes(sheet: Sheet, found: Pivot, collection: Collection) -> Sheet:

@@ -84,7 +84,7 @@ def test_any_key_makes_rows_and_columns(tmp_path: Path) -> None:
 def test_a_cell_does_not_mix_methods(tmp_path: Path) -> None:
     for rate in (1e-3, 1e-4):
         make(tmp_path, of("vdn", train=schema.Train(learning_rate=rate)), 1.0)
-    with pytest.raises(UserError, match=r"mixer=vdn differ in train\.learning_rate.*would mix them"):
+    with pytest.raises(UserError, match=r"mixer=vdn differ in train\.learning_rate, and would be mixed as one"):
         comparison(collect([tmp_path]), columns=["mixer"])
     assert comparison(collect([tmp_path]))[0].columns == ["vdn learning_rate=0.0001", "vdn learning_rate=0.001"]
 
