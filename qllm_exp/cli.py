@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from qllm_exp import schema
 from qllm_exp.errors import UserError, nearest
 
 typed: list[str] = []  # the command line as it was typed, for records
@@ -62,6 +63,27 @@ def combinations(arguments: Sequence[str], loader: Any = None) -> list[tuple[str
         else:
             axes[key] = [f"{key}={override.get_value_element_as_str()}"]
     return list(itertools.product(*axes.values()))
+
+
+def compose_run(overrides: Sequence[str]) -> schema.Run:
+    """The checked configuration of one run, from overrides as on the command line: ['env=mpe', 'train.gamma=0.95'].
+
+    Raises:
+        UserError: for an override that is not KEY=VALUE, and for whatever the command would refuse in the configuration.
+    """
+    from hydra import compose, initialize_config_dir
+
+    from qllm_exp import config
+    from qllm_exp.__main__ import CONF
+
+    wrong = [one for one in overrides if "=" not in one]
+    if wrong:
+        raise UserError(f"{wrong[0]!r} is no KEY=VALUE, e.g. env=lbf.")
+    try:
+        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            return config.load(compose("config", arrange(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, overrides, CONF)) from None
 
 
 def check_one_run(hydra: Any) -> None:

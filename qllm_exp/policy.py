@@ -33,9 +33,9 @@ class Policy:
         return actions
 
 
-def load_policy(folder: Path, env: TeamEnv) -> Policy:
-    """The best parameters of a finished run; UserError where it is not finished, or is for another task than `env`."""
-    return Policy(load_algorithm(folder, env)[0], env.device)
+def load_policy(folder: Path, env: TeamEnv, which: str = "best") -> Policy:
+    """The team of a finished run, with its 'best' or its 'last' parameters; UserError as `load_algorithm`."""
+    return Policy(load_algorithm(folder, env, which)[0], env.device)
 
 
 def kept_policy(directory: RunDirectory) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qllm_exp import schema
 from qllm_exp.errors import UserError
 
 _COMMANDS = {
@@ -77,23 +78,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
 
-def _run(overrides: Sequence[str]) -> Any:
+def _run(overrides: Sequence[str]) -> schema.Run:
     """The checked configuration for these overrides, with mixer=tfcaf."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from qllm_exp.cli import compose_run
 
-    from qllm_exp import cli, config
-    from qllm_exp.__main__ import CONF
-
-    wrong = [one for one in overrides if "=" not in one]
-    if wrong:
-        raise UserError(f"{wrong[0]!r} is no KEY=VALUE, e.g. env=lbf.")
-    try:
-        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            return config.load(compose("config", ["mixer=tfcaf", *cli.arrange(overrides)]))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(cli.explain(error, overrides, CONF)) from None
+    return compose_run(["mixer=tfcaf", *overrides])
 
 
 def _generate(given: argparse.Namespace) -> int:

@@ -28,8 +28,8 @@ def explain(
 ) -> list[Path]:
     """Write the files that the module names into `folder` and return their paths.
 
-    The episode shown is the first whose rewards are not all the same, or the last where none is within 5000 steps.
-    Dependence is measured over 512 states of further episodes. `env` is left as if it had not been used.
+    The episode shown is the `telling_episode`. Dependence is measured over 512 states of further episodes. `env` is left as
+    if it had not been used.
 
     Args:
         entry: the function. env: its task; the first copy's episode is shown, all copies give states.
@@ -48,7 +48,7 @@ def explain(
     policy = act if act is not None else random_policy(seed, env.device)
     saved = env.state_dict()
     env.seed(seed)
-    episode, number = _telling_episode(env, policy)
+    episode, number = telling_episode(env, policy)
     states = visited(env, policy, STATES)
     env.load_state_dict(saved)
 
@@ -86,8 +86,8 @@ def explain(
     return paths
 
 
-def _telling_episode(env: TeamEnv, act: Act) -> tuple[Episode, int]:
-    """An episode and its number, from 1."""
+def telling_episode(env: TeamEnv, act: Act) -> tuple[Episode, int]:
+    """The first episode whose rewards are not all the same, or the last where none is within 5000 steps; and its number, from 1."""
     number = steps = 0
     while True:
         episode = play(env, act, env.episode_limit)
