@@ -63,7 +63,7 @@ def bars(
         for at, (name, runs) in enumerate(methods.items()):
             (scores,) = units.scores(runs, [task], figure_of)
             _bar(axis, at, scores, look[name])
-        ticks = [f"{_wrapped(name)}\n({units.counted(runs)})" for name, runs in methods.items()]
+        ticks = [f"{_wrapped(name)}\n{_wrapped(f'({units.counted(runs)})')}" for name, runs in methods.items()]
         axis.set_xticks(range(len(methods)), ticks, fontsize=8)
         axis.set_xlim(-0.6, len(methods) - 0.4)
         axis.axhline(0, color="black", linewidth=0.6)

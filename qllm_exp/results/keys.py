@@ -1,12 +1,10 @@
 """Keys that rows, columns and axes are made of: their short names, their values in a run, their defaults, and orders."""
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qllm_exp import schema
 from qllm_exp.errors import UserError, nearest
 from qllm_exp.results.reading import Record
 
@@ -57,7 +55,11 @@ def has(record: Record, key: str) -> bool:
 def value(record: Record, key: str) -> Any:
     """Value of a key; '-' where the run has none (a mixer without a function has no tfcaf.rounds)."""
     found = _value(record, key)
-    found = "-" if found is _ABSENT else found
+    return plain("-" if found is _ABSENT else found)
+
+
+def plain(found: Any) -> Any:
+    """A value as rows, columns and axes have it: a list or a mapping as text."""
     return repr(found) if isinstance(found, list | dict) else found
 
 
@@ -81,18 +83,6 @@ def differing(records: Iterable[Record]) -> list[str]:
 def _distinct(records: Iterable[Record]) -> list[Record]:
     """One record of each method: settings are shared between its runs."""
     return list({(id(one.settings), one.method): one for one in records}.values())
-
-
-def default(key: str, record: Record) -> Any:
-    """The value that the schema gives a key for the record's environment, mixer, ...; None where it gives none."""
-    group, _, rest = key.partition(".")
-    usual = next((one.default_factory for one in dataclasses.fields(schema.Run) if one.name == group), None)
-    made = schema.CHOICES.get(group, {}).get(str(value(record, f"{group}.name")), usual)  # no run tells its train.name
-    made = usual if rest == "name" else made
-    node = made() if rest and callable(made) else None
-    for part in rest.split("."):
-        node = getattr(node, part, None)
-    return node
 
 
 def sort_key(found: Any) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ functions (tfcaf.sample), each function counts once, as the mean over its seeds,
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,8 +85,13 @@ def counted(runs: Sequence[Record]) -> str:
 
 def notes(groups: Sequence[Sequence[Record]]) -> list[str]:
     """What is to be said of the units of several groups of runs, below the figure that shows them."""
-    few = f"Fewer than {ENOUGH} {kind(groups)}, where n says so: the interval is too narrow to conclude from."
-    return [RULE] * any(map(of_functions, groups)) + [few] * (min(map(fewest, groups)) < ENOUGH)
+    return [RULE] * any(map(of_functions, groups)) + few(map(fewest, groups), kind(groups))
+
+
+def few(numbers: Iterable[int], what: str = "seeds") -> list[str]:
+    """A note where one of the numbers of units is small. `what`: `kind`."""
+    note = f"Fewer than {ENOUGH} {what}, where n says so: the interval is too narrow to conclude from."
+    return [note] * (min(numbers) < ENOUGH)
 
 
 def kind(groups: Sequence[Sequence[Record]]) -> str:

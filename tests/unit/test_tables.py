@@ -231,7 +231,7 @@ def generation(**more: object) -> dict[str, object]:
     return {"tfcaf": schema.Generation(**more), "llm": schema.Online(name="openai", model="openai/x")}  # type: ignore[arg-type]
 
 
-def test_an_ablation_compares_with_the_schemas_default(tmp_path: Path) -> None:
+def test_an_ablation_compares_with_the_default(tmp_path: Path) -> None:
     for rounds, middle in ((1, 0.5), (3, 0.7), (10, 0.9)):
         for seed in range(5):
             make(tmp_path, of("tfcaf", seed, **generation(rounds=rounds)), middle + 0.01 * seed, program=rounds)
@@ -241,7 +241,7 @@ def test_an_ablation_compares_with_the_schemas_default(tmp_path: Path) -> None:
     lower, upper = cell(sheet, 0, "difference to default"), cell(sheet, 2, "difference to default")
     assert lower.estimate.value == pytest.approx(-0.2) and upper.estimate.value == pytest.approx(0.2)
     assert -0.25 < lower.estimate.low < -0.2 < lower.estimate.high < -0.15
-    assert "Default: tfcaf.rounds=3 (of the schema)." in sheet.notes
+    assert "Default: tfcaf.rounds=3 (of the configuration)." in sheet.notes
     assert "Left out: qmix (1 run), without tfcaf.rounds." in sheet.notes
 
 
@@ -251,10 +251,89 @@ def test_without_a_run_of_the_default_most_runs_decide(tmp_path: Path) -> None:
             make(tmp_path, of("vdn", seed, train=schema.Train(learning_rate=rate)), rate)
     sheet, _ = ablation(collect([tmp_path]), ["train.learning_rate"])
     assert any(
-        note.startswith("Default: train.learning_rate=0.0001 (what most runs have; the schema's default, 0.0005,")
+        note.startswith(
+            "Default: train.learning_rate=0.0001 (what most runs have; the configuration's, train.learning_rate=0.0005, was"
+        )
         for note in sheet.notes
     )
     assert [cells[1] == "default" for _, cells in sheet.rows] == [True, False]
+
+
+def gammas(
+    folder: Path, env: str, task: str, mixer: str, middle: float, found: tuple[float, ...], **more: object
+) -> None:
+    for gamma in found:
+        for seed in range(2):
+            train = schema.Train(gamma=gamma, **more)  # type: ignore[arg-type]
+            make(folder, of(mixer, seed, task, env, train=train), middle + gamma + 0.01 * seed)
+
+
+def test_every_row_has_the_default_of_its_own_environment(tmp_path: Path) -> None:
+    """In conf/train/preset/fair_grf.yaml gamma is 0.999, elsewhere 0.99."""
+    gammas(tmp_path, "grf", "academy_3_vs_1_with_keeper", "qmix", 0, (0.9, 0.99, 0.999))
+    for task in (TASK, OTHER):
+        gammas(tmp_path, "lbf", task, "qmix", 5, (0.9, 0.99, 0.999))
+    sheet, _ = ablation(collect([tmp_path]), ["train.gamma"])
+    usual = {(row[0], row[2]) for row, cells in sheet.rows if cells[1] == "default"}
+    assert usual == {("grf", 0.999), ("lbf", 0.99)}
+    first = cell(sheet, 0, "difference to default")
+    assert sheet.rows[0][0][0] == "grf" and first.estimate.value == pytest.approx(0.9 - 0.999)
+    assert [note for note in sheet.notes if note.startswith("Default")] == [
+        "Default for grf: train.gamma=0.999 (of the configuration).",
+        "Default for lbf: train.gamma=0.99 (of the configuration).",
+    ]
+
+
+def test_every_row_has_the_default_of_its_own_mixer_and_preset(tmp_path: Path) -> None:
+    """In conf/train/preset/mixer/paper_mpe_tfcaf.yaml the learning rate is 0.001, for QMIX that of paper.yaml."""
+    for mixer in ("tfcaf", "qmix"):
+        for rate in (3e-4, 1e-3):
+            train = schema.Train(name="paper", learning_rate=rate)
+            make(
+                tmp_path,
+                of(mixer, 0, "simple_spread", "mpe", train=train),
+                rate,
+                program=1 if mixer == "tfcaf" else None,
+            )
+    sheet, _ = ablation(collect([tmp_path]), ["train.learning_rate"])
+    assert [row[2:] for row, cells in sheet.rows if cells[1] == "default"] == [("tfcaf", 1e-3), ("qmix", 3e-4)]
+    assert "Default for qmix: train.learning_rate=0.0003 (of the configuration)." in sheet.notes
+
+
+def test_a_row_in_which_the_default_was_not_run_has_another(tmp_path: Path) -> None:
+    gammas(tmp_path, "lbf", TASK, "vdn", 0, (0.9, 0.99))
+    gammas(tmp_path, "lbf", OTHER, "vdn", 0, (0.8, 0.9))
+    gammas(tmp_path, "lbf", "5x5-2p-1f", "vdn", 0, (0.9, 0.99))
+    sheet, _ = ablation(collect([tmp_path]), ["train.gamma"])
+    assert [row[1:] for row, cells in sheet.rows if cells[1] == "default"] == [
+        *(("5x5-2p-1f", 0.99), (TASK, 0.99), (OTHER, 0.8))
+    ]
+    assert f"Default for 5x5-2p-1f, {TASK}: train.gamma=0.99 (of the configuration)." in sheet.notes
+    lacking = "what most runs have; the configuration's, train.gamma=0.99, was not run"
+    assert f"Default for {OTHER}: train.gamma=0.8 ({lacking})." in sheet.notes
+
+
+def test_of_several_axes_the_combination_is_the_default(tmp_path: Path) -> None:
+    """Where each default was run but not both together, the combination that most runs have is compared with."""
+    for task, found in ((TASK, [(0.99, 64), (0.9, 64)]), (OTHER, [(0.99, 32), (0.9, 64), (0.9, 64)])):
+        for seed, (gamma, hidden) in enumerate(found):
+            train = schema.Train(gamma=gamma, hidden=hidden)
+            make(tmp_path, of("vdn", seed, task, train=train), gamma)
+    sheet, _ = ablation(collect([tmp_path]), ["train.gamma", "train.hidden"])
+    assert [row[1:] for row, cells in sheet.rows if cells[1] == "default"] == [(TASK, 0.99, 64), (OTHER, 0.9, 64)]
+    assert f"Default for {TASK}: train.gamma=0.99 train.hidden=64 (of the configuration)." in sheet.notes
+    assert all(isinstance(one, Cell) or one == "default" for _, cells in sheet.rows for one in cells[1:])
+
+
+def test_a_choice_of_ones_own_has_what_most_of_its_runs_have(tmp_path: Path) -> None:
+    for value, seeds in ((1, 2), (2, 3)):
+        for seed in range(seeds):
+            path = make(tmp_path, of("qmix", seed), 0.1 * seed)
+            text = (path / "config.yaml").read_text().replace("name: qmix", f"name: elsewhere.mine\n  rate: {value}")
+            (path / "config.yaml").write_text(text)
+            path.rename(path.with_name(f"{path.name}_{value}"))
+    sheet, _ = ablation(collect([tmp_path]), ["mixer.rate"])
+    assert "Default: mixer.rate=2 (what most runs have)." in sheet.notes
 
 
 def test_a_group_is_an_axis_too(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_aggregated_curves_are_over_functions(records: list[Record]) -> None:
 
 def test_bars_have_a_dot_for_each_function(records: list[Record]) -> None:
     axis = next(one for one in figures.bars(records).axes if one.get_title() == f"lbf/{TASK}")
-    assert [one.get_text() for one in axis.get_xticklabels()] == ["tfcaf\n(n=3 functions)", "qmix\n(n=5)"]
+    assert [one.get_text() for one in axis.get_xticklabels()] == ["tfcaf\n(n=3\nfunctions)", "qmix\n(n=5)"]
     assert axis.patches[0].get_height() == pytest.approx(by_function(records, TASK).mean())
     dots = [sorted(line.get_ydata()) for line in axis.lines if line.get_marker() == "o"]
     assert sorted(by_function(records, TASK)) == pytest.approx(dots[0]) and len(dots[1]) == 5
