@@ -12,7 +12,7 @@ from qllm_exp.results.collect import Collection, collect
 from qllm_exp.results.formats import ENDINGS, WRITERS
 from qllm_exp.results.only import narrow
 from qllm_exp.results.sheet import Sheet
-from qllm_exp.results.spent import FIGURES, spent
+from qllm_exp.results.spent import NAMES, spent
 from qllm_exp.results.table import COLUMNS, ROWS, ablation, comparison
 
 
@@ -68,7 +68,7 @@ def _parser(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser
     parser.add_argument(
         "--format", metavar="FORMAT", help=f"{', '.join(WRITERS)}; default: by the file's ending, or markdown"
     )
-    parser.add_argument("--columns", type=words, default=[], metavar="NAME,...", help=f"also: {', '.join(FIGURES)}")
+    parser.add_argument("--columns", type=words, default=[], metavar="NAME,...", help=f"also: {', '.join(NAMES)}")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the terminal")
     return parser
 

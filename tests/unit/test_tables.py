@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -390,6 +391,79 @@ def test_an_unknown_price_is_not_nothing(tmp_path: Path) -> None:
     make(tmp_path, of("tfcaf"), 0.5, program=1, usd=None)
     sheet, found = comparison(collect([tmp_path]))
     assert spent(found, sheet, ["cost"]).rows[0][1] == ["7", "?"]
+
+
+def slow_median(values: list[float]) -> float:
+    """Of a sorted list the middle, or halfway between the two of the middle; what was never reached is later than all."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def slow_steps_to(runs: list[list[float]], steps: tuple[int, ...], target: float) -> tuple[float, float, float, int]:
+    """Median, ends of its bootstrap interval and number of runs that reached a return, by going through all of it."""
+    first = []
+    for returns in runs:
+        reached = [step for step, value in zip(steps, returns, strict=True) if value >= target]
+        first.append(float(reached[0]) if reached else float("inf"))
+    random = np.random.default_rng(0)
+    medians = []
+    for picks in random.integers(len(first), size=(2000, len(first))):
+        medians.append(slow_median([first[at] for at in picks]))
+    medians.sort()
+    low, high = medians[int(0.025 * 1999)], medians[math.ceil(0.975 * 1999)]
+    return slow_median(first), low, high, sum(one < float("inf") for one in first)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.5, 0.9, 1.5])
+def test_steps_to_a_return_are_a_median_in_which_no_run_is_dropped(tmp_path: Path, target: float) -> None:
+    random = np.random.default_rng(3)
+    steps = tuple(range(0, 1001, 100))
+    curves = [list(np.minimum.accumulate(random.normal(0.5, 0.4, 11))[::-1]) for _ in range(6)]
+    for seed, returns in enumerate(curves):
+        make(tmp_path, of("qmix", seed), 1.0, returns=returns, steps=steps)
+    sheet, found = comparison(collect([tmp_path]))
+    took = spent(found, sheet, [f"steps-to={target}"])
+    middle, low, high, reached = slow_steps_to(curves, steps, target)
+    shown = [f"{one:.0f}" if one < float("inf") else ">1000" for one in (middle, low, high)]
+    assert took.columns == [f"steps to {target}"]
+    assert took.rows[0][1] == [f"{shown[0]} [{shown[1]}, {shown[2]}] ({reached} of 6 reached it)"]
+    assert any("counts as later than every step" in note for note in took.notes)
+
+
+def test_steps_to_a_return_are_those_of_functions(tmp_path: Path) -> None:
+    """Of a function they are those of the mean over its seeds: one that gets there in half of its seeds is half way."""
+    steps = (0, 10, 20)
+    for sample, finals in enumerate(((1.0, 0.0), (1.0, 1.0), (0.0, 0.0))):
+        for seed, final in enumerate(finals):
+            run = of("tfcaf", seed, **generation(sample=sample))
+            make(tmp_path, run, final, program=sample, steps=steps)
+    sheet, found = comparison(collect([tmp_path]))
+    (row,) = spent(found, sheet, ["steps-to=0.5"]).rows
+    assert row[1] == ["20 [10, >20] (2 of 3 functions reached it)"]
+
+
+def test_evaluations_that_not_all_runs_have_are_left_out_of_steps_to(tmp_path: Path) -> None:
+    make(tmp_path, of("vdn", 0), 0.5, steps=(0, 10, 20, 30))
+    make(tmp_path, of("vdn", 1), 0.5, steps=(0, 10, 30))
+    sheet, found = comparison(collect([tmp_path]))
+    took = spent(found, sheet, ["steps-to=0.3", "steps-to=0.1"])
+    assert took.columns == ["steps to 0.3", "steps to 0.1"] and took.rows[0][1][0].startswith("30 ")  # type: ignore[union-attr]
+    assert f"lbf {TASK} vdn: evaluations at the 3 of 4 steps that all 2 runs share." in took.notes
+    assert len([note for note in took.notes if note.startswith("Steps to")]) == 1
+
+
+def test_steps_to_a_return_need_one_task_and_a_number(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    five(tmp_path, "qmix", 0.5, OTHER)
+    sheet, found = comparison(collect([tmp_path]), rows=["mixer"], columns=["env"])
+    with pytest.raises(UserError, match=r"--columns steps-to=0\.5: returns of several tasks.*--rows env,task"):
+        spent(found, sheet, ["steps-to=0.5"])
+    for wrong in ("steps-to=", "steps-to=high", "steps-to=inf", "steps-to=RETURN"):
+        with pytest.raises(UserError, match="give the return as a number"):
+            spent(found, sheet, [wrong])
+    with pytest.raises(UserError, match="Did you mean 'steps-to=RETURN'"):
+        spent(found, sheet, ["steps-to"])
 
 
 # Formats
