@@ -41,6 +41,7 @@ run: .venv/installed  ## a small real sweep: mpe, lbf and grf, tfcaf against qmi
 test: .venv/dev  ## lint, types and all tests, on the real football engine and a real one-node Slurm
 	@launch/install_grf.sh $(BIN)/python
 	@launch/slurm_local.sh install
+	@tests/install_tools.sh
 	@$(MAKE) --no-print-directory lint types unit
 
 lint: .venv/dev  ## ruff

@@ -22,10 +22,8 @@ from pathlib import Path
 
 from qllm_exp.notebook import shell
 from qllm_exp.results import across, figures, keys
-from qllm_exp.results.cells import METRICS
 from qllm_exp.results.collect import collect
 from qllm_exp.results.comparison import difference
-from qllm_exp.results.normalise import scores
 from qllm_exp.results.sheet import notes_on_missing
 from qllm_exp.results.table import comparison
 
@@ -104,11 +102,10 @@ across.improvement(records, missing=missing)
 # The differences between two methods, in normalised score, with three answers to "is it chance?":
 
 # %%
-shared = across.common(records)
+scores = across.common(records).scores("final")
 first, *others = keys.methods(records)
 for other in others:
-    ours, theirs = (scores(records, name, shared.tasks, METRICS["final"], shared.normalised) for name in (first, other))
-    found = difference(ours, theirs)
+    found = difference(scores[first], scores[other])
     print(f"{first} - {other}: {found.bootstrap.value:+.3f}, fewest seeds of a task: {found.bootstrap.runs}")
     print(f"    bootstrap 95 %:   [{found.bootstrap.low:+.3f}, {found.bootstrap.high:+.3f}]")
     print(f"    Welch 95 %:       [{found.welch_low:+.3f}, {found.welch_high:+.3f}]")

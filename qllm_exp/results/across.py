@@ -4,7 +4,7 @@ Each function returns its figure, and writes it where a path is given.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError, choose
-from qllm_exp.results import keys
+from qllm_exp.results import keys, units
 from qllm_exp.results.align import align
 from qllm_exp.results.cells import METRICS
 from qllm_exp.results.comparison import probability_of_improvement
 from qllm_exp.results.figures import line, steps_axis
-from qllm_exp.results.looks import few, legend, looks, notes_below, panels, save, tidy
-from qllm_exp.results.normalise import Normalised, normalise, scores
+from qllm_exp.results.looks import legend, looks, notes_below, panels, save, tidy
+from qllm_exp.results.normalise import Normalised, normalise
 from qllm_exp.results.profiles import performance_profile
 from qllm_exp.results.reading import Record
 from qllm_exp.results.statistics import Array, Estimate, estimate, iqm
@@ -30,16 +30,32 @@ MOST_PAIRS = 15  # of methods in one figure
 
 @dataclass(frozen=True)
 class Common:
-    """Methods side by side on the tasks that all of them have. `notes`: which these are, and how they were normalised."""
+    """Methods side by side on the tasks that all of them have. `notes`: which these are, and how they were normalised.
 
-    records: tuple[Record, ...]
-    methods: tuple[str, ...]
+    Attributes:
+        runs: of each method, in the order of the methods, on these tasks alone.
+    """
+
+    runs: Mapping[str, list[Record]]
     tasks: tuple[str, ...]
     normalised: Normalised
     notes: tuple[str, ...]
 
-    def fewest(self, method: str) -> int:
-        return min(sum((one.task, one.method) == (task, method) for one in self.records) for task in self.tasks)
+    @property
+    def methods(self) -> list[str]:
+        return list(self.runs)
+
+    def labels(self) -> dict[str, str]:
+        """'qmix (n=5)' for each method: the fewest units of a task."""
+        return {name: f"{name} ({units.counted(runs)})" for name, runs in self.runs.items()}
+
+    def scores(self, metric: str) -> dict[str, list[Array]]:
+        """Normalised scores of each method; UserError for an unknown metric."""
+        figure = METRICS[choose("--metric", metric, METRICS)]
+        return {name: units.scores(runs, self.tasks, figure, self.normalised) for name, runs in self.runs.items()}
+
+    def on_units(self) -> list[str]:
+        return units.notes(list(self.runs.values()))
 
 
 def common(records: Sequence[Record]) -> Common:
@@ -55,12 +71,12 @@ def common(records: Sequence[Record]) -> Common:
             f"No task has runs of all {len(methods)} methods, and figures over tasks need that. Tasks that can be normalised: "
             f"{has}. Give the folders of fewer sweeps, or run what is missing."
         )
-    kept = tuple(one for one in usable if one.task in tasks)
+    kept = {name: [one for one in usable if one.method == name and one.task in tasks] for name in methods}
     left = [task for task in keys.tasks(records) if task not in tasks]
     notes = list(normalised.notes)
     if left:
         notes.insert(0, f"Left out, since not all methods have them with a scale: {', '.join(left)}.")
-    return Common(kept, tuple(methods), tuple(tasks), normalised, tuple(notes))
+    return Common(kept, tuple(tasks), normalised, tuple(notes))
 
 
 def aggregated_curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = ()) -> Figure:
@@ -70,8 +86,8 @@ def aggregated_curves(records: Sequence[Record], path: Path | None = None, missi
         UserError: where methods share no task, or the curves fewer than two steps.
     """
     shared = common(records)
-    look = looks(shared.methods)
-    figure, (axis,) = panels(1, width=6.4, height=4.4, beside=[f"{name} (n=5)" for name in shared.methods])
+    look, labels = looks(shared.methods), shared.labels()
+    figure, (axis,) = panels(1, width=6.4, height=4.4, beside=list(labels.values()))
     notes = [
         f"IQM over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals.",
         *shared.notes,
@@ -80,11 +96,11 @@ def aggregated_curves(records: Sequence[Record], path: Path | None = None, missi
         steps, per_task = _shared_steps(shared, name, notes)
         found = [estimate([one[:, at] for one in per_task], iqm) for at in range(len(steps))]
         middle, low, high = (np.array([getattr(one, end) for one in found]) for end in ("value", "low", "high"))
-        line(axis, steps, middle, low, high, look[name], f"{name} (n={shared.fewest(name)})")
+        line(axis, steps, middle, low, high, look[name], labels[name])
     axis.set_ylabel("normalised evaluation return, IQM")
     steps_axis(axis)
     legend(axis)
-    notes_below(figure, [*notes, *few(map(shared.fewest, shared.methods)), *missing])
+    notes_below(figure, [*notes, *shared.on_units(), *missing])
     save(figure, path)
     return figure
 
@@ -94,21 +110,21 @@ def profiles(
 ) -> Figure:
     """Share of runs above each normalised score (`performance_profile`), with pointwise 95 % bands."""
     shared = common(records)
-    per_method = _scores(shared, metric)
+    per_method = shared.scores(metric)
     every = np.concatenate([one for found in per_method.values() for one in found])
     thresholds = np.linspace(min(0.0, every.min()), max(1.0, every.max()), THRESHOLDS)
-    look = looks(shared.methods)
-    figure, (axis,) = panels(1, width=6.4, height=4.4, beside=[f"{name} (n=5)" for name in shared.methods])
+    look, labels = looks(shared.methods), shared.labels()
+    figure, (axis,) = panels(1, width=6.4, height=4.4, beside=list(labels.values()))
     for name, found in per_method.items():
         one = performance_profile(found, thresholds)
-        line(axis, thresholds, one.share, one.low, one.high, look[name], f"{name} (n={one.runs})")
+        line(axis, thresholds, one.share, one.low, one.high, look[name], labels[name])
     axis.set_xlabel(f"normalised {metric} return τ")
     axis.set_ylabel("share of runs with a score above τ")
     axis.set_ylim(-0.03, 1.03)
     tidy(axis)
     legend(axis)
     what = f"Over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals."
-    notes_below(figure, [what, *shared.notes, *few(map(shared.fewest, shared.methods)), *missing])
+    notes_below(figure, [what, *shared.notes, *shared.on_units(), *missing])
     save(figure, path)
     return figure
 
@@ -142,7 +158,7 @@ def improvement(
             f"{len(shared.methods)} methods are {len(pairs)} pairs. Name the one that the others are compared with, e.g. "
             f"--against '{shared.methods[-1]}'. There are: {', '.join(shared.methods)}."
         )
-    per_method = _scores(shared, metric)
+    per_method = shared.scores(metric)
     found = [probability_of_improvement(per_method[x], per_method[y]) for x, y in pairs]
     look = looks(shared.methods)
     longest = max(len(name) for name in shared.methods)
@@ -162,25 +178,20 @@ def improvement(
     tidy(axis)
     axis.grid(visible=False, axis="y")
     what = (
-        f"Over {count(len(shared.tasks), 'task')}, {metric} return; 95 % stratified bootstrap intervals, n = "
-        f"{_range(found)} seeds. At 0.5 neither is better."
+        f"Over {count(len(shared.tasks), 'task')}, {metric} return; 95 % stratified bootstrap intervals, "
+        f"n = {_range(found)} {units.kind(list(shared.runs.values()))}. At 0.5 neither is better."
     )
     left = [note for note in shared.notes if note.startswith("Left out")]
-    notes_below(figure, [what, *left, *few(one.runs for one in found), *missing])
+    notes_below(figure, [what, *left, *shared.on_units(), *missing])
     save(figure, path)
     return figure
 
 
-def _scores(shared: Common, metric: str) -> dict[str, list[Array]]:
-    figure = METRICS[choose("--metric", metric, METRICS)]
-    return {name: scores(shared.records, name, shared.tasks, figure, shared.normalised) for name in shared.methods}
-
-
 def _shared_steps(shared: Common, method: str, notes: list[str]) -> tuple[list[int], list[Array]]:
-    """Steps that all tasks of a method share, and for each task normalised returns [runs, steps]."""
+    """Steps that all tasks of a method share, and for each task normalised returns [units, steps]."""
     aligned = []
     for task in shared.tasks:
-        found = align([one for one in shared.records if (one.task, one.method) == (task, method)])
+        found = align([one for one in shared.runs[method] if one.task == task])
         notes += [f"{method} on {task}: {found.note}."] * bool(found.note)
         aligned.append(found)
     steps = sorted(set.intersection(*(set(one.steps) for one in aligned)))
@@ -195,13 +206,14 @@ def _shared_steps(shared: Common, method: str, notes: list[str]) -> tuple[list[i
     if any(len(one.steps) > len(steps) for one in aligned):
         notes.append(f"{method}: at the {len(steps)} steps that all tasks share.")
     per_task = []
+    functions = units.of_functions(shared.runs[method])
     for one in aligned:
         kept = [at for at, step in enumerate(one.steps) if step in set(steps)]
         rows = []
         for run, values in zip(one.runs, one.returns[:, kept], strict=True):
             bounds = shared.normalised.of(run)
             rows.append(values if bounds is None else bounds(values))
-        per_task.append(np.array(rows))
+        per_task.append(units.per_unit(one.runs, np.array(rows), functions))
     return steps, per_task
 
 

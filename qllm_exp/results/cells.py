@@ -10,21 +10,22 @@ not corrected for.
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qllm_exp.errors import UserError, choose
-from qllm_exp.results import keys, statistics
+from qllm_exp.results import keys, statistics, units
 from qllm_exp.results.comparison import welch
+from qllm_exp.results.naming import words
 from qllm_exp.results.normalise import Normalised, normalise
-from qllm_exp.results.reading import FUNCTION, Record
+from qllm_exp.results.reading import FUNCTION, SAMPLE, Record
 from qllm_exp.results.statistics import Array, Estimate
 
 METRICS = {"final": "final_return", "absolute": "absolute_return"}
 METRIC_WORDS = {"final": "Return of the last evaluation", "absolute": "Absolute metric (best parameters of each run)"}
 STATISTICS = ("mean", "median", "iqm")
-SAMPLE = "tfcaf.sample"
 
 Key = tuple[Any, ...]
 Group = Callable[[Key, Key], Key]
@@ -32,11 +33,10 @@ Group = Callable[[Key, Key], Key]
 
 @dataclass(frozen=True)
 class Cell:
-    """What some runs score. `estimate`: with its 95 % interval, `runs` being the fewest seeds (or functions) of a task.
+    """What some runs score. `estimate`: with its 95 % interval, `runs` being the fewest units of a task.
 
     Attributes:
-        runs: all that are in it. scores: for each task [seeds], or [functions], each the mean over its seeds.
-        functions: whether several functions are in it, which are then what is counted and resampled.
+        runs: all that are in it. scores: for each task [units]. functions: whether these are functions (`units`).
         bold: see the module.
     """
 
@@ -88,6 +88,30 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
     return Pivot(_with_bold(cells, compare, stat), normalised, tuple(one for one in records if id(one) not in inside))
 
 
+def renamed(records: Sequence[Record], by: Sequence[str]) -> list[Record]:
+    """The records with the values of some keys as their methods: for figures, in which a method is a line or a bar.
+
+    Args:
+        by: as a person types them: 'mixer'; or 'method' and 'tfcaf.sample', which draws samples of one procedure apart.
+
+    Raises:
+        UserError: for an unknown key; where a method would mix runs of different settings.
+    """
+    names = keys.resolve(by, records)
+    if names == [keys.METHOD]:
+        return list(records)
+    groups: dict[tuple[str, Key], list[Record]] = defaultdict(list)
+    for one in records:
+        groups[one.task, _values(one, names)].append(one)
+    found: dict[Path, Record] = {}
+    for (_, values), runs in groups.items():
+        _check_alike(runs, names, values)
+        had = [(key, value) for key, value in zip(names, values, strict=True) if keys.has(runs[0], key)]
+        label = keys.label([key for key, _ in had], [value for _, value in had], words(names)) or "-"
+        found |= {one.path: replace(one, method=label) for one in runs}
+    return [found[one.path] for one in records]
+
+
 def statistic(stat: str, tasks: int) -> statistics.Statistic:
     """'mean', 'median' or 'iqm' over the runs of one task, or as `statistics` has them over several tasks."""
     if stat == "median" and tasks == 1:
@@ -124,7 +148,7 @@ def _sorted(found: set[Key]) -> list[Key]:
 
 
 def _check_alike(runs: Sequence[Record], names: Sequence[str], values: Sequence[Any]) -> None:
-    """UserError where runs of one task differ in more than seed and sample of the language model."""
+    """UserError where runs of one task differ in more than seed and sample of one procedure that writes functions."""
     by_task: dict[str, list[Record]] = defaultdict(list)
     for one in runs:
         by_task[one.task].append(one)
@@ -139,8 +163,9 @@ def _check_alike(runs: Sequence[Record], names: Sequence[str], values: Sequence[
                 f"{keys.short(k)}={v}" for k, v in zip(names, values, strict=True) if k not in keys.TASK_KEYS
             )
             raise UserError(
-                f"On {task}, runs with {where or 'equal rows and columns'} differ in {', '.join(differing[:5])}, and one "
-                f"cell would mix them. Make it a row, a column or an axis too (e.g. {differing[0]}), or give fewer folders."
+                f"On {task}, runs with {where or 'equal rows and columns'} differ in {', '.join(differing[:5])}, and would be "
+                f"mixed as one. Name it too, as a row, a column, an axis or with --by (e.g. {differing[0]}); or choose: "
+                f"--only {differing[0]}={keys.value(alike[0], differing[0])}."
             )
 
 
@@ -166,26 +191,12 @@ def _on_common_tasks(
 
 
 def _cell(runs: Sequence[Record], figure: str, stat: str, normalised: Normalised | None) -> Cell:
-    scores = []
-    functions = _mixes_functions(runs)
-    for task in keys.tasks(runs):
-        parts: dict[Any, list[float]] = defaultdict(list)
-        for one in sorted((one for one in runs if one.task == task), key=lambda one: (one.seed, one.name)):
-            bounds = None if normalised is None else normalised.of(one)
-            score = float(one.result[figure])
-            unit = keys.value(one, FUNCTION) if functions else one.path
-            parts[unit].append(score if bounds is None else float(bounds(np.array(score))))
-        scores.append(np.array([np.mean(part) for part in parts.values()]))
+    scores = units.scores(runs, keys.tasks(runs), figure, normalised)
     if all(np.isfinite(one).all() for one in scores):
         found = statistics.estimate(scores, statistic(stat, len(scores)))
     else:
         found = Estimate(np.nan, np.nan, np.nan, min(one.size for one in scores))
-    return Cell(found, tuple(runs), tuple(scores), functions)
-
-
-def _mixes_functions(runs: Sequence[Record]) -> bool:
-    """Whether a task has runs of several methods, which `_check_alike` lets be samples of one language model only."""
-    return len({(one.task, one.method) for one in runs}) > len({one.task for one in runs})
+    return Cell(found, tuple(runs), tuple(scores), units.of_functions(runs))
 
 
 def _with_bold(cells: Mapping[tuple[Key, Key], Cell], compare: Group, stat: str) -> dict[tuple[Key, Key], Cell]:

@@ -1,13 +1,14 @@
 """From folders to the finished runs in them, as records, and to those that are not finished, each with how it stands."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.naming import names
-from qllm_exp.results.reading import EVERY, Method, Reader, Record
+from qllm_exp.results.reading import EVERY, FUNCTION, Method, Reader, Record
 from qllm_exp.sweep.queue import Queue
 from qllm_exp.sweep.record import run_folders
 from qllm_exp.sweep.state import DEAD, FAILED, NEW, QUEUED, RUNNING, STOPPED, state_of
@@ -28,6 +29,7 @@ class Unfinished:
         task, method: as `Record`'s, the method by its mixer alone; from the folder's name where there is no configuration.
         seed: None where neither says it.
         state: 'running', 'queued', 'stopped', 'failed', 'dead', 'new' or 'absent'. why: more about it, in words.
+        settings: as `Record`'s, without what only a finished run has; {} where there is no configuration.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Unfinished:
     seed: int | None
     state: str
     why: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -130,9 +133,9 @@ def _by_evaluation(records: Sequence[Record], methods: Sequence[Method]) -> list
 
 
 def _check_seeds(records: Sequence[Record]) -> None:
-    known: dict[tuple[str, str, int], Record] = {}
+    known: dict[tuple[Any, ...], Record] = {}
     for one in records:
-        other = known.setdefault((one.task, one.method, one.seed), one)
+        other = known.setdefault((one.task, one.method, one.settings.get(FUNCTION), one.seed), one)
         if other is not one:
             raise UserError(
                 f"{other.path} and {one.path} are both seed {one.seed} of {one.method} on {one.task}; an interval would "
@@ -142,15 +145,16 @@ def _check_seeds(records: Sequence[Record]) -> None:
 
 def _unfinished(path: Path, reader: Reader, queue: Queue | None) -> Unfinished:
     parts = path.name.split("_")
+    settings: Mapping[str, Any] = {}
     if (path / "config.yaml").exists():
         method, seed = reader.method(path)
-        task, base = method.task, method.base
+        task, base, settings = method.task, method.base, method.settings
     elif len(parts) == 6 and parts[4][1:].isdigit():  # as config.run_name makes them
         task, base, seed = f"{parts[0]}/{parts[1]}", parts[3], int(parts[4][1:])
         base = base if parts[2] == "q-learning" else f"{parts[2]}+{base}"
     else:
         return Unfinished(path, "", "", None, *_state(path, queue))
-    return Unfinished(path, task, base, seed, *_state(path, queue))
+    return Unfinished(path, task, base, seed, *_state(path, queue), settings)
 
 
 def _state(path: Path, queue: Queue | None) -> tuple[str, str]:

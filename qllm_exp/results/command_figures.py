@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qllm_exp.results.cells import METRICS
-from qllm_exp.results.collect import collect
-from qllm_exp.results.command_table import add_folders
+from qllm_exp.results.cells import METRICS, renamed
+from qllm_exp.results.command_table import add_folders, add_only, collected, words
+from qllm_exp.results.keys import METHOD
 from qllm_exp.results.sheet import notes_on_missing
 from qllm_exp.results.table import finished
 
@@ -23,6 +23,14 @@ def add_parser(commands: Any) -> None:
     for name, text in _COMMANDS.items():
         parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         add_folders(parser)
+        add_only(parser)
+        parser.add_argument(
+            "--by",
+            type=words,
+            default=[METHOD],
+            metavar="KEY,...",
+            help="what is a line or a bar; default: method; method,tfcaf.sample draws samples of a language model apart",
+        )
         parser.add_argument(
             "-o",
             "--output",
@@ -49,8 +57,8 @@ def _draw(given: argparse.Namespace) -> int:
     from qllm_exp.results.looks import check_picture
 
     check_picture(given.output)
-    found = collect(given.folders)
-    records, missing = finished(found), notes_on_missing(found)
+    found = collected(given)
+    records, missing = renamed(finished(found), given.by), notes_on_missing(found)
     if given.figure == "curves":
         draw = across.aggregated_curves if given.normalise else figures.curves
         draw(records, given.output, missing)

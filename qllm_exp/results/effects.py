@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.cells import Cell
-from qllm_exp.results.looks import few, notes_below, panels, save, tidy
+from qllm_exp.results.looks import notes_below, panels, save, tidy
 from qllm_exp.results.sheet import Sheet
+from qllm_exp.results.units import few
 
 _DIFFERENCE = "difference to default"  # column of an ablation table
 _BARE = ("mixer", "algorithm")  # labels whose values say what they are

@@ -1,7 +1,7 @@
 """Figures per task: learning curves and bars of returns. Each function returns its figure, and writes it where a path is given."""
 
 import textwrap
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from qllm_exp.errors import choose
-from qllm_exp.results import keys
+from qllm_exp.results import keys, units
 from qllm_exp.results.align import align
 from qllm_exp.results.cells import METRICS
-from qllm_exp.results.looks import Look, few, legend, looks, notes_below, panels, save, tidy
+from qllm_exp.results.looks import Look, legend, looks, notes_below, panels, save, tidy
 from qllm_exp.results.reading import Record
 from qllm_exp.results.statistics import Array, bootstrap_mean
-
-BAND = "Mean over seeds; bands are pointwise 95 % bootstrap intervals over seeds."
 
 
 def curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = ()) -> Figure:
@@ -30,25 +28,25 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
     Raises:
         UserError: where the runs of a method have hardly a step in common (`align`).
     """
-    tasks, names = keys.tasks(records), keys.methods(records)
-    look = looks(names)
-    counts = Counter((one.task, one.method) for one in records)
-    most = max(tasks, key=lambda task: sum(of == task for of, _ in counts))
-    figure, axes = panels(len(tasks), beside=[f"{name} (n=5)" for of, name in counts if of == most])
-    notes = [BAND]
-    for axis, task in zip(axes, tasks, strict=True):
-        for name in names:
-            alike = [one for one in records if (one.task, one.method) == (task, name)]
-            if alike:
-                found = align(alike)
-                low, high = bootstrap_mean(found.returns)
-                line(axis, found.steps, found.returns.mean(0), low, high, look[name], f"{name} (n={len(alike)})")
-                notes += [f"{name} on {task}: {found.note}."] * bool(found.note)
+    groups = by_task(records)
+    look = looks(keys.methods(records))
+    most = max(groups.values(), key=len)
+    figure, axes = panels(len(groups), beside=[f"{name} ({units.counted(runs)})" for name, runs in most.items()])
+    every = [runs for one in groups.values() for runs in one.values()]
+    over = units.kind(every)
+    notes = [f"Mean over {over}; bands are pointwise 95 % bootstrap intervals over {over}."]
+    for axis, (task, methods) in zip(axes, groups.items(), strict=True):
+        for name, alike in methods.items():
+            found = align(alike)
+            values = units.per_unit(found.runs, found.returns, units.of_functions(alike))
+            low, high = bootstrap_mean(values)
+            line(axis, found.steps, values.mean(0), low, high, look[name], f"{name} ({units.counted(alike)})")
+            notes += [f"{name} on {task}: {found.note}."] * bool(found.note)
         axis.set_title(task, fontsize=10)
         axis.set_ylabel("evaluation return")
         steps_axis(axis)
         legend(axis)
-    notes_below(figure, [*notes, *few(counts.values()), *missing])
+    notes_below(figure, [*notes, *units.notes(every), *missing])
     save(figure, path)
     return figure
 
@@ -56,30 +54,37 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
 def bars(
     records: Sequence[Record], path: Path | None = None, metric: str = "final", missing: Sequence[str] = ()
 ) -> Figure:
-    """Mean return of each method, a panel per task, with 95 % bootstrap intervals and a dot for each seed."""
+    """Mean return of each method, a panel per task, with 95 % bootstrap intervals and a dot for each unit (`units`)."""
     figure_of = METRICS[choose("--metric", metric, METRICS)]
-    tasks, names = keys.tasks(records), keys.methods(records)
-    look = looks(names)
-    counts = Counter((one.task, one.method) for one in records)
-    most = max(Counter(task for task, _ in counts).values())
-    figure, axes = panels(len(tasks), width=max(2.6, 0.75 * most + 1.0))
-    for axis, task in zip(axes, tasks, strict=True):
-        here = [name for name in names if (task, name) in counts]
-        for at, name in enumerate(here):
-            scores = [float(one.result[figure_of]) for one in records if (one.task, one.method) == (task, name)]
-            _bar(axis, at, np.array(scores), look[name])
-        axis.set_xticks(range(len(here)), [f"{_wrapped(name)}\n(n={counts[task, name]})" for name in here], fontsize=8)
-        axis.set_xlim(-0.6, len(here) - 0.4)
+    groups = by_task(records)
+    look = looks(keys.methods(records))
+    figure, axes = panels(len(groups), width=max(2.6, 0.75 * max(map(len, groups.values())) + 1.0))
+    for axis, (task, methods) in zip(axes, groups.items(), strict=True):
+        for at, (name, runs) in enumerate(methods.items()):
+            (scores,) = units.scores(runs, [task], figure_of)
+            _bar(axis, at, scores, look[name])
+        ticks = [f"{_wrapped(name)}\n{_wrapped(f'({units.counted(runs)})')}" for name, runs in methods.items()]
+        axis.set_xticks(range(len(methods)), ticks, fontsize=8)
+        axis.set_xlim(-0.6, len(methods) - 0.4)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_title(task, fontsize=10)
         axis.set_ylabel(f"{metric} return")
         tidy(axis)
         axis.grid(visible=False, axis="x")
-    notes_below(
-        figure, ["Mean over seeds with 95 % bootstrap intervals; a dot is a seed.", *few(counts.values()), *missing]
-    )
+    every = [runs for one in groups.values() for runs in one.values()]
+    what = f"Mean over {units.kind(every)} with 95 % bootstrap intervals; a dot is one of them."
+    notes_below(figure, [what, *units.notes(every), *missing])
     save(figure, path)
     return figure
+
+
+def by_task(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
+    """Runs of each task and method, both in the order in which they are shown."""
+    found: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for one in records:
+        found[one.task][one.method].append(one)
+    ordered = sorted(found, key=keys.sort_key)
+    return {task: {name: found[task][name] for name in sorted(found[task], key=keys.sort_key)} for task in ordered}
 
 
 def line(
@@ -88,7 +93,7 @@ def line(
     """A line with its band, and markers far enough from each other to be told apart in grey."""
     every = max(1, len(steps) // 6)
     axis.plot(
-        steps, middle, look.line, color=look.colour, label=label, linewidth=1.6, marker=look.marker, markersize=4,
+        steps, middle, linestyle=look.line, color=look.colour, label=label, linewidth=1.6, marker=look.marker, markersize=4,
         markevery=(every // 2, every),
     )  # fmt: skip
     axis.fill_between(steps, low, high, color=look.colour, alpha=0.2, linewidth=0)

@@ -1,18 +1,20 @@
 """Keys that rows, columns and axes are made of: their short names, their values in a run, their defaults, and orders."""
 
-import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qllm_exp import schema
 from qllm_exp.errors import UserError, nearest
 from qllm_exp.results.reading import Record
 
 METHOD = "method"  # stands for all settings at once: `Record.method`
 TASK_KEYS = ("env.name", "env.task")
-ORDER = ("tfcaf", "qmix", "vdn", "none")  # of methods, where they are side by side
+# Of methods, where they are side by side: mixers, then algorithms (of the field; not all of them are in this package).
+ORDER = (
+    *("tfcaf", "qmix", "vdn", "none", "qatten", "qplex", "qtran", "wqmix"),
+    *("riit", "maser", "iql", "coma", "maddpg", "mappo", "ippo", "lica"),
+)
 
 _SHORT = {key.removesuffix(".name"): key for key in ("env.name", "algorithm.name", "mixer.name", "llm.name")}
 _SHORT["task"] = "env.task"
@@ -53,7 +55,11 @@ def has(record: Record, key: str) -> bool:
 def value(record: Record, key: str) -> Any:
     """Value of a key; '-' where the run has none (a mixer without a function has no tfcaf.rounds)."""
     found = _value(record, key)
-    found = "-" if found is _ABSENT else found
+    return plain("-" if found is _ABSENT else found)
+
+
+def plain(found: Any) -> Any:
+    """A value as rows, columns and axes have it: a list or a mapping as text."""
     return repr(found) if isinstance(found, list | dict) else found
 
 
@@ -79,25 +85,27 @@ def _distinct(records: Iterable[Record]) -> list[Record]:
     return list({(id(one.settings), one.method): one for one in records}.values())
 
 
-def default(key: str, record: Record) -> Any:
-    """The value that the schema gives a key for the record's environment, mixer, ...; None where it gives none."""
-    group, _, rest = key.partition(".")
-    usual = next((one.default_factory for one in dataclasses.fields(schema.Run) if one.name == group), None)
-    made = schema.CHOICES.get(group, {}).get(str(value(record, f"{group}.name")), usual)  # no run tells its train.name
-    made = usual if rest == "name" else made
-    node = made() if rest and callable(made) else None
-    for part in rest.split("."):
-        node = getattr(node, part, None)
-    return node
-
-
 def sort_key(found: Any) -> tuple[Any, ...]:
-    """Numbers by size, then words by name, numbers within them by size; methods and mixers as in `ORDER`."""
+    """Numbers by size, then words by name, numbers within them by size; methods, mixers and algorithms as in `ORDER`."""
     if isinstance(found, int | float) and not isinstance(found, bool):
         return (0, found)
-    word = str(found).split(" ")[0]
+    word = family(str(found))
     parts = [float(part) if at % 2 else part for at, part in enumerate(_NUMBERS.split(str(found)))]
     return (1, ORDER.index(word) if word in ORDER else len(ORDER), parts)
+
+
+def family(method: str) -> str:
+    """'qmix' of 'qmix hidden=32', 'riit' of 'riit+tfcaf': the mixer, or the algorithm where it is not Q-learning."""
+    return method.split(" ")[0].partition("+")[0]
+
+
+def label(names: Sequence[str], values: Sequence[Any], written: Mapping[str, str] | None = None) -> str:
+    """'qmix' for a group's name, 'tfcaf.rounds=3' for a number. `written`: how keys are written; None: in full."""
+    bare = (METHOD, *TASK_KEYS)
+    return " ".join(
+        str(value) if key in bare or key.endswith(".name") else f"{(written or {}).get(key, key)}={value}"
+        for key, value in zip(names, values, strict=True)
+    )
 
 
 def methods(records: Iterable[Record]) -> list[str]:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from qllm_exp.results.reading import FUNCTION, Method
+from qllm_exp.results.reading import FUNCTION, SAMPLE, Method
 
 _ABSENT = object()  # the value of a setting that a variant does not have
 
@@ -21,20 +21,23 @@ def names(methods: Sequence[Method]) -> list[tuple[str, dict[str, Any]]]:
     settings that some methods do not have, then others, then a language model's provider, its model, and a training preset
     (train.name), which stand for many settings. The choice is one for all tasks; a task shows those of them that differ
     in it. A setting that a method does not have is not in its name. Takes time linear in the number of methods.
+
+    Functions that are samples of one procedure (equal in all but tfcaf.sample) have one name.
     """
-    variants: dict[tuple[str, str], dict[str, Variant]] = defaultdict(dict)
+    apart: dict[tuple[str, str], dict[str, Variant]] = defaultdict(dict)
     for (task, base, identity), variant in _variants(methods).items():
-        variants[task, base][identity] = variant
+        apart[task, base][identity] = variant
+    variants = {place: _without_samples(group) for place, group in apart.items()}
     named: dict[tuple[str, str, str], tuple[str, dict[str, Any]]] = {}
     for base in {base for _, base in variants}:
         tasks = {task: group for (task, of), group in variants.items() if of == base}
         differing = {task: _differing(list(group.values())) for task, group in tasks.items()}
-        kept = _fewest([list(group.values()) for group in tasks.values()], list(differing.values()))
+        kept = _fewest([_distinct(group) for group in tasks.values()], list(differing.values()))
         for task, group in tasks.items():
             shown = [key for key in kept if key in differing[task]]
-            words = _words(shown)
+            shorter = words(shown)
             for identity, variant in group.items():
-                extra = "".join(f" {words[key]}={variant[key]}" for key in shown if key in variant)
+                extra = "".join(f" {shorter[key]}={variant[key]}" for key in shown if key in variant)
                 differs = {key: variant[key] for key in differing[task] if key in variant}
                 named[task, base, identity] = (f"{base}{extra}", differs)
     return [named[_key(one)] for one in methods]
@@ -55,10 +58,29 @@ def _variants(methods: Sequence[Method]) -> dict[tuple[str, str, str], Variant]:
     return found
 
 
+def _without_samples(group: Mapping[str, Variant]) -> dict[str, Variant]:
+    """What names each method of a task and mixer, samples of one procedure being one. By identity, as given."""
+    procedures: dict[str, list[str]] = defaultdict(list)
+    for identity, variant in group.items():
+        if FUNCTION in variant:
+            rest = {key: value for key, value in variant.items() if key not in (SAMPLE, FUNCTION)}
+            procedures[repr(sorted(rest.items()))].append(identity)
+    named = dict(group)
+    for alike in procedures.values():
+        if len(alike) == len({group[one].get(SAMPLE, _ABSENT) for one in alike}) > 1:
+            pooled = {key: value for key, value in group[alike[0]].items() if key not in (SAMPLE, FUNCTION)}
+            named |= dict.fromkeys(alike, pooled)
+    return named
+
+
 def _differing(variants: Sequence[Variant]) -> list[str]:
     """Keys that have not the same value in all variants, in order."""
     keys = sorted(set().union(*variants))
     return [key for key in keys if len({_value(one, key) for one in variants}) > 1]
+
+
+def _distinct(group: Mapping[str, Variant]) -> list[Variant]:
+    return list({id(one): one for one in group.values()}.values())
 
 
 def _fewest(tasks: Sequence[Sequence[Variant]], differing: Sequence[Sequence[str]]) -> list[str]:
@@ -86,7 +108,7 @@ def _value(variant: Variant, key: str) -> Hashable:
     return repr(value) if isinstance(value, list | dict) else value
 
 
-def _words(keys: Sequence[str]) -> dict[str, str]:
+def words(keys: Sequence[str]) -> dict[str, str]:
     """How a key is written in a name: its last part, a group for its `name`, or in full where two would be alike."""
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
     alike = list(short.values())

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from qllm_exp.errors import UserError
 from qllm_exp.results.reading import Record
 from qllm_exp.results.statistics import Array
 
@@ -73,34 +72,6 @@ def normalise(records: Sequence[Record]) -> Normalised:
         bounds |= dict.fromkeys((str(one.path) for one in group), found)
         notes.append(f"{task}: 0 is a return of {found.low:.6g}, 1 is {found.high:.6g} ({found.source}).")
     return Normalised(bounds, tuple(left_out), tuple(notes))
-
-
-def scores(
-    records: Sequence[Record], method: str, tasks: Sequence[str], figure: str, normalised: Normalised | None = None
-) -> list[Array]:
-    """Scores of a method as the functions of `statistics` and `comparison` take them: for each task [runs], by seed.
-
-    Args:
-        figure: of result.json: 'final_return' or 'absolute_return'. normalised: bounds to apply; None: returns as they are.
-
-    Raises:
-        UserError: for a task on which the method has no run, or which has no bounds.
-    """
-    chosen: dict[str, list[Record]] = {task: [] for task in tasks}
-    for one in records:
-        if one.method == method and one.task in chosen:
-            chosen[one.task].append(one)
-    found = []
-    for task, runs in chosen.items():
-        runs = sorted(runs, key=lambda one: one.seed)
-        bounds = [None if normalised is None else normalised.of(one) for one in runs]
-        if not runs or (normalised is not None and None in bounds):
-            why = "has no bounds to be normalised by" if runs else f"has no finished run of {method}"
-            raise UserError(f"{task} {why}. Leave the task out, or compare on those that have both.")
-        returns = [float(one.result[figure]) for one in runs]
-        pairs = zip(returns, bounds, strict=True)
-        found.append(np.array([value if bound is None else float(bound(np.array(value))) for value, bound in pairs]))
-    return found
 
 
 def known_bounds(task: str, settings: Settings) -> Bounds | None:

@@ -38,6 +38,7 @@ _NOT_A_METHOD = (
 )
 _OF_THE_FUNCTION = ("llm.", "tfcaf.")  # how a credit-assignment function came about: nothing to a mixer that uses none
 FUNCTION = "mixer.function"  # the setting that stands for the credit-assignment function: digits of its program's hash
+SAMPLE = "tfcaf.sample"  # the number of an independent function by the same procedure
 _OF_ONE_RUN = re.compile(r"(seed|dir|device|tracking|sweep):")  # blocks that do not say what a method is
 _BLOCK = re.compile(r"^(?=\w)", re.MULTILINE)
 
@@ -48,7 +49,8 @@ class Record:
 
     Attributes:
         task: 'lbf/8x8-2p-2f-coop-2s'.
-        method: 'tfcaf', 'qmix', 'riit+tfcaf', 'qmix learning_rate=0.001': the fewest settings that tell it from others.
+        method: 'tfcaf', 'qmix', 'riit+tfcaf', 'qmix learning_rate=0.001': the fewest settings that tell it from others; the same
+            for all samples of one procedure that writes functions (`units` says how these count).
         settings: dotted key to value, of what defines the method; 'mixer.function' stands for a function.
         steps: environment steps of the evaluations, increasing. returns: mean episode return of each.
         result: the run's result.json.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qllm_exp.results import units
 from qllm_exp.results.cells import Cell
 from qllm_exp.results.collect import Collection
 from qllm_exp.results.statistics import ENOUGH
@@ -64,9 +65,7 @@ def notes_on(sheet: Sheet) -> list[str]:
         )
     functions = [cell for cell in cells if cell.functions]
     if functions:
-        notes.append(
-            "Cells with several functions of a language model (tfcaf.sample): each counts once, as the mean over its seeds."
-        )
+        notes.append(units.RULE)
     if any(cell.estimate.flag for cell in cells):
         unit = f"Fewer than {ENOUGH} {'functions or ' * bool(functions)}seeds"
         where = "† " + unit if sheet.marks_few else f"{unit} in every cell"

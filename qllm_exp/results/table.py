@@ -1,6 +1,6 @@
 """The comparison and ablation tables, from collected runs to sheets."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +10,7 @@ from qllm_exp.errors import UserError
 from qllm_exp.results import keys
 from qllm_exp.results.cells import METRIC_WORDS, METRICS, STATISTICS, Cell, Key, Pivot, gap, pivot
 from qllm_exp.results.collect import Collection
+from qllm_exp.results.defaults import default, notes
 from qllm_exp.results.reading import Record
 from qllm_exp.results.sheet import Sheet, notes_on, notes_on_missing
 from qllm_exp.words import count
@@ -47,7 +48,7 @@ def comparison(
         title=_title(metric, stat, found),
         heading=" ".join(map(keys.short, column_keys)),
         labels=[keys.short(key) for key in row_keys],
-        columns=[_column(column_keys, column) for column in found.columns],
+        columns=[keys.label(column_keys, column) or "all" for column in found.columns],
         rows=[(row, [found.cells.get((row, column)) for column in found.columns]) for row in found.rows],
         metric=metric,
         stat=stat,
@@ -60,8 +61,8 @@ def ablation(
 ) -> tuple[Sheet, Pivot]:
     """A row per combination of the axes' values that was run; beside its figure the difference to that of the default values.
 
-    The default is the schema's where a run has it, else the value that most runs have; it is 'default' in its row. Runs
-    that have not all the axes (a mixer that is trained has no tfcaf.rounds) are left out, and a footnote says which.
+    Each task, and mixer and algorithm where these differ, has a default of its own (`defaults`), which is 'default' in its row.
+    Runs that have not all the axes (a mixer that is trained has no tfcaf.rounds) are left out, and a footnote says which.
 
     Raises:
         UserError: as `comparison`; for an axis of which the runs have one value only.
@@ -74,12 +75,14 @@ def ablation(
     apart = [key for key in ("mixer.name", "algorithm.name") if key in set(keys.differing(having)) - set(axis_keys)]
     row_keys = [*(key for key in keys.TASK_KEYS if key not in axis_keys), *apart]
     found = pivot(having, [*row_keys, *axis_keys], (), metric, stat)
-    defaults = [_default(axis, having) for axis in axis_keys]
-    usual = tuple(value for value, _ in defaults)
+    alike: dict[Key, list[Record]] = defaultdict(list)
+    for row in found.rows:
+        alike[row[: len(row_keys)]] += found.cells[row, ()].runs
+    usual = {of: default(axis_keys, runs) for of, runs in alike.items()}
     rows: list[tuple[Sequence[Any], Sequence[Cell | str | None]]] = []
     for row in found.rows:
-        cell, reference = found.cells[row, ()], found.cells.get(((*row[: len(row_keys)], *usual), ()))
-        rows.append((row, [cell, _difference(cell, reference, stat)]))
+        of = row[: len(row_keys)]
+        rows.append((row, [found.cells[row, ()], _difference(found, row, (*of, *usual[of].values), stat)]))
     sheet = Sheet(
         title=_title(metric, stat, found),
         heading="figure",
@@ -88,9 +91,11 @@ def ablation(
         rows=rows,
         metric=metric,
         stat=stat,
-        notes=[f"Default: {axis}={value} ({why})." for axis, (value, why) in zip(axis_keys, defaults, strict=True)]
-        + [f"Difference: {DIFFERENCE_WORDS[stat]}."]
-        + _lacking(records, having, axis_keys),
+        notes=[
+            *notes(axis_keys, usual),
+            f"Difference: {DIFFERENCE_WORDS[stat]}.",
+            *_lacking(records, having, axis_keys),
+        ],
     )
     return _with_notes(sheet, found, collection), found
 
@@ -109,25 +114,16 @@ def _title(metric: str, stat: str, found: Pivot) -> str:
     return f"{METRIC_WORDS[metric]}{scale}, {STAT_WORDS[stat]} [95 % bootstrap interval over seeds] (n seeds)"
 
 
-def _column(names: Sequence[str], values: Key) -> str:
-    """'qmix' for a group's name, 'tfcaf.rounds=3' for a number."""
-    bare = (keys.METHOD, *keys.TASK_KEYS)
-    words = [str(v) if k in bare or k.endswith(".name") else f"{k}={v}" for k, v in zip(names, values, strict=True)]
-    return " ".join(words) or "all"
-
-
 def _with_notes(sheet: Sheet, found: Pivot, collection: Collection) -> Sheet:
-    notes = [*notes_on(sheet), *sheet.notes]
+    said = [*notes_on(sheet), *sheet.notes]
     if found.normalised is not None:
-        notes += found.normalised.notes
-        notes += [
+        said += found.normalised.notes
+        said += [
             "Cells with several tasks: normalised per task; cells that compare are over the tasks that all of them have."
         ]
     gone = Counter((one.method, one.task) for one in found.left_out)
-    notes += [
-        f"Left out: {method} on {task} ({count(times, 'run')})." for (method, task), times in sorted(gone.items())
-    ]
-    return Sheet(**{**vars(sheet), "notes": [*notes, *notes_on_missing(collection)]})
+    said += [f"Left out: {method} on {task} ({count(times, 'run')})." for (method, task), times in sorted(gone.items())]
+    return Sheet(**{**vars(sheet), "notes": [*said, *notes_on_missing(collection)]})
 
 
 def _check_varies(axis: str, having: Sequence[Record], records: Sequence[Record]) -> None:
@@ -142,27 +138,12 @@ def _check_varies(axis: str, having: Sequence[Record], records: Sequence[Record]
     )
 
 
-def _default(axis: str, records: Sequence[Record]) -> tuple[Any, str]:
-    """The default value of an axis, as `keys.value` writes it, and where it is from."""
-    times = Counter(keys.value(one, axis) for one in records)
-    told = keys.default(axis, records[0])
-    if told in times and told is not None:
-        return next(value for value in times if value == told), "of the schema"
-    most = max(times.values())
-    first = min((value for value, many in times.items() if many == most), key=keys.sort_key)
-    return (
-        first,
-        f"what most runs have; the schema's default, {told}, was not run"
-        if told is not None
-        else "what most runs have",
-    )
-
-
-def _difference(cell: Cell, reference: Cell | None, stat: str) -> Cell | str | None:
-    if reference is None or not np.isfinite([cell.estimate.value, reference.estimate.value]).all():
-        return None
-    if cell is reference:
+def _difference(found: Pivot, row: Key, usual: Key, stat: str) -> Cell | str | None:
+    cell, reference = found.cells[row, ()], found.cells[usual, ()]
+    if row == usual:
         return "default"
+    if not np.isfinite([cell.estimate.value, reference.estimate.value]).all():
+        return None
     return Cell(gap(cell.scores, reference.scores, stat), functions=cell.functions)
 
 

@@ -261,9 +261,20 @@ def test_a_provider_names_what_has_no_model(tmp_path: Path) -> None:
     assert named(tmp_path, *runs, programs=[1, 2]) == ["tfcaf llm=bundled", "tfcaf llm=openai"]
 
 
-def test_samples_of_a_model_are_named_by_their_number(tmp_path: Path) -> None:
-    runs = [online("openai", "openai/x", tfcaf=schema.Generation(sample=sample)) for sample in (0, 1)]
-    assert named(tmp_path, *runs, programs=[1, 2]) == ["tfcaf sample=0", "tfcaf sample=1"]
+def test_samples_of_one_procedure_are_one_method(tmp_path: Path) -> None:
+    samples = [(1, 0), (1, 1), (3, 0), (3, 1)]
+    runs = [
+        online("openai", "openai/x", tfcaf=schema.Generation(rounds=rounds, sample=sample))
+        for rounds, sample in samples
+    ]
+    assert named(tmp_path, *runs, programs=samples) == ["tfcaf rounds=1"] * 2 + ["tfcaf rounds=3"] * 2
+    assert names([tmp_path / "0", tmp_path / "1"]) == ["tfcaf", "tfcaf"]
+
+
+def test_functions_with_one_number_of_sample_are_no_samples_of_one_procedure(tmp_path: Path) -> None:
+    runs = [online("openai", "openai/x", tfcaf=schema.Generation(sample=sample)) for sample in (0, 0, 1)]
+    first, second, third = named(tmp_path, *runs, programs=[1, 2, 3])
+    assert len({first, second, third}) == 3 and all("function=" in one for one in (first, second))
 
 
 def test_one_function_is_one_method_whoever_wrote_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from run_folders import STEPS, make, of
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results import across, figures, looks
+from qllm_exp.results import across, figures
 from qllm_exp.results.collect import collect
 from qllm_exp.results.reading import Record
 from qllm_exp.results.statistics import bootstrap_mean
@@ -179,22 +179,6 @@ def test_bars_are_means(records: list[Record], drawn: list[Figure]) -> None:
     axis = next(one for one in drawn[0].axes if OTHER in one.get_title())
     assert [bar.get_height() for bar in axis.patches] == pytest.approx([0.62, 0.72])
     assert [one.get_text() for one in axis.get_xticklabels()] == ["qmix\n(n=3)", "vdn\n(n=3)"]
-
-
-# Looks
-
-
-def test_a_method_looks_the_same_whatever_is_beside_it() -> None:
-    alone, among = looks.looks(["vdn"]), looks.looks(["qmix", "vdn", "tfcaf rounds=1", "none"])
-    assert alone["vdn"] == among["vdn"]
-
-
-def test_methods_are_told_apart_in_colour_and_in_grey() -> None:
-    many = [f"tfcaf rounds={at}" for at in range(20)]
-    found = looks.looks(["tfcaf", "qmix", "vdn", "none", *many])
-    assert len({(one.colour, one.line) for one in found.values()}) == 24
-    first = [found[name] for name in ("tfcaf", "qmix", "vdn", "none")]
-    assert all(len({one[part] for one in first}) == 4 for part in range(4))
 
 
 def test_many_methods_have_their_legend_beside_the_curves(tmp_path: Path, drawn: list[Figure]) -> None:

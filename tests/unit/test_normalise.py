@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from qllm_exp.envs.matrix import PAYOFFS
-from qllm_exp.errors import UserError
-from qllm_exp.results.normalise import known_bounds, normalise, scores
+from qllm_exp.results import units
+from qllm_exp.results.normalise import known_bounds, normalise
 from qllm_exp.results.reading import Record
 
 
@@ -59,7 +59,7 @@ def test_bounds_from_the_data_are_those_of_all_methods_and_are_said() -> None:
     assert spread(np.array([-500.0, -430.0, -360.0, -290.0])).tolist() == [0, 0.5, 1, 1.5]
     assert any(note.startswith("mpe/simple_spread: 0 is a return of -500, 1 is -360") for note in found.notes)
     assert any("of the 2 runs here, over all methods; no bounds are known" in note for note in found.notes)
-    assert scores(runs, "qmix", ["lbf/8x8-2p-2f", "mpe/simple_spread"], "final_return", found) == [0.5, 1.0]
+    assert units.scores(runs[::2], ["lbf/8x8-2p-2f", "mpe/simple_spread"], "final_return", found) == [0.5, 1.0]
 
 
 def test_returns_that_mean_something_else_have_bounds_of_their_own() -> None:
@@ -72,13 +72,4 @@ def test_a_task_without_a_scale_is_left_out_and_that_is_said() -> None:
     runs = [record("mpe/x", "qmix", 0, (3.0, 3.0))]
     found = normalise(runs)
     assert found.left_out == tuple(runs) and "left out" in found.notes[0]
-    with pytest.raises(UserError, match="mpe/x has no bounds"):
-        scores(runs, "qmix", ["mpe/x"], "final_return", found)
-
-
-def test_scores_are_by_task_and_seed() -> None:
-    runs = [record("a/b", "qmix", seed, (0.0, float(seed))) for seed in (2, 0, 1)] + [record("a/c", "qmix", 0, (7.0,))]
-    found = scores(runs, "qmix", ["a/c", "a/b"], "final_return")
-    assert [one.tolist() for one in found] == [[7], [0, 1, 2]]
-    with pytest.raises(UserError, match="a/d has no finished run of qmix"):
-        scores(runs, "qmix", ["a/d"], "final_return")
+    assert found.of(runs[0]) is None

@@ -73,10 +73,37 @@ def test_an_ablation_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [line[3] for line in table] == ["32", "64"] and table[1][-2] == "default"
 
 
+def test_commands_are_narrowed_alike(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished(runs, of("vdn", 9), "failed")
+    assert main(["table", str(runs), "--only", "mixer=qmix", "--only", "seed=1-2"]) == 0
+    said = capsys.readouterr().out
+    assert "qmix" in said and "vdn" not in said and "(n=2)" in said
+    for command in ("curves", "profiles", "bars"):
+        file = runs.parent / f"{command}.svg"
+        assert main([command, str(runs), "--only", "mixer=vdn", "-o", str(file)]) == 0
+        text = file.read_text()
+        assert "(n=3)" in text
+        assert "qmix" not in text and "1 failed (s9)" in text
+    capsys.readouterr()
+    assert "One method only, vdn" in refused(capsys, "improvement", runs, "--only", "mixer=vdn")
+
+
+def test_what_is_a_line_may_be_chosen(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = runs.parent / "c.svg"
+    assert main(["curves", str(runs), "--by", "mixer,seed", "-o", str(file)]) == 0
+    assert all(f"{mixer} seed={seed} (n=1)" in file.read_text() for mixer in ("qmix", "vdn") for seed in range(3))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["table", "nowhere"], "nowhere is no folder"),
+        (["table", "RUNS", "--only", "mixer=qmx"], "has mixer=qmx. Did you mean 'qmix'? There are: qmix, vdn."),
+        (["ablation", "RUNS", "--axis", "mixer", "--only", "hidden=32"], "Did you mean 'train.hidden'?"),
+        (["bars", "RUNS", "--only", "qmix"], "--only qmix: give KEY=VALUE,..."),
+        (["curves", "RUNS", "--by", "mixr"], "Did you mean 'mixer'?"),
+        (["table", "RUNS", "-o", "table"], "table: its ending says no format. Give --format, or one of .md, .tex"),
+        (["bars", "RUNS", "-o", "bars"], "bars: a figure is written as .png, .pdf, .svg. Give e.g. -o bars.pdf."),
         (
             ["table", "RUNS", "--metric", "finel"],
             "--metric='finel' is unknown. Did you mean 'final'? Allowed: final, absolute",

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_any_key_makes_rows_and_columns(tmp_path: Path) -> None:
 def test_a_cell_does_not_mix_methods(tmp_path: Path) -> None:
     for rate in (1e-3, 1e-4):
         make(tmp_path, of("vdn", train=schema.Train(learning_rate=rate)), 1.0)
-    with pytest.raises(UserError, match=r"mixer=vdn differ in train\.learning_rate.*would mix them"):
+    with pytest.raises(UserError, match=r"mixer=vdn differ in train\.learning_rate, and would be mixed as one"):
         comparison(collect([tmp_path]), columns=["mixer"])
     assert comparison(collect([tmp_path]))[0].columns == ["vdn learning_rate=0.0001", "vdn learning_rate=0.001"]
 
@@ -231,7 +232,7 @@ def generation(**more: object) -> dict[str, object]:
     return {"tfcaf": schema.Generation(**more), "llm": schema.Online(name="openai", model="openai/x")}  # type: ignore[arg-type]
 
 
-def test_an_ablation_compares_with_the_schemas_default(tmp_path: Path) -> None:
+def test_an_ablation_compares_with_the_default(tmp_path: Path) -> None:
     for rounds, middle in ((1, 0.5), (3, 0.7), (10, 0.9)):
         for seed in range(5):
             make(tmp_path, of("tfcaf", seed, **generation(rounds=rounds)), middle + 0.01 * seed, program=rounds)
@@ -241,7 +242,7 @@ def test_an_ablation_compares_with_the_schemas_default(tmp_path: Path) -> None:
     lower, upper = cell(sheet, 0, "difference to default"), cell(sheet, 2, "difference to default")
     assert lower.estimate.value == pytest.approx(-0.2) and upper.estimate.value == pytest.approx(0.2)
     assert -0.25 < lower.estimate.low < -0.2 < lower.estimate.high < -0.15
-    assert "Default: tfcaf.rounds=3 (of the schema)." in sheet.notes
+    assert "Default: tfcaf.rounds=3 (of the configuration)." in sheet.notes
     assert "Left out: qmix (1 run), without tfcaf.rounds." in sheet.notes
 
 
@@ -251,10 +252,89 @@ def test_without_a_run_of_the_default_most_runs_decide(tmp_path: Path) -> None:
             make(tmp_path, of("vdn", seed, train=schema.Train(learning_rate=rate)), rate)
     sheet, _ = ablation(collect([tmp_path]), ["train.learning_rate"])
     assert any(
-        note.startswith("Default: train.learning_rate=0.0001 (what most runs have; the schema's default, 0.0005,")
+        note.startswith(
+            "Default: train.learning_rate=0.0001 (what most runs have; the configuration's, train.learning_rate=0.0005, was"
+        )
         for note in sheet.notes
     )
     assert [cells[1] == "default" for _, cells in sheet.rows] == [True, False]
+
+
+def gammas(
+    folder: Path, env: str, task: str, mixer: str, middle: float, found: tuple[float, ...], **more: object
+) -> None:
+    for gamma in found:
+        for seed in range(2):
+            train = schema.Train(gamma=gamma, **more)  # type: ignore[arg-type]
+            make(folder, of(mixer, seed, task, env, train=train), middle + gamma + 0.01 * seed)
+
+
+def test_every_row_has_the_default_of_its_own_environment(tmp_path: Path) -> None:
+    """In conf/train/preset/fair_grf.yaml gamma is 0.999, elsewhere 0.99."""
+    gammas(tmp_path, "grf", "academy_3_vs_1_with_keeper", "qmix", 0, (0.9, 0.99, 0.999))
+    for task in (TASK, OTHER):
+        gammas(tmp_path, "lbf", task, "qmix", 5, (0.9, 0.99, 0.999))
+    sheet, _ = ablation(collect([tmp_path]), ["train.gamma"])
+    usual = {(row[0], row[2]) for row, cells in sheet.rows if cells[1] == "default"}
+    assert usual == {("grf", 0.999), ("lbf", 0.99)}
+    first = cell(sheet, 0, "difference to default")
+    assert sheet.rows[0][0][0] == "grf" and first.estimate.value == pytest.approx(0.9 - 0.999)
+    assert [note for note in sheet.notes if note.startswith("Default")] == [
+        "Default for grf: train.gamma=0.999 (of the configuration).",
+        "Default for lbf: train.gamma=0.99 (of the configuration).",
+    ]
+
+
+def test_every_row_has_the_default_of_its_own_mixer_and_preset(tmp_path: Path) -> None:
+    """In conf/train/preset/mixer/paper_mpe_tfcaf.yaml the learning rate is 0.001, for QMIX that of paper.yaml."""
+    for mixer in ("tfcaf", "qmix"):
+        for rate in (3e-4, 1e-3):
+            train = schema.Train(name="paper", learning_rate=rate)
+            make(
+                tmp_path,
+                of(mixer, 0, "simple_spread", "mpe", train=train),
+                rate,
+                program=1 if mixer == "tfcaf" else None,
+            )
+    sheet, _ = ablation(collect([tmp_path]), ["train.learning_rate"])
+    assert [row[2:] for row, cells in sheet.rows if cells[1] == "default"] == [("tfcaf", 1e-3), ("qmix", 3e-4)]
+    assert "Default for qmix: train.learning_rate=0.0003 (of the configuration)." in sheet.notes
+
+
+def test_a_row_in_which_the_default_was_not_run_has_another(tmp_path: Path) -> None:
+    gammas(tmp_path, "lbf", TASK, "vdn", 0, (0.9, 0.99))
+    gammas(tmp_path, "lbf", OTHER, "vdn", 0, (0.8, 0.9))
+    gammas(tmp_path, "lbf", "5x5-2p-1f", "vdn", 0, (0.9, 0.99))
+    sheet, _ = ablation(collect([tmp_path]), ["train.gamma"])
+    assert [row[1:] for row, cells in sheet.rows if cells[1] == "default"] == [
+        *(("5x5-2p-1f", 0.99), (TASK, 0.99), (OTHER, 0.8))
+    ]
+    assert f"Default for 5x5-2p-1f, {TASK}: train.gamma=0.99 (of the configuration)." in sheet.notes
+    lacking = "what most runs have; the configuration's, train.gamma=0.99, was not run"
+    assert f"Default for {OTHER}: train.gamma=0.8 ({lacking})." in sheet.notes
+
+
+def test_of_several_axes_the_combination_is_the_default(tmp_path: Path) -> None:
+    """Where each default was run but not both together, the combination that most runs have is compared with."""
+    for task, found in ((TASK, [(0.99, 64), (0.9, 64)]), (OTHER, [(0.99, 32), (0.9, 64), (0.9, 64)])):
+        for seed, (gamma, hidden) in enumerate(found):
+            train = schema.Train(gamma=gamma, hidden=hidden)
+            make(tmp_path, of("vdn", seed, task, train=train), gamma)
+    sheet, _ = ablation(collect([tmp_path]), ["train.gamma", "train.hidden"])
+    assert [row[1:] for row, cells in sheet.rows if cells[1] == "default"] == [(TASK, 0.99, 64), (OTHER, 0.9, 64)]
+    assert f"Default for {TASK}: train.gamma=0.99 train.hidden=64 (of the configuration)." in sheet.notes
+    assert all(isinstance(one, Cell) or one == "default" for _, cells in sheet.rows for one in cells[1:])
+
+
+def test_a_choice_of_ones_own_has_what_most_of_its_runs_have(tmp_path: Path) -> None:
+    for value, seeds in ((1, 2), (2, 3)):
+        for seed in range(seeds):
+            path = make(tmp_path, of("qmix", seed), 0.1 * seed)
+            text = (path / "config.yaml").read_text().replace("name: qmix", f"name: elsewhere.mine\n  rate: {value}")
+            (path / "config.yaml").write_text(text)
+            path.rename(path.with_name(f"{path.name}_{value}"))
+    sheet, _ = ablation(collect([tmp_path]), ["mixer.rate"])
+    assert "Default: mixer.rate=2 (what most runs have)." in sheet.notes
 
 
 def test_a_group_is_an_axis_too(tmp_path: Path) -> None:
@@ -313,6 +393,79 @@ def test_an_unknown_price_is_not_nothing(tmp_path: Path) -> None:
     assert spent(found, sheet, ["cost"]).rows[0][1] == ["7", "?"]
 
 
+def slow_median(values: list[float]) -> float:
+    """Of a sorted list the middle, or halfway between the two of the middle; what was never reached is later than all."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def slow_steps_to(runs: list[list[float]], steps: tuple[int, ...], target: float) -> tuple[float, float, float, int]:
+    """Median, ends of its bootstrap interval and number of runs that reached a return, by going through all of it."""
+    first = []
+    for returns in runs:
+        reached = [step for step, value in zip(steps, returns, strict=True) if value >= target]
+        first.append(float(reached[0]) if reached else float("inf"))
+    random = np.random.default_rng(0)
+    medians = []
+    for picks in random.integers(len(first), size=(2000, len(first))):
+        medians.append(slow_median([first[at] for at in picks]))
+    medians.sort()
+    low, high = medians[int(0.025 * 1999)], medians[math.ceil(0.975 * 1999)]
+    return slow_median(first), low, high, sum(one < float("inf") for one in first)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.5, 0.9, 1.5])
+def test_steps_to_a_return_are_a_median_in_which_no_run_is_dropped(tmp_path: Path, target: float) -> None:
+    random = np.random.default_rng(3)
+    steps = tuple(range(0, 1001, 100))
+    curves = [list(np.minimum.accumulate(random.normal(0.5, 0.4, 11))[::-1]) for _ in range(6)]
+    for seed, returns in enumerate(curves):
+        make(tmp_path, of("qmix", seed), 1.0, returns=returns, steps=steps)
+    sheet, found = comparison(collect([tmp_path]))
+    took = spent(found, sheet, [f"steps-to={target}"])
+    middle, low, high, reached = slow_steps_to(curves, steps, target)
+    shown = [f"{one:.0f}" if one < float("inf") else ">1000" for one in (middle, low, high)]
+    assert took.columns == [f"steps to {target}"]
+    assert took.rows[0][1] == [f"{shown[0]} [{shown[1]}, {shown[2]}] ({reached} of 6 reached it)"]
+    assert any("counts as later than every step" in note for note in took.notes)
+
+
+def test_steps_to_a_return_are_those_of_functions(tmp_path: Path) -> None:
+    """Of a function they are those of the mean over its seeds: one that gets there in half of its seeds is half way."""
+    steps = (0, 10, 20)
+    for sample, finals in enumerate(((1.0, 0.0), (1.0, 1.0), (0.0, 0.0))):
+        for seed, final in enumerate(finals):
+            run = of("tfcaf", seed, **generation(sample=sample))
+            make(tmp_path, run, final, program=sample, steps=steps)
+    sheet, found = comparison(collect([tmp_path]))
+    (row,) = spent(found, sheet, ["steps-to=0.5"]).rows
+    assert row[1] == ["20 [10, >20] (2 of 3 functions reached it)"]
+
+
+def test_evaluations_that_not_all_runs_have_are_left_out_of_steps_to(tmp_path: Path) -> None:
+    make(tmp_path, of("vdn", 0), 0.5, steps=(0, 10, 20, 30))
+    make(tmp_path, of("vdn", 1), 0.5, steps=(0, 10, 30))
+    sheet, found = comparison(collect([tmp_path]))
+    took = spent(found, sheet, ["steps-to=0.3", "steps-to=0.1"])
+    assert took.columns == ["steps to 0.3", "steps to 0.1"] and took.rows[0][1][0].startswith("30 ")  # type: ignore[union-attr]
+    assert f"lbf {TASK} vdn: evaluations at the 3 of 4 steps that all 2 runs share." in took.notes
+    assert len([note for note in took.notes if note.startswith("Steps to")]) == 1
+
+
+def test_steps_to_a_return_need_one_task_and_a_number(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    five(tmp_path, "qmix", 0.5, OTHER)
+    sheet, found = comparison(collect([tmp_path]), rows=["mixer"], columns=["env"])
+    with pytest.raises(UserError, match=r"--columns steps-to=0\.5: returns of several tasks.*--rows env,task"):
+        spent(found, sheet, ["steps-to=0.5"])
+    for wrong in ("steps-to=", "steps-to=high", "steps-to=inf", "steps-to=RETURN"):
+        with pytest.raises(UserError, match="give the return as a number"):
+            spent(found, sheet, [wrong])
+    with pytest.raises(UserError, match="Did you mean 'steps-to=RETURN'"):
+        spent(found, sheet, ["steps-to"])
+
+
 # Formats
 
 
@@ -348,9 +501,9 @@ def test_latex_is_a_whole_table_with_nothing_unescaped() -> None:
     body = written.partition("\\toprule")[2].partition("\\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [4, 4] and "{llrrr}" in written
-    assert r"\textbf{$-$0.500} [$-$0.750, $-$0.250] (n=5)" in written and r"a\_b\textbar{}c & d\&e" in written
+    assert r"\textbf{$-$0.500} {[}$-$0.750, $-$0.250{]} (n=5)" in written and r"a\_b\textbar{}c & d\&e" in written
     assert r"\textasciitilde{}\textasciicircum{}\textbackslash{}\{\}" in written
-    assert not re.search(r"(?<!\\)[#_]", written) and not re.search(r"(?<!\\)%(?! needs)", written)
+    assert not re.search(r"(?<!\\)[#_]", written) and not re.search(r"(?<!\\)%(?! needs|\n)", written)
     assert written.count("{") - written.count(r"\{") == written.count("}") - written.count(r"\}")
     assert in_latex("[1]") == "{[}1{]}"  # a row that begins with a bracket would give it to the line before
 

@@ -4,11 +4,13 @@ import argparse
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -310,6 +312,25 @@ def test_ffmpeg_gets_every_picture_and_the_last_for_two_seconds(
     asked = (tmp_path / "asked").read_text()
     width, height = map(int, re.search(r"-s (\d+)x(\d+) -r 5 ", asked).groups())  # type: ignore[union-attr]
     assert width % 2 == height % 2 == 0 and path.stat().st_size == width * height * 3 * (25 + 2 * 5)
+
+
+def test_a_video_plays_everywhere_and_shows_what_the_gif_shows(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    video, gif = (watch(runs("matrix"), tmp_path / name, fps=5) for name in ("x.mp4", "x.gif"))
+    entries = "stream=codec_name,pix_fmt,width,height,nb_read_frames,r_frame_rate,duration"
+    asked = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", entries, "-of", "json", str(video)]
+    (stream,) = json.loads(subprocess.check_output(asked))["streams"]
+    assert (stream["codec_name"], stream["pix_fmt"], stream["r_frame_rate"]) == ("h264", "yuv420p", "5/1")
+    assert int(stream["nb_read_frames"]) == 25 + 2 * 5 and float(stream["duration"]) == pytest.approx(7.0)
+    assert stream["width"] % 2 == stream["height"] % 2 == 0 and video.stat().st_size < gif.stat().st_size
+    raw = subprocess.check_output(
+        ["ffmpeg", "-v", "error", "-i", str(video), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    )
+    shown = np.frombuffer(raw, np.uint8).reshape(-1, stream["height"], stream["width"], 3).astype(float)
+    with Image.open(gif) as pictures:
+        for at in (0, 12, 25):
+            pictures.seek(at)
+            assert np.abs(shown[at] - np.asarray(pictures.convert("RGB"))).mean() < 3
+    assert np.abs(shown[-1] - shown[25]).mean() < 1  # the end stays
 
 
 def test_what_ffmpeg_says_is_the_error(

@@ -1,0 +1,105 @@
+"""Tables compile as they are, with the one package that they name, and stay within the text."""
+
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from run_folders import make, of, unfinished
+
+from qllm_exp import schema
+from qllm_exp.results.cells import Cell
+from qllm_exp.results.collect import collect
+from qllm_exp.results.formats import in_latex, latex
+from qllm_exp.results.sheet import Sheet
+from qllm_exp.results.spent import spent
+from qllm_exp.results.statistics import Estimate
+from qllm_exp.results.table import ablation, comparison
+
+OTHER = "10x10-3p-3f-2s"
+
+
+def compiled(folder: Path, sheets: Sequence[Sheet], packages: str = "booktabs,graphicx") -> tuple[int, str]:
+    """Pages of an article with the tables, and what pdflatex said."""
+    text = f"\\documentclass{{article}}\n\\usepackage{{{packages}}}\n\\begin{{document}}\n{latex(sheets)}\\end{{document}}\n"
+    (folder / "t.tex").write_text(text)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    pages = re.search(r"Output written on t\.pdf \((\d+) page", done.stdout)
+    assert pages is not None
+    return int(pages[1]), done.stdout
+
+
+def sheet(columns: int, rows: int, long: str = "", cell: Cell | str | None = None) -> Sheet:
+    one = Cell(Estimate(-0.5, -0.75, -0.25, 4), bold=True, functions=True) if cell is None else cell
+    return Sheet(
+        title="Return & <more> of 95 % λ",
+        heading="method",
+        labels=["env", "task"],
+        columns=[f"tfcaf learning_rate=0.{at:04}" for at in range(columns)],
+        rows=[(("lbf", f"8x8-2p-2f_{at}{long}"), [one] * columns) for at in range(rows)],
+        notes=["Missing: " + "a long note of what there is not " * 20],
+    )
+
+
+def test_tables_of_every_kind_compile(tmp_path: Path) -> None:
+    for task in ("8x8-2p-2f-coop-2s", OTHER):
+        for sample in range(2):
+            llm = schema.Online(name="openai", model="openai/gpt_5&x%#$^~{}")
+            for seed in range(2):
+                run = of("tfcaf", seed, task, tfcaf=schema.Generation(sample=sample), llm=llm)
+                make(tmp_path / "runs", run, 0.5 + 0.1 * seed, program=sample)
+        for rate in (5e-4, 1e-3):
+            for seed in range(2):
+                train = schema.Train(learning_rate=rate)
+                make(tmp_path / "runs", of("qmix", seed, task, train=train), 0.4 + 0.1 * seed)
+    unfinished(tmp_path / "runs", of("vdn", 7), "failed")
+    found = collect([tmp_path / "runs"])
+    table, cells = comparison(found, columns=["method", "llm.model"])
+    took = spent(cells, table, ["parameters", "time", "cost", "steps-to=0.3"])
+    over, _ = comparison(found, rows=[], columns=["mixer", "train.learning_rate", "tfcaf.sample"])
+    effects, _ = ablation(found, ["train.learning_rate"])
+    _, said = compiled(tmp_path, [table, took, over, effects])
+    assert "Overfull" not in said and "undefined" not in said
+
+
+SIGNS = (
+    "λ ± † ≥ ≤ ≠ ≈ × · − → ← ∞ ∂ Δ αβγδεζηθικμνξπρστυφχψω"
+    " – — ‘’ “” … é ü Ñ ç Å ő ŠšŽž ĝ ċ & % $ # _ { } ~ ^ \\ < > | [ ] \" ' ` 中文 🎉 ∑ Я ß ø æ ł Œ ð ą «»\t\x07"
+)
+
+
+@pytest.mark.parametrize("cell", [SIGNS, "[1] begins with a bracket"])
+def test_no_sign_stops_latex(tmp_path: Path, cell: str) -> None:
+    one = sheet(2, 1, " " + SIGNS, cell)
+    _, said = compiled(tmp_path, [Sheet(**{**vars(one), "title": SIGNS, "notes": [SIGNS], "labels": ["env", SIGNS]})])
+    assert "Missing character" not in said and "undefined" not in said
+
+
+def test_what_the_fonts_lack_is_written_by_its_code() -> None:
+    assert in_latex("中é") == "U+4E2Dé" and in_latex("λ≥½") == r"$\lambda$$\geq$U+00BD"
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (3, 4), (4, 10), (14, 3), (3, 75), (9, 30)])
+def test_tables_stay_within_the_text(tmp_path: Path, columns: int, rows: int) -> None:
+    one = sheet(columns, rows)
+    _, said = compiled(tmp_path, [one])
+    assert "Overfull" not in said and "too large" not in said
+    written = latex([one])
+    assert written.count(r"\begin{table}") == written.count(r"\end{table}") == written.count(r"\caption")
+    assert written.count(r"\textbf{") == columns * rows  # every cell, once
+    assert written.count("Missing: ") == 1
+
+
+def test_a_narrow_table_is_one_with_its_intervals_beside_their_values() -> None:
+    written = latex([sheet(1, 3)])
+    assert (
+        written.count(r"\begin{tabular}") == 1
+        and r"\textbf{$-$0.500} {[}$-$0.750, $-$0.250{]} (n=4 functions)" in written
+    )
+
+
+def test_booktabs_is_enough(tmp_path: Path) -> None:
+    compiled(tmp_path, [sheet(2, 2), sheet(12, 3)], "booktabs")

@@ -1,0 +1,91 @@
+"""Runs are chosen by the values of their keys, those that are not finished too."""
+
+import json
+from pathlib import Path
+
+import pytest
+from run_folders import make, of, unfinished
+
+from qllm_exp import schema
+from qllm_exp.errors import UserError
+from qllm_exp.results.collect import Collection, collect
+from qllm_exp.results.only import narrow
+
+OTHER = "10x10-3p-3f-2s"
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Collection:
+    for task in ("8x8-2p-2f-coop-2s", OTHER):
+        for mixer in ("qmix", "vdn", "none"):
+            for seed in range(3):
+                make(tmp_path, of(mixer, seed, task), 0.5)
+    for rate in (1e-3, 1e-4):
+        make(tmp_path, of("qmix", 0, "climbing", "matrix", train=schema.Train(learning_rate=rate)), 1.0)
+    unfinished(tmp_path, of("vdn", 7), "failed")
+    unfinished(tmp_path, of("qmix", 8, "climbing", "matrix", train=schema.Train(learning_rate=1e-4)), "failed")
+    (tmp_path / "sweep").mkdir()
+    absent = ["lbf_10x10-3p-3f-2s_q-learning_none_s9_00000000", "x"]
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"runs": absent}))
+    return collect([tmp_path])
+
+
+def kept(found: Collection, *given: str) -> tuple[int, list[str]]:
+    """How many runs are finished; seed and mixer of the others."""
+    left = narrow(found, given)
+    return len(left.finished), sorted(f"{one.method}{one.seed}" for one in left.unfinished)
+
+
+def test_without_a_condition_nothing_changes(found: Collection) -> None:
+    assert narrow(found, []) == found and len(found.finished) == 20 and len(found.unfinished) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "finished", "others"),
+    [
+        (["mixer=qmix,vdn"], 14, ["None", "qmix8", "vdn7"]),
+        (["mixer=none"], 6, ["None", "none9"]),
+        (["env=lbf"], 18, ["None", "none9", "vdn7"]),
+        (["task=climbing"], 2, ["None", "qmix8"]),
+        (["mixer=qmix", f"env.task={OTHER}"], 3, ["None"]),
+        (["seed=0-1"], 14, ["None"]),
+        (["seed=2,7-9"], 6, ["None", "none9", "qmix8", "vdn7"]),
+        (["train.learning_rate=0.0001"], 1, ["None", "none9", "qmix8"]),
+        (["method=vdn"], 6, ["None", "vdn7"]),
+        (["method=qmix learning_rate=0.0001"], 1, ["None", "qmix8"]),
+        (["algorithm=q_learning"], 20, ["None", "none9", "qmix8", "vdn7"]),
+    ],
+)
+def test_all_conditions_hold(found: Collection, given: list[str], finished: int, others: list[str]) -> None:
+    """'None' is the folder of which nothing is known: it may be of any kind."""
+    left, names = kept(found, *given)
+    assert (left, [one.removesuffix("None") or "None" for one in names]) == (finished, others)
+
+
+def test_a_value_with_a_comma_is_given_as_a_whole(tmp_path: Path) -> None:
+    for rewards in ("scoring", "scoring,checkpoints"):
+        run = schema.Run(env=schema.Grf(rewards=rewards), mixer=schema.Vdn())
+        make(tmp_path, run, 0.5)
+    both = collect([tmp_path])
+    assert kept(both, "env.rewards=scoring,checkpoints")[0] == kept(both, "env.rewards=scoring")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("qmix", r"--only qmix: give KEY=VALUE"),
+        ("mixer=qmx", r"has mixer=qmx\. Did you mean 'qmix'\? There are: qmix, vdn, none\."),
+        ("mixer=vdn,qmx", r"has mixer=qmx\. Did you mean 'qmix'"),
+        ("mixr=qmix", r"'mixr' is no key of these runs\. Did you mean 'mixer'"),
+        ("seed=20-30", r"has seed=20\. There are: 0, 1, 2, 7, 8, 9\."),
+        ("seed=4-2", r"runs backwards"),
+    ],
+)
+def test_what_no_run_has_is_refused(found: Collection, given: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        narrow(found, [given])
+
+
+def test_conditions_that_hold_for_no_run_together_are_refused(found: Collection) -> None:
+    with pytest.raises(UserError, match="no run that is left has env=matrix"):
+        narrow(found, ["mixer=vdn", "env=matrix"])
