@@ -205,7 +205,7 @@ def _spent(functions: Sequence[Path]) -> str:
     price = "without a known price" if None in prices else f"{sum(prices):.4f} USD"
     return (
         f"credit-assignment functions generated: {len(costs)}, "
-        f"{sum(cost['calls'] for cost in costs)} calls, {tokens:,} tokens, {price}"
+        f"{count(sum(cost['calls'] for cost in costs), 'call')}, {tokens:,} tokens, {price}"
     )
 
 

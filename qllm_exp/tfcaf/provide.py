@@ -169,9 +169,9 @@ def _generated(run: schema.Run, key: str, store: Store, rank: Rank | None) -> En
     spent = "no price known" if made.cost["usd"] is None else f"{made.cost['usd']:.4f} USD"
     tokens = made.cost["tokens_in"] + made.cost["tokens_out"]
     log.info(
-        "  %s: %d calls, %s tokens, %s, %.0f s",
+        "  %s: %s, %s tokens, %s, %.0f s",
         key[:12],
-        made.cost["calls"],
+        count(made.cost["calls"], "call"),
         f"{tokens:,}",
         spent,
         time.monotonic() - begin,
