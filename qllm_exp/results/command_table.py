@@ -19,14 +19,14 @@ from qllm_exp.results.table import COLUMNS, ROWS, ablation, comparison
 def add_parser(commands: Any) -> None:
     """Register them with an argparse parser's sub-commands."""
     table = _parser(commands, "table", "the comparison: value [interval] (n seeds) per row and column")
-    table.add_argument("--rows", type=_words, default=list(ROWS), metavar="KEY,...", help="default: env,task")
+    table.add_argument("--rows", type=words, default=list(ROWS), metavar="KEY,...", help="default: env,task")
     table.add_argument(
-        "--cols", type=_words, default=list(COLUMNS), metavar="KEY,...", help="default: method; any key of config.yaml"
+        "--cols", type=words, default=list(COLUMNS), metavar="KEY,...", help="default: method; any key of config.yaml"
     )
     table.set_defaults(run=_table)
     one = _parser(commands, "ablation", "the values of one or several settings, with the difference to the default")
     one.add_argument(
-        "--axis", type=_words, action="append", required=True, metavar="KEY", help="e.g. tfcaf.rounds; may be repeated"
+        "--axis", type=words, action="append", required=True, metavar="KEY", help="e.g. tfcaf.rounds; may be repeated"
     )
     one.set_defaults(run=_ablation)
 
@@ -56,12 +56,13 @@ def _parser(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser
     parser.add_argument(
         "--format", metavar="FORMAT", help=f"{', '.join(WRITERS)}; default: by the file's ending, or markdown"
     )
-    parser.add_argument("--columns", type=_words, default=[], metavar="NAME,...", help=f"also: {', '.join(FIGURES)}")
+    parser.add_argument("--columns", type=words, default=[], metavar="NAME,...", help=f"also: {', '.join(FIGURES)}")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the terminal")
     return parser
 
 
-def _words(given: str) -> list[str]:
+def words(given: str) -> list[str]:
+    """For argparse: 'a, b' to its parts."""
     return [word for word in given.replace(" ", "").split(",") if word]
 
 

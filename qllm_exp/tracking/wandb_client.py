@@ -5,7 +5,7 @@ from pathlib import Path
 
 import wandb
 
-_PATIENCE = {"RETRY_MAX": "4", "RETRY_WAIT_MIN_SECONDS": "0.5", "RETRY_WAIT_MAX_SECONDS": "5", "TIMEOUT_SECONDS": "20"}
+_PATIENCE = {"RETRY_MAX": "3", "RETRY_WAIT_MIN_SECONDS": "0.5", "RETRY_WAIT_MAX_SECONDS": "5", "TIMEOUT_SECONDS": "20"}
 
 
 def keep_out_of_home(folder: Path) -> None:

