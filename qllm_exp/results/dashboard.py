@@ -155,7 +155,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m qllm_exp.results.dashboard")
     parser.add_argument("--print", action="store_true")
     options = parser.parse_args(arguments)
-    made = workspace(Plan(**json.load(sys.stdin)))
+    plan = Plan(**json.load(sys.stdin))
+    try:
+        made = workspace(plan)
+    except ValueError as error:  # pydantic's: nothing but the name comes from outside unchecked
+        print(f"--name={plan.name!r} is not taken by W&B: {' '.join(str(error).split())[:200]}")
+        return 2
     if options.print:
         print(json.dumps(made._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True), indent=1))
         return 0

@@ -151,6 +151,7 @@ def test_what_cannot_be_is_one_clear_line(server: LoopbackWandb, capfd: pytest.C
 
     assert "Did you mean 'train.hidden'? What varies: train.hidden." in refused(ADDRESS, "--axis", "train.hiden")
     assert "is no address" in refused("runs")
+    assert "--name='\U0001f600' is not taken" in refused(ADDRESS, "--print", "--name", "\U0001f600")
     server.lost_after = {"UpsertView2": server.asked["UpsertView2"]}
     try:
         assert "has not taken the workspace" in refused(ADDRESS, "--name", "lost")

@@ -18,7 +18,7 @@ from qllm_exp import schema
 from qllm_exp.results.__main__ import main
 from qllm_exp.results.collect import collect
 from qllm_exp.results.sources import Address, read
-from qllm_exp.tracking import login
+from qllm_exp.tracking import login, mirror
 
 SWEEP = "wandb://team/p/figure_1"
 BY_HAND = "wandb://team/by_hand"
@@ -275,6 +275,20 @@ def test_what_was_read_before_the_server_was_lost_is_kept(logged_in: World, capf
 )
 def test_what_is_no_address_is_answered_with_one_that_is(typed: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert "e.g. wandb://my-team/qllm_exp" in refused(capfd, "table", typed)
+
+
+def test_a_server_that_says_nothing_is_given_up(logged_in: World, tmp_path: Path) -> None:
+    logged_in.server.wait_s = 30
+    code = (
+        "import sys; from qllm_exp.tracking import wandb_source as source; "
+        "source.SILENCE_S = 1.0; source.main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), "team", "p", ""]
+    try:
+        done = subprocess.run(command, env=mirror.environment(), capture_output=True, text=True, timeout=25)
+    finally:
+        logged_in.server.wait_s = 0
+    assert done.returncode == 2 and "no answer for 1 s" in json.loads(done.stdout)["error"]
 
 
 def test_what_is_not_there_is_one_clear_line(
