@@ -9,6 +9,7 @@ its place whole, so that whatever dies when, what is there is right; a run that 
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,9 @@ from qllm_exp.tracking.unmirrored import Told
 AT_A_TIME = 8  # histories
 PAGE = 100  # runs in an answer
 SILENCE_S = 90.0  # without any answer, after which the server counts as lost; each request gives up before
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 _ASIDE = ".reading-"  # begins the name of a folder in a project's
 _FUNCTIONS = ".functions"  # in a project's folder: HASH.json
-
-
-class _Lost(UserError):
-    """The server does not answer, or not as it should."""
 
 
 class _Watch:
@@ -83,7 +81,7 @@ class Project:
     def read(self, group: str) -> dict[str, Any]:
         """Bring the folders up to date. `group`: of this sweep's runs alone; '' for all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _alone(self.folder / ".lock"):
+        with _alone(self.folder / ".lock", self._watch.heard):
             for left in self.folder.glob(f"{_ASIDE}*"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             every = self._listed(group)
@@ -146,6 +144,7 @@ class Project:
             def fetch(run: Told, api_run: wandb.apis.public.Run) -> None:
                 self._fetch(run, api_run, Path(aside))
                 self._watch.done += 1
+                self._watch.heard()
                 bar.update()
 
             waiting = [pool.submit(fetch, *one) for one in stale]
@@ -153,10 +152,8 @@ class Project:
             pool.shutdown(wait=True, cancel_futures=True)
             for one in done:
                 error = one.exception()
-                if isinstance(error, OSError):
-                    raise UserError(
-                        f"Cannot write to {self.folder}: {error.strerror}. Set XDG_CACHE_HOME to another folder."
-                    )
+                if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
+                    raise error
                 if error is not None:
                     raise _lost(wandb_client.words(error), self._watch.done, self._watch.of) from error
 
@@ -200,10 +197,12 @@ class Project:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """One process at a time reads a project; another one then finds what the first has read."""
     with open(path, "w") as lock:
-        flock(lock.fileno(), fcntl.LOCK_EX)
+        while flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
+            waiting()
+            time.sleep(0.2)
         yield
 
 
@@ -214,9 +213,12 @@ def _refused(error: Exception) -> UserError:
     return _lost(wandb_client.words(error))
 
 
-def _lost(why: str, done: int = 0, of: int = 0) -> _Lost:
+def _lost(why: str, done: int = 0, of: int = 0) -> UserError:
+    """For a server that does not answer, or not as it should. `done`, `of`: runs read, and to be read."""
     kept = f" after {done} of {of} runs; these are kept" if of else ""
-    return _Lost(f"{login.server()} cannot be read{kept}. The same command goes on from there. It said: {why[:200]}")
+    return UserError(
+        f"{login.server()} cannot be read{kept}. The same command goes on from there. It said: {why[:200]}"
+    )
 
 
 def _print(answer: dict[str, Any]) -> None:
@@ -231,6 +233,11 @@ def main(arguments: list[str]) -> int:
             _print(Project(Path(cache), entity, project).read(group))
         except UserError as error:
             _print({"error": str(error)})
+            return 2
+        except OSError as error:
+            if error.errno not in _NOT_WRITTEN:
+                raise
+            _print({"error": f"Cannot write to {cache}: {error.strerror}. Set XDG_CACHE_HOME to another folder."})
             return 2
     return 0
 

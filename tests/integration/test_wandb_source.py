@@ -277,6 +277,15 @@ def test_what_is_no_address_is_answered_with_one_that_is(typed: str, capfd: pyte
     assert "e.g. wandb://my-team/qllm_exp" in refused(capfd, "table", typed)
 
 
+def test_several_at_once_read_a_project_once(logged_in: World) -> None:
+    asked = logged_in.server.asked["HistoryPage"]
+    command = [sys.executable, "-m", "qllm_exp.results", "table", SWEEP]
+    at_once = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [one.communicate(timeout=100) for one in at_once]
+    assert told[0][0] == told[1][0] and "(n=2)" in told[0][0], told
+    assert logged_in.server.asked["HistoryPage"] == asked + 4
+
+
 def test_a_server_that_says_nothing_is_given_up(logged_in: World, tmp_path: Path) -> None:
     logged_in.server.wait_s = 30
     code = (
@@ -296,6 +305,10 @@ def test_what_is_not_there_is_one_clear_line(
 ) -> None:
     assert "There is no project team/nothing" in refused(capfd, "table", "wandb://team/nothing")
     assert "has no run of the sweep figure_7" in refused(capfd, "table", "wandb://team/p/figure_7")
+    with monkeypatch.context() as elsewhere:
+        Path("file").touch()
+        elsewhere.setenv("XDG_CACHE_HOME", str(Path("file").absolute()))
+        assert "Set XDG_CACHE_HOME to another folder" in refused(capfd, "table", SWEEP)
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     assert "does not take the login" in refused(capfd, "table", SWEEP)
     monkeypatch.delenv("WANDB_API_KEY")
