@@ -1,4 +1,4 @@
-"""Writing a file as one step, and locking one."""
+"""Where things are kept between runs, writing a file as one step, and locking one."""
 
 import contextlib
 import errno
@@ -6,6 +6,11 @@ import fcntl
 import os
 import tempfile
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/qllm_exp, or ~/.cache/qllm_exp."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qllm_exp"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from qllm_exp.files import cache_folder
+
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = ("-std=gnu++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
 _TUNING = ("-march=native", "-mcpu=native", "")  # how compilers for different processors say "for this machine"
@@ -98,7 +100,7 @@ def _file_name() -> str:
 def _from_cache() -> tuple[ctypes.CDLL, str]:
     """Load the file from the user's cache, building it first where it is not there yet; OSError if that is no place."""
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qllm_exp"
+        cache = cache_folder()
     except RuntimeError as error:
         raise OSError(str(error)) from error
     built = cache / _file_name()

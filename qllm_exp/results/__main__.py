@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from qllm_exp.errors import UserError
-from qllm_exp.results import command_figures, command_sync, command_table, watch
+from qllm_exp.results import command_dashboard, command_figures, command_sync, command_table, sources, watch
 
-_MODULES = (command_table, command_figures, watch, command_sync)
+_MODULES = (command_table, command_figures, watch, command_sync, command_dashboard)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str]) -> int:
         module.add_parser(commands)
     given = parser.parse_args(arguments)
     try:
+        given.folders = sources.local(getattr(given, "folders", ()))
         code: int = given.run(given)
         return code
     except UserError as error:

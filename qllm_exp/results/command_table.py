@@ -12,6 +12,7 @@ from qllm_exp.results.collect import Collection, collect
 from qllm_exp.results.formats import ENDINGS, WRITERS
 from qllm_exp.results.only import narrow
 from qllm_exp.results.sheet import Sheet
+from qllm_exp.results.sources import source
 from qllm_exp.results.spent import NAMES, spent
 from qllm_exp.results.table import COLUMNS, ROWS, ablation, comparison
 
@@ -33,8 +34,8 @@ def add_parser(commands: Any) -> None:
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
     """The argument that all commands on run folders share."""
-    help_text = "of a run, of a sweep, or of many (default: runs)"
-    parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER", help=help_text)
+    help_text = "of a run, of a sweep, or of many (default: runs); or wandb://ENTITY/PROJECT, or .../PROJECT/SWEEP"
+    parser.add_argument("folders", nargs="*", type=source, default=[Path("runs")], metavar="FOLDER", help=help_text)
 
 
 def add_only(parser: argparse.ArgumentParser) -> None:

@@ -15,13 +15,14 @@ from qllm_exp.config import identity_of
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
+from qllm_exp.files import cache_folder
 from qllm_exp.tfcaf import coder_evaluator, entry
 from qllm_exp.tfcaf.coder_evaluator import Rank
 from qllm_exp.tfcaf.entry import Entry
 from qllm_exp.tfcaf.ledger import Ledger
 from qllm_exp.tfcaf.program_json import canonical
 from qllm_exp.tfcaf.prompt import Prompts, render
-from qllm_exp.tfcaf.store import Store, default_folder
+from qllm_exp.tfcaf.store import Store
 from qllm_exp.tfcaf.verify import Accepted, verify_all
 from qllm_exp.words import count
 
@@ -74,7 +75,7 @@ def check_can_ask(run: schema.Run) -> None:
 
 def store_of(run: schema.Run) -> Store:
     """The folder of generated functions that a run uses."""
-    return Store(Path(run.tfcaf.cache).expanduser() if run.tfcaf.cache else default_folder())
+    return Store(Path(run.tfcaf.cache).expanduser() if run.tfcaf.cache else cache_folder())
 
 
 def _given(file: str, store: Store) -> Path:

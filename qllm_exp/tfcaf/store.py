@@ -32,11 +32,6 @@ from qllm_exp.tfcaf.entry import Entry, load
 BEAT_S, STALE_S, POLL_S = 10.0, 180.0, 0.5
 
 
-def default_folder() -> Path:
-    """$XDG_CACHE_HOME/qllm_exp, or ~/.cache/qllm_exp."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qllm_exp"
-
-
 class Store:
     """A folder of generated functions. Times in seconds; tests shorten them."""
 

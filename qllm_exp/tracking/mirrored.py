@@ -1,4 +1,4 @@
-"""What Weights & Biases is told about a run, made from its folder: words and figures, no paths."""
+"""What Weights & Biases is told about a run, made from its folder: words and figures, no paths. `unmirrored` is the way back."""
 
 import hashlib
 import json
@@ -11,12 +11,28 @@ from qllm_exp import schema
 from qllm_exp.files import write_atomically
 from qllm_exp.tracking.run_dir import RunDirectory
 
-_VERSIONS = ("qllm_exp", "commit", "python", "torch")  # of versions.json; no host, no path
+_UNTOLD = ("host", "system", "network_kernel")  # of versions.json: these name a machine, or a path on it
+BY_TASK = (
+    "tasks/"  # begins the names of figures that are told once more, for a dashboard: its panels cannot choose runs
+)
+ROWS = "mirror/rows"  # in the summary: how many rows the run has
+WHOLE = "whole_floats"  # in the configuration: keys whose value is 1.0, say, and not 1; the service makes no difference
 
 
 def run_id(directory: RunDirectory) -> str:
-    """The run's id, the same for whoever starts it: 16 digits of the hash of its folder's name."""
-    return hashlib.sha256(directory.path.absolute().name.encode()).hexdigest()[:16]
+    """The run's id, the same for whoever starts it."""
+    return id_of(directory.path.absolute().name)
+
+
+def id_of(name: str) -> str:
+    """16 digits of the hash of the name of a run's folder."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def task_key(run: schema.Run) -> str:
+    """'tasks/lbf/8x8-2p-2f-coop-2s': begins the names of figures of one task."""
+    parts = ("".join(c if c.isalnum() or c in "_-" else "-" for c in part) for part in (run.env.name, run.env.task))
+    return BY_TASK + "/".join(parts)
 
 
 def settings_of(directory: RunDirectory) -> schema.Wandb:
@@ -40,14 +56,20 @@ def flat_config(directory: RunDirectory) -> dict[str, Any]:
     flat = dotted(configuration.identity_of(run))
     flat.pop("mixer.file", None)  # `function` says which; a path says nothing elsewhere
     names = {"env": run.env.name, "task": run.env.task, "algorithm": run.algorithm.name, "mixer": run.mixer.name}
-    names |= {"train": run.train.name, "sweep": run.sweep.name, "device": run.device.partition(":")[0]}
+    names |= {
+        "run": directory.path.absolute().name,
+        "train": run.train.name,
+        "sweep": run.sweep.name,
+        "device": run.device.partition(":")[0],
+    }
     if not directory.tfcaf.exists():  # who would have written a function says nothing of a run that has none
         flat = {key: value for key, value in flat.items() if not key.startswith(("llm.", "tfcaf."))}
     else:
         names |= {"llm": run.llm.name, "function": function(directory)["hash"][:8]}
     versions = _read(directory.path / "versions.json")
-    known = {f"versions.{name}": versions[name] for name in _VERSIONS if versions.get(name)}
-    return flat | known | names
+    known = {f"versions.{name}": version for name, version in versions.items() if name not in _UNTOLD}
+    whole = sorted(key for key, value in flat.items() if isinstance(value, float) and value.is_integer())
+    return flat | known | names | {WHOLE: whole}
 
 
 def function(directory: RunDirectory) -> dict[str, Any]:
@@ -55,15 +77,29 @@ def function(directory: RunDirectory) -> dict[str, Any]:
     return _read(directory.tfcaf)
 
 
-def logged(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the metrics file under names that keep kinds apart: {'env_step': ..., 'evaluation/return_mean': ...}."""
+def logged(row: dict[str, Any], task: str) -> dict[str, Any]:
+    """A row of the metrics file under names that keep kinds apart: {'env_step': ..., 'evaluation/return_mean': ...}.
+
+    Args:
+        task: `task_key` of the run, under which the return of an evaluation is told once more.
+    """
     named = {f"{row['kind']}/{key}": value for key, value in row.items() if key not in ("kind", "env_step")}
+    if row["kind"] == "evaluation" and "return_mean" in row:
+        named[f"{task}/return_mean"] = row["return_mean"]
     return {"env_step": row["env_step"], **named}
 
 
-def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """The final figures with dotted keys."""
-    return dotted(result)
+def summary(result: dict[str, Any], rows: int, task: str) -> dict[str, Any]:
+    """The final figures with dotted keys, how many rows there are, and what dashboards draw, each under a name with a slash.
+
+    Args:
+        result: {} for a run that is not finished.
+    """
+    told = dotted(result)
+    drawn = {f"{task}/{key}": told[key] for key in ("final_return", "absolute_return") if key in told}
+    if told.get("wall_s"):
+        drawn["speed/steps_per_s"] = told["env_steps"] / told["wall_s"]
+    return {**told, **drawn, ROWS: rows}
 
 
 def dotted(node: dict[str, Any], at: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The process that sends runs to Weights & Biases; with results/dashboard the only room that imports their client.
+"""The process that sends runs to Weights & Biases; one of the few that import their client.
 
 `python -m qllm_exp.tracking.wandb_mirror FOLDER PID` follows the run of process PID and ends with it (mirror.py starts it).
 `... --once` reads folders from its input and sends what the server lacks of each (`python -m qllm_exp.results sync` starts it).
@@ -28,7 +28,7 @@ import wandb
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.tracking import mirrored
+from qllm_exp.tracking import mirrored, wandb_client
 from qllm_exp.tracking.run_dir import RunDirectory
 
 POLL_S = 0.5  # seconds between looks at the metrics file
@@ -64,6 +64,7 @@ class Session:
     ) -> None:
         self._directory, self._tracking = directory, tracking
         self._rows = mirrored.Rows(directory.metrics)
+        self._task = mirrored.task_key(directory.read_config())
         self._sent = mirrored.Sent(directory)
         known = adopt or self._sent.begun_in(tracking)
         rows = self._sent.rows if known else 0
@@ -79,7 +80,7 @@ class Session:
         except Unsent:
             raise
         except Exception as error:  # the client's own types share no base
-            raise Unreachable(_words(error)) from error
+            raise Unreachable(wandb_client.words(error)) from error
 
     def _begin(self, init_s: float, finish_s: float, resume: Literal["allow", "never"]) -> wandb.Run:
         directory, tracking = self._directory, self._tracking
@@ -93,7 +94,7 @@ class Session:
                 dir=str(directory.path),
                 resume=resume,
                 reinit="finish_previous",
-                settings=_settings(init_s, finish_s),
+                settings=wandb_client.settings(init_s, finish_s),
                 **mirrored.words(directory.read_config()),
             )
         except Exception as error:
@@ -121,7 +122,7 @@ class Session:
         first = self._rows.count
         for number, row in enumerate(self._rows.new(), first):
             if number >= self._start:
-                self._run.log(mirrored.logged(row), step=number)
+                self._run.log(mirrored.logged(row, self._task), step=number)
 
     def finish(self) -> int:
         """The last rows and the final figures; returns how many rows were sent. Raises Unsent if any is missing.
@@ -131,13 +132,13 @@ class Session:
         state = str(self._directory.status().get("state", ""))
         self.send()
         try:
-            self._run.summary.update(mirrored.summary(self._directory.result() or {}))
+            self._run.summary.update(mirrored.summary(self._directory.result() or {}, self._rows.count, self._task))
             if state in _GOES_ON:
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if state == "finished" else 1)
             has = self._confirmed()
         except Exception as error:  # the client's own types share no base
-            raise Unreachable(_words(error)) from error
+            raise Unreachable(wandb_client.words(error)) from error
         self._sent.write(self._tracking, self._sent.url, min(has, self._rows.count), state)
         if has < self._rows.count:
             raise Unsent(f"the server has {has} of {self._rows.count} rows as yet")
@@ -175,41 +176,12 @@ def _scratch(directory: RunDirectory) -> Path:
     return directory.path / "wandb" / "client"
 
 
-def _settings(init_s: float, finish_s: float) -> wandb.Settings:
-    """The client's settings: nothing but what it is handed, and nothing that can wait for ever."""
-    return wandb.Settings(
-        mode="online",
-        silent=True,
-        console="off",
-        save_code=False,
-        disable_code=True,
-        disable_git=True,
-        disable_job_creation=True,
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_disable_machine_info=True,
-        x_save_requirements=False,
-        program="qllm_exp",  # otherwise the path of this file
-        host="",
-        symlink=False,
-        init_timeout=init_s,
-        finish_timeout=finish_s,
-        finish_timeout_raises=True,
-        x_file_stream_transmit_interval=5.0,
-    )
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 @contextlib.contextmanager
 def _alone(directory: RunDirectory, wait_s: float) -> Iterator[None]:
     """One process at a time sends a run, with all its folders inside the run's. Raises Unsent when another one does."""
     scratch = _scratch(directory)
     scratch.mkdir(parents=True, exist_ok=True)
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
-        os.environ[name] = str(scratch)
+    wandb_client.keep_out_of_home(scratch)
     with open(scratch.parent / ".lock", "w") as lock:
         end = time.monotonic() + wait_s
         while True:

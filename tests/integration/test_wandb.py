@@ -1,7 +1,6 @@
 """Tracking by Weights & Biases, with their unmodified client, against a stand-in for their server on this machine."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,21 +10,15 @@ import psutil
 import pytest
 from hydra import compose, initialize_config_dir
 from loopback_wandb import LoopbackWandb
+from tracked import SHORT, environment
 
 from qllm_exp import config
 from qllm_exp.__main__ import CONF
 from qllm_exp.preparation import prepare
-from qllm_exp.tracking.mirrored import Sent, run_id
+from qllm_exp.tracking.mirrored import BY_TASK, Sent, run_id
 from qllm_exp.tracking.run_dir import RunDirectory
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 SECRET = "planted-secret-4711"
-SHORT = [
-    *("env=matrix", "mixer=vdn", "device=cpu", "train=quick", "env.num_envs=16", "train.hidden=8"),
-    *("train.total_steps=40000", "train.evaluation.every=10000", "train.evaluation.episodes=16"),
-    *("train.evaluation.absolute_episodes=32", "tracking=wandb", "tracking.project=p", "tracking.finish_s=30"),
-]
 HELD = [*SHORT, "env.name=held_env", "train.checkpoint.every_s=0", "train.checkpoint.max_share=1"]
 
 
@@ -48,15 +41,6 @@ def by_hand(path: Path, count: int, state: str) -> RunDirectory:
     return directory
 
 
-def environment(server: LoopbackWandb | None, home: Path) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    named = {"HOME": str(home), "XDG_CACHE_HOME": str(CACHE), "PYTHONPATH": f"{ROOT}:{ROOT / 'launch'}:{HERE}"}
-    named |= {"HELD_ENV": str(home / "hold")}
-    login = {} if server is None else {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
-    return kept | named | login
-
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))  # of the compiled network kernel
 RUN = """
 import sys
 from qllm_exp.experiment import main
@@ -95,6 +79,7 @@ def unlogged(history: list[dict]) -> list[dict]:
     """Rows of the metrics file, from what the server has of them."""
     found = []
     for logged in history:
+        logged = {key: value for key, value in logged.items() if not key.startswith(BY_TASK)}
         (kind,) = {key.partition("/")[0] for key in logged if "/" in key}
         figures = {key.partition("/")[2]: value for key, value in logged.items() if "/" in key}
         found.append({"kind": kind, "env_step": logged["env_step"], **figures})

@@ -101,7 +101,8 @@ def test_rows_come_once_each_and_only_when_they_are_complete(tmp_path):
 
 def test_kinds_of_rows_have_names_of_their_own():
     row = {"kind": "evaluation", "env_step": 5, "return_mean": 1.0}
-    assert mirrored.logged(row) == {"env_step": 5, "evaluation/return_mean": 1.0}
+    again = {"tasks/lbf/8x8/return_mean": 1.0}  # for a dashboard
+    assert mirrored.logged(row, "tasks/lbf/8x8") == {"env_step": 5, "evaluation/return_mean": 1.0, **again}
 
 
 def test_the_configuration_is_flat_and_tells_no_path_and_no_address(tmp_path):
