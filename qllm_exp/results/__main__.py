@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from qllm_exp.errors import UserError
-from qllm_exp.results import command_figures, command_sync, command_table, watch
+from qllm_exp.results import command_figures, command_report, command_sync, command_table, watch
 
-_MODULES = (command_table, command_figures, watch, command_sync)
+_MODULES = (command_table, command_figures, command_report, watch, command_sync)
 
 
 def main(arguments: Sequence[str]) -> int:

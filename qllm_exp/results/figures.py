@@ -20,17 +20,20 @@ from qllm_exp.results.statistics import Array, bootstrap_mean
 BAND = "Mean over seeds; bands are pointwise 95 % bootstrap intervals over seeds."
 
 
-def curves(records: Sequence[Record], path: Path, missing: Sequence[str] = ()) -> None:
+def curves(records: Sequence[Record], path: Path, missing: Sequence[str] = (), task: str = "") -> None:
     """Evaluation return against environment steps, a panel per task: mean over seeds with its 95 % interval as a band.
 
     Args:
         missing: what is to be said below about runs that are not in it.
+        task: the only one to draw, in which methods look as where all are drawn; '': all.
 
     Raises:
         UserError: where the runs of a method have hardly a step in common (`align`).
     """
-    tasks, names = keys.tasks(records), keys.methods(records)
+    names = keys.methods(records)
     look = looks(names)
+    records = [one for one in records if task in ("", one.task)]
+    tasks = keys.tasks(records)
     counts = Counter((one.task, one.method) for one in records)
     most = max(tasks, key=lambda task: sum(of == task for of, _ in counts))
     figure, axes = panels(len(tasks), beside=[f"{name} (n=5)" for of, name in counts if of == most])
