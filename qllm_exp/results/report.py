@@ -94,14 +94,10 @@ def report(collection: Collection, folders: Sequence[Path], page: Path, credit: 
 
 def _header(subject: Subject) -> Html:
     records, rest = subject.collection.finished, subject.collection.unfinished
-    seeds = len({one.seed for one in records})
-    figures = [
-        (f"{len(records):,}", f"of {count(len(records) + len(rest), 'run')} finished"),
-        (str(len(keys.tasks(records))), "tasks"),
-        (str(len(keys.methods(records))), "methods"),
-        (str(seeds), "seeds"),
-    ]
-    shown = (tag("li", tag("strong", number), " ", tag("span", words)) for number, words in figures)
+    each = {"task": keys.tasks(records), "method": keys.methods(records), "seed": {one.seed for one in records}}
+    figures = [(len(records), f"of {count(len(records) + len(rest), 'run')} finished")]
+    figures += [(len(found), f"{what}{'s' * (len(found) != 1)}") for what, found in each.items()]
+    shown = (tag("li", tag("strong", f"{number:,}"), " ", tag("span", words)) for number, words in figures)
     made = time.strftime("%Y-%m-%d %H:%M")
     return joined(
         [

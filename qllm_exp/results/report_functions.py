@@ -14,6 +14,7 @@ from qllm_exp.errors import UserError
 from qllm_exp.results.reading import FUNCTION
 from qllm_exp.results.report_credit import credit_picture
 from qllm_exp.results.report_parts import Html, absent, facts, folded, joined, section, tag
+from qllm_exp.results.report_prose import prose
 from qllm_exp.results.report_python import highlighted
 from qllm_exp.results.report_subject import Subject, shown
 from qllm_exp.results.report_svg import figure
@@ -130,9 +131,8 @@ def _told(one: Used, number: int, subject: Subject, total: int, pictures: bool) 
         yield absent(f"Its file cannot be used: {error}")
         return
     said = explanation(function)
-    paragraphs = [tag("p", part) for part in re.split(r"\n\s*\n", said)] if said else []
     yield (
-        tag("blockquote", *paragraphs)
+        tag("blockquote", prose(said))
         if said
         else absent("Nothing was said about it beside the comments in its source.")
     )

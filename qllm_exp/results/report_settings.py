@@ -11,6 +11,10 @@ from qllm_exp.results.sheet import count
 from qllm_exp.results.spent import FIGURES
 from qllm_exp.tracking.console import duration
 
+_ALONE = (
+    "No sweep's command is known. In a copy of a run's folder that has nothing but its config.yaml (and its tfcaf.json, if it has "
+    "one), this runs it from the start:"
+)
 _OF_A_TASK = ("env.", "seed")
 
 
@@ -72,14 +76,15 @@ def again(subject: Subject) -> Html:
     for commit, many in commits.most_common():
         clean = commit.removesuffix("+changes")
         beside = "; files differed from the commit" * (clean != commit)
-        parts += [tag("p", f"The code of {count(many, 'run')}{beside}:"), command(f"git checkout {clean}")]
+        parts += [tag("p", f"The code of {count(many, 'run')}{beside}:"), command(f"git checkout {shlex.quote(clean)}")]
     if not commits:
         parts.append(absent("No finished run knows its git commit."))
     if subject.sweeps:
         parts += [tag("p", "The runs, by the command of each sweep; what is finished is not run again:")]
         parts += [command(*dict.fromkeys(one.record.command for one in subject.sweeps))]
     else:
-        parts += [tag("p", "Each run by itself, from its folder's config.yaml:"), *_run_command(subject)]
+        paths = [*(one.path for one in subject.records), *(one.path for one in subject.collection.unfinished)]
+        parts += [tag("p", _ALONE), command(shlex.join(["python", "-m", "qllm_exp.experiment", shown(paths[0])]))]
     where = shlex.join(subject.given)
     parts += [
         tag("p", "The tables and this page, from the folders:"),
@@ -88,11 +93,6 @@ def again(subject: Subject) -> Html:
         _settings(subject),
     ]
     return section("again", "Reproduce", *parts)
-
-
-def _run_command(subject: Subject) -> list[Html]:
-    paths = [one.path for one in subject.records] + [one.path for one in subject.collection.unfinished]
-    return [command(shlex.join(["python", "-m", "qllm_exp.experiment", shown(paths[0])]))]
 
 
 def _settings(subject: Subject) -> Html:
