@@ -56,11 +56,9 @@ def _sweep(one: Sweep, subject: Subject) -> Html:
 
 
 def _version(run: Record) -> str:
-    said = run.versions
-    commit = f", commit {str(said['commit'])[:10]}{'+changes' * str(said['commit']).endswith('+changes')}"
-    return (
-        f"qllm_exp {said.get('qllm_exp') or '?'}{commit if said.get('commit') else ''}" if said else "unknown versions"
-    )
+    of, commit = run.versions.get("qllm_exp"), str(run.versions.get("commit") or "")
+    changes = "+changes" * commit.endswith("+changes")
+    return f"qllm_exp {of}{f', commit {commit[:10]}{changes}' * bool(commit)}" if of else "a version that is not known"
 
 
 def _tags(sweep: Sweep) -> Iterator[list[str]]:
