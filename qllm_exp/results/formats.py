@@ -167,15 +167,15 @@ def _figures(sheet: Sheet, cell: Cell | str) -> list[Any]:
     return [sheet.metric, sheet.stat, repr(one.value), *bounds, one.runs, int(one.flag), int(cell.bold), ""]
 
 
-def html_table(sheet: Sheet) -> str:
-    """The table element alone, with its title as caption."""
+def html_table(sheet: Sheet, part: slice = slice(None)) -> str:
+    """The table element alone, with its title as caption. `part`: of the columns, for a table that is wider than its place."""
     heads, labels = label_columns(sheet)
     head = "".join(f'<th class="label" scope="col">{escape_html.escape(one)}</th>' for one in heads)
-    head += "".join(f'<th scope="col">{escape_html.escape(one)}</th>' for one in sheet.columns)
+    head += "".join(f'<th scope="col">{escape_html.escape(one)}</th>' for one in sheet.columns[part])
     rows = []
     for row, (_, cells) in zip(labels, sheet.rows, strict=True):
         line = "".join(f'<th class="label" scope="row">{escape_html.escape(one)}</th>' for one in row)
-        rows.append(f"<tr>{line}{''.join(f'<td>{_in_html(cell, sheet)}</td>' for cell in cells)}</tr>")
+        rows.append(f"<tr>{line}{''.join(f'<td>{_in_html(cell, sheet)}</td>' for cell in cells[part])}</tr>")
     return (
         f"<table><caption>{escape_html.escape(sheet.title)}.</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
         + "\n".join(rows)

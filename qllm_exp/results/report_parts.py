@@ -7,6 +7,9 @@ from qllm_exp.errors import UserError
 from qllm_exp.results.formats import html_notes, html_table
 from qllm_exp.results.sheet import Sheet
 
+LONG = 40  # rows; a longer table is folded
+WIDE = 8  # columns; a table with more would be cut off in print
+
 
 class Html(str):
     """Text that is markup."""
@@ -69,8 +72,11 @@ def or_sentence(what: str, make: Callable[[], str]) -> Html:
 
 
 def sheet(one: Sheet) -> Html:
-    """A table of results with its footnotes."""
-    return joined([scroll(one.title, Html(html_table(one))), Html(html_notes(one))])
+    """A table of results with its footnotes: in parts where it has many columns, folded where it has many rows."""
+    parts = [slice(at, at + WIDE) for at in range(0, len(one.columns), WIDE)]
+    tables = joined(scroll(one.title, Html(html_table(one, part))) for part in parts)
+    whole = joined([tables, Html(html_notes(one))])
+    return folded(f"{one.title}: {len(one.rows)} rows", whole) if len(one.rows) > LONG else whole
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "plain") -> Html:

@@ -10,7 +10,7 @@ import yaml
 
 from qllm_exp.results.collect import ABSENT, Unfinished
 from qllm_exp.results.reading import Record
-from qllm_exp.results.report_parts import Html, absent, command, facts, folded, joined, section, table, tag
+from qllm_exp.results.report_parts import LONG, Html, absent, command, facts, folded, joined, section, table, tag
 from qllm_exp.results.report_subject import Subject, shown
 from qllm_exp.results.sheet import count
 from qllm_exp.sweep.record import Sweep
@@ -20,7 +20,6 @@ from qllm_exp.tracking.run_dir import RunDirectory
 
 MOST_UNFINISHED = 200  # runs that are told one by one
 MOST_RUNS = 2_000  # lines of the table of runs; of more a browser gets slow
-OPEN_RUNS = 40  # a longer table of runs is folded
 MOST_SWEEPS = 20
 FINISHED = "finished"
 _ORDER = (FAILED, DEAD, STOPPED, RUNNING, QUEUED, NEW, ABSENT)  # what needs a person first
@@ -173,7 +172,7 @@ def runs(subject: Subject) -> Html:
         tag("code", f"python -m qllm_exp.results table {where} --rows env,task,method --cols seed -o runs.csv"),
         class_="absent",
     )
-    body = whole if total <= OPEN_RUNS else folded(f"All {len(lines):,} runs" if total == len(lines) else "Runs", whole)
+    body = whole if total <= LONG else folded(f"All {len(lines):,} runs" if total == len(lines) else "Runs", whole)
     return section("runs", "Runs", *[left] * (len(lines) < total), body)
 
 

@@ -12,7 +12,9 @@ from qllm_exp.results.reading import FUNCTION, Record
 from qllm_exp.results.report_parts import Html, or_sentence, section, sheet, tag
 from qllm_exp.results.report_subject import Subject
 from qllm_exp.results.spent import FIGURES, spent
-from qllm_exp.results.table import ablation, comparison
+from qllm_exp.results.table import COLUMNS, ROWS, ablation, comparison
+
+MOST_COLUMNS = 4  # of methods, where there are fewer tasks
 
 
 def comparisons(subject: Subject) -> Html:
@@ -26,7 +28,10 @@ def comparisons(subject: Subject) -> Html:
 
 
 def _compared(found: Collection, metric: str) -> Html:
-    return sheet(comparison(found, metric=metric)[0])
+    """Tasks by methods; methods by tasks where these are fewer and the table would get wide."""
+    methods, tasks = len(keys.methods(found.finished)), len(keys.tasks(found.finished))
+    rows, columns = (COLUMNS, ROWS) if methods > max(tasks, MOST_COLUMNS) else (ROWS, COLUMNS)
+    return sheet(comparison(found, rows, columns, metric)[0])
 
 
 def _took(found: Collection) -> Html:

@@ -127,6 +127,29 @@ def test_one_task_has_no_aggregated_curves_of_its_own(tmp_path: Path) -> None:
     assert "No aggregated curves: with one task only" in page.words and len(page.all("svg")) == 3
 
 
+def test_many_methods_are_rows_and_many_columns_are_parts(tmp_path: Path) -> None:
+    for hidden in (8, 16, 24, 32, 40):
+        make(tmp_path, of("vdn", train=schema.Train(hidden=hidden)), hidden / 100)
+    page = page_of(tmp_path)
+    assert (
+        ["method", f"lbf {TASK}"] in page.rows and page.row("vdn hidden=16", "0.160 (n=1)") and "part" not in page.words
+    )
+    for task in (
+        "5x5-2p-1f",
+        "5x5-2p-2f",
+        "5x5-3p-1f",
+        "5x5-3p-2f",
+        "5x5-3p-3f",
+        "6x6-2p-1f",
+        "6x6-2p-2f",
+        "6x6-3p-1f",
+    ):
+        for hidden in range(10):
+            make(tmp_path, of("vdn", 0, task, train=schema.Train(hidden=hidden + 1)), hidden / 10)
+    heads = [row for row in page_of(tmp_path).rows if row[:1] == ["method"]]
+    assert [len(row) for row in heads] == [9, 2, 9, 2] and len(set(heads[0][1:] + heads[1][1:])) == 9
+
+
 # The axes of a sweep
 
 
