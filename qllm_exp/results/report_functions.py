@@ -105,19 +105,17 @@ def provenance(one: Entry) -> str:
     who, procedure = of.pop("model", "") or "somebody who is not known", of.pop("procedure", "")
     when = f" on {of.pop('date')}" if of.get("date") else ""
     how = "Imported from" if procedure == "imported" else "Written by"
-    rest = "".join(
-        f"; {key.replace('_', ' ') if key != 'qllm_exp' else key} {value}" for key, value in of.items() if value
-    )
+    rest = "".join(f"; {key} {value}" for key, value in of.items() if value)
     return f"{how} {who}{when}{f', in {procedure}' if procedure not in ('', 'imported') else ''}{rest}."
 
 
 def cost(of: dict[str, Any]) -> str:
     """'4 calls, 12,345 tokens, 0.0123 USD'; '' for a function that nobody was asked for."""
-    calls, usd = of.get("calls"), of.get("usd")
-    if not calls:
+    calls, sent, received, usd = (of.get(key) for key in ("calls", "tokens_in", "tokens_out", "usd"))
+    if not isinstance(calls, int) or not calls:
         return ""
-    tokens = (of.get("tokens_in") or 0) + (of.get("tokens_out") or 0)
-    price = "no price known" if usd is None else f"{usd:.4f} USD"
+    tokens = sum(one for one in (sent, received) if isinstance(one, int))
+    price = f"{usd:.4f} USD" if isinstance(usd, int | float) else "no price known"
     return f"{count(calls, 'call')}, {f'{tokens:,} tokens, ' if tokens else ''}{price}"
 
 
