@@ -16,7 +16,7 @@ from run_folders import make, of, unfinished
 
 from qllm_exp import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results import report_functions, report_runs
+from qllm_exp.results import report_credit, report_functions, report_runs
 from qllm_exp.results.__main__ import main
 from qllm_exp.results.collect import collect
 from qllm_exp.results.report import report
@@ -302,6 +302,15 @@ def test_a_simulator_that_kills_its_process_leaves_the_report_alone(
     give_function(run)
     said = "No picture of its credit: the process that plays the episode ended with exit code 7."
     assert said in Page(text_of(tmp_path / "runs", credit=True)).words
+
+
+def test_football_without_its_engine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qllm_exp.envs.grf._gfootball_folder", lambda: None)
+    task = "academy_3_vs_1_with_keeper"
+    run = unfinished(tmp_path / "runs", of("tfcaf", 0, task, "grf"), "failed")
+    give_function(run, "grf", task)
+    with pytest.raises(UserError, match="needs the football engine, which is not installed"):
+        report_credit._draw(run, False)
 
 
 def test_a_picture_that_cannot_be_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
