@@ -17,7 +17,6 @@ from qllm_exp.results.report_runs import asked, runs
 from qllm_exp.results.report_settings import again, costs, versions
 from qllm_exp.results.report_subject import Subject, sweeps_of
 from qllm_exp.results.report_tables import ablations, comparisons
-from qllm_exp.results.sheet import count
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -95,7 +94,8 @@ def report(collection: Collection, folders: Sequence[Path], page: Path, credit: 
 def _header(subject: Subject) -> Html:
     records, rest = subject.collection.finished, subject.collection.unfinished
     each = {"task": keys.tasks(records), "method": keys.methods(records), "seed": {one.seed for one in records}}
-    figures = [(len(records), f"of {count(len(records) + len(rest), 'run')} finished")]
+    total = len(records) + len(rest)
+    figures = [(len(records), f"of {total:,} run{'s' * (total != 1)} finished")]
     figures += [(len(found), f"{what}{'s' * (len(found) != 1)}") for what, found in each.items()]
     shown = (tag("li", tag("strong", f"{number:,}"), " ", tag("span", words)) for number, words in figures)
     made = time.strftime("%Y-%m-%d %H:%M")
