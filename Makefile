@@ -38,10 +38,11 @@ run: .venv/installed  ## a small real sweep: mpe, lbf and grf, tfcaf against qmi
 	@envs=mpe,lbf; $(BIN)/python -c 'import gfootball' 2>/dev/null && envs=$$envs,grf; \
 	  set -x; $(BIN)/python -m qllm_exp -m env=$$envs mixer=tfcaf,qmix seed=0-1 train=quick
 
-test: .venv/dev  ## lint, types and all tests, on the real football engine and a real one-node Slurm
+test: .venv/dev  ## lint, types and all tests, on the real football engine, a real one-node Slurm and a real browser
 	@launch/install_grf.sh $(BIN)/python
 	@launch/slurm_local.sh install
 	@tests/install_tools.sh
+	@tests/install_browser.sh
 	@$(MAKE) --no-print-directory lint types unit
 
 lint: .venv/dev  ## ruff

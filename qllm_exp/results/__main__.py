@@ -6,9 +6,17 @@ import sys
 from collections.abc import Sequence
 
 from qllm_exp.errors import UserError
-from qllm_exp.results import command_dashboard, command_figures, command_sync, command_table, sources, watch
+from qllm_exp.results import (
+    command_dashboard,
+    command_figures,
+    command_report,
+    command_sync,
+    command_table,
+    sources,
+    watch,
+)
 
-_MODULES = (command_table, command_figures, watch, command_sync, command_dashboard)
+_MODULES = (command_table, command_figures, command_report, watch, command_sync, command_dashboard)
 
 
 def main(arguments: Sequence[str]) -> int:

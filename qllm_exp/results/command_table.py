@@ -53,7 +53,7 @@ def write(path: Path, text: str) -> None:
     """UserError where the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}. Give another file with -o.") from None
 

@@ -19,17 +19,18 @@ from qllm_exp.results.reading import Record
 from qllm_exp.results.statistics import Array, bootstrap_mean
 
 
-def curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = ()) -> Figure:
+def curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = (), only: str = "") -> Figure:
     """Evaluation return against environment steps, a panel per task: mean over seeds with its 95 % interval as a band.
 
     Args:
         missing: what is to be said below about runs that are not in it.
+        only: the task to draw, in which methods look as where all are drawn; '': all.
 
     Raises:
         UserError: where the runs of a method have hardly a step in common (`align`).
     """
-    groups = by_task(records)
     look = looks(keys.methods(records))
+    groups = by_task([one for one in records if only in ("", one.task)])
     most = max(groups.values(), key=len)
     figure, axes = panels(len(groups), beside=[f"{name} ({units.counted(runs)})" for name, runs in most.items()])
     every = [runs for one in groups.values() for runs in one.values()]

@@ -116,7 +116,7 @@ def as_csv(sheets: Sequence[Sheet]) -> str:
 
 def html(sheets: Sequence[Sheet]) -> str:
     """A page that stands alone."""
-    parts = "\n".join(_html(one) for one in sheets)
+    parts = "\n".join(html_table(one) + html_notes(one) for one in sheets)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Results</title><style>{_STYLE}</style></head>\n'
         f"<body>\n{parts}\n</body></html>\n"
@@ -275,21 +275,26 @@ def _figures(sheet: Sheet, cell: Cell | str) -> list[Any]:
     return [sheet.metric, sheet.stat, repr(one.value), *bounds, one.runs, int(one.flag), int(cell.bold), ""]
 
 
-def _html(sheet: Sheet) -> str:
+def html_table(sheet: Sheet, part: slice = slice(None)) -> str:
+    """The table element alone, with its title as caption. `part`: of the columns, for a table that is wider than its place."""
     heads, labels = label_columns(sheet)
-    head = "".join(f'<th class="label">{escape_html.escape(one)}</th>' for one in heads)
-    head += "".join(f"<th>{escape_html.escape(one)}</th>" for one in sheet.columns)
+    head = "".join(f'<th class="label" scope="col">{escape_html.escape(one)}</th>' for one in heads)
+    head += "".join(f'<th scope="col">{escape_html.escape(one)}</th>' for one in sheet.columns[part])
     rows = []
     for row, (_, cells) in zip(labels, sheet.rows, strict=True):
         line = "".join(f'<th class="label" scope="row">{escape_html.escape(one)}</th>' for one in row)
-        rows.append(f"<tr>{line}{''.join(f'<td>{_in_html(cell, sheet)}</td>' for cell in cells)}</tr>")
-    notes = "".join(f"<li>{escape_html.escape(note)}</li>" for note in sheet.notes)
+        rows.append(f"<tr>{line}{''.join(f'<td>{_in_html(cell, sheet)}</td>' for cell in cells[part])}</tr>")
     return (
         f"<table><caption>{escape_html.escape(sheet.title)}.</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
         + "\n".join(rows)
         + "\n</tbody></table>"
-        + f'\n<ul class="notes">{notes}</ul>' * bool(notes)
     )
+
+
+def html_notes(sheet: Sheet) -> str:
+    """The footnotes as a list; '' where there is none."""
+    notes = "".join(f"<li>{escape_html.escape(note)}</li>" for note in sheet.notes)
+    return f'\n<ul class="notes">{notes}</ul>' * bool(notes)
 
 
 def _in_html(cell: Cell | str | None, sheet: Sheet) -> str:

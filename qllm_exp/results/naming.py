@@ -32,7 +32,7 @@ def names(methods: Sequence[Method]) -> list[tuple[str, dict[str, Any]]]:
     for base in {base for _, base in variants}:
         tasks = {task: group for (task, of), group in variants.items() if of == base}
         differing = {task: _differing(list(group.values())) for task, group in tasks.items()}
-        kept = _fewest([_distinct(group) for group in tasks.values()], list(differing.values()))
+        kept = fewest([_distinct(group) for group in tasks.values()])
         for task, group in tasks.items():
             shown = [key for key in kept if key in differing[task]]
             shorter = words(shown)
@@ -83,8 +83,9 @@ def _distinct(group: Mapping[str, Variant]) -> list[Variant]:
     return list({id(one): one for one in group.values()}.values())
 
 
-def _fewest(tasks: Sequence[Sequence[Variant]], differing: Sequence[Sequence[str]]) -> list[str]:
-    """Keys that tell apart the variants of every task, none of which can be left out."""
+def fewest(tasks: Sequence[Sequence[Variant]]) -> list[str]:
+    """Keys that tell apart the variants of every task, none of which can be left out. No two variants of a task are alike."""
+    differing = [_differing(variants) for variants in tasks]
     lacking = {
         key
         for variants, keys in zip(tasks, differing, strict=True)

@@ -142,5 +142,5 @@ def _sum(runs: Runs, what: str, shown: str) -> str:
     functions = {one.settings[FUNCTION]: one.cost for one in runs if FUNCTION in one.settings}
     if not functions:
         return "-"
-    found = [cost.get(what) for cost in functions.values()]
-    return "?" if None in found else shown.format(sum(one for one in found if one is not None))
+    known = [one for cost in functions.values() if isinstance(one := cost.get(what), int | float)]
+    return shown.format(sum(known)) if len(known) == len(functions) else "?"

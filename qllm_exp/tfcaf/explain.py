@@ -8,7 +8,9 @@ summary.md                the function, where it comes from, its weights, and wh
 
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,8 +21,30 @@ from qllm_exp.tfcaf.entry import Entry
 from qllm_exp.tfcaf.episodes import Act, Episode, play, random_policy, visited
 from qllm_exp.tfcaf.explain_figures import FONTS, credit_figure, dependence_figure
 
+if TYPE_CHECKING:  # drawing is imported when something is drawn
+    from matplotlib.figure import Figure
+
 STATES = 512  # of the task, over which dependence and weights are measured
 _SEARCH_STEPS = 5_000  # of episodes that are played until the rewards of one are not all the same
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the pictures of a function show. q: [M, n], one for each of the states [M, S]."""
+
+    episode: Episode
+    states: Tensor
+    affine: bool
+    q: Tensor
+    generator: torch.Generator
+    title: str
+    over: str
+
+
+def picture(entry: Entry, env: TeamEnv, enforce: bool, act: Act | None = None, seed: int = 0) -> "Figure":
+    """The figure of credit.png alone. Parameters, and what is raised, as `explain`."""
+    seen = _look(entry, env, enforce, act, seed)
+    return credit_figure(entry, env, seen.episode, seen.affine, enforce, seen.generator, seen.title)
 
 
 def explain(
@@ -43,47 +67,54 @@ def explain(
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph that it puts into a PDF
     from matplotlib import rc_context
 
-    entry.check_fits(env)
+    seen = _look(entry, env, enforce, act, seed)
+    episode, states, affine = seen.episode, seen.states, seen.affine
     folder.mkdir(parents=True, exist_ok=True)
+
+    def credit(rows: Tensor) -> Tensor:
+        return credits(entry, affine, enforce, rows, seen.q)
+
+    depends = dependence(credit, env.layout, states, seed)
+    paths = []
+    with rc_context(FONTS):
+        for name, figure in (
+            ("credit", credit_figure(entry, env, episode, affine, enforce, seen.generator, seen.title)),
+            ("dependence", dependence_figure(depends, env.n_agents, seen.over)),
+        ):
+            paths += [folder / f"{name}.png", folder / f"{name}.pdf"]
+            figure.savefig(paths[-2], dpi=200)
+            figure.savefig(paths[-1], metadata={"CreationDate": None})
+    ungated = credits(entry, affine, False, states, seen.q).cpu()
+    texts = {
+        "dependence.md": _dependence_text(depends) + "\n" + depends.markdown(),
+        "dependence.csv": depends.csv(),
+        "summary.md": _summary(entry, seen.title, affine, enforce, credit(states).cpu(), ungated, depends, episode),
+    }
+    for name, text in texts.items():
+        paths.append(folder / name)
+        paths[-1].write_text(text, encoding="utf-8")
+    return paths
+
+
+def _look(entry: Entry, env: TeamEnv, enforce: bool, act: Act | None, seed: int) -> _Seen:
+    """Play the episode that is shown, and visit the states; `env` is left as if it had not been used."""
+    entry.check_fits(env)
     policy = act if act is not None else random_policy(seed, env.device)
     saved = env.state_dict()
     env.seed(seed)
     episode, number = telling_episode(env, policy)
     states = visited(env, policy, STATES)
     env.load_state_dict(saved)
-
-    affine = entry.program.affine(states)
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(len(states), env.n_agents, generator=generator).to(env.device)
-
-    def credit(rows: Tensor) -> Tensor:
-        return credits(entry, affine, enforce, rows, q)
-
-    depends = dependence(credit, env.layout, states, seed)
     who = "a given policy" if act is not None else "uniformly random actions"
     gate = "on" if enforce else "off"
     task = f"{env.task.env} / {env.task.task}: {who}"
-    title = f"{task}, episode {number} of seed {seed}; IGM gate {gate}"
-    over = f"{task}, {len(states)} states; IGM gate {gate}"
-    paths = []
-    with rc_context(FONTS):
-        for name, figure in (
-            ("credit", credit_figure(entry, env, episode, affine, enforce, generator, title)),
-            ("dependence", dependence_figure(depends, env.n_agents, over)),
-        ):
-            paths += [folder / f"{name}.png", folder / f"{name}.pdf"]
-            figure.savefig(paths[-2], dpi=200)
-            figure.savefig(paths[-1], metadata={"CreationDate": None})
-    ungated = credits(entry, affine, False, states, q).cpu()
-    texts = {
-        "dependence.md": _dependence_text(depends) + "\n" + depends.markdown(),
-        "dependence.csv": depends.csv(),
-        "summary.md": _summary(entry, title, affine, enforce, credit(states).cpu(), ungated, depends, episode),
-    }
-    for name, text in texts.items():
-        paths.append(folder / name)
-        paths[-1].write_text(text, encoding="utf-8")
-    return paths
+    return _Seen(
+        *(episode, states, entry.program.affine(states), q, generator),
+        title=f"{task}, episode {number} of seed {seed}; IGM gate {gate}",
+        over=f"{task}, {len(states)} states; IGM gate {gate}",
+    )
 
 
 def telling_episode(env: TeamEnv, act: Act) -> tuple[Episode, int]:

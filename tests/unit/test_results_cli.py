@@ -36,7 +36,7 @@ def test_the_module_runs(runs: Path) -> None:
     assert "| lbf/8x8-2p-2f-coop-2s | 0.600 [" in done.stdout and "(n=3)" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["", "table", "ablation", "curves", "profiles", "improvement", "bars"])
+@pytest.mark.parametrize("command", ["", "table", "ablation", "curves", "profiles", "improvement", "bars", "report"])
 def test_help_says_what_there_is(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command.split(), "--help"])

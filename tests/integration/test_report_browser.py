@@ -1,0 +1,205 @@
+"""A report in a real browser: it fits every screen, asks for nothing, is read in light, in dark, in print and without scripts."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from report_pages import give_function, sweep
+from run_folders import make, of, unfinished
+
+from qllm_exp import schema
+from qllm_exp.results.__main__ import main
+
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+TASKS = ("8x8-2p-2f-coop-2s", "10x10-3p-3f-2s", "climbing")
+# The lowest contrast of any text with what is behind it (WCAG 2.1), and the text that has it.
+CONTRAST = """() => {
+  const rgb = (colour) => (colour.match(/[\\d.]+/g) ?? []).map(Number);
+  const light = (colour) => {
+    const [r, g, b] = rgb(colour).map((one) => (one /= 255) <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (one) => {
+    for (; one; one = one.parentElement) {
+      const colour = getComputedStyle(one).backgroundColor;
+      if ((rgb(colour)[3] ?? 1) === 1) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  let worst = [99, ""];
+  for (const one of document.body.querySelectorAll("*:not(svg, svg *, script)")) {
+    const own = [...one.childNodes].filter((node) => node.nodeType === 3 && node.data.trim());
+    if (!own.length || !one.checkVisibility()) continue;
+    const [a, b] = [light(getComputedStyle(one).color), light(ground(one))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < worst[0]) worst = [ratio, own[0].data.trim()];
+  }
+  return worst;
+}"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of runs of three tasks, methods with long names, every kind of unfinished run, and two functions, one with its credit."""
+    folder = tmp_path_factory.mktemp("report") / "runs"
+    for at, task in enumerate(TASKS):
+        env = "matrix" if task == "climbing" else "lbf"
+        for seed in range(5):
+            for mixer in ("qmix", "vdn", "tfcaf"):
+                run = of(mixer, seed, task, env, train=schema.Train(learning_rate=3e-4 if mixer == "vdn" else 5e-4))
+                done = make(folder, run, 0.3 * at + seed / 10, program=1 if mixer == "tfcaf" else None)
+                (done / "versions.json").write_text(json.dumps({"qllm_exp": "0.1.0", "commit": "a" * 40}))
+                if mixer == "tfcaf" and env == "lbf":
+                    give_function(done, env, task)
+        make(folder, of("vdn", 0, task, env, train=schema.Train(learning_rate=1e-5)), 0.7)
+    playing = unfinished(folder, of("tfcaf", 9, "climbing", "matrix"), "failed", "RuntimeError: " + "no" * 300)
+    give_function(playing)
+    for seed, state in enumerate(("interrupted", "queued", "", "running"), 10):
+        unfinished(folder, of("qmix", seed), state)
+    alive = unfinished(folder, of("qmix", 20), "running")
+    (alive / "status.json").write_text(json.dumps({"state": "running", "host": "elsewhere", "heartbeat": time.time()}))
+    names = [*sorted(one.name for one in folder.iterdir()), "lbf_8x8-2p-2f-coop-2s_q-learning_qmix_s30_12345678"]
+    made = sweep(folder / "a_sweep_with_a_rather_long_name", names, "python -m qllm_exp -m " + "seed=0,1,2," * 40)
+    assert main(["report", str(made)]) == 0
+    return made / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium")
+    assert found, "no chromium here: tests/install_browser.sh installs it"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+def opened(browser: Browser, report: Path, width: int = 1280, scheme: str = "light", scripts: bool = True) -> Page:
+    page = browser.new_page(
+        viewport={"width": width, "height": 800},
+        color_scheme=scheme,  # type: ignore[arg-type]
+        java_script_enabled=scripts,
+        reduced_motion="reduce",
+    )
+    page.goto(report.as_uri())
+    return page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1280, 1600])
+def test_it_fits_the_screen_and_everything_is_seen(browser: Browser, report: Path, width: int, scheme: str) -> None:
+    page = opened(browser, report, width, scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wider = """() => [...document.querySelectorAll("main *:not(svg *)")].filter((one) => !one.closest(".scroll, pre.source")
+        && one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.outerHTML.slice(0, 80))"""
+    assert page.evaluate(wider) == [], "but for what scrolls in a box of its own"
+    boxes = [one.bounding_box() for one in page.locator("svg").all()]
+    assert len(boxes) == 9 and all(box and box["width"] > 250 and box["height"] > 60 for box in boxes)
+    assert page.evaluate("[...document.querySelectorAll('svg text')].every((one) => one.getBBox().width > 0)")
+    ratio, where = page.evaluate(CONTRAST)
+    assert ratio >= 4.5, where
+    page.close()
+
+
+def test_it_asks_for_nothing_and_complains_of_nothing(browser: Browser, report: Path) -> None:
+    page = browser.new_page()
+    requests, said = [], []
+    page.on("request", lambda one: requests.append(one.url))
+    page.on("console", lambda one: said.append(one.text))
+    page.on("pageerror", lambda one: said.append(str(one)))
+    page.goto(report.as_uri())
+    for one in page.locator("summary").all():
+        one.click()
+    page.wait_for_load_state("networkidle")
+    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()] and said == []
+    page.close()
+
+
+def test_injected_scripts_would_not_run(browser: Browser, report: Path, tmp_path: Path) -> None:
+    text = report.read_text().replace(
+        "</main>", "<img src=x onerror='document.title=1'><script>document.title=1</script></main>"
+    )
+    changed = tmp_path / "changed.html"
+    changed.write_text(text)
+    page = opened(browser, changed)
+    page.wait_for_timeout(300)
+    assert page.title() == "a_sweep_with_a_rather_long_name: report"
+    page.close()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_contents_lead_to_their_sections(browser: Browser, report: Path, width: int) -> None:
+    page = opened(browser, report, width)
+    links = page.locator("nav a").all()
+    assert len(links) >= 8
+    for link in links:
+        link.click()
+        target = page.locator(str(link.get_attribute("href")))
+        box = target.bounding_box()
+        at_end = page.evaluate("scrollY + innerHeight >= document.documentElement.scrollHeight - 2")
+        assert box and (abs(box["y"]) < 30 or (at_end and 0 <= box["y"] < 800))
+        assert target.locator("h2").is_visible()
+    page.close()
+
+
+def test_the_contents_are_beside_the_page_on_wide_screens(browser: Browser, report: Path) -> None:
+    for width, beside in ((360, False), (1280, True), (1600, True)):
+        page = opened(browser, report, width)
+        nav, heading = page.locator("nav ol").bounding_box(), page.locator("h1").bounding_box()
+        assert nav and heading and (nav["x"] + nav["width"] <= heading["x"]) == beside
+        page.close()
+
+
+def test_runs_are_sorted_by_their_heads_and_are_there_without_scripts(browser: Browser, report: Path) -> None:
+    bare = opened(browser, report, scripts=False)
+    rows = bare.locator("table.sortable tbody tr").count()
+    assert rows == 55 and bare.locator("table.sortable button").count() == 0
+    bare.locator("summary", has_text="runs").last.click()
+    assert bare.locator("table.sortable").is_visible()
+    bare.close()
+    page = opened(browser, report)
+    page.locator("details", has=page.locator("table.sortable")).locator("summary").click()
+    head = page.locator("table.sortable thead button", has_text="final")
+    for direction, turned in (("ascending", False), ("descending", True)):
+        head.click()
+        cells = page.locator("table.sortable tbody tr td:nth-child(5)").all_inner_texts()
+        numbers = [float(one) for one in cells if one != "-"]
+        assert numbers == sorted(numbers, reverse=turned) and len(numbers) == 48 and len(cells) == rows
+        assert page.locator("th[aria-sort]").get_attribute("aria-sort") == direction
+    page.close()
+
+
+def test_in_the_dark_the_page_is_dark_and_figures_stay_on_a_light_ground(browser: Browser, report: Path) -> None:
+    for scheme, dark in (("light", False), ("dark", True)):
+        page = opened(browser, report, scheme=scheme)
+        shades = {}
+        for name in ("body", ".card"):
+            ground = page.locator(name).first.evaluate("(one) => getComputedStyle(one).backgroundColor")
+            shades[name] = sum(map(int, re.findall(r"\d+", ground)[:3]))
+        assert (shades["body"] < 120) == dark and shades[".card"] > 690
+        page.close()
+
+
+def test_it_prints_with_all_that_is_folded(browser: Browser, report: Path) -> None:
+    page = opened(browser, report)
+    pages = re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))
+    assert len(pages) >= 8
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+    heights = page.evaluate(
+        "[...document.querySelectorAll('details > :not(summary)')].map((one) => one.getBoundingClientRect().height)"
+    )
+    assert len(heights) >= 4 and min(heights) > 50, "unfolded by the style sheet alone"
+    page.emulate_media(media="print", color_scheme="dark")
+    ground = page.locator("body").evaluate("(one) => getComputedStyle(one).backgroundColor")
+    assert ground == "rgb(255, 255, 255)", "nobody prints on black"
+    page.close()
