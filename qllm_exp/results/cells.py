@@ -165,7 +165,7 @@ def _check_alike(runs: Sequence[Record], names: Sequence[str], values: Sequence[
             raise UserError(
                 f"On {task}, runs with {where or 'equal rows and columns'} differ in {', '.join(differing[:5])}, and would be "
                 f"mixed as one. Name it too, as a row, a column, an axis or with --by (e.g. {differing[0]}); or choose: "
-                f"--only {differing[0]}={keys.value(alike[0], differing[0])}."
+                f"--only {differing[0]}={min((keys.value(one, differing[0]) for one in alike), key=keys.sort_key)}."
             )
 
 

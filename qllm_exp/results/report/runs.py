@@ -14,7 +14,7 @@ from qllm_exp.results.report.parts import LONG, Html, absent, command, facts, fo
 from qllm_exp.results.report.subject import Subject, shown
 from qllm_exp.sweep.record import Sweep
 from qllm_exp.sweep.state import DEAD, FAILED, NEW, QUEUED, RUNNING, STATES, STOPPED
-from qllm_exp.tracking.console import duration
+from qllm_exp.words import duration
 from qllm_exp.tracking.run_dir import RunDirectory
 from qllm_exp.words import count
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from qllm_exp.results import keys
-from qllm_exp.results.cells import METRICS, SAMPLE
+from qllm_exp.results.cells import METRICS
 from qllm_exp.results.collect import Collection
 from qllm_exp.results.naming import fewest
-from qllm_exp.results.reading import FUNCTION, Record
+from qllm_exp.results.reading import FUNCTION, SAMPLE, Record
 from qllm_exp.results.report.parts import Html, or_sentence, section, sheet, tag
 from qllm_exp.results.report.subject import Subject
 from qllm_exp.results.spent import FIGURES, spent
