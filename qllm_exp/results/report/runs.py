@@ -14,9 +14,8 @@ from qllm_exp.results.report.parts import LONG, Html, absent, command, facts, fo
 from qllm_exp.results.report.subject import Subject, shown
 from qllm_exp.sweep.record import Sweep
 from qllm_exp.sweep.state import DEAD, FAILED, NEW, QUEUED, RUNNING, STATES, STOPPED
-from qllm_exp.words import duration
 from qllm_exp.tracking.run_dir import RunDirectory
-from qllm_exp.words import count
+from qllm_exp.words import count, duration
 
 MOST_UNFINISHED = 200  # runs that are told one by one
 MOST_RUNS = 2_000  # lines of the table of runs; of more a browser gets slow

@@ -8,8 +8,7 @@ from qllm_exp.results import keys
 from qllm_exp.results.report.parts import Html, absent, command, facts, joined, section, table, tag
 from qllm_exp.results.report.subject import Subject, distinct, shown
 from qllm_exp.results.spent import FIGURES
-from qllm_exp.words import duration
-from qllm_exp.words import count
+from qllm_exp.words import count, duration
 
 _ALONE = (
     "No sweep's command is known. In a copy of a run's folder that has nothing but its config.yaml (and its tfcaf.json, if it has "
