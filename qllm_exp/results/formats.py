@@ -80,6 +80,7 @@ _STYLE = (
     "caption{text-align:left;padding:.4em 0}th,td{padding:.25em .8em;text-align:right;white-space:nowrap}"
     "th.label{text-align:left;font-weight:normal}thead th{border-bottom:1px solid #222;font-weight:bold!important}"
     "table{border-top:2px solid #222;border-bottom:2px solid #222}.notes{font-size:85%;max-width:60em}"
+    ".spread{display:block;font-size:80%;color:#555}"
 )
 
 
@@ -298,8 +299,10 @@ def html_notes(sheet: Sheet) -> str:
 
 
 def _in_html(cell: Cell | str | None, sheet: Sheet) -> str:
-    whole = escape_html.escape(text(cell, sheet.marks_few))
-    if isinstance(cell, Cell) and cell.bold:
-        value, _ = figures(cell)
-        return f"<strong>{value}</strong>{whole[len(value) :]}"
-    return whole
+    """The value, and below it in small print its interval and n: columns stay narrow."""
+    whole = text(cell, sheet.marks_few)
+    if not isinstance(cell, Cell):
+        return escape_html.escape(whole)
+    value, _ = figures(cell)
+    shown = f"<strong>{value}</strong>" if cell.bold else value
+    return f'{shown} <span class="spread">{escape_html.escape(whole[len(value) :].strip())}</span>'
