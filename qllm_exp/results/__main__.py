@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
         module.add_parser(commands)
     given = parser.parse_args(arguments)
     try:
-        given.folders = sources.local(getattr(given, "folders", ()))
+        folders = getattr(given, "folders", ())
+        given.typed, given.folders = [str(one) for one in folders], sources.local(folders)
         code: int = given.run(given)
         return code
     except UserError as error:

@@ -6,6 +6,8 @@ from typing import Any
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.command_table import add_folders, add_only, collected, write
+from qllm_exp.sweep.record import RECORD
+from qllm_exp.tracking.run_dir import CONFIG
 
 _NAME = "report.html"
 
@@ -29,21 +31,21 @@ def add_parser(commands: Any) -> None:
 
 
 def _report(given: argparse.Namespace) -> int:
-    page = _page(given.output, given.folders)
+    page = _page(given.output, given.folders, given.typed)
     found = collected(given)
 
     from qllm_exp.results.report.page import report  # matplotlib is slow to import
 
-    write(page, report(found, given.folders, page.parent, credit=not given.no_credit))
+    write(page, report(found, given.folders, page.parent, not given.no_credit, given.typed))
     print(page)
     return 0
 
 
-def _page(output: Path | None, folders: list[Path]) -> Path:
+def _page(output: Path | None, folders: list[Path], typed: list[str]) -> Path:
     """Where the page goes; UserError for a file that is no HTML by its ending."""
     if output is not None:
         if output.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"{output}: a report is a .html file. Give e.g. -o {output.stem or 'report'}.html.")
         return output
-    alone = len(folders) == 1 and any((folders[0] / name).exists() for name in ("sweep.json", "config.yaml"))
+    alone = typed == [str(folders[0])] and any((folders[0] / name).exists() for name in (RECORD, CONFIG))
     return folders[0] / _NAME if alone else Path(_NAME)

@@ -23,6 +23,9 @@ class Address:
 
     text: str
 
+    def __str__(self) -> str:
+        return self.text
+
     def parts(self) -> tuple[str, str, str]:
         """Entity ('' for the default one), project, group ('' for all). UserError for what is no address."""
         found = re.fullmatch(r"wandb://(?:([^/]+)/)?([^/]+)/?", self.text) or re.fullmatch(

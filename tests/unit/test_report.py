@@ -56,6 +56,12 @@ def runs(tmp_path: Path) -> Path:
 # What is in it
 
 
+def test_runs_that_were_read_from_an_address_are_told_by_it(runs: Path) -> None:
+    folders = sorted(one for one in runs.iterdir() if (one / "config.yaml").exists())
+    page = report(collect(folders), folders, runs, credit=False, typed=["wandb://team/project"])
+    assert "<h1>project</h1>" in page and "is in wandb://team/project: the runs are taken as they were found" in page
+
+
 def test_it_says_what_was_asked_and_what_ran(runs: Path) -> None:
     page = page_of(runs / "first")
     for said in ("first", COMMAND, "2026-11-20 21:00:00", "night", "qllm_exp 0.1.0, commit abc123def4 (9 runs)"):

@@ -52,15 +52,18 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
-def report(collection: Collection, folders: Sequence[Path], page: Path, credit: bool = True) -> str:
+def report(
+    collection: Collection, folders: Sequence[Path], page: Path, credit: bool = True, typed: Sequence[str] = ()
+) -> str:
     """The text of the page.
 
     Args:
-        collection: the runs of the folders. folders: as they were typed.
+        collection: the runs of the folders.
         page: the folder that the page goes into; links to runs are relative to it.
         credit: whether to draw the credit that functions give along an episode, which takes simulation.
+        typed: what the user gave, where it is not these folders: an address that they were read from.
     """
-    subject = Subject(collection, sweeps_of(folders), tuple(map(str, folders)), page.absolute())
+    subject = Subject(collection, sweeps_of(folders), tuple(typed) or tuple(map(str, folders)), page.absolute())
     parts = [
         ("asked", "What was asked", asked(subject)),
         ("comparison", "Comparison", comparisons(subject)),

@@ -20,7 +20,7 @@ class Subject:
 
     Attributes:
         collection: the runs. sweeps: those of the folders given, the oldest first.
-        given: the folders as they were typed.
+        given: the folders, or addresses, as they were typed.
         page: the folder that the page goes into.
     """
 
