@@ -31,9 +31,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def learnt(config: schema.Mixer, payoff: torch.Tensor, updates: int) -> tuple[float, torch.Tensor]:
+def learnt(config: schema.Mixer, payoff: torch.Tensor, updates: int, seed: int = 0) -> tuple[float, torch.Tensor]:
     """The payoff of the joint action that the agents come to prefer, and the value [3, 3] of every joint action."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     train = schema.Train(
         network="mlp", hidden=32, optimiser="rmsprop", learning_rate=2e-3, gamma=0.0, standardise_rewards=False
     )
@@ -42,7 +42,8 @@ def learnt(config: schema.Mixer, payoff: torch.Tensor, updates: int) -> tuple[fl
     happened = torch.ones(1, 9, dtype=torch.bool)
     available = torch.ones(2, 9, 2, 3, dtype=torch.bool)
     batch = EpisodeBatch(obs, state, available, ALL[None], payoff.view(1, 9), happened, happened)
-    for _ in range(updates):
+    for update in range(updates):
+        made.optimiser.param_groups[0]["lr"] = train.learning_rate * (1 - update / updates)
         made.learn(batch)
     with torch.no_grad():
         all_qs = made.agents.unroll(made.inputs.along(obs, ALL[None]))[:1]
@@ -72,7 +73,7 @@ def test_qtran_finds_the_best_joint_action_and_the_payoffs():
 def test_qplex_finds_the_best_joint_action_and_can_represent_the_game(game):
     payoff, values = learnt(schema.Qplex(), game, 1600)
     assert payoff == game.max()
-    assert (values - game).abs().mean() < 1.5 and values.argmax() == game.argmax()
+    assert torch.allclose(values, game, atol=0.5)
 
 
 @pytest.mark.parametrize("weighting", ["cw", "ow"])
