@@ -11,7 +11,8 @@ Q_tot is QMIX's mixing network. The targets' n-step or TD(lambda) form is that o
 Deviations from the publication:
 1. Q*(s, u_max) in CW's weight is that of the network in training, as in the equation; the public code takes its target copy.
 
-An update takes about twice as long as QMIX's: it trains the agents of Q* beside those that act.
+An update takes 3 times as long as QMIX's (one CPU core): it trains the agents of Q* beside those that act, and f is as wide as
+published.
 """
 
 from typing import Any
