@@ -120,6 +120,38 @@ class Qmix(Mixer):
 
 
 @dataclass
+class Qatten(Mixer):
+    name: str = "qatten"
+    heads: int = number(4, 1)
+    hidden: int = number(64, 1)
+    embed: int = number(32, 1)
+
+
+@dataclass
+class Qplex(Mixer):
+    name: str = "qplex"
+    kernels: int = number(10, 1)
+    hypernet: int = number(64, 1)
+    adv_hypernet: int = number(64, 1)
+
+
+@dataclass
+class Qtran(Mixer):
+    name: str = "qtran"
+    embed: int = number(64, 1)
+    lambda_opt: float = number(1.0, 0)
+    lambda_nopt: float = number(1.0, 0)
+
+
+@dataclass
+class Wqmix(Qmix):
+    name: str = "wqmix"
+    weighting: str = one_of("cw", "ow")
+    alpha: float = number(0.1, 0, 1)
+    unrestricted: int = number(256, 1)
+
+
+@dataclass
 class Tfcaf(Mixer):
     name: str = "tfcaf"
     file: str = ""
@@ -272,7 +304,16 @@ class Run:
 CHOICES: dict[str, dict[str, type]] = {
     "env": {"mpe": Mpe, "lbf": Lbf, "grf": Grf, "matrix": Matrix, "pettingzoo": Pettingzoo},
     "algorithm": {"q_learning": QLearning},
-    "mixer": {"vdn": Vdn, "none": NoMixer, "qmix": Qmix, "tfcaf": Tfcaf},
+    "mixer": {
+        "vdn": Vdn,
+        "none": NoMixer,
+        "qmix": Qmix,
+        "qatten": Qatten,
+        "qplex": Qplex,
+        "qtran": Qtran,
+        "wqmix": Wqmix,
+        "tfcaf": Tfcaf,
+    },
     "llm": {
         "bundled": Llm,
         "folder": Folder,

@@ -113,7 +113,7 @@ class QLearning(Algorithm):
                 best = self.mixer.unrestricted.value(Joint(central_qs, now.available, now.best_actions), state)
                 share = self.mixer.weight(now, q_tot, target, best)
             loss = share * loss + (central - target).square()
-        constraint = self.mixer.constraint(now, state)
+        constraint = self.mixer.constraint(now, state, q_tot)
         if constraint is not None:
             loss = loss + constraint
         count = weight.sum()

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Joint:
@@ -36,6 +37,10 @@ class Joint:
         """[..., n] individual Qs of `best_actions`."""
         return self.all_qs.gather(-1, self.best_actions.unsqueeze(-1)).squeeze(-1)
 
+    def one_hot(self, actions: Tensor) -> Tensor:
+        """[..., n * A] one-hot joint actions [..., n] int64, as numbers of the type of the Qs."""
+        return F.one_hot(actions, self.all_qs.shape[-1]).flatten(-2).to(self.all_qs.dtype)
+
 
 def greedy(all_qs: Tensor, available: Tensor) -> Tensor:
     """[..., n] int64, the best available action by all_qs [..., n, A]."""
@@ -48,7 +53,7 @@ class Mixer(nn.Module, ABC):
     Most mixers are a `forward`. `value`, `constraint` and `unrestricted` with `weight` are for those whose publication has more.
 
     Attributes:
-        monotone: dQ_tot/dQ_i >= 0 for every agent, whatever the state (IGM holds by construction).
+        monotone: dQ_tot/dQ_i >= 0 for every agent in `forward`, whatever the state.
         learns: it has parameters that training changes.
         per_agent: it does not mix; its output keeps the agent axis and each agent learns from the team reward alone.
         unrestricted: a second mixer, over Qs of agents of its own, which can represent any value and gives the targets; this
@@ -58,7 +63,11 @@ class Mixer(nn.Module, ABC):
     monotone: bool
     learns: ClassVar[bool]
     per_agent: ClassVar[bool] = False
-    unrestricted: "Mixer | None" = None
+    unrestricted: "Mixer | None"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unrestricted = None  # not on the class, where it would hide the module that a mixer sets
 
     @abstractmethod
     def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
@@ -77,8 +86,12 @@ class Mixer(nn.Module, ABC):
         q_tot: Tensor = self(joint.qs, state)
         return q_tot
 
-    def constraint(self, joint: Joint, state: Tensor) -> Tensor | None:
-        """A further loss [...] of each step, besides the squared error of the value; None: there is none."""
+    def constraint(self, joint: Joint, state: Tensor, value: Tensor) -> Tensor | None:
+        """A further loss [...] of each step, besides the squared error of the value; None: there is none.
+
+        Args:
+            value: [...] what `value` said of the joint action.
+        """
         return None
 
     def weight(self, joint: Joint, q_tot: Tensor, target: Tensor, best: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """Forward and backward time of the TFCAF mixer with each bundled function beside the QMIX mixer, as JSON.
 
 python tests/bench/mixers.py --rounds 30
+python tests/bench/mixers.py --rounds 30 --updates
 
 Both mix the same batch in turn, on one thread; times are medians over the rounds, `ratio` is the median of TFCAF / QMIX
 within a round. The weights of QMIX take gradients, as in training. An update calls the forward pass without gradients
 for the targets, and the forward and backward pass: `update_ratio`.
+
+With --updates: whole updates of Q-learning, agents included, with every mixer that is not written by a model; `ratio` is to QMIX's.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,8 +29,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--updates", action="store_true", help="whole updates with every mixer, on default tasks")
     given = parser.parse_args()
-    print(json.dumps(measure(given.rounds, given.device), indent=1))
+    print(json.dumps((updates if given.updates else measure)(given.rounds, given.device), indent=1))
+
+
+def updates(rounds: int, device: str) -> list[dict[str, Any]]:
+    import torch
+
+    from qllm_exp import schema
+    from qllm_exp.algorithms.base import EpisodeBatch
+    from qllm_exp.algorithms.q_learning import QLearning
+    from qllm_exp.envs import make_env
+    from qllm_exp.mixers import make_mixer
+
+    torch.set_num_threads(1)
+    names = [name for name in schema.CHOICES["mixer"] if name != "tfcaf"]
+    found = []
+    for env_name in ("mpe", "lbf"):
+        env = make_env(schema.CHOICES["env"][env_name](), 2, 0, device)
+        steps, episodes, n, a = env.episode_limit, 32, env.n_agents, env.n_actions
+        happened = torch.ones(steps, episodes, dtype=torch.bool, device=device)
+        batch = EpisodeBatch(
+            torch.randn(steps + 1, episodes, n, env.obs_dim, device=device),
+            torch.randn(steps + 1, episodes, env.state_dim, device=device),
+            torch.ones(steps + 1, episodes, n, a, dtype=torch.bool, device=device),
+            torch.randint(a, (steps, episodes, n), device=device),
+            torch.randn(steps, episodes, device=device),
+            ~happened,
+            happened,
+        )
+        learners = [
+            QLearning(schema.QLearning(), schema.Train(), env, make_mixer(schema.CHOICES["mixer"][name](), env))
+            for name in names
+        ]
+        calls = {name: partial(one.learn, batch) for name, one in zip(names, learners, strict=True)}
+        times = timed(calls, rounds, device)
+        row: dict[str, Any] = {"task": f"{env_name}/{env.task.task}", "episodes": episodes, "steps": steps}
+        env.close()
+        for name, each in times.items():
+            ratio = statistics.median(ours / qmix for ours, qmix in zip(each, times["qmix"], strict=True))
+            row[name] = {"ms": round(statistics.median(each), 2), "ratio": round(ratio, 2)}
+        found.append(row)
+    return found
 
 
 def measure(rounds: int, device: str) -> list[dict[str, Any]]:
@@ -83,7 +128,15 @@ def both(mixer: Any, q: Any, states: Any) -> Callable[[], None]:
 
 
 def compared(calls: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each call, and the median ratio, over interleaved rounds after one that does not count."""
+    """Median milliseconds of each call, and the median ratio TFCAF / QMIX."""
+    times = timed(calls, rounds, device)
+    ratios = [ours / theirs for ours, theirs in zip(times["tfcaf"], times["qmix"], strict=True)]
+    medians = {f"{name}_ms": round(statistics.median(values), 3) for name, values in times.items()}
+    return {**medians, "ratio": round(statistics.median(ratios), 2)}
+
+
+def timed(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds of each call in each of the interleaved rounds; one more, the first, does not count."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -92,9 +145,7 @@ def compared(calls: dict[str, Callable[[], None]], rounds: int, device: str) -> 
                 call()
             if number:
                 times[name].append(1e3 * (clock(device) - started) / REPEATS)
-    ratios = [ours / theirs for ours, theirs in zip(times["tfcaf"], times["qmix"], strict=True)]
-    medians = {f"{name}_ms": round(statistics.median(values), 3) for name, values in times.items()}
-    return {**medians, "ratio": round(statistics.median(ratios), 2)}
+    return times
 
 
 def clock(device: str) -> float:
