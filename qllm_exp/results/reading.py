@@ -201,6 +201,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+def method_name(algorithm: str, mixer: str) -> str:
+    """Q-learning goes by the name of its mixer, an algorithm that mixes nothing by its own, any other by both."""
+    if algorithm == "q_learning":
+        return mixer
+    return algorithm if mixer == "none" else f"{algorithm}+{mixer}"
+
+
 def _method(blocks: list[dict[str, Any]], function: str) -> Method:
     config: dict[str, Any] = {}
     for block in blocks:
@@ -215,7 +222,7 @@ def _method(blocks: list[dict[str, Any]], function: str) -> Method:
     labels = {key: value for key, value in settings.items() if key not in identity}
     return Method(
         task=f"{env['name']}/{env['task']}",
-        base=mixer if algorithm == "q_learning" else f"{algorithm}+{mixer}",
+        base=method_name(algorithm, mixer),
         settings=settings,
         identity=json.dumps(identity, sort_keys=True, default=str),
         labels=labels | {"train.name": config["train"].get("name", "")},
