@@ -114,7 +114,7 @@ def test_every_combination_composes_and_loads(env, mixer, train):
 
 
 @pytest.mark.parametrize("algorithm", schema.CHOICES["algorithm"])
-@pytest.mark.parametrize(("env", "train"), itertools.product(schema.CHOICES["env"], schema.CHOICES["train"]))
+@pytest.mark.parametrize(("env", "train"), list(itertools.product(schema.CHOICES["env"], schema.CHOICES["train"])))
 def test_every_algorithm_composes_with_every_environment(algorithm, env, train):
     given = composed(f"env={env}", f"algorithm={algorithm}", f"train={train}")
     if train == "paper" and (env == "pettingzoo" or (env == "grf" and algorithm != "q_learning")):
