@@ -1,8 +1,8 @@
 """What on-policy algorithms share: agents that draw their actions from a policy, a critic of their own, its targets.
 
-The agents' networks are those of `train`; the critic is feed-forward (Linear and ReLU, twice, then Linear), one for all agents
-or one each, as theirs are. Both have an optimiser, with one learning rate. The critic's targets are n-step or TD(lambda)
-returns (returns.py) with the values of a target critic; after an episode that was truncated they bootstrap.
+The agents' networks are those of `train`. Agents and critic have an optimiser each, with one learning rate.
+The critic's targets are n-step or TD(lambda) returns (returns.py) with the values of a target critic; after an episode that
+was truncated they bootstrap.
 """
 
 import copy
@@ -32,18 +32,16 @@ class ActorCritic(Algorithm):
 
     Args:
         config: the `algorithm` group. train: the `train` group. env: what it acts in (sizes and device).
-        critic_inputs, critic_outputs: how many the critic has for each agent.
     """
 
     on_policy = True
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv, critic_inputs: int, critic_outputs: int) -> None:
+    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         self.config, self.train = config, train
         self.n_agents, self.n_actions, self.device = env.n_agents, env.n_actions, env.device
         self.inputs = AgentInputs(config, env)
         self.agents = TeamNetwork(env.n_agents, self.inputs.size, env.n_actions, train).to(env.device)
-        feed_forward = replace(train, network="mlp")
-        self.critic = TeamNetwork(env.n_agents, critic_inputs, critic_outputs, feed_forward).to(env.device)
+        self.critic = self.build_critic(env).to(env.device)
         self.target_critic = copy.deepcopy(self.critic)
         self.actor_parameters, self.critic_parameters = FlatParameters([self.agents]), FlatParameters([self.critic])
         self.target = FlatParameters([self.target_critic])
@@ -51,6 +49,14 @@ class ActorCritic(Algorithm):
         self.actor_optimiser = optimiser(train, self.actor_parameters)
         self.critic_optimiser = optimiser(train, self.critic_parameters)
         self.rewards = RunningMoments(env.device)
+
+    @abstractmethod
+    def build_critic(self, env: TeamEnv) -> nn.Module:
+        """The critic with its first parameters."""
+
+    def feed_forward(self, n_inputs: int, n_outputs: int) -> TeamNetwork:
+        """Linear and ReLU, twice, then Linear: one for all agents or one each, as the agents' own networks are."""
+        return TeamNetwork(self.n_agents, n_inputs, n_outputs, replace(self.train, network="mlp"))
 
     # Acting
 
@@ -97,16 +103,20 @@ class ActorCritic(Algorithm):
             return n_step(reward, next_value, terminated, mask, self.train.gamma, self.config.n_step)
         return td_lambda(reward, next_value, terminated, mask, self.train.gamma, self.config.td_lambda)
 
-    def descend(self, loss: Tensor) -> dict[str, Tensor]:
-        """One gradient step of agents and critic. Returns the norms of their gradients."""
-        both = (self.actor_parameters, self.critic_parameters)
-        for one in both:
-            one.gradient.zero_()
-        torch.autograd.backward(loss)
-        actor_norm, critic_norm = (one.clip_(self.train.grad_norm_clip) for one in both)
-        self.actor_optimiser.step()
-        self.critic_optimiser.step()
-        return {"grad_norm": actor_norm, "critic_grad_norm": critic_norm}
+    def improve_agents(self, loss: Tensor) -> Tensor:
+        """One gradient step of the agents. Returns the norm of the gradient."""
+        return self._descend(loss, self.agents, self.actor_parameters, self.actor_optimiser)
+
+    def improve_critic(self, loss: Tensor) -> Tensor:
+        """One gradient step of the critic. Returns the norm of the gradient."""
+        return self._descend(loss, self.critic, self.critic_parameters, self.critic_optimiser)
+
+    def _descend(self, loss: Tensor, of: nn.Module, all_of: FlatParameters, by: torch.optim.Optimizer) -> Tensor:
+        all_of.gradient.zero_()
+        torch.autograd.backward(loss, inputs=list(of.parameters()))
+        norm = all_of.clip_(self.train.grad_norm_clip)
+        by.step()
+        return norm
 
     def update_target(self) -> None:
         self.target.values.data.lerp_(self.critic_parameters.values.data, self.config.target_tau)

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from qllm_exp.algorithms.actor_critic import ActorCritic, mean
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.inputs import AgentInputs
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
+from qllm_exp.networks.team import TeamNetwork
 from qllm_exp.schema import Coma as Config
 from qllm_exp.schema import Run, Train
 
@@ -39,13 +39,18 @@ class Coma(ActorCritic):
         as `ActorCritic`'s.
     """
 
+    critic: TeamNetwork
+    target_critic: TeamNetwork
+
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
-        size = env.state_dim + AgentInputs(config, env).size + env.n_agents * env.n_actions
-        super().__init__(config, train, env, size, env.n_actions)
+        super().__init__(config, train, env)
+        self.generator = torch.Generator(env.device)  # of the joint actions that follow an episode
+        self.generator.manual_seed(int(torch.randint(2**62, ())))
         others = ~torch.eye(env.n_agents, dtype=torch.bool, device=env.device)
         self.others = others.repeat_interleave(env.n_actions, 1).float()  # [n, n * A], 0 at an agent's own actions
-        seed = int(torch.randint(2**62, ()))
-        self.generator = torch.Generator(env.device).manual_seed(seed)  # of the joint actions that follow an episode
+
+    def build_critic(self, env: TeamEnv) -> TeamNetwork:
+        return self.feed_forward(env.state_dim + self.inputs.size + env.n_agents * env.n_actions, env.n_actions)
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """One gradient step of agents and critic."""
@@ -61,10 +66,12 @@ class Coma(ActorCritic):
         gain = mean(advantage * policy.log_prob(actions)[:-1], batch.mask)
         entropy = mean(policy.entropy[:-1], batch.mask)
         error = mean((chosen - target).square(), batch.mask)
-        norms = self.descend(error - gain - self.config.entropy * entropy)
+        norm = self.improve_agents(-gain - self.config.entropy * entropy)
+        critic_norm = self.improve_critic(error)
         self.update_target()
         figures = {"policy_loss": -gain, "value_loss": error, "entropy": entropy, "q": mean(chosen, batch.mask)}
-        return {name: value.detach() for name, value in figures.items()} | norms
+        figures |= {"grad_norm": norm, "critic_grad_norm": critic_norm}
+        return {name: value.detach() for name, value in figures.items()}
 
     def critic_inputs(self, state: Tensor, inputs: Tensor, actions: Tensor) -> Tensor:
         """What the critic sees of each agent [..., n, I]: the state, what the agent sees, and what the others do, one-hot.
@@ -76,7 +83,7 @@ class Coma(ActorCritic):
         return torch.cat([self.of_each_agent(state), inputs, self.of_each_agent(joint) * self.others], -1)
 
     def _all_actions(self, batch: EpisodeBatch, policy: MaskedCategorical) -> Tensor:
-        """[T + 1, B, n] what the agents did, and where an episode is over, what they would do."""
+        """[T + 1, B, n] what the agents did, and where an episode is over, what they would do by their policy [T + 1, B, n, A]."""
         drawn = policy.sample(self.generator)
         return torch.cat([torch.where(batch.mask.unsqueeze(-1), batch.actions, drawn[:-1]), drawn[-1:]])
 

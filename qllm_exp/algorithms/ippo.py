@@ -11,25 +11,20 @@ Where it deviates from the publication, the defaults are those of EPyMARL (Papou
 from torch import Tensor
 
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.inputs import AgentInputs
 from qllm_exp.algorithms.proximal import Proximal
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
 from qllm_exp.schema import Ippo as Config
-from qllm_exp.schema import Run, Train
+from qllm_exp.schema import Run
 
 ACCEPTS = ("none",)
 
 
 class Ippo(Proximal):
-    """The critic sees what the agent sees.
+    """The critic sees what the agent sees."""
 
-    Args:
-        as `Proximal`'s.
-    """
-
-    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
-        super().__init__(config, train, env, AgentInputs(config, env).size)
+    def critic_size(self, env: TeamEnv) -> int:
+        return self.inputs.size
 
     def critic_inputs(self, batch: EpisodeBatch) -> Tensor:
         return self.inputs.along(batch.obs, batch.actions)

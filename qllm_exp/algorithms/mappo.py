@@ -17,20 +17,16 @@ from qllm_exp.algorithms.proximal import Proximal
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
 from qllm_exp.schema import Mappo as Config
-from qllm_exp.schema import Run, Train
+from qllm_exp.schema import Run
 
 ACCEPTS = ("none",)
 
 
 class Mappo(Proximal):
-    """The critic sees the state, and whose value it is to say.
+    """The critic sees the state, and whose value it is to say."""
 
-    Args:
-        as `Proximal`'s.
-    """
-
-    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
-        super().__init__(config, train, env, env.state_dim + env.n_agents * config.agent_id)
+    def critic_size(self, env: TeamEnv) -> int:
+        return env.state_dim + env.n_agents * self.config.agent_id
 
     def critic_inputs(self, batch: EpisodeBatch) -> Tensor:
         return self.inputs.at(self.of_each_agent(batch.state), None)

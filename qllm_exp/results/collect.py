@@ -25,8 +25,8 @@ class Unfinished:
     """A run without a result.
 
     Attributes:
-        task, method: as `Record`'s, the method by algorithm and mixer alone; where there is no configuration, from the folder's
-            name.
+        task, method: as `Record`'s, the method by algorithm and mixer alone; where there is no configuration, from the
+            folder's name.
         seed: None where neither says it.
         state: 'running', 'queued', 'stopped', 'failed', 'dead', 'new' or 'absent'. why: more about it, in words.
     """

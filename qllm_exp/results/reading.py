@@ -124,7 +124,7 @@ class Reader:
         self._versions: dict[bytes, Mapping[str, Any]] = {}
 
     def finished(self, path: Path) -> tuple[Record, Method] | None:
-        """The record of a finished run, named by its mixer alone; None for a run that is not finished.
+        """The record of a finished run, named by algorithm and mixer alone; None for a run that is not finished.
 
         Raises:
             UserError: for a finished run whose files are missing or cannot be read.
