@@ -34,9 +34,9 @@ def load(composed: DictConfig | dict[str, Any]) -> schema.Run:
             raise UserError(f"Unknown key {key!r}.{nearest(str(key), top)}")
     missing = sorted(str(k) for k in OmegaConf.missing_keys(given) if not str(k).startswith("hydra."))
     if "train.source" in missing:
-        env = given.env.name
         raise UserError(
-            f"train=paper has no published settings for env={env}. Use train=fair, or env=mpe, lbf, matrix or grf."
+            f"train=paper has no published settings for env={given.env.name} with algorithm={given.algorithm.name}. "
+            "Use train=fair, or env=mpe, lbf or matrix (or grf, with algorithm=q_learning)."
         )
     if missing:
         raise UserError(f"No value for {', '.join(missing)}. Give one on the command line, e.g. {missing[0]}=...")
@@ -99,10 +99,14 @@ def _check_device(device: str) -> None:
 
 
 def with_num_envs(run: schema.Run, device_kind: str) -> schema.Run:
-    """The same run with `env.num_envs=auto` replaced by the simulator's own figure for 'cpu' or 'cuda'."""
+    """The same run with `env.num_envs=auto` replaced: by the episodes that an update of its algorithm learns from, where these
+    are the ones of a rollout, and else by the simulator's own figure for 'cpu' or 'cuda'.
+    """
     if run.env.num_envs != "auto":
         return run
-    return dataclasses.replace(run, env=dataclasses.replace(run.env, num_envs=run.env.auto_num_envs[device_kind]))
+    own = run.algorithm.num_envs if isinstance(run.algorithm, schema.ActorCritic) else None
+    count = run.env.auto_num_envs[device_kind] if own is None else own
+    return dataclasses.replace(run, env=dataclasses.replace(run.env, num_envs=count))
 
 
 def to_dict(run: schema.Run) -> dict[str, Any]:

@@ -96,6 +96,45 @@ class QLearning(Algorithm):
 
 
 @dataclass
+class ActorCritic(Algorithm):
+    """What every algorithm has that learns a policy, and a critic for it, from the latest episodes alone."""
+
+    num_envs: int = number(10, 1, identity=False)  # through env.num_envs, which is a part of what defines a run
+    targets: str = one_of("n_step", "td_lambda")
+    n_step: int = number(5, 1)
+    td_lambda: float = number(0.95, 0, 1)
+    target_tau: float = number(0.01, 0, 1)
+    entropy: float = number(0.001, 0)
+
+
+@dataclass
+class Coma(ActorCritic):
+    name: str = "coma"
+    n_step: int = number(10, 1)
+    td_lambda: float = number(0.8, 0, 1)
+
+
+@dataclass
+class Proximal(ActorCritic):
+    """Proximal policy optimisation."""
+
+    epochs: int = number(4, 1)
+    clip: float = number(0.2, 0, 1)
+    normalise_advantages: bool = False
+    normalise_values: bool = False
+
+
+@dataclass
+class Ippo(Proximal):
+    name: str = "ippo"
+
+
+@dataclass
+class Mappo(Proximal):
+    name: str = "mappo"
+
+
+@dataclass
 class Mixer:
     """What every mixer has."""
 
@@ -303,7 +342,7 @@ class Run:
 
 CHOICES: dict[str, dict[str, type]] = {
     "env": {"mpe": Mpe, "lbf": Lbf, "grf": Grf, "matrix": Matrix, "pettingzoo": Pettingzoo},
-    "algorithm": {"q_learning": QLearning},
+    "algorithm": {"q_learning": QLearning, "coma": Coma, "ippo": Ippo, "mappo": Mappo},
     "mixer": {
         "vdn": Vdn,
         "none": NoMixer,

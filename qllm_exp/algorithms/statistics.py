@@ -1,4 +1,4 @@
-"""Running mean and variance, for the standardisation of rewards."""
+"""Running mean and variance, for the standardisation of rewards and of values."""
 
 import torch
 from torch import Tensor
@@ -26,9 +26,15 @@ class RunningMoments:
 
     def standardise(self, values: Tensor) -> Tensor:
         """(values - mean) / standard deviation, in the dtype of values; a deviation of 0 counts as 1."""
+        return (values - self.mean.to(values.dtype)) / self._deviation().to(values.dtype)
+
+    def restore(self, values: Tensor) -> Tensor:
+        """What was standardised to these values."""
+        return values * self._deviation().to(values.dtype) + self.mean.to(values.dtype)
+
+    def _deviation(self) -> Tensor:
         deviation = (self.square / self.count.clamp(min=1)).sqrt()
-        deviation = torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
-        return (values - self.mean.to(values.dtype)) / deviation.to(values.dtype)
+        return torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"count": self.count, "mean": self.mean, "square": self.square}

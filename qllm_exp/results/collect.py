@@ -8,7 +8,7 @@ from typing import Any
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.naming import names
-from qllm_exp.results.reading import EVERY, FUNCTION, Method, Reader, Record
+from qllm_exp.results.reading import EVERY, FUNCTION, Method, Reader, Record, method_name
 from qllm_exp.sweep.queue import Queue
 from qllm_exp.sweep.record import run_folders
 from qllm_exp.sweep.state import DEAD, FAILED, NEW, QUEUED, RUNNING, STOPPED, state_of
@@ -26,7 +26,8 @@ class Unfinished:
     """A run without a result.
 
     Attributes:
-        task, method: as `Record`'s, the method by its mixer alone; from the folder's name where there is no configuration.
+        task, method: as `Record`'s, the method by algorithm and mixer alone; where there is no configuration, from the
+            folder's name.
         seed: None where neither says it.
         state: 'running', 'queued', 'stopped', 'failed', 'dead', 'new' or 'absent'. why: more about it, in words.
         settings: as `Record`'s, without what only a finished run has; {} where there is no configuration.
@@ -150,8 +151,11 @@ def _unfinished(path: Path, reader: Reader, queue: Queue | None) -> Unfinished:
         method, seed = reader.method(path)
         task, base, settings = method.task, method.base, method.settings
     elif len(parts) == 6 and parts[4][1:].isdigit():  # as config.run_name makes them
-        task, base, seed = f"{parts[0]}/{parts[1]}", parts[3], int(parts[4][1:])
-        base = base if parts[2] == "q-learning" else f"{parts[2]}+{base}"
+        task, base, seed = (
+            f"{parts[0]}/{parts[1]}",
+            method_name(parts[2].replace("-", "_"), parts[3]),
+            int(parts[4][1:]),
+        )
     else:
         return Unfinished(path, "", "", None, *_state(path, queue))
     return Unfinished(path, task, base, seed, *_state(path, queue), settings)

@@ -16,7 +16,7 @@ Variant = Mapping[str, Any]  # dotted key to value, of all that may name it
 def names(methods: Sequence[Method]) -> list[tuple[str, dict[str, Any]]]:
     """For each method its name, and all the settings in which it differs from others of its task and mixer.
 
-    The name is the mixer's (with the algorithm's, unless it is Q-learning), followed by as few settings as tell apart the
+    The name is of algorithm and mixer (`method_name`), followed by as few settings as tell apart the
     methods of one task. Among settings that do so equally well, digits of a function's hash are given up first, then
     settings that some methods do not have, then others, then a language model's provider, its model, and a training preset
     (train.name), which stand for many settings. The choice is one for all tasks; a task shows those of them that differ

@@ -126,7 +126,7 @@ class Reader:
         self._versions: dict[bytes, Mapping[str, Any]] = {}
 
     def finished(self, path: Path) -> tuple[Record, Method] | None:
-        """The record of a finished run, named by its mixer alone; None for a run that is not finished.
+        """The record of a finished run, named by algorithm and mixer alone; None for a run that is not finished.
 
         Raises:
             UserError: for a finished run whose files are missing or cannot be read.
@@ -203,6 +203,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+def method_name(algorithm: str, mixer: str) -> str:
+    """Q-learning goes by the name of its mixer, an algorithm that mixes nothing by its own, any other by both."""
+    if algorithm == "q_learning":
+        return mixer
+    return algorithm if mixer == "none" else f"{algorithm}+{mixer}"
+
+
 def _method(blocks: list[dict[str, Any]], function: str) -> Method:
     config: dict[str, Any] = {}
     for block in blocks:
@@ -217,7 +224,7 @@ def _method(blocks: list[dict[str, Any]], function: str) -> Method:
     labels = {key: value for key, value in settings.items() if key not in identity}
     return Method(
         task=f"{env['name']}/{env['task']}",
-        base=mixer if algorithm == "q_learning" else f"{algorithm}+{mixer}",
+        base=method_name(algorithm, mixer),
         settings=settings,
         identity=json.dumps(identity, sort_keys=True, default=str),
         labels=labels | {"train.name": config["train"].get("name", "")},

@@ -227,6 +227,14 @@ def test_grids_of_evaluations_make_methods_only_where_a_seed_has_two(tmp_path: P
 # Names of methods
 
 
+def test_a_method_without_a_mixer_goes_by_its_algorithm(tmp_path: Path) -> None:
+    none = schema.NoMixer()
+    runs = [schema.Run(mixer=none), schema.Run(mixer=none, algorithm=schema.Mappo()), vdn()]
+    assert named(tmp_path, *runs) == ["none", "mappo", "vdn"]
+    absent = sweep(tmp_path / "sweep", "lbf_8x8_mappo_none_s1_1a2b3c4d", "lbf_8x8_q-learning_none_s1_1a2b3c4d")
+    assert [one.method for one in collect([absent]).unfinished] == ["mappo", "none"]
+
+
 def test_runs_with_other_functions_are_other_methods(tmp_path: Path) -> None:
     runs = [schema.Run(seed=0), schema.Run(seed=1), schema.Run(seed=0, mixer=schema.Tfcaf(file="other.json"))]
     programs = [{"a": 1}, {"a": 1}, {"a": 2}]

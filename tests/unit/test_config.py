@@ -7,8 +7,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qllm_exp import config, schema
+from qllm_exp import config, preparation, schema
 from qllm_exp.__main__ import CONF
+from qllm_exp.algorithms import check_combination
 from qllm_exp.errors import UserError
 
 CHOICES = [(group, path.stem) for group in schema.CHOICES for path in sorted((CONF / group).glob("*.yaml"))]
@@ -53,6 +54,7 @@ PROVIDERS_OWN = {"name", "model", "api_base", "key_env", "temperature", "max_tok
 )
 def test_the_schema_defaults_are_the_values_of_the_yaml(group, name):
     written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    written.pop("defaults", None)
     assert written == dataclasses.asdict(config.group_class(group, name)())
 
 
@@ -109,6 +111,58 @@ def test_every_combination_composes_and_loads(env, mixer, train):
     run = config.load(given)
     assert (run.env.name, run.mixer.name, run.train.name) == (env, mixer, train)
     assert config.load(config.to_dict(run)) == run
+
+
+@pytest.mark.parametrize("algorithm", schema.CHOICES["algorithm"])
+@pytest.mark.parametrize(("env", "train"), list(itertools.product(schema.CHOICES["env"], schema.CHOICES["train"])))
+def test_every_algorithm_composes_with_every_environment(algorithm, env, train):
+    given = composed(f"env={env}", f"algorithm={algorithm}", f"train={train}")
+    if train == "paper" and (env == "pettingzoo" or (env == "grf" and algorithm != "q_learning")):
+        with pytest.raises(UserError, match=f"no published settings for env={env} with algorithm={algorithm}"):
+            config.load(given)
+        return
+    run = config.load(given)
+    assert (run.env.name, run.algorithm.name, run.train.name) == (env, algorithm, train)
+    assert type(run.algorithm) is schema.CHOICES["algorithm"][algorithm]
+    check_combination(algorithm, run.mixer.name)
+
+
+def test_an_algorithm_without_a_mixer_is_given_none_and_refuses_one_that_is_asked_for():
+    assert config.load(composed("algorithm=mappo")).mixer == schema.NoMixer()
+    assert config.load(composed("algorithm=q_learning")).mixer == schema.Tfcaf()
+    for order in (["algorithm=mappo", "mixer=qmix"], ["mixer=qmix", "algorithm=mappo"]):
+        run = config.load(composed(*order))
+        with pytest.raises(UserError, match=r"algorithm=mappo does not accept mixer=qmix\. It accepts: none"):
+            preparation.check(run)
+
+
+def test_a_rollout_of_an_on_policy_algorithm_is_what_its_update_learns_from():
+    def copies(*overrides):
+        return config.with_num_envs(config.load(composed(*overrides)), "cpu").env.num_envs
+
+    assert copies("algorithm=mappo") == copies("algorithm=coma", "env=mpe", "train=paper") == 10
+    assert copies("algorithm=mappo", "algorithm.num_envs=32") == 32
+    assert copies("algorithm=mappo", "algorithm.num_envs=32", "env.num_envs=7") == 7
+    assert copies("algorithm=q_learning") == schema.Env.auto_num_envs["cpu"]
+
+
+def test_copies_define_a_run_whichever_option_says_how_many():
+    one, other, third = (
+        config.run_name(config.with_num_envs(config.load(composed("algorithm=mappo", given)), "cpu"), None)
+        for given in ("algorithm.num_envs=12", "env.num_envs=12", "env.num_envs=13")
+    )
+    assert one == other != third
+
+
+@pytest.mark.parametrize("algorithm", ["coma", "ippo", "mappo"])
+def test_published_settings_of_on_policy_algorithms(algorithm):
+    run = config.load(composed("env=lbf", "train=paper", f"algorithm={algorithm}"))
+    assert (run.train.learning_rate, run.train.hidden, run.train.source) == (
+        3e-4,
+        128,
+        f"EPyMARL public code, {algorithm}",
+    )
+    assert (run.algorithm.n_step, run.algorithm.entropy) == (10 if algorithm == "coma" else 5, 1e-3)
 
 
 @pytest.mark.parametrize("env", schema.CHOICES["env"])

@@ -4,18 +4,17 @@ import copy
 
 import pytest
 import torch
+from episode_batches import ENV, batch, otherwise_padded
 
 from qllm_exp import schema
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.parameters import FlatParameters
 from qllm_exp.algorithms.q_learning import QLearning
 from qllm_exp.algorithms.statistics import RunningMoments
-from qllm_exp.envs import make_env
 from qllm_exp.mixers.none import Independent
 from qllm_exp.mixers.qmix import Qmix
 from qllm_exp.mixers.vdn import Vdn
 
-ENV = make_env(schema.Lbf(num_envs=3), 3, 0)
 MIXERS = {"qmix": lambda: Qmix(ENV.n_agents, ENV.state_dim, 4, 8), "vdn": Vdn, "none": Independent}
 
 
@@ -30,26 +29,6 @@ def learner(mixer="vdn", train=None, **algorithm) -> QLearning:
     with torch.no_grad():  # so that online and target differ
         made.target.values += 0.1 * torch.randn_like(made.target.values)
     return made
-
-
-def batch(steps=6, episodes=4, seed=0) -> EpisodeBatch:
-    g = torch.Generator().manual_seed(seed)
-    n, a = ENV.n_agents, ENV.n_actions
-    available = torch.rand(steps + 1, episodes, n, a, generator=g) < 0.6
-    available[..., 0] = True
-    actions = torch.where(available[:-1], torch.rand(steps, episodes, n, a, generator=g), -1.0).argmax(-1)
-    lengths = torch.tensor([steps, 2, 4, 1])
-    terminated = torch.zeros(steps, episodes, dtype=torch.bool)
-    terminated[lengths[:2] - 1, torch.arange(2)] = True  # the other two were truncated
-    return EpisodeBatch(
-        torch.randn(steps + 1, episodes, n, ENV.obs_dim, generator=g),
-        torch.randn(steps + 1, episodes, ENV.state_dim, generator=g),
-        available,
-        actions,
-        torch.randn(steps, episodes, generator=g),
-        terminated,
-        torch.arange(steps).unsqueeze(1) < lengths,
-    )
 
 
 def values(agent, b: EpisodeBatch, episode: int, last_action: bool) -> list[list[list[float]]]:
@@ -102,19 +81,8 @@ def test_the_loss_is_its_definition(mixer, double_q, last_action):
 
 def test_padding_changes_nothing():
     one, other = learner("qmix"), learner("qmix")
-    b = batch()
-    noise = torch.Generator().manual_seed(9)
-    padded = ~b.mask
-    obs, state, reward = b.obs.clone(), b.state.clone(), b.reward.clone()
-    after = torch.cat([padded, torch.ones(1, 4, dtype=torch.bool)])  # observations beyond the last step
-    after = after & torch.cat([torch.zeros(1, 4, dtype=torch.bool), padded])
-    obs[after], state[after] = (
-        torch.randn(obs[after].shape, generator=noise),
-        torch.randn(state[after].shape, generator=noise),
-    )
-    reward[padded] = 99.0
-    one.learn(b)
-    other.learn(b._replace(obs=obs, state=state, reward=reward))
+    one.learn(batch())
+    other.learn(otherwise_padded(batch()))
     assert torch.allclose(one.online.values, other.online.values, atol=1e-6)
 
 

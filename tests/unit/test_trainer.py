@@ -14,11 +14,12 @@ from qllm_exp.training.checkpoint import CheckpointStore
 from qllm_exp.training.trainer import Interrupted, Trainer
 
 
-def small_run(env="lbf", mixer="qmix", num_envs=4, **train) -> schema.Run:
+def small_run(env="lbf", mixer="qmix", num_envs=4, algorithm="q_learning", **train) -> schema.Run:
     settings = {"total_steps": 1500, "steps_per_update": 100, "batch_episodes": 4, "buffer_episodes": 10, "hidden": 8}
     evaluation = schema.Evaluation(every=500, episodes=6, absolute_episodes=8)
     return schema.Run(
         env=schema.CHOICES["env"][env](num_envs=num_envs),
+        algorithm=schema.CHOICES["algorithm"][algorithm](),
         mixer=schema.CHOICES["mixer"][mixer](),
         train=schema.Train(**(settings | {"evaluation": evaluation} | train)),
     )
@@ -53,8 +54,23 @@ class Bench:
 )
 @pytest.mark.parametrize("extra", [{}, {"standardise_rewards": True}], ids=["raw", "standardised"])
 def test_stopped_after_every_cycle_and_resumed_is_bit_for_bit_the_same(tmp_path, monkeypatch, env, mixer, extra):
+    check_resuming(small_run(env, mixer, num_envs=16 if env == "mpe" else 4, **extra), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("algorithm", [name for name in schema.CHOICES["algorithm"] if name != "q_learning"])
+@pytest.mark.parametrize("env", ["lbf", "matrix"])
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"network": "mlp", "share_parameters": False, "standardise_rewards": False}],
+    ids=["shared", "separate"],
+)
+def test_every_algorithm_resumes_bit_for_bit(tmp_path, monkeypatch, algorithm, env, extra):
+    check_resuming(small_run(env, "none", algorithm=algorithm, **extra), tmp_path, monkeypatch)
+
+
+def check_resuming(run, tmp_path, monkeypatch):
+    """A run that is stopped after every cycle and resumed has the rows and the parameters of one that never was."""
     monkeypatch.setattr("qllm_exp.training.trainer.LOG_EVERY", 300)
-    run = small_run(env, mixer, num_envs=16 if env == "mpe" else 4, **extra)
     whole = Bench(run, tmp_path / "whole")
     whole.trainer.train(whole.store)
 

@@ -1,0 +1,158 @@
+"""What on-policy algorithms share: agents that draw their actions from a policy, a critic of their own, its targets.
+
+The agents' networks are those of `train`. Agents and critic have an optimiser each, with one learning rate.
+The critic's targets are n-step or TD(lambda) returns (returns.py) with the values of a target critic; after an episode that
+was truncated they bootstrap.
+"""
+
+import copy
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience
+from qllm_exp.algorithms.categorical import MaskedCategorical
+from qllm_exp.algorithms.inputs import AgentInputs
+from qllm_exp.algorithms.parameters import FlatParameters, optimiser
+from qllm_exp.algorithms.returns import n_step, td_lambda
+from qllm_exp.algorithms.statistics import RunningMoments
+from qllm_exp.envs.base import TeamEnv
+from qllm_exp.networks.team import TeamNetwork
+from qllm_exp.schema import ActorCritic as Config
+from qllm_exp.schema import Train
+
+
+class ActorCritic(Algorithm):
+    """Agents, critic, target critic and two optimisers.
+
+    Training draws from the policy; evaluation takes its most probable action.
+
+    Args:
+        config: the `algorithm` group. train: the `train` group. env: what it acts in (sizes and device).
+    """
+
+    on_policy = True
+
+    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
+        self.config, self.train = config, train
+        self.n_agents, self.n_actions, self.device = env.n_agents, env.n_actions, env.device
+        self.inputs = AgentInputs(config, env)
+        self.agents = TeamNetwork(env.n_agents, self.inputs.size, env.n_actions, train).to(env.device)
+        self.critic = self.build_critic(env).to(env.device)
+        self.target_critic = copy.deepcopy(self.critic)
+        self.actor_parameters, self.critic_parameters = FlatParameters([self.agents]), FlatParameters([self.critic])
+        self.target = FlatParameters([self.target_critic])
+        self.target.values.requires_grad_(False)
+        self.actor_optimiser = optimiser(train, self.actor_parameters)
+        self.critic_optimiser = optimiser(train, self.critic_parameters)
+        self.rewards = RunningMoments(env.device)
+
+    @abstractmethod
+    def build_critic(self, env: TeamEnv) -> nn.Module:
+        """The critic with its first parameters."""
+
+    def feed_forward(self, n_inputs: int, n_outputs: int) -> TeamNetwork:
+        """Linear and ReLU, twice, then Linear: one for all agents or one each, as the agents' own networks are."""
+        return TeamNetwork(self.n_agents, n_inputs, n_outputs, replace(self.train, network="mlp"))
+
+    # Acting
+
+    def initial_memory(self, num_envs: int) -> tuple[Tensor, Tensor | None]:
+        return self.agents.initial_hidden(num_envs, self.device), self.inputs.before(num_envs)
+
+    @torch.no_grad()
+    def act(
+        self, obs: Tensor, available_actions: Tensor, memory: Any, env_step: int | None, generator: torch.Generator
+    ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+        hidden, last = memory
+        logits, hidden = self.agents.step(self.inputs.at(obs, last), hidden)
+        policy = MaskedCategorical(logits, available_actions)
+        actions = policy.best if env_step is None else policy.sample(generator)
+        return actions, (hidden, self.inputs.after(actions, obs))
+
+    def exploration(self, env_step: int) -> dict[str, float]:
+        return {}  # the policy explores; its entropy is among the figures of an update
+
+    # Learning
+
+    def observe(self, rewards: Tensor, mask: Tensor) -> None:
+        if self.train.standardise_rewards:
+            self.rewards.update(rewards, mask)
+
+    def update(self, experience: Experience) -> dict[str, Tensor]:
+        return self.learn(experience.fresh())
+
+    @abstractmethod
+    def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
+        """Learn from a batch that was played with the parameters as they are."""
+
+    def of_each_agent(self, values: Tensor) -> Tensor:
+        """[..., n, D]: what all agents have in common, values [..., D], once for each."""
+        return values.unsqueeze(-2).expand(*values.shape[:-1], self.n_agents, values.shape[-1])
+
+    def targets(self, batch: EpisodeBatch, next_value: Tensor) -> Tensor:
+        """What the critic is to say of each step and agent [T, B, n], from next_value [T, B, n], what follows the step."""
+        reward = self.rewards.standardise(batch.reward) if self.train.standardise_rewards else batch.reward
+        reward, terminated, mask = (
+            x.unsqueeze(-1).expand_as(next_value) for x in (reward, batch.terminated, batch.mask)
+        )
+        if self.config.targets == "n_step":
+            return n_step(reward, next_value, terminated, mask, self.train.gamma, self.config.n_step)
+        return td_lambda(reward, next_value, terminated, mask, self.train.gamma, self.config.td_lambda)
+
+    def improve_agents(self, loss: Tensor) -> Tensor:
+        """One gradient step of the agents. Returns the norm of the gradient."""
+        return self._descend(loss, self.agents, self.actor_parameters, self.actor_optimiser)
+
+    def improve_critic(self, loss: Tensor) -> Tensor:
+        """One gradient step of the critic. Returns the norm of the gradient."""
+        return self._descend(loss, self.critic, self.critic_parameters, self.critic_optimiser)
+
+    def _descend(self, loss: Tensor, of: nn.Module, all_of: FlatParameters, by: torch.optim.Optimizer) -> Tensor:
+        all_of.gradient.zero_()
+        torch.autograd.backward(loss, inputs=list(of.parameters()))
+        norm = all_of.clip_(self.train.grad_norm_clip)
+        by.step()
+        return norm
+
+    def update_target(self) -> None:
+        self.target.values.data.lerp_(self.critic_parameters.values.data, self.config.target_tau)
+
+    # Keeping
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "actor": self.actor_parameters.values.data,
+            "critic": self.critic_parameters.values.data,
+            "target": self.target.values.data,
+            "actor_optimiser": self.actor_optimiser.state_dict(),
+            "critic_optimiser": self.critic_optimiser.state_dict(),
+            "rewards": self.rewards.state_dict(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.actor_parameters.values.data.copy_(saved["actor"])
+        self.critic_parameters.values.data.copy_(saved["critic"])
+        self.target.values.data.copy_(saved["target"])
+        self.actor_optimiser.load_state_dict(saved["actor_optimiser"])
+        self.critic_optimiser.load_state_dict(saved["critic_optimiser"])
+        self.rewards.load_state_dict(saved["rewards"])
+
+    def policy_state_dict(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.agents.state_dict().items()}
+
+    def load_policy_state_dict(self, saved: dict[str, Tensor]) -> None:
+        self.agents.load_state_dict(saved)
+
+    def parameter_counts(self) -> dict[str, int]:
+        parts: dict[str, nn.Module] = {"agent": self.agents, "critic": self.critic}
+        return {name: sum(p.numel() for p in one.parameters()) for name, one in parts.items()}
+
+
+def mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Over agents and the steps that happened: values [T, B, n], mask [T, B] bool."""
+    weight = mask.unsqueeze(-1).expand_as(values).to(values.dtype)
+    return (values * weight).sum() / weight.sum()

@@ -1,0 +1,49 @@
+"""A stochastic policy over the actions that are available.
+
+Shapes: [...] any leading dimensions, A actions.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class MaskedCategorical:
+    """pi(a) = exp(z_a) / sum_b exp(z_b) over the available actions, and 0 for the others.
+
+    Every figure is finite, and so is its gradient, whatever is available: an action that is not has a log-probability that is
+    very low, not minus infinity. Where nothing is available (padding), all actions count as equal.
+
+    Args:
+        logits: z [..., A]. available: [..., A] bool.
+    """
+
+    def __init__(self, logits: Tensor, available: Tensor) -> None:
+        lowest = torch.finfo(logits.dtype).min
+        self.log_probs = F.log_softmax(logits.masked_fill(~available, lowest), -1)  # [..., A]
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """[..., A], summing to 1."""
+        return self.log_probs.exp()
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """[...], in nats."""
+        return -(self.probs * self.log_probs).sum(-1)
+
+    @property
+    def best(self) -> Tensor:
+        """[...] int64, the most probable action."""
+        return self.log_probs.argmax(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """[...] of actions [...] int64."""
+        return self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    @torch.no_grad()
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Actions [...] int64. With e_a exponential, the largest pi(a) / e_a is a with probability pi(a)."""
+        return (self.probs / torch.empty_like(self.probs).exponential_(generator=generator)).argmax(-1)

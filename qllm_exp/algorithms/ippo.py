@@ -1,0 +1,35 @@
+"""IPPO: every agent by itself learns by proximal policy optimisation from the team reward (de Witt et al. 2020, arXiv 2011.09533).
+
+proximal.py has the equations; V sees what the agent itself sees. With share_parameters=false nothing is shared between agents.
+Where it deviates from the publication, the defaults are those of EPyMARL (Papoudakis et al. 2021):
+1. 5-step returns with a target critic that follows softly, instead of generalised advantages [targets=td_lambda target_tau=1].
+2. Values are not clipped, and advantages are not normalised [normalise_advantages=true].
+3. The critic is feed-forward, with parameters of its own, even where the agents remember.
+4. All episodes of a rollout are one batch, played to their end.
+"""
+
+from torch import Tensor
+
+from qllm_exp.algorithms.base import EpisodeBatch
+from qllm_exp.algorithms.proximal import Proximal
+from qllm_exp.envs.base import TeamEnv
+from qllm_exp.mixers.base import Mixer
+from qllm_exp.schema import Ippo as Config
+from qllm_exp.schema import Run
+
+ACCEPTS = ("none",)
+
+
+class Ippo(Proximal):
+    """The critic sees what the agent sees."""
+
+    def critic_size(self, env: TeamEnv) -> int:
+        return self.inputs.size
+
+    def critic_inputs(self, batch: EpisodeBatch) -> Tensor:
+        return self.inputs.along(batch.obs, batch.actions)
+
+
+def make(run: Run, env: TeamEnv, mixer: Mixer) -> Ippo:
+    assert isinstance(run.algorithm, Config)
+    return Ippo(run.algorithm, run.train, env)

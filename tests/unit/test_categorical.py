@@ -1,0 +1,40 @@
+"""The stochastic policy against torch's own distribution over the available actions alone."""
+
+import torch
+
+from qllm_exp.algorithms.categorical import MaskedCategorical
+
+
+def test_it_is_the_distribution_over_the_available_actions():
+    g = torch.Generator().manual_seed(0)
+    logits, available = 3 * torch.randn(200, 5, generator=g), torch.rand(200, 5, generator=g) < 0.5
+    available[:, 2] = True
+    policy = MaskedCategorical(logits, available)
+    for row, which in enumerate(available):
+        allowed = which.nonzero().squeeze(-1)
+        reference = torch.distributions.Categorical(logits=logits[row, allowed])
+        torch.testing.assert_close(policy.probs[row, allowed], reference.probs)
+        torch.testing.assert_close(policy.entropy[row], reference.entropy())
+        torch.testing.assert_close(policy.log_probs[row, allowed], reference.logits)
+        assert not policy.probs[row, ~which].any() and policy.best[row] == allowed[reference.probs.argmax()]
+
+
+def test_figures_and_gradients_are_finite_whatever_is_available_and_however_large_the_logits():
+    logits = torch.tensor([[1e4, -1e4, 0.0], [1e4, -1e4, 0.0], [5.0, 1.0, 2.0]], requires_grad=True)
+    available = torch.tensor([[False, True, False], [True, True, True], [False, False, False]])
+    policy = MaskedCategorical(logits, available)
+    assert policy.log_prob(torch.tensor([0, 1, 2])).isfinite().all() and policy.probs[0].tolist() == [0, 1, 0]
+    torch.testing.assert_close(policy.probs[2], torch.full((3,), 1 / 3))
+    (policy.entropy.sum() + policy.log_prob(torch.tensor([1, 2, 0])).sum()).backward()
+    assert logits.grad.isfinite().all() and not logits.grad[0].any()
+
+
+def test_samples_come_as_often_as_they_are_probable_and_from_the_generator_alone():
+    logits, available = torch.tensor([0.5, 3.0, -1.0, 1.0]), torch.tensor([True, False, True, True])
+    policy = MaskedCategorical(logits.expand(40_000, 4), available.expand(40_000, 4))
+    drawn = policy.sample(torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=4) / 40_000
+    expected = torch.tensor([0.5, -torch.inf, -1.0, 1.0]).softmax(-1)
+    assert shares[1] == 0 and (shares - expected).abs().max() < 0.01
+    assert torch.equal(drawn, policy.sample(torch.Generator().manual_seed(0)))
+    assert not torch.equal(drawn, policy.sample(torch.Generator().manual_seed(1)))
