@@ -9,7 +9,6 @@ from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import algorithm_of
-from qllm_exp.mixers.base import Mixer
 from qllm_exp.tracking.run_dir import RunDirectory
 
 
@@ -35,7 +34,7 @@ class Policy:
 
 def load_policy(folder: Path, env: TeamEnv, which: str = "best") -> Policy:
     """The team of a finished run, with its 'best' or its 'last' parameters; UserError as `load_algorithm`."""
-    return Policy(load_algorithm(folder, env, which)[0], env.device)
+    return Policy(load_algorithm(folder, env, which), env.device)
 
 
 def kept_policy(directory: RunDirectory) -> Path:
@@ -48,17 +47,14 @@ def kept_policy(directory: RunDirectory) -> Path:
     return directory.policy
 
 
-def load_algorithm(folder: Path, env: TeamEnv, which: str = "best") -> tuple[Algorithm, Mixer | None]:
+def load_algorithm(folder: Path, env: TeamEnv, which: str = "best") -> Algorithm:
     """The algorithm of a finished run and its mixer, with the parameters that the run has kept.
-
-    The mixer is None where it is not known: the algorithm has none, or it is a trained one whose parameters the file
-    lacks, as those of runs that ended before mixers were kept do.
 
     Args:
         which: 'best' of the run's evaluations, or 'last'.
 
     Raises:
-        UserError: the run is not finished, or is for another task than `env`.
+        UserError: the run is not finished, is for another task than `env`, or was made by a version with other networks.
     """
     directory = RunDirectory(folder)
     run = directory.read_config()
@@ -70,8 +66,11 @@ def load_algorithm(folder: Path, env: TeamEnv, which: str = "best") -> tuple[Alg
         )
     algorithm: Algorithm = algorithm_of(run, directory, env)
     saved = torch.load(kept, map_location=env.device, weights_only=True)[which]
-    algorithm.load_policy_state_dict(saved)
-    mixer = algorithm.mixer
-    if mixer is not None and any(f"mixer.{name}" not in saved for name, _ in mixer.named_parameters()):
-        mixer = None
-    return algorithm, mixer
+    try:
+        algorithm.load_policy_state_dict(saved)
+    except (RuntimeError, KeyError):  # torch's words for parameters that are of other names or sizes
+        raise UserError(
+            f"{kept} does not fit the networks that this version of the package makes: the run was made by another one, which "
+            f"{directory.path / 'versions.json'} names. Use that one, or run it again."
+        ) from None
+    return algorithm

@@ -105,7 +105,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def load_policy_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Act with these parameters from now on, and mix with them where they hold the mixer's too."""
+        """Act and mix with these parameters from now on. RuntimeError or KeyError where they are not of these networks."""
 
     @abstractmethod
     def parameter_counts(self) -> dict[str, int]:

@@ -180,7 +180,7 @@ class QLearning(Algorithm):
         self.agents.load_state_dict({name: value for name, value in saved.items() if not name.startswith(_MIXER)})
         with torch.no_grad():
             for name, value in self.mixer.named_parameters():
-                value.copy_(saved.get(f"{_MIXER}{name}", value))
+                value.copy_(saved[f"{_MIXER}{name}"])
 
     def parameter_counts(self) -> dict[str, int]:
         parts = {"agent": self.agents, "mixer": self.mixer, "central": self.central}

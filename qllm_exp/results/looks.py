@@ -182,7 +182,7 @@ def legend(axis: Axes) -> None:
 
 def notes_below(figure: Figure, notes: Sequence[str]) -> None:
     """Small print under a figure, broken to its width."""
-    width = int(figure.get_figwidth() * 20)  # characters to the inch
+    width = int(figure.get_figwidth() * 18)  # characters to the inch
     lines = [line for note in notes for line in textwrap.wrap(note, width, subsequent_indent="   ")]
     if lines:
         figure.supxlabel("\n".join(lines), fontsize=7, x=0.01, ha="left", color="#333333")

@@ -73,6 +73,7 @@ def watch(
     from qllm_exp.envs import env_module, make_env
     from qllm_exp.policy import kept_policy, load_algorithm
     from qllm_exp.preparation import settle_device
+    from qllm_exp.results.reading import method_name
     from qllm_exp.results.watch_episode import play_evaluation
     from qllm_exp.tracking.run_dir import RunDirectory
     from qllm_exp.training.seeds import derive
@@ -87,17 +88,16 @@ def watch(
     torch.set_num_threads(1)
     env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), device)
     try:
-        algorithm, mixer = load_algorithm(folder, env, policy)
-        mixes = algorithm.mixer is not None and not algorithm.mixer.per_agent
-        played = play_evaluation(env, algorithm, mixer, derive(run.seed, "evaluation", seed), episodes)
+        algorithm = load_algorithm(folder, env, policy)
+        played = play_evaluation(env, algorithm, derive(run.seed, "evaluation", seed), episodes)
     finally:
         env.close()
 
     def title(number: int) -> str:
-        of = f"{run.env.name} / {run.env.task}, {run.mixer.name}, seed {run.seed}"
+        of = f"{run.env.name} / {run.env.task}, {method_name(run.algorithm.name, run.mixer.name)}, seed {run.seed}"
         return f"{of}: return {played[number].total:.4g}\n{policy} policy, episode {number + 1} of evaluation {seed}"
 
-    images = _pictures(env, played, mixes, title)
+    images = _pictures(env, played, title)
     seconds: list[float] = []
     for one in played:
         seconds += [1 / fps] * len(one.episode.rewards) + [_HOLD_S]
@@ -109,9 +109,7 @@ def watch(
     return path
 
 
-def _pictures(
-    env: "TeamEnv", played: "Sequence[Played]", mixes: bool, title: Callable[[int], str]
-) -> "Iterator[Image]":
+def _pictures(env: "TeamEnv", played: "Sequence[Played]", title: Callable[[int], str]) -> "Iterator[Image]":
     """The pictures of all episodes. title: of the episode with that number, from 0."""
     from matplotlib import rc_context
 
@@ -119,7 +117,7 @@ def _pictures(
 
     for number, one in enumerate(played):
         with rc_context(FONTS):
-            picture = Picture(env, one, mixes, title(number))
+            picture = Picture(env, one, title(number))
         for step in range(picture.length + 1):
             with rc_context(FONTS):
                 image = picture.image(step)

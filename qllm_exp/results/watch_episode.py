@@ -42,11 +42,11 @@ class Played:
         return self.episode.rewards.cumsum(0)
 
 
-def play_evaluation(env: TeamEnv, algorithm: Algorithm, mixer: Mixer | None, seed: int, count: int) -> list[Played]:
+def play_evaluation(env: TeamEnv, algorithm: Algorithm, seed: int, count: int) -> list[Played]:
     """The first `count` episodes of the evaluation with that seed, which are those that `training.evaluation.evaluate` plays.
 
     Args:
-        env: with as many copies as the run had, since they share their random numbers. mixer: None where it is not known.
+        env: with as many copies as the run had, since they share their random numbers.
     """
     scratch, clock = Episodes(env, env.num_envs), Clock(env.device)
     env.seed(seed)
@@ -56,7 +56,7 @@ def play_evaluation(env: TeamEnv, algorithm: Algorithm, mixer: Mixer | None, see
         totals = rollout(env, algorithm, scratch, None, generator, clock).tolist()
         qs = algorithm.action_qs(scratch.obs, scratch.actions.long())
         for copy in range(min(env.num_envs, count - len(played))):
-            played.append(_played(scratch, copy, totals[copy], qs, mixer))
+            played.append(_played(scratch, copy, totals[copy], qs, algorithm.mixer))
     return played
 
 

@@ -44,7 +44,6 @@ FONTS: Any = {
     "ytick.labelsize": 6.5,
     "axes.linewidth": 0.6,
 }
-_UNKNOWN_MIXER = "own value $q_i$ (policy.pt lacks the mixer)"
 _NOT_MIXED = "own value $q_i$ (no mixing: no credit)"
 _CREDIT = r"share of credit ($\partial Q_\mathrm{tot}/\partial q_i$)"
 
@@ -53,11 +52,11 @@ class Picture:
     """Draws the steps of one episode, one after the other, into one figure.
 
     Args:
-        env: of the episode. played: the episode. mixes: whether the run's mixer makes a Q_tot, known or not.
+        env: of the episode. played: the episode.
         title: two lines at most.
     """
 
-    def __init__(self, env: TeamEnv, played: Played, mixes: bool, title: str) -> None:
+    def __init__(self, env: TeamEnv, played: Played, title: str) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -77,7 +76,7 @@ class Picture:
         if played.credit is not None:
             self.shown, self.heading = share(played.credit), _CREDIT
         else:
-            self.shown, self.heading = played.qs, _UNKNOWN_MIXER if mixes else _NOT_MIXED
+            self.shown, self.heading = played.qs, _NOT_MIXED
         sizes = torch.ones(self.length, self.n) if played.credit is None else played.credit
         self.sizes = torch.cat([sizes, sizes[-1:]])  # for the scene after the last step
 

@@ -166,7 +166,7 @@ def test_the_unrestricted_mixer_is_its_formula_and_may_fall_where_a_q_rises():
     assert not free.monotone and (gradient(free, qs, state) < 0).any()
 
 
-@pytest.mark.parametrize("name", schema.CHOICES["mixer"].keys() - {"tfcaf", "none"})
+@pytest.mark.parametrize("name", sorted(schema.CHOICES["mixer"].keys() - {"tfcaf", "none"}))
 @pytest.mark.parametrize("env", ["lbf", "matrix"])
 def test_every_mixer_gives_each_agent_its_credit(name, env):
     torch.manual_seed(0)

@@ -91,11 +91,12 @@ class Loaded:
 def load(folder: Path, policy: str = "best") -> Loaded:
     run = RunDirectory(folder).read_config()
     env = make_env(run.env, int(run.env.num_envs), 77)
-    return Loaded(env, *load_algorithm(folder, env, policy), run.seed)
+    algorithm = load_algorithm(folder, env, policy)
+    return Loaded(env, algorithm, algorithm.mixer, run.seed)
 
 
 def played(one: Loaded, evaluation: int = 0, count: int = 1) -> list[Played]:
-    return play_evaluation(one.env, one.algorithm, one.mixer, derive(one.seed, "evaluation", evaluation), count)
+    return play_evaluation(one.env, one.algorithm, derive(one.seed, "evaluation", evaluation), count)
 
 
 @pytest.fixture
@@ -104,8 +105,8 @@ def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     class Titled(Picture):
-        def __init__(self, env: TeamEnv, played: Played, mixes: bool, title: str) -> None:
-            super().__init__(env, played, mixes, title)
+        def __init__(self, env: TeamEnv, played: Played, title: str) -> None:
+            super().__init__(env, played, title)
             seen.append(title)
 
     monkeypatch.setattr(watch_frame, "Picture", Titled)
@@ -230,31 +231,27 @@ def test_the_sum_gives_equal_bars(runs: Callable[[str], Path]) -> None:
     one = load(runs("sum"))
     (episode,) = played(one)
     assert episode.credit is not None and bool((episode.credit == 1).all())
-    shown = Picture(one.env, episode, True, "").shown
+    shown = Picture(one.env, episode, "").shown
     assert shown is not None and bool((shown == 0.5).all())
 
 
 def test_without_mixing_the_agents_own_values_are_shown_and_named_so(runs: Callable[[str], Path]) -> None:
     one = load(runs("independent"))
     (episode,) = played(one)
-    picture = Picture(one.env, episode, False, "")
+    picture = Picture(one.env, episode, "")
     assert episode.credit is None and episode.qs is not None and "no credit" in picture.bars.get_title()
     assert picture.shown is not None and torch.equal(picture.shown, episode.qs)
 
 
-def test_a_run_from_before_mixers_were_kept_is_shown_without_credit(
-    runs: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_run_of_a_version_with_other_networks_is_refused(runs: Callable[[str], Path], tmp_path: Path) -> None:
     for name in ("config.yaml", "policy.pt"):
         (tmp_path / name).write_bytes((runs("lbf") / name).read_bytes())
     kept = torch.load(tmp_path / "policy.pt", weights_only=True)
-    older = {which: {k: v for k, v in of.items() if not k.startswith("mixer.")} for which, of in kept.items()}
-    torch.save(older, tmp_path / "policy.pt")
-    one = load(tmp_path)
-    (episode,) = played(one)
-    assert one.mixer is None and episode.credit is None
-    assert "policy.pt lacks the mixer" in Picture(one.env, episode, True, "").bars.get_title()
-    assert torch.equal(episode.episode.actions, played(load(runs("lbf")))[0].episode.actions)
+    for which in ("members.", "mixer."):
+        older = {one: {k: v for k, v in of.items() if not k.startswith(which)} for one, of in kept.items()}
+        torch.save(older, tmp_path / "policy.pt")
+        with pytest.raises(UserError, match=r"policy\.pt does not fit the networks"):
+            load(tmp_path)
 
 
 def test_shares_keep_their_sign_and_are_parts_of_the_absolute_sum() -> None:
@@ -285,7 +282,7 @@ def test_state_values_that_change_are_named_and_scaled() -> None:
 def test_a_picture_differs_from_the_next_and_not_from_itself(runs: Callable[[str], Path]) -> None:
     one = load(runs("lbf"))
     (episode,) = played(one)
-    picture = Picture(one.env, episode, True, "")
+    picture = Picture(one.env, episode, "")
     once = [picture.image(step).tobytes() for step in (3, 4, len(episode.episode.rewards))]
     assert len(set(once)) == 3 and picture.image(3).tobytes() == once[0]
 
