@@ -53,7 +53,7 @@ types: .venv/dev  ## mypy
 	$(BIN)/mypy
 
 unit: .venv/dev  ## the tests alone
-	$(BIN)/pytest -n 2 --dist worksteal --durations=10
+	$(BIN)/pytest -n 3 --dist worksteal --durations=10  # many wait for Slurm, servers and each other's processes
 
 bench: .venv/dev  ## speed, beside JaxMARL, BenchMARL and gfootball from their published packages
 	@tests/bench/run.sh

@@ -97,7 +97,7 @@ def steps_in(run: Path) -> int:
 @pytest.mark.timeout(900)
 def test_killed_with_its_children_at_twenty_random_moments_a_sweep_ends_with_the_same_numbers(tmp_path):
     args = [
-        *SMALL, "mixer=qmix,vdn", "seed=0-1", "train.total_steps=600000", "train.evaluation.every=60000",
+        *SMALL, "mixer=qmix,vdn", "seed=0-1", "train.total_steps=400000", "train.evaluation.every=40000",
         "train.checkpoint.every_s=0.3", "train.checkpoint.max_share=1",
     ]  # fmt: skip
     call(tmp_path / "whole", *args)
@@ -106,11 +106,11 @@ def test_killed_with_its_children_at_twenty_random_moments_a_sweep_ends_with_the
         process = start(tmp_path / "r", *args, FLAKY_ENV_PAUSE="0.01")  # too slow to end before the last kill
         if number % 2:  # while it plans, prepares and starts, or once runs are being run
             until(lambda: len(psutil.Process(process.pid).children(recursive=True)) > 1)  # noqa: B023
-        time.sleep(chance.uniform(0, 3.5))
+        time.sleep(chance.uniform(0, 3))
         assert process.poll() is None
         kill_all(process)
         for run in runs(tmp_path / "r"):
-            steps = steps_in(run) if not (run / "result.json").exists() else 600_000
+            steps = steps_in(run) if not (run / "result.json").exists() else 400_000
             assert steps >= kept.get(run.name, 0), "what a checkpoint held is not trained again"
             kept[run.name] = steps
     assert sum(kept.values()) > 0, "some of the kills came in mid-training"
@@ -290,7 +290,7 @@ def test_what_is_asked_wrongly_is_refused_before_anything_starts(tmp_path):
     )
     assert done.returncode == 2 and "there is no sbatch here" in done.stderr
     code, text = tool("status", tmp_path / "nothing")
-    assert code == 2 and "holds no run and no sweep" in text
+    assert code == 2 and "is no folder. Give the folder of a run, of a sweep" in text
     for args, message in [
         (["hydra.launcher.n_jobs=-1"], "hydra.launcher.n_jobs=-1: give a whole number"),
         (["hydra.launcher.n_jobs=two"], "hydra.launcher.n_jobs='two': give a whole number"),

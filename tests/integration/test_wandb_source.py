@@ -259,7 +259,8 @@ def test_the_default_entity_is_that_of_the_account(logged_in: World, capfd: pyte
 
 def test_what_was_read_before_the_server_was_lost_is_kept(logged_in: World, capfd: pytest.CaptureFixture[str]) -> None:
     server = logged_in.server
-    server.lost_after = {"HistoryPage": server.asked["HistoryPage"] + 2}
+    # Of three runs one at least has no function, so that nothing more is asked for it.
+    server.lost_after = {"HistoryPage": server.asked["HistoryPage"] + 3}
     told = refused(capfd, "table", SWEEP)
     kept = int(told.split(" of 4 runs; these are kept")[0].rpartition(" ")[2])
     assert 0 < kept < 4 and server.url in told and "goes on from there" in told
