@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from qllm_exp.errors import UserError, nearest
 from qllm_exp.results import keys
 from qllm_exp.results.collect import Collection, Unfinished
+from qllm_exp.results.reading import of_name
 
 _SHOWN = 12  # values in a message, at most
 
@@ -49,10 +50,11 @@ def _known(one: Unfinished, key: str) -> str | None:
         return one.task.split("/", 1)[keys.TASK_KEYS.index(key)]
     if key == "seed":
         return None if one.seed is None else str(one.seed)
+    if key in one.settings:
+        return str(one.settings[key])
     if key in ("mixer.name", "algorithm.name") and one.method:
-        algorithm, _, mixer = one.method.rpartition("+")
-        return mixer if key == "mixer.name" else algorithm or "q_learning"
-    return str(one.settings[key]) if key in one.settings else None
+        return of_name(one.method)[key == "mixer.name"]
+    return None
 
 
 def _chosen(word: str, there: set[str]) -> set[str]:

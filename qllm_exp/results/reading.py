@@ -210,6 +210,14 @@ def method_name(algorithm: str, mixer: str) -> str:
     return algorithm if mixer == "none" else f"{algorithm}+{mixer}"
 
 
+def of_name(method: str) -> tuple[str, str]:
+    """Algorithm and mixer of what `method_name` made of them."""
+    algorithm, plus, mixer = method.partition("+")
+    if plus:
+        return algorithm, mixer
+    return (method, "none") if method in schema.CHOICES["algorithm"] else ("q_learning", method)
+
+
 def _method(blocks: list[dict[str, Any]], function: str) -> Method:
     config: dict[str, Any] = {}
     for block in blocks:

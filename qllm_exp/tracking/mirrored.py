@@ -10,11 +10,10 @@ from qllm_exp import config as configuration
 from qllm_exp import schema
 from qllm_exp.files import write_atomically
 from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.tracking.versions import OF_THE_MACHINE
 
-_UNTOLD = ("host", "system", "network_kernel")  # of versions.json: these name a machine, or a path on it
-BY_TASK = (
-    "tasks/"  # begins the names of figures that are told once more, for a dashboard: its panels cannot choose runs
-)
+# What begins the names of figures that are told once more, for a dashboard: its panels cannot choose runs.
+BY_TASK = "tasks/"
 ROWS = "mirror/rows"  # in the summary: how many rows the run has
 WHOLE = "whole_floats"  # in the configuration: keys whose value is 1.0, say, and not 1; the service makes no difference
 
@@ -67,7 +66,7 @@ def flat_config(directory: RunDirectory) -> dict[str, Any]:
     else:
         names |= {"llm": run.llm.name, "function": function(directory)["hash"][:8]}
     versions = _read(directory.path / "versions.json")
-    known = {f"versions.{name}": version for name, version in versions.items() if name not in _UNTOLD}
+    known = {f"versions.{name}": version for name, version in versions.items() if name not in OF_THE_MACHINE}
     whole = sorted(key for key, value in flat.items() if isinstance(value, float) and value.is_integer())
     return flat | known | names | {WHOLE: whole}
 

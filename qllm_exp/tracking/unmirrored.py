@@ -24,20 +24,8 @@ TOLD = "told.json"  # in the folder: {"mark": of what it was made from, "id": ..
 
 _FORMAT = 1  # of these folders; another one makes them all anew
 _HOST = "Weights & Biases"
-_NAMED = {
-    "env.name",
-    "env.task",
-    "mixer.name",
-    "algorithm.name",
-    "seed",
-}  # what every run of this package says of itself
-_COUNTS = {
-    "env_step",
-    "env_step_exact",
-    "env_steps",
-    "episodes",
-    "updates",
-}  # whole numbers; all other figures are floats
+_NAMED = {"env.name", "env.task", "mixer.name", "algorithm.name", "seed"}  # every run of this package says these
+_COUNTS = {"env_step", "env_step_exact", "env_steps", "episodes", "updates"}  # whole numbers; other figures are floats
 _WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 

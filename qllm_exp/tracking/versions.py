@@ -7,6 +7,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+OF_THE_MACHINE = ("host", "system", "network_kernel")  # keys of versions.json that name a machine, or a path on it
+
 _LIBRARIES = ("torch", "numpy", "hydra-core", "omegaconf", "vmas", "gfootball", "pettingzoo", "mpe2")
 
 

@@ -62,6 +62,17 @@ def test_all_conditions_hold(found: Collection, given: list[str], finished: int,
     assert (left, [one.removesuffix("None") or "None" for one in names]) == (finished, others)
 
 
+def test_a_run_that_is_not_there_is_known_by_its_name(tmp_path: Path) -> None:
+    for seed in range(2):
+        make(tmp_path, of("none", seed), 0.5)
+    (tmp_path / "sweep").mkdir()
+    names = [f"lbf_8x8-2p-2f-coop-2s_{one}_s9_00000000" for one in ("mappo_none", "q-learning_none")]
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"runs": names}))
+    found = collect([tmp_path])
+    assert kept(found, "mixer=none") == (2, ["mappo9", "none9"])
+    assert kept(found, "algorithm=mappo") == (0, ["mappo9"])
+
+
 def test_a_value_with_a_comma_is_given_as_a_whole(tmp_path: Path) -> None:
     for rewards in ("scoring", "scoring,checkpoints"):
         run = schema.Run(env=schema.Grf(rewards=rewards), mixer=schema.Vdn())

@@ -47,7 +47,12 @@ def runs(tmp_path: Path) -> Path:
     for seed in range(3):
         for mixer, task, worth in (("qmix", TASK, 0.5), ("qmix", OTHER, 0.2), ("vdn", TASK, 0.3)):
             run = make(tmp_path / "runs", of(mixer, seed, task, sweep=schema.Sweep(tags=["night"])), worth + 0.1 * seed)
-            versions = {"qllm_exp": "0.1.0", "commit": "abc123def4567", "torch": "2.6" if seed else "2.5"}
+            versions = {
+                "qllm_exp": "0.1.0",
+                "commit": "abc123def4567",
+                "torch": "2.6" if seed else "2.5",
+                "host": "lab7",
+            }
             (run / "versions.json").write_text(json.dumps(versions))
     sweep(tmp_path / "runs" / "first", sorted(one.name for one in (tmp_path / "runs").iterdir()), COMMAND)
     return tmp_path / "runs"
@@ -91,6 +96,10 @@ def test_every_run_has_a_line_that_leads_to_its_folder(runs: Path) -> None:
         assert line[1:] == [one.task, one.method, str(one.seed), final, final, "200,000", "1 min 40 s", "finished"]
         assert one.name in links
     assert all((runs / link).is_dir() for link in links)
+
+
+def test_no_machine_is_named(runs: Path) -> None:
+    assert "lab7" not in text_of(runs / "first")
 
 
 def test_versions_that_differ_are_pointed_out(runs: Path) -> None:
@@ -253,7 +262,7 @@ def test_a_function_is_told_with_where_it_comes_from(tmp_path: Path) -> None:
         run = make(tmp_path, of("tfcaf", seed, "climbing", "matrix"), 100.0, program=1)
         give_function(run)
     known, page = entry.load(run / "tfcaf.json"), page_of(tmp_path)
-    for said in (known.prompt_hash, known.program.hash, known.verdict, "and 1 more run", "3 calls, no price known"):
+    for said in (known.prompt_hash, known.program.hash, known.verdict, "and 1 more", "3 calls, no price known"):
         assert said in page.words
     assert "Written by a large language model on 2026-11-21, in 1 round of 2 candidates" in page.words
     assert "The reward is decided by whether the two agents' choices match." in page.words, "the model's own words"

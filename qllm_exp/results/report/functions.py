@@ -184,7 +184,7 @@ def _users(one: Used, subject: Subject) -> Html:
     others = len(one.finished) + len(one.others) - 1
     methods: Sequence[str] = list(one.methods)
     words = f"{', '.join(methods)}: " if methods else ""
-    return joined([words, first, f" and {count(others, 'more run')}".replace("more runs", "more") * bool(others)])
+    return joined([words, first, f" and {others} more" * bool(others)])
 
 
 def _hash(digits: str) -> Html:

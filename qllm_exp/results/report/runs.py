@@ -15,6 +15,7 @@ from qllm_exp.results.report.subject import Subject, shown
 from qllm_exp.sweep.record import Sweep
 from qllm_exp.sweep.state import DEAD, FAILED, NEW, QUEUED, RUNNING, STATES, STOPPED
 from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.tracking.unmirrored import TOLD
 from qllm_exp.words import count, duration
 
 MOST_UNFINISHED = 200  # runs that are told one by one
@@ -150,6 +151,8 @@ def _log(one: Unfinished, subject: Subject) -> Path | None:
 def _go_on(one: Unfinished, subject: Subject) -> Html:
     if one.state in (RUNNING, QUEUED):
         return joined(["nothing to do: ", "it runs" if one.state == RUNNING else "its turn comes"])
+    if (one.path / TOLD).exists():
+        return joined(["where it was run: this folder is what Weights & Biases knows of it"])
     if RunDirectory(one.path).config.exists():
         return tag("code", shlex.join(["python", "-m", "qllm_exp.experiment", shown(one.path)]))
     sweep = subject.sweep_of(one.name)

@@ -8,6 +8,7 @@ from qllm_exp.results import keys
 from qllm_exp.results.report.parts import Html, absent, command, facts, joined, section, table, tag
 from qllm_exp.results.report.subject import Subject, distinct, shown
 from qllm_exp.results.spent import FIGURES
+from qllm_exp.tracking.versions import OF_THE_MACHINE
 from qllm_exp.words import count, duration
 
 _ALONE = (
@@ -46,7 +47,8 @@ def versions(subject: Subject) -> Html:
     for one in subject.records:
         silent += not one.versions
         for name, said in one.versions.items():
-            found[name][str(said)] += 1
+            if name not in OF_THE_MACHINE:  # a report goes to people whom that is no concern of
+                found[name][str(said)] += 1
     if not found:
         return section("versions", "Versions", absent("No finished run says by which versions it was run."))
     rows = []
