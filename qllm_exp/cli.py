@@ -129,33 +129,35 @@ def check_one_run(hydra: Any) -> None:
 def grids(arguments: Sequence[str], params: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The command line with an experiment's axes, one list of overrides for each case (`combinations` multiplies them out).
 
-    What the command line says about a key counts instead of what the experiment says. A case that says otherwise is left
-    out: with env=lbf on the command line, that is every case of another environment.
+    What the command line says about a key counts instead of what the experiment says, but it only narrows what a case is
+    about: what the case gives one value, and groups (env, algorithm, mixer). A case that has nothing of what the command line
+    asks for is left out: with env=lbf on the command line, that is every case of other environments.
     """
-    given = {key: set(value.split(",")) for key, _, value in (expand_ranges(a).partition("=") for a in arguments)}
+    given = {key: value.split(",") for key, _, value in (expand_ranges(a).partition("=") for a in arguments)}
+
+    def listed(value: Any) -> list[str]:
+        return list(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else [str(value)]
 
     def written(axes: Mapping[str, Any]) -> list[str]:
-        texts = {
-            key: ",".join(map(str, v)) if isinstance(v, Sequence) and not isinstance(v, str) else v
-            for key, v in axes.items()
+        return [f"{key}={','.join(listed(value))}" for key, value in axes.items() if key not in given]
+
+    def narrowed(case: Mapping[str, Any]) -> dict[str, list[str]]:
+        return {
+            key: [one for one in given[key] if one in listed(value)]
+            for key, value in case.items()
+            if key in given and (isinstance(value, str) or "." not in key)
         }
-        return [f"{key}={value}" for key, value in texts.items() if key not in given]
 
-    def fits(case: Mapping[str, Any]) -> bool:
-        return all(str(value) in given[key] for key, value in case.items() if key in given and isinstance(value, str))
-
-    chosen = [case for case in cases if fits(case)]
+    chosen = [case for case in cases if all(narrowed(case).values())]
     if cases and not chosen:
         raise UserError(f"None of the experiment's cases goes with {' '.join(arguments)}.")
     if not chosen:
         return [[*arguments, *written(params)]]
     grids = []
     for case in chosen:
-        own = [key for key, value in case.items() if key in given and isinstance(value, str)]
-        kept = [
-            a if a.partition("=")[0] not in own else f"{a.partition('=')[0]}={case[a.partition('=')[0]]}"
-            for a in arguments
-        ]
+        own = narrowed(case)
+        keys = ((one, one.partition("=")[0]) for one in arguments)
+        kept = [f"{key}={','.join(own[key])}" if key in own else one for one, key in keys]
         grids.append([*kept, *written(case), *written(params)])
     return grids
 
