@@ -110,7 +110,7 @@ def test_qplex_at_the_best_joint_action_is_its_forward_pass():
     mixer, one, state = Qplex(2, 3, 4), joint(2, 3), torch.randn(4).expand(9, 4)
     best = (one.actions == one.best_actions).all(-1)
     assert torch.allclose(mixer.value(one, state)[best], mixer(one.best_qs, state)[best])
-    assert (mixer.importance(one, state) > 0).all()
+    assert (mixer.importance(state, one.one_hot(one.actions)) > 0).all()
 
 
 def test_an_unavailable_action_is_never_the_best_that_qplex_compares_with():
