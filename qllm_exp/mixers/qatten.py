@@ -51,14 +51,14 @@ class Qatten(Mixer):
 
     def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
         lead, embed = state.shape[:-1], self.embed
-        own, state = self.own(state).flatten(0, -2), state.flatten(0, -2)
-        (hidden,) = side_by_side(self.from_state, state.T, sum(self.parts)).relu_()
-        query, head, bias = hidden.split(self.parts)  # rows last
+        own = self.own(state).flatten(0, -3).permute(2, 1, 0).flatten(1)  # [width, n R]
+        (hidden,) = side_by_side(self.from_state, state.flatten(0, -2).T, sum(self.parts)).relu_()
+        query, head, bias = hidden.split(self.parts)
         query = self.query(query.view(self.heads, self.hidden, -1))  # [H, E, R]
-        key = side_by_side(self.key, own.T, embed).view(self.heads, embed, -1, self.n_agents)  # [H, E, R, n]
-        logits = (query.unsqueeze(-1) * key).sum(1) / math.sqrt(embed)  # [H, R, n]
-        heads = self.head_weights(head.T).abs().T.unsqueeze(-1)  # [H, R, 1]
-        weights = (logits.softmax(-1) * heads).sum(0).view(*lead, self.n_agents)
+        key = side_by_side(self.key, own, embed).view(self.heads, embed, self.n_agents, -1)  # [H, E, n, R]
+        logits = (query.unsqueeze(2) * key).sum(1) / math.sqrt(embed)  # [H, n, R]
+        heads = self.head_weights(head.T).abs().T.unsqueeze(1)  # [H, 1, R]
+        weights = (logits.softmax(1) * heads).sum(0).T.view(*lead, self.n_agents)
         q_tot: Tensor = torch.linalg.vecdot(agent_qs, weights) + self.bias(bias.T).view(lead)
         return q_tot
 
