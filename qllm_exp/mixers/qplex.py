@@ -64,17 +64,12 @@ class Qplex(Mixer):
     def value(self, joint: Joint, state: Tensor) -> Tensor:
         scale, shift = self._scale_shift(state)
         q_tot = (scale * joint.qs + shift).sum(-1)
-        advantage = (scale * (joint.qs - joint.best_qs)).detach()
-        every = [x.flatten(0, -2) for x in (advantage, state, joint.one_hot(joint.actions))]
-        if not state.is_cpu:  # how many rows lose would make the host wait
-            return q_tot + self._correction(*every).view_as(q_tot)
-        losing = (joint.actions != joint.best_actions).any(-1).flatten().nonzero().squeeze(-1)
-        return q_tot.flatten().index_add(0, losing, self._correction(*(x[losing] for x in every))).view_as(q_tot)
-
-    def _correction(self, advantage: Tensor, state: Tensor, actions: Tensor) -> Tensor:
-        """[R] sum_i (lambda_i - 1) A_i', from A' [R, n] and what `importance` takes: 0 where no agent loses anything."""
-        correction: Tensor = ((self.importance(state, actions) - 1) * advantage).sum(-1)
-        return correction
+        lost = (joint.actions != joint.best_actions).any(-1).flatten()
+        # Where no agent loses anything lambda is not asked for; on a GPU it is, or the host would wait to hear where that is.
+        rows = lost.nonzero().squeeze(-1) if lost.is_cpu else torch.arange(len(lost), device=lost.device)
+        advantage = (scale * (joint.qs - joint.best_qs)).detach().flatten(0, -2)[rows]
+        importance = self.importance(state.flatten(0, -2)[rows], joint.one_hot(joint.actions).flatten(0, -2)[rows])
+        return q_tot.flatten().index_add(0, rows, ((importance - 1) * advantage).sum(-1)).view_as(q_tot)
 
     def importance(self, state: Tensor, actions: Tensor) -> Tensor:
         """lambda [R, n] of the agents' advantages.
