@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.envs.layout import StateLayout
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.networks.dense import ParallelLinear
+from qllm_exp.networks.dense import ParallelLinear, side_by_side
 
 
 class Qatten(Mixer):
@@ -38,6 +38,7 @@ class Qatten(Mixer):
 
     def __init__(self, n_agents: int, layout: StateLayout, heads: int = 4, hidden: int = 64, embed: int = 32) -> None:
         super().__init__()
+        self.n_agents = n_agents
         self.own = OwnState(n_agents, layout)
         self.heads, self.hidden, self.embed = heads, hidden, embed
         # Everything that reads the state directly is one product: hidden layers of the queries, of w and of c.
@@ -49,12 +50,16 @@ class Qatten(Mixer):
         self.bias = nn.Linear(embed, 1)
 
     def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
-        query, head, bias = self.from_state(state).relu().split(self.parts, -1)
-        query = self.query(query.unflatten(-1, (self.heads, self.hidden)))  # [..., H, E]
-        key = self.key(self.own(state)).unflatten(-1, (self.heads, self.embed))  # [..., n, H, E]
-        logits = torch.linalg.vecdot(query.unsqueeze(-3), key) / math.sqrt(self.embed)  # [..., n, H]
-        weights = torch.linalg.vecdot(logits.softmax(-2), self.head_weights(head).abs().unsqueeze(-2))  # [..., n]
-        q_tot: Tensor = torch.linalg.vecdot(agent_qs, weights) + self.bias(bias).squeeze(-1)
+        lead, embed = state.shape[:-1], self.embed
+        own = self.own(state).flatten(0, -3).permute(2, 1, 0).flatten(1)  # [width, n R]
+        (hidden,) = side_by_side(self.from_state, state.flatten(0, -2).T, sum(self.parts)).relu_()
+        query, head, bias = hidden.split(self.parts)
+        query = self.query(query.view(self.heads, self.hidden, -1))  # [H, E, R]
+        key = side_by_side(self.key, own, embed).view(self.heads, embed, self.n_agents, -1)  # [H, E, n, R]
+        logits = (query.unsqueeze(2) * key).sum(1) / math.sqrt(embed)  # [H, n, R]
+        heads = self.head_weights(head.T).abs().T.unsqueeze(1)  # [H, 1, R]
+        weights = (logits.softmax(1) * heads).sum(0).T.view(*lead, self.n_agents)
+        q_tot: Tensor = torch.linalg.vecdot(agent_qs, weights) + self.bias(bias.T).view(lead)
         return q_tot
 
 

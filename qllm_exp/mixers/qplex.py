@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Joint, Mixer
-from qllm_exp.networks.dense import ParallelLinear
+from qllm_exp.networks.dense import ParallelLinear, side_by_side
 
 _ABOVE_ZERO = 1e-10  # what keeps w and lambda positive where a network's output is 0
 
@@ -49,7 +48,7 @@ class Qplex(Mixer):
         adv_hypernet: int = 64,
     ) -> None:
         super().__init__()
-        self.kernels, self.width = kernels, adv_hypernet
+        self.kernels, self.hypernet, self.width = kernels, hypernet, adv_hypernet
         self.scale_shift_hidden = nn.Linear(state_dim, 2 * hypernet)
         self.scale_shift = ParallelLinear(2, hypernet, n_agents)
         self.of_state = nn.Linear(state_dim, 2 * kernels * adv_hypernet)  # first layers of keys, then of agents
@@ -64,23 +63,36 @@ class Qplex(Mixer):
 
     def value(self, joint: Joint, state: Tensor) -> Tensor:
         scale, shift = self._scale_shift(state)
-        advantage = (scale * (joint.qs - joint.best_qs)).detach()
-        return (scale * joint.qs + shift + (self.importance(joint, state) - 1) * advantage).sum(-1)
+        q_tot = (scale * joint.qs + shift).sum(-1)
+        lost = (joint.actions != joint.best_actions).any(-1).flatten()
+        # Where no agent loses anything lambda is not asked for; on a GPU it is, or the host would wait to hear where that is.
+        rows = lost.nonzero().squeeze(-1) if lost.is_cpu else torch.arange(len(lost), device=lost.device)
+        advantage = (scale * (joint.qs - joint.best_qs)).detach().flatten(0, -2)[rows]
+        importance = self.importance(state.flatten(0, -2)[rows], joint.one_hot(joint.actions).flatten(0, -2)[rows])
+        return q_tot.flatten().index_add(0, rows, ((importance - 1) * advantage).sum(-1)).view_as(q_tot)
 
-    def importance(self, joint: Joint, state: Tensor) -> Tensor:
-        """lambda [..., n] of the agents' advantages in a joint action."""
-        state_action = torch.cat([state, joint.one_hot(joint.actions)], -1)
-        first = [self.of_state(state), self.of_action(state_action)]  # [..., 2 K W], [..., K W]
-        hidden = F.relu(self.second(F.relu(torch.cat([x.unflatten(-1, (-1, self.width)) for x in first], -2))))
-        key = self.key(hidden[..., : self.kernels, :]).abs() + _ABOVE_ZERO
-        agents, action = self.agents_action(hidden[..., self.kernels :, :]).sigmoid().chunk(2, -2)
-        importance: Tensor = (key * agents * action).sum(-2)
-        return importance
+    def importance(self, state: Tensor, actions: Tensor) -> Tensor:
+        """lambda [R, n] of the agents' advantages.
+
+        Args:
+            state: [R, S]. actions: [R, n * A] joint actions, one-hot.
+        """
+        of_state, of_both = state.T, torch.cat([state, actions], -1).T
+        key = self.key(self._hidden(of_state, self.of_state, 0, 0)).abs() + _ABOVE_ZERO  # [K, 1, R]
+        agents = self.agents_action(self._hidden(of_state, self.of_state, self.kernels, self.kernels)).sigmoid()
+        action = self.agents_action(self._hidden(of_both, self.of_action, 0, 2 * self.kernels), self.kernels).sigmoid()
+        importance: Tensor = (key * agents * action).sum(0)  # of [K, n, R]
+        return importance.T
+
+    def _hidden(self, x: Tensor, layer: nn.Linear, first: int, second: int) -> Tensor:
+        """Second hidden layers [K, W, R] of K networks of x [I, R], whose layers begin at `first` of `layer` and at `second`."""
+        hidden: Tensor = self.second(side_by_side(layer, x, self.width, first, self.kernels).relu_(), second)
+        return hidden.relu_()
 
     def _scale_shift(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """w and b, [..., n] each."""
-        hidden = self.scale_shift_hidden(state).relu().unflatten(-1, (2, -1))
-        scale, shift = self.scale_shift(hidden).unbind(-2)
+        hidden = side_by_side(self.scale_shift_hidden, state.flatten(0, -2).T, self.hypernet).relu_()
+        scale, shift = self.scale_shift(hidden).mT.unflatten(1, state.shape[:-1])
         return scale.abs() + _ABOVE_ZERO, shift
 
 

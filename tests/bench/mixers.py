@@ -1,13 +1,10 @@
 """Forward and backward time of the TFCAF mixer with each bundled function beside the QMIX mixer, as JSON.
 
 python tests/bench/mixers.py --rounds 30
-python tests/bench/mixers.py --rounds 30 --updates
 
 Both mix the same batch in turn, on one thread; times are medians over the rounds, `ratio` is the median of TFCAF / QMIX
 within a round. The weights of QMIX take gradients, as in training. An update calls the forward pass without gradients
-for the targets, and the forward and backward pass: `update_ratio`.
-
-With --updates: whole updates of Q-learning, agents included, with every mixer that is not written by a model; `ratio` is to QMIX's.
+for the targets, and the forward and backward pass: `update_ratio`. Whole updates with every mixer: updates.py.
 """
 
 import argparse
@@ -16,7 +13,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,49 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--updates", action="store_true", help="whole updates with every mixer, on default tasks")
     given = parser.parse_args()
-    print(json.dumps((updates if given.updates else measure)(given.rounds, given.device), indent=1))
-
-
-def updates(rounds: int, device: str) -> list[dict[str, Any]]:
-    import torch
-
-    from qllm_exp import schema
-    from qllm_exp.algorithms.base import EpisodeBatch
-    from qllm_exp.algorithms.q_learning import QLearning
-    from qllm_exp.envs import make_env
-    from qllm_exp.mixers import make_mixer
-
-    torch.set_num_threads(1)
-    names = [name for name in schema.CHOICES["mixer"] if name != "tfcaf"]
-    found = []
-    for env_name in ("mpe", "lbf"):
-        env = make_env(schema.CHOICES["env"][env_name](), 2, 0, device)
-        steps, episodes, n, a = env.episode_limit, 32, env.n_agents, env.n_actions
-        happened = torch.ones(steps, episodes, dtype=torch.bool, device=device)
-        batch = EpisodeBatch(
-            torch.randn(steps + 1, episodes, n, env.obs_dim, device=device),
-            torch.randn(steps + 1, episodes, env.state_dim, device=device),
-            torch.ones(steps + 1, episodes, n, a, dtype=torch.bool, device=device),
-            torch.randint(a, (steps, episodes, n), device=device),
-            torch.randn(steps, episodes, device=device),
-            ~happened,
-            happened,
-        )
-        learners = [
-            QLearning(schema.QLearning(), schema.Train(), env, make_mixer(schema.CHOICES["mixer"][name](), env))
-            for name in names
-        ]
-        calls = {name: partial(one.learn, batch) for name, one in zip(names, learners, strict=True)}
-        times = timed(calls, rounds, device)
-        row: dict[str, Any] = {"task": f"{env_name}/{env.task.task}", "episodes": episodes, "steps": steps}
-        env.close()
-        for name, each in times.items():
-            ratio = statistics.median(ours / qmix for ours, qmix in zip(each, times["qmix"], strict=True))
-            row[name] = {"ms": round(statistics.median(each), 2), "ratio": round(ratio, 2)}
-        found.append(row)
-    return found
+    print(json.dumps(measure(given.rounds, given.device), indent=1))
 
 
 def measure(rounds: int, device: str) -> list[dict[str, Any]]:

@@ -24,5 +24,7 @@ fi
 .venv/bin/python tests/bench/compare.py --seconds "${SECONDS_EACH:-20}" --rounds "${ROUNDS:-3}" --core "${CORE:-0}"
 echo "the TFCAF mixer beside QMIX's, same batch:"
 taskset -c "${CORE:-0}" .venv/bin/python tests/bench/mixers.py
+echo "an update of every algorithm and with every mixer, same batch:"
+taskset -c "${CORE:-0}" .venv/bin/python tests/bench/updates.py
 echo "sweeps: planning, and a run more:"
 .venv/bin/python tests/bench/sweeps.py

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mixers import gradient
+from torch import nn
 
 from qllm_exp import schema
 from qllm_exp.envs import make_env
@@ -18,6 +19,7 @@ from qllm_exp.mixers.qatten import OwnState, Qatten
 from qllm_exp.mixers.qplex import Qplex
 from qllm_exp.mixers.qtran import Qtran
 from qllm_exp.mixers.wqmix import FeedForward, Wqmix
+from qllm_exp.networks.dense import ParallelLinear, side_by_side
 from qllm_exp.results.watch_episode import credit
 
 INF = math.inf
@@ -110,7 +112,47 @@ def test_qplex_at_the_best_joint_action_is_its_forward_pass():
     mixer, one, state = Qplex(2, 3, 4), joint(2, 3), torch.randn(4).expand(9, 4)
     best = (one.actions == one.best_actions).all(-1)
     assert torch.allclose(mixer.value(one, state)[best], mixer(one.best_qs, state)[best])
-    assert (mixer.importance(one, state) > 0).all()
+    assert (mixer.importance(state, one.one_hot(one.actions)) > 0).all()
+
+
+def test_qplex_asks_for_lambda_only_where_an_agent_loses_and_learns_the_same(monkeypatch):
+    torch.manual_seed(0)
+    mixer, one, state = scaled(Qplex(2, 3, 4), 2).double(), joint(2, 3), torch.randn(9, 4, dtype=torch.float64)
+    qs = one.all_qs.double().requires_grad_()
+    one = Joint(qs, one.available, one.actions)
+    scale = mixer(torch.eye(2).double().unsqueeze(1).expand(2, 9, 2), state) - mixer(torch.zeros(9, 2).double(), state)
+    advantage = (scale.T * (one.qs - one.best_qs)).detach()
+    everywhere = mixer.importance(state, one.one_hot(one.actions))
+    expected = mixer(one.qs, state) + ((everywhere - 1) * advantage).sum(-1)
+    asked = []
+    monkeypatch.setattr(Qplex, "importance", watched(Qplex.importance, asked))
+    value = mixer.value(one, state)
+    assert torch.allclose(value, expected, rtol=1e-12) and asked == [8]
+    weight, learnt = torch.randn(9, dtype=torch.float64), [*mixer.parameters(), qs]
+    found, right = (torch.autograd.grad((weight * v).sum(), learnt, retain_graph=True) for v in (value, expected))
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in zip(found, right, strict=True))
+    best = Joint(qs, one.available, one.best_actions)
+    assert torch.equal(mixer.value(best, state), mixer(one.best_qs, state)) and asked == [8, 0]
+
+
+def watched(function, asked):
+    """`function`, which also notes how many rows it is asked for."""
+
+    def call(self, state, actions):
+        asked.append(len(state))
+        return function(self, state, actions)
+
+    return call
+
+
+def test_parallel_layers_are_so_many_linear_ones():
+    torch.manual_seed(0)
+    layers, shared = ParallelLinear(4, 3, 2), nn.Linear(3, 8)
+    x, each = torch.randn(3, 5), torch.randn(2, 3, 5)
+    expected = [layers.weight[1 + k].T @ each[k] + layers.bias[1 + k].T for k in range(2)]
+    assert torch.allclose(layers(each, 1), torch.stack(expected), atol=1e-6)
+    assert torch.allclose(side_by_side(shared, x, 2, 1, 2), shared(x.T).T[2:6].view(2, 2, 5), atol=1e-6)
+    assert torch.allclose(side_by_side(shared, x, 2, 1), shared(x.T).T[2:].view(3, 2, 5), atol=1e-6)
 
 
 def test_an_unavailable_action_is_never_the_best_that_qplex_compares_with():
