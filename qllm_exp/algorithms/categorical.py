@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_RARE = -1000.0  # log of a probability that is 0 in any precision
+
 
 class MaskedCategorical:
     """pi(a) = exp(z_a) / sum_b exp(z_b) over the available actions, and 0 for the others.
@@ -32,7 +34,7 @@ class MaskedCategorical:
     @cached_property
     def entropy(self) -> Tensor:
         """[...], in nats."""
-        return -(self.probs * self.log_probs).sum(-1)
+        return -(self.probs * self.log_probs.clamp(min=_RARE)).sum(-1)
 
     @property
     def best(self) -> Tensor:
