@@ -7,8 +7,10 @@
 
 The agents' loss puts the probabilities pi_i where the critic has a one-hot action: neither a sample nor an expectation, but the
 critic between the actions that it has learnt of. An update is a step of the critic on replay, one on the latest episodes and
-one of the agents on these. The mixer is QMIX's unless another is asked for: the agents' loss goes through its `forward`, the
-critic's is the mixer's own, so that every mixer can be used; with mixer=none each agent has a critic of its own.
+one of the agents on these. The mixer is QMIX's unless another is asked for; the agents' loss goes through its `forward`, the
+critic's is the mixer's own. With mixer=none each agent has a critic of its own. qplex and qtran are refused: what is best by
+their Q_i is right, but how much better is not, and that is what the agents' loss climbs and weighs against the entropy (a team
+that learnt by them kept playing nearly at random).
 
 What is not said here is as in the public code. Where it deviates:
 1. An episode that was truncated goes on with an action drawn from the policy, where the public code has no action at all.
@@ -39,7 +41,11 @@ from qllm_exp.networks.team import FeedForwardAgent, TeamNetwork
 from qllm_exp.schema import Riit as Config
 from qllm_exp.schema import Run, Train
 
-ACCEPTS: tuple[str, ...] | None = None  # every mixer
+ACCEPTS: tuple[str, ...] | None = None  # every mixer, but for
+REFUSES = dict.fromkeys(
+    ("qplex", "qtran"),
+    "its individual Qs say which action is best, not by how much, and the agents' loss climbs these differences",
+)
 _PARTS = ("mixer.", "critic.")  # how the names of parameters begin that are not the agents', among those of a policy
 _NO_ENTROPY = 1e-6  # nats; what |H| is at least
 

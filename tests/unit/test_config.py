@@ -136,6 +136,15 @@ def test_an_algorithm_without_a_mixer_is_given_none_and_refuses_one_that_is_aske
             preparation.check(run)
 
 
+def test_an_algorithm_that_takes_most_mixers_says_why_it_refuses_one():
+    for mixer in ("qplex", "qtran"):
+        with pytest.raises(
+            UserError, match=rf"algorithm=riit does not accept mixer={mixer}: its individual Qs .* It accepts: vdn"
+        ):
+            preparation.check(config.load(composed("algorithm=riit", f"mixer={mixer}")))
+    preparation.check(config.load(composed("algorithm=riit", "mixer=wqmix")))
+
+
 def test_a_rollout_of_an_on_policy_algorithm_is_what_its_update_learns_from():
     def copies(*overrides):
         return config.with_num_envs(config.load(composed(*overrides)), "cpu").env.num_envs
@@ -163,6 +172,19 @@ def test_published_settings_of_on_policy_algorithms(algorithm):
         f"EPyMARL public code, {algorithm}",
     )
     assert (run.algorithm.n_step, run.algorithm.entropy) == (10 if algorithm == "coma" else 5, 1e-3)
+
+
+def test_riit_has_its_own_mixer_unless_another_is_asked_for_and_its_own_published_settings():
+    assert config.load(composed("algorithm=riit")).mixer == schema.Qmix()
+    for order in (["algorithm=riit", "mixer=tfcaf"], ["mixer=tfcaf", "algorithm=riit"]):
+        assert config.load(composed(*order)).mixer == schema.Tfcaf()
+    for mixer, expected in (("qmix", schema.Qmix(hypernet=0)), ("tfcaf", schema.Tfcaf())):
+        run = config.load(composed("env=lbf", "train=paper", "algorithm=riit", f"mixer={mixer}"))
+        train, algorithm = run.train, run.algorithm
+        assert (train.source, run.mixer) == ("PyMARL2 public code, riit", expected)
+        assert (train.learning_rate, train.hidden, train.batch_episodes, train.steps_per_update) == (1e-3, 64, 32, 400)
+        assert (algorithm.replay_episodes, algorithm.entropy, algorithm.td_lambda) == (64, 0.03, 0.6)
+        assert config.with_num_envs(run, "cpu").env.num_envs == 8
 
 
 @pytest.mark.parametrize("env", schema.CHOICES["env"])
