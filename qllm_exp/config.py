@@ -99,8 +99,8 @@ def _check_device(device: str) -> None:
 
 
 def with_num_envs(run: schema.Run, device_kind: str) -> schema.Run:
-    """The same run with `env.num_envs=auto` replaced: by the episodes that an update of its algorithm learns from, where these
-    are the ones of a rollout, and else by the simulator's own figure for 'cpu' or 'cuda'.
+    """The same run with `env.num_envs=auto` replaced: by its algorithm's own figure, where an update learns from the latest
+    episodes, and else by the simulator's for 'cpu' or 'cuda'.
     """
     if run.env.num_envs != "auto":
         return run

@@ -102,7 +102,7 @@ class Iql(QLearning):
 
 @dataclass
 class ActorCritic(Algorithm):
-    """What every algorithm has that learns a policy, and a critic for it, from the latest episodes alone."""
+    """What every algorithm has that learns a policy, and a critic for it."""
 
     num_envs: int = number(10, 1, identity=False)  # through env.num_envs, which is a part of what defines a run
     targets: str = one_of("n_step", "td_lambda")
@@ -137,6 +137,19 @@ class Ippo(Proximal):
 @dataclass
 class Mappo(Proximal):
     name: str = "mappo"
+
+
+@dataclass
+class Riit(ActorCritic):
+    name: str = "riit"
+    num_envs: int = number(8, 1, identity=False)
+    targets: str = one_of("td_lambda", "n_step")
+    td_lambda: float = number(0.6, 0, 1)
+    target_update: str = one_of("periodic", "soft")
+    target_period: int = number(25, 1)
+    entropy: float = number(0.03, 0)
+    replay_episodes: int = number(64, 0)
+    critic_hidden: int = number(128, 1)
 
 
 @dataclass
@@ -347,7 +360,14 @@ class Run:
 
 CHOICES: dict[str, dict[str, type]] = {
     "env": {"mpe": Mpe, "lbf": Lbf, "grf": Grf, "matrix": Matrix, "pettingzoo": Pettingzoo},
-    "algorithm": {"q_learning": QLearning, "iql": Iql, "coma": Coma, "ippo": Ippo, "mappo": Mappo},
+    "algorithm": {
+        "q_learning": QLearning,
+        "iql": Iql,
+        "riit": Riit,
+        "coma": Coma,
+        "ippo": Ippo,
+        "mappo": Mappo,
+    },
     "mixer": {
         "vdn": Vdn,
         "none": NoMixer,

@@ -1,7 +1,7 @@
 """Algorithms, found by name: `algorithm.name=q_learning` is the module of that name here; any other is the user's own.
 
 Each module has `make(run, env, mixer) -> Algorithm`, and `ACCEPTS`, the names of the mixers it can be combined with
-(None: all of them).
+(None: all of them). It may have `REFUSES`, the mixers that it cannot be combined with all the same, each with the reason.
 """
 
 from typing import Any
@@ -21,9 +21,13 @@ def _module(name: str) -> Any:
 
 def check_combination(algorithm: str, mixer: str) -> None:
     """Raise UserError, naming both, when the algorithm cannot be used with the mixer."""
-    accepts = _module(algorithm).ACCEPTS
+    module = _module(algorithm)
+    accepts, refuses = module.ACCEPTS, getattr(module, "REFUSES", {})
     if accepts is not None and mixer not in accepts:
         raise UserError(f"algorithm={algorithm} does not accept mixer={mixer}. It accepts: {', '.join(accepts)}.")
+    if mixer in refuses:
+        others = ", ".join(name for name in schema.CHOICES["mixer"] if name not in refuses)
+        raise UserError(f"algorithm={algorithm} does not accept mixer={mixer}: {refuses[mixer]}. It accepts: {others}.")
 
 
 def make_algorithm(run: Any, env: TeamEnv, mixer: Mixer) -> Algorithm:

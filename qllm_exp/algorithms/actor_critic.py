@@ -1,4 +1,4 @@
-"""What on-policy algorithms share: agents that draw their actions from a policy, a critic of their own, its targets.
+"""What algorithms with a policy share: agents that draw their actions from it, a critic of their own, its targets.
 
 The agents' networks are those of `train`. Agents and critic have an optimiser each, with one learning rate.
 The critic's targets are n-step or TD(lambda) returns (returns.py) with the values of a target critic; after an episode that
@@ -93,14 +93,19 @@ class ActorCritic(Algorithm):
         """[..., n, D]: what all agents have in common, values [..., D], once for each."""
         return values.unsqueeze(-2).expand(*values.shape[:-1], self.n_agents, values.shape[-1])
 
-    def targets(self, batch: EpisodeBatch, next_value: Tensor) -> Tensor:
-        """What the critic is to say of each step and agent [T, B, n], from next_value [T, B, n], what follows the step."""
+    def targets(self, batch: EpisodeBatch, next_value: Tensor, one_step: bool = False) -> Tensor:
+        """What the critic is to say of each step, from what follows it: next_value [T, B], or [T, B, n] with one for each agent.
+
+        Args:
+            one_step: bootstrap after one step, whatever the configuration says.
+        """
         reward = self.rewards.standardise(batch.reward) if self.train.standardise_rewards else batch.reward
-        reward, terminated, mask = (
-            x.unsqueeze(-1).expand_as(next_value) for x in (reward, batch.terminated, batch.mask)
-        )
-        if self.config.targets == "n_step":
-            return n_step(reward, next_value, terminated, mask, self.train.gamma, self.config.n_step)
+        terminated, mask = batch.terminated, batch.mask
+        if next_value.dim() > mask.dim():
+            reward, terminated, mask = (x.unsqueeze(-1).expand_as(next_value) for x in (reward, terminated, mask))
+        if one_step or self.config.targets == "n_step":
+            steps = 1 if one_step else self.config.n_step
+            return n_step(reward, next_value, terminated, mask, self.train.gamma, steps)
         return td_lambda(reward, next_value, terminated, mask, self.train.gamma, self.config.td_lambda)
 
     def improve_agents(self, loss: Tensor) -> Tensor:
@@ -152,7 +157,35 @@ class ActorCritic(Algorithm):
         return {name: sum(p.numel() for p in one.parameters()) for name, one in parts.items()}
 
 
+class ActionCritic(ActorCritic):
+    """With a critic of what the agents do.
+
+    At the end of an episode that was truncated, it judges the last state by a joint action drawn from the policy.
+
+    Args:
+        as `ActorCritic`'s.
+    """
+
+    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
+        super().__init__(config, train, env)
+        self.generator = torch.Generator(env.device)  # of the joint actions that follow an episode
+        self.generator.manual_seed(int(torch.randint(2**62, ())))
+
+    def all_actions(self, batch: EpisodeBatch, policy: MaskedCategorical) -> Tensor:
+        """[T + 1, B, n] what the agents did, and where an episode is over, what they would do by their policy [T + 1, B, n, A]."""
+        drawn = policy.sample(self.generator)
+        return torch.cat([torch.where(batch.mask.unsqueeze(-1), batch.actions, drawn[:-1]), drawn[-1:]])
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        self.generator.set_state(saved["generator"])
+
+
 def mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Over agents and the steps that happened: values [T, B, n], mask [T, B] bool."""
-    weight = mask.unsqueeze(-1).expand_as(values).to(values.dtype)
+    """Over the steps that happened, and over agents where values [T, B] or [T, B, n] have them; mask [T, B] bool."""
+    weight = mask.unsqueeze(-1) if values.dim() > mask.dim() else mask
+    weight = weight.expand_as(values).to(values.dtype)
     return (values * weight).sum() / weight.sum()

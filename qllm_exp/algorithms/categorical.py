@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_RARE = -1000.0  # log of a probability that is 0 in any precision
+
 
 class MaskedCategorical:
     """pi(a) = exp(z_a) / sum_b exp(z_b) over the available actions, and 0 for the others.
@@ -32,7 +34,7 @@ class MaskedCategorical:
     @cached_property
     def entropy(self) -> Tensor:
         """[...], in nats."""
-        return -(self.probs * self.log_probs).sum(-1)
+        return -(self.probs * self.log_probs.clamp(min=_RARE)).sum(-1)
 
     @property
     def best(self) -> Tensor:
@@ -46,4 +48,5 @@ class MaskedCategorical:
     @torch.no_grad()
     def sample(self, generator: torch.Generator) -> Tensor:
         """Actions [...] int64. With e_a exponential, the largest pi(a) / e_a is a with probability pi(a)."""
-        return (self.probs / torch.empty_like(self.probs).exponential_(generator=generator)).argmax(-1)
+        probs = self.log_probs.exp()  # not `probs`, which would stay without a gradient from here on
+        return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)

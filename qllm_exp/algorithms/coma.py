@@ -14,13 +14,11 @@ Where it deviates from the publication:
 4. At the end of an episode that was truncated, the value of the last state is that of a joint action drawn from the policy.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import ActorCritic, mean
+from qllm_exp.algorithms.actor_critic import ActionCritic, mean
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.envs.base import TeamEnv
@@ -32,7 +30,7 @@ from qllm_exp.schema import Run, Train
 ACCEPTS = ("none",)
 
 
-class Coma(ActorCritic):
+class Coma(ActionCritic):
     """Agents, and a critic that knows the state and what the other agents do.
 
     Args:
@@ -44,8 +42,6 @@ class Coma(ActorCritic):
 
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         super().__init__(config, train, env)
-        self.generator = torch.Generator(env.device)  # of the joint actions that follow an episode
-        self.generator.manual_seed(int(torch.randint(2**62, ())))
         others = ~torch.eye(env.n_agents, dtype=torch.bool, device=env.device)
         self.others = others.repeat_interleave(env.n_actions, 1).float()  # [n, n * A], 0 at an agent's own actions
 
@@ -56,7 +52,7 @@ class Coma(ActorCritic):
         """One gradient step of agents and critic."""
         inputs = self.inputs.along(batch.obs, batch.actions)
         policy = MaskedCategorical(self.agents.unroll(inputs), batch.available_actions)  # [T + 1, B, n, A]
-        actions = self._all_actions(batch, policy)
+        actions = self.all_actions(batch, policy)
         seen = self.critic_inputs(batch.state, inputs, actions)
         with torch.no_grad():
             target = self.targets(batch, _of(self.target_critic.unroll(seen), actions)[1:])
@@ -81,18 +77,6 @@ class Coma(ActorCritic):
         """
         joint = F.one_hot(actions, self.n_actions).to(state.dtype).flatten(-2)
         return torch.cat([self.of_each_agent(state), inputs, self.of_each_agent(joint) * self.others], -1)
-
-    def _all_actions(self, batch: EpisodeBatch, policy: MaskedCategorical) -> Tensor:
-        """[T + 1, B, n] what the agents did, and where an episode is over, what they would do by their policy [T + 1, B, n, A]."""
-        drawn = policy.sample(self.generator)
-        return torch.cat([torch.where(batch.mask.unsqueeze(-1), batch.actions, drawn[:-1]), drawn[-1:]])
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        super().load_state_dict(saved)
-        self.generator.set_state(saved["generator"])
 
 
 def counterfactual_advantage(q: Tensor, probs: Tensor, actions: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience
 from qllm_exp.algorithms.inputs import AgentInputs
+from qllm_exp.algorithms.mixing import mixing_loss
 from qllm_exp.algorithms.parameters import FlatParameters, optimiser
 from qllm_exp.algorithms.returns import n_step, td_lambda
 from qllm_exp.algorithms.statistics import RunningMoments
@@ -104,18 +105,10 @@ class QLearning(Algorithm):
         state = batch.state[:-1]
         q_tot = self.mixer.value(now, state)
         target, weight = self._target(batch, inputs, all_qs, q_tot)
-        error = q_tot - target
-        loss = error.square()
-        if self.mixer.unrestricted is not None and self.central is not None:
-            central_qs = self.central.unroll(inputs)[:-1]
-            central = self.mixer.unrestricted.value(Joint(central_qs, now.available, batch.actions), state)
-            with torch.no_grad():
-                best = self.mixer.unrestricted.value(Joint(central_qs, now.available, now.best_actions), state)
-                share = self.mixer.weight(now, q_tot, target, best)
-            loss = share * loss + (central - target).square()
-        constraint = self.mixer.constraint(now, state, q_tot)
-        if constraint is not None:
-            loss = loss + constraint
+        central = None
+        if self.central is not None:
+            central = Joint(self.central.unroll(inputs)[:-1], now.available, batch.actions)
+        loss = mixing_loss(self.mixer, now, central, state, q_tot, target)
         count = weight.sum()
         self.online.gradient.zero_()
         torch.autograd.backward((loss * weight).sum() / count)
@@ -124,7 +117,8 @@ class QLearning(Algorithm):
         self.updates += 1
         self._update_target()
         with torch.no_grad():
-            td_error, mean_q = (error.square() * weight).sum() / count, (q_tot * weight).sum() / count
+            td_error = ((q_tot - target).square() * weight).sum() / count
+            mean_q = (q_tot * weight).sum() / count
         return {"loss": td_error, "grad_norm": norm, "q_tot": mean_q}
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ def test_figures_and_gradients_are_finite_whatever_is_available_and_however_larg
     policy = MaskedCategorical(logits, available)
     assert policy.log_prob(torch.tensor([0, 1, 2])).isfinite().all() and policy.probs[0].tolist() == [0, 1, 0]
     torch.testing.assert_close(policy.probs[2], torch.full((3,), 1 / 3))
-    (policy.entropy.sum() + policy.log_prob(torch.tensor([1, 2, 0])).sum()).backward()
+    (1e6 * policy.entropy.sum() + policy.log_prob(torch.tensor([1, 2, 0])).sum()).backward()
     assert logits.grad.isfinite().all() and not logits.grad[0].any()
 
 
@@ -38,3 +38,18 @@ def test_samples_come_as_often_as_they_are_probable_and_from_the_generator_alone
     assert shares[1] == 0 and (shares - expected).abs().max() < 0.01
     assert torch.equal(drawn, policy.sample(torch.Generator().manual_seed(0)))
     assert not torch.equal(drawn, policy.sample(torch.Generator().manual_seed(1)))
+
+
+def test_drawing_actions_takes_no_gradient_away():
+    """d H / d z_a = -p_a (log p_a + H), and d p_b / d z_a = p_b (1[a = b] - p_a)."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, generator=g, requires_grad=True)
+    policy = MaskedCategorical(logits, torch.ones(4, 5, dtype=torch.bool))
+    policy.sample(g)
+    p = logits.detach().softmax(-1)
+    entropy = -(p * p.log()).sum(-1, keepdim=True)
+    of_entropy, of_first = (
+        torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (policy.entropy.sum(), policy.probs[:, 0].sum())
+    )
+    torch.testing.assert_close(of_entropy, -p * (p.log() + entropy))
+    torch.testing.assert_close(of_first, p[:, :1] * (torch.eye(5)[0] - p))

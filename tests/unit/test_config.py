@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import re
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -153,7 +154,7 @@ def test_an_algorithm_and_a_mixer_make_a_team_or_are_refused_with_both_names(alg
         ready = preparation.prepare(preparation.check(run))
     except UserError as error:
         said, _, accepted = str(error).partition(" It accepts: ")
-        assert said == f"algorithm={algorithm} does not accept mixer={mixer}."
+        assert re.match(rf"algorithm={algorithm} does not accept mixer={mixer}[.:]", said)
         assert accepted and mixer not in accepted.rstrip(".").split(", ")
         return
     if ready.tfcaf is not None:
@@ -162,6 +163,15 @@ def test_an_algorithm_and_a_mixer_make_a_team_or_are_refused_with_both_names(alg
     with contextlib.closing(make_env(ready.run.env, 2, 0)) as env:
         team = algorithm_of(ready.run, ready.directory, env)
     assert team.parameter_counts()["agent"] > 0
+
+
+def test_an_algorithm_that_takes_most_mixers_says_why_it_refuses_one():
+    for mixer in ("qplex", "qtran"):
+        with pytest.raises(
+            UserError, match=rf"algorithm=riit does not accept mixer={mixer}: its individual Qs .* It accepts: vdn"
+        ):
+            preparation.check(config.load(composed("algorithm=riit", f"mixer={mixer}")))
+    preparation.check(config.load(composed("algorithm=riit", "mixer=wqmix")))
 
 
 def test_a_rollout_of_an_on_policy_algorithm_is_what_its_update_learns_from():
@@ -191,6 +201,19 @@ def test_published_settings_of_on_policy_algorithms(algorithm):
         f"EPyMARL public code, {algorithm}",
     )
     assert (run.algorithm.n_step, run.algorithm.entropy) == (10 if algorithm == "coma" else 5, 1e-3)
+
+
+def test_riit_has_its_own_mixer_unless_another_is_asked_for_and_its_own_published_settings():
+    assert config.load(composed("algorithm=riit")).mixer == schema.Qmix()
+    for order in (["algorithm=riit", "mixer=tfcaf"], ["mixer=tfcaf", "algorithm=riit"]):
+        assert config.load(composed(*order)).mixer == schema.Tfcaf()
+    for mixer, expected in (("qmix", schema.Qmix(hypernet=0)), ("tfcaf", schema.Tfcaf())):
+        run = config.load(composed("env=lbf", "train=paper", "algorithm=riit", f"mixer={mixer}"))
+        train, algorithm = run.train, run.algorithm
+        assert (train.source, run.mixer) == ("PyMARL2 public code, riit", expected)
+        assert (train.learning_rate, train.hidden, train.batch_episodes, train.steps_per_update) == (1e-3, 64, 32, 400)
+        assert (algorithm.replay_episodes, algorithm.entropy, algorithm.td_lambda) == (64, 0.03, 0.6)
+        assert config.with_num_envs(run, "cpu").env.num_envs == 8
 
 
 @pytest.mark.parametrize("env", schema.CHOICES["env"])

@@ -77,7 +77,11 @@ def step_loss(name, made, mixer_target, now, then, b, e, t):
     else:
         bootstrap = mixer_target.unrestricted(picked(then[3], choice), after)
     y = (b.reward[t, e] + made.train.gamma * (0 if b.terminated[t, e] else bootstrap)) * torch.ones(())
-    y = y.detach()
+    return value_loss(name, mixer, online, central, allowed, actions, state, y.detach())
+
+
+def value_loss(name, mixer, online, central, allowed, actions, state, y):
+    """Loss of what the mixer says of a joint action in a state. online, central: the Qs [n, A] of agents and central."""
     if name == "qplex":
         return (qplex_value(mixer, online, allowed, actions, state) - y) ** 2
     if name == "qtran":
