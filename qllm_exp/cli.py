@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp import schema
@@ -37,13 +37,42 @@ def expand_ranges(argument: str) -> str:
 
 
 def arrange(arguments: Sequence[str]) -> list[str]:
-    """What Hydra wants otherwise: -m in front of all overrides, --dry-run as one of them, ++ before options of others'."""
+    """What Hydra wants otherwise: -m in front of all overrides, --dry-run and --config-dir as two of them, ++ before options of
+    others'.
+
+    Raises:
+        UserError: the folder of --config-dir is not there.
+    """
     several = [a for a in arguments if a in ("-m", "--multirun")]
-    others = [a for a in arguments if a not in ("-m", "--multirun")]
+    others = _own_folders([a for a in arguments if a not in ("-m", "--multirun")])
     others = [
         "sweep.dry_run=true" if a == "--dry-run" else re.sub(r"(?<==)~(?=/|$)", str(Path.home()), a) for a in others
     ]
     return several[:1] + [f"++{a}" if a.startswith(("env.options.", "hydra.launcher.sbatch")) else a for a in others]
+
+
+def search_in(folder: str | Path) -> str:
+    """The override that makes the YAML files of a user's own folder choices beside those of the package.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not Path(folder).expanduser().is_dir():
+        raise UserError(f"--config-dir {folder}: there is no such folder.")
+    return f"hydra.searchpath=['file://{Path(folder).expanduser().resolve()}']"
+
+
+def _own_folders(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `search_in` for --config-dir, so that whatever composes from them finds the same choices."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, given, folder = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            kept.append(search_in(folder if given else next(words, "")))
+        else:
+            kept.append(word)
+    return kept
 
 
 def combinations(arguments: Sequence[str], loader: Any = None) -> list[tuple[str, ...]]:
@@ -100,33 +129,35 @@ def check_one_run(hydra: Any) -> None:
 def grids(arguments: Sequence[str], params: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The command line with an experiment's axes, one list of overrides for each case (`combinations` multiplies them out).
 
-    What the command line says about a key counts instead of what the experiment says. A case that says otherwise is left
-    out: with env=lbf on the command line, that is every case of another environment.
+    What the command line says about a key counts instead of what the experiment says, but it only narrows what a case is
+    about: what the case gives one value, and groups (env, algorithm, mixer). A case that has nothing of what the command line
+    asks for is left out: with env=lbf on the command line, that is every case of other environments.
     """
-    given = {key: set(value.split(",")) for key, _, value in (expand_ranges(a).partition("=") for a in arguments)}
+    given = {key: value.split(",") for key, _, value in (expand_ranges(a).partition("=") for a in arguments)}
+
+    def listed(value: Any) -> list[str]:
+        return list(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else [str(value)]
 
     def written(axes: Mapping[str, Any]) -> list[str]:
-        texts = {
-            key: ",".join(map(str, v)) if isinstance(v, Sequence) and not isinstance(v, str) else v
-            for key, v in axes.items()
+        return [f"{key}={','.join(listed(value))}" for key, value in axes.items() if key not in given]
+
+    def narrowed(case: Mapping[str, Any]) -> dict[str, list[str]]:
+        return {
+            key: [one for one in given[key] if one in listed(value)]
+            for key, value in case.items()
+            if key in given and (isinstance(value, str) or "." not in key)
         }
-        return [f"{key}={value}" for key, value in texts.items() if key not in given]
 
-    def fits(case: Mapping[str, Any]) -> bool:
-        return all(str(value) in given[key] for key, value in case.items() if key in given and isinstance(value, str))
-
-    chosen = [case for case in cases if fits(case)]
+    chosen = [case for case in cases if all(narrowed(case).values())]
     if cases and not chosen:
         raise UserError(f"None of the experiment's cases goes with {' '.join(arguments)}.")
     if not chosen:
         return [[*arguments, *written(params)]]
     grids = []
     for case in chosen:
-        own = [key for key, value in case.items() if key in given and isinstance(value, str)]
-        kept = [
-            a if a.partition("=")[0] not in own else f"{a.partition('=')[0]}={case[a.partition('=')[0]]}"
-            for a in arguments
-        ]
+        own = narrowed(case)
+        keys = ((one, one.partition("=")[0]) for one in arguments)
+        kept = [f"{key}={','.join(own[key])}" if key in own else one for one, key in keys]
         grids.append([*kept, *written(case), *written(params)])
     return grids
 
@@ -134,13 +165,10 @@ def grids(arguments: Sequence[str], params: Mapping[str, Any], cases: Sequence[M
 def explain(error: Exception, overrides: Iterable[str], conf: Path) -> str:
     """One line for an error of Hydra's, with the nearest right word where a name was misspelt."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    missing = re.search(
-        r"(?:Could not find|In '.*?': Could not find) '(?P<group>[\w/]+)/(?P<choice>[^'/]+)'", str(error)
-    )
-    if missing:
-        allowed = sorted(path.stem for path in (conf / missing["group"]).glob("*.yaml"))
-        word = f"{missing['group']}={missing['choice']}"
-        return f"{word} is unknown.{nearest(missing['choice'], allowed)} Allowed: {', '.join(allowed)}."
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        allowed = sorted(error.options or ())
+        return f"{group}={choice} is unknown.{nearest(choice, allowed)} Allowed: {', '.join(allowed)}."
     unknown = re.search(r"Could not override '(?P<key>[^']+)'", str(error))
     if unknown and unknown["key"].lower().endswith(("key", "token", "secret", "password")):
         return f"{unknown['key']!r} is not taken here: keys are read from the environment only, e.g. export OPENAI_API_KEY=..."
@@ -161,11 +189,9 @@ def _nearest_key(key: str, overrides: Iterable[str], conf: Path) -> str:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import DictConfig
 
-    groups = [
-        o
-        for o in overrides
-        if "=" in o and "." not in o.partition("=")[0] and "," not in o and not o.startswith(f"{key}=")
-    ]
+    chosen = [o for o in overrides if "=" in o and "." not in o.partition("=")[0] and "," not in o]
+    groups = [o for o in chosen if not o.startswith(f"{key}=")]
+    groups += [o for o in overrides if o.startswith("hydra.searchpath=")]
     known: list[str] = []
 
     def walk(node: DictConfig, at: str) -> None:

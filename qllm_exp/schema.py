@@ -96,6 +96,11 @@ class QLearning(Algorithm):
 
 
 @dataclass
+class Iql(QLearning):
+    name: str = "iql"
+
+
+@dataclass
 class ActorCritic(Algorithm):
     """What every algorithm has that learns a policy, and a critic for it."""
 
@@ -355,7 +360,14 @@ class Run:
 
 CHOICES: dict[str, dict[str, type]] = {
     "env": {"mpe": Mpe, "lbf": Lbf, "grf": Grf, "matrix": Matrix, "pettingzoo": Pettingzoo},
-    "algorithm": {"q_learning": QLearning, "riit": Riit, "coma": Coma, "ippo": Ippo, "mappo": Mappo},
+    "algorithm": {
+        "q_learning": QLearning,
+        "iql": Iql,
+        "riit": Riit,
+        "coma": Coma,
+        "ippo": Ippo,
+        "mappo": Mappo,
+    },
     "mixer": {
         "vdn": Vdn,
         "none": NoMixer,

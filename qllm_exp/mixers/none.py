@@ -1,4 +1,9 @@
-"""No mixing (independent Q-learning, Tan 1993): every agent's Q is trained towards the team reward by itself."""
+"""No mixing: every agent's value is trained towards the team's reward by itself (Tan 1993).
+
+    Q_tot_i = Q_i        the output keeps the agent axis, and so do targets and errors
+
+With `q_learning` this is independent Q-learning, IQL; algorithms/iql.py says where it deviates from its publications.
+"""
 
 from typing import Any
 

@@ -4,6 +4,11 @@
 
 W1 and W2 come from hypernetworks with one hidden layer (or none), b1 is linear in the state, b2 has one hidden layer.
 The absolute values make dQ_tot/dQ_i >= 0.
+
+Deviations from the publication:
+1. The hypernetworks of W1 and W2 have a hidden layer, as in the authors' later code (PyMARL's `hypernet_layers: 2`); with
+   `mixer.hypernet=0` they are linear, as in the publication.
+2. Agents do not see their last action; with `algorithm.last_action=true` they do, as in the publication.
 """
 
 from typing import Any

@@ -11,6 +11,12 @@ With the gate on (Definition 1 of version 4 of the paper: no agent's contributio
 for every state by construction, so that the joint argmax is made of the individual argmaxes. An agent whose weight the
 function makes negative is muted, not turned round: nothing the function says of it asks for the opposite sign.
 A function that is not affine in q has no such weights: with the gate off it is evaluated as it is, with it on it is refused.
+
+Deviations from the publication:
+1. The gate holds by construction; the public code trusts the written function.
+2. Training runs a tensor program that was read off the function and verified, never the model's Python (tfcaf/verify.py).
+3. The prompts' table of the state is made from the environment's own layout, where the public code keeps texts by hand.
+4. No return is shown to the evaluator, as published; `tfcaf.selection=probe` chooses by short training runs instead.
 """
 
 from typing import Any

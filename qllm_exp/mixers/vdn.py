@@ -1,4 +1,11 @@
-"""Value decomposition networks (Sunehag et al., arXiv 1706.05296): Q_tot = sum_i Q_i."""
+"""VDN, value decomposition networks (Sunehag et al., arXiv 1706.05296): the sum of the agents' Qs.
+
+    Q_tot = sum_i Q_i
+
+Deviations from the publication:
+1. Agents are those of `train`: a GRU without a dueling head, where the publication has an LSTM with one; with
+   `train.share_parameters=true` they share one network and tell themselves apart by their index, as its variants with roles do.
+"""
 
 from typing import Any
 

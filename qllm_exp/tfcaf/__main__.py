@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp import schema
+from qllm_exp.cli import compose_run, search_in
 from qllm_exp.errors import UserError
 
 _COMMANDS = {
@@ -49,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     overrides = "KEY=VALUE of the configuration, e.g. env=lbf env.task=10x10-3p-3f-2s llm=openai tfcaf.rounds=1"
     for one in of.values():
+        one.add_argument(
+            "--config-dir", metavar="FOLDER", help="YAML files of your own, as python -m qllm_exp takes them"
+        )
         one.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides)
     return parser
 
@@ -66,6 +70,8 @@ def main(arguments: Sequence[str]) -> int:
         "import": _import,
     }
     try:
+        if given.config_dir is not None:
+            given.overrides.insert(0, search_in(given.config_dir))
         return command[given.command](given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -80,8 +86,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(overrides: Sequence[str]) -> schema.Run:
     """The checked configuration for these overrides, with mixer=tfcaf."""
-    from qllm_exp.cli import compose_run
-
     return compose_run(["mixer=tfcaf", *overrides])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qllm_exp.cli import arrange, combinations, expand_ranges
+from qllm_exp.cli import arrange, combinations, expand_ranges, grids
 from qllm_exp.errors import UserError
 
 
@@ -41,3 +41,40 @@ def test_options_of_the_simulator_need_no_plus():
 def test_combinations_are_the_product_of_all_lists():
     got = combinations(["env=lbf,mpe", "mixer=tfcaf", "seed=0-2"])
     assert len(got) == 6 and ("env=mpe", "mixer=tfcaf", "seed=2") in got and len(set(got)) == 6
+
+
+CASES = [
+    {"env": "lbf", "env.task": ["small", "large"], "algorithm": "q_learning", "mixer": ["tfcaf", "qmix"]},
+    {"env": "lbf", "env.task": ["small"], "algorithm": ["coma", "ippo"], "mixer": "none"},
+    {"env": "mpe", "env.task": ["spread"], "algorithm": ["ippo", "riit"], "mixer": "qmix", "train.total_steps": 9},
+]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ([], [0, 1, 2]),
+        (["env=lbf"], [0, 1]),
+        (["mixer=qmix"], [0, 2]),
+        (["algorithm=ippo,q_learning"], [0, 1, 2]),
+        (["algorithm=riit", "env.task=tag"], [2]),  # any task may be asked for, where the experiment lists them
+    ],
+)
+def test_the_command_line_narrows_an_experiments_cases(typed, expected):
+    found = grids([*typed, "train.gamma=0.9"], {"seed": [0, 1]}, CASES)
+    assert len(found) == len(expected)
+    asked = {key: value.split(",") for key, _, value in (one.partition("=") for one in typed)}
+    for grid, index in zip(found, expected, strict=True):
+        said = {key: value.split(",") for key, _, value in (one.partition("=") for one in grid)}
+        assert said.pop("seed") == ["0", "1"] and said.pop("train.gamma") == ["0.9"]
+        assert said.keys() == CASES[index].keys() | asked.keys()
+        for key, values in said.items():
+            case = CASES[index].get(key)
+            known = case if isinstance(case, list) else [str(case)]
+            free = key == "env.task" and key in asked
+            assert values == (asked[key] if free else [one for one in asked.get(key, known) if one in known])
+
+
+def test_a_command_line_that_no_case_goes_with_is_refused():
+    with pytest.raises(UserError, match=r"None of the experiment's cases goes with algorithm=maser\."):
+        grids(["algorithm=maser"], {"seed": [0]}, CASES)

@@ -1,7 +1,9 @@
 """The YAML files and the schema say the same, and what is wrong is refused with the nearest right word."""
 
+import contextlib
 import dataclasses
 import itertools
+import re
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,7 +12,9 @@ from omegaconf import OmegaConf
 from qllm_exp import config, preparation, schema
 from qllm_exp.__main__ import CONF
 from qllm_exp.algorithms import check_combination
+from qllm_exp.envs import make_env
 from qllm_exp.errors import UserError
+from qllm_exp.experiment import algorithm_of
 
 CHOICES = [(group, path.stem) for group in schema.CHOICES for path in sorted((CONF / group).glob("*.yaml"))]
 ALL = list(itertools.product(schema.CHOICES["env"], schema.CHOICES["mixer"], schema.CHOICES["train"]))
@@ -32,11 +36,17 @@ def yaml_keys(node):
     return {k: yaml_keys(v) if isinstance(v, dict) and v else None for k, v in node.items()}
 
 
+def values(group, name):
+    """What the YAML file of a choice says, with what it takes over from others."""
+    written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    if "defaults" in written:  # pettingzoo has no presets that would change it
+        written = OmegaConf.to_container(composed("env=pettingzoo", f"{group}={name}")[group])
+    return written
+
+
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_has_a_schema_with_exactly_its_keys(group, name):
-    written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    if "defaults" in written:
-        written = OmegaConf.to_container(composed(f"{group}={name}")[group])
+    written = values(group, name)
     assert yaml_keys(written) == keys(config.group_class(group, name))
     assert written["name"] == name
 
@@ -53,8 +63,7 @@ PROVIDERS_OWN = {"name", "model", "api_base", "key_env", "temperature", "max_tok
     ("group", "name"), [one for one in CHOICES if one not in (("train", "paper"), ("train", "quick"), *PROVIDERS)]
 )
 def test_the_schema_defaults_are_the_values_of_the_yaml(group, name):
-    written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    written.pop("defaults", None)
+    written = values(group, name)
     assert written == dataclasses.asdict(config.group_class(group, name)())
 
 
@@ -143,6 +152,26 @@ def test_an_algorithm_that_takes_most_mixers_says_why_it_refuses_one():
         ):
             preparation.check(config.load(composed("algorithm=riit", f"mixer={mixer}")))
     preparation.check(config.load(composed("algorithm=riit", "mixer=wqmix")))
+
+
+@pytest.mark.parametrize("algorithm", schema.CHOICES["algorithm"])
+@pytest.mark.parametrize("mixer", schema.CHOICES["mixer"])
+def test_an_algorithm_and_a_mixer_make_a_team_or_are_refused_with_both_names(algorithm, mixer, tmp_path):
+    words = ["env=matrix", f"algorithm={algorithm}", f"mixer={mixer}", "env.num_envs=2", "train.hidden=4"]
+    run = config.load(composed(*words, f"dir={tmp_path}"))
+    try:
+        ready = preparation.prepare(preparation.check(run))
+    except UserError as error:
+        said, _, accepted = str(error).partition(" It accepts: ")
+        assert re.match(rf"algorithm={algorithm} does not accept mixer={mixer}(\.$|: .+\.$)", said)
+        assert accepted and mixer not in accepted.rstrip(".").split(", ")
+        return
+    if ready.tfcaf is not None:
+        ready.directory.path.mkdir()
+        ready.directory.tfcaf.write_text(ready.tfcaf)
+    with contextlib.closing(make_env(ready.run.env, 2, 0)) as env:
+        team = algorithm_of(ready.run, ready.directory, env)
+    assert team.parameter_counts()["agent"] > 0
 
 
 def test_a_rollout_of_an_on_policy_algorithm_is_what_its_update_learns_from():

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from meeting import Config as Meeting
 from torch import Tensor
 
 from qllm_exp.envs import Observation, Step, TeamEnv, make_env
@@ -19,6 +20,7 @@ CONFIGS: dict[str, Callable[[], Env]] = {
     "matrix-climbing": lambda: Matrix(task="climbing"),
     "matrix-penalty-100": lambda: Matrix(task="penalty-100"),
     "pettingzoo-mpe2.simple_spread_v3": lambda: Pettingzoo(task="mpe2.simple_spread_v3"),
+    "meeting-3p": lambda: Meeting(task="3p", episode_limit=LIMIT),
     "lbf-8x8-2p-2f-coop-2s": lambda: Lbf(task="8x8-2p-2f-coop-2s", episode_limit=LIMIT),
 }
 

@@ -1,0 +1,41 @@
+"""IQL is Q-learning without a mixer, and is configured like it."""
+
+import dataclasses
+
+import pytest
+import torch
+from episode_batches import ENV, batch
+from hydra import compose, initialize_config_dir
+
+from qllm_exp import config, schema
+from qllm_exp.__main__ import CONF
+from qllm_exp.algorithms import make_algorithm
+from qllm_exp.algorithms.q_learning import QLearning
+from qllm_exp.mixers.none import Independent
+
+
+def test_an_update_is_that_of_q_learning_bit_by_bit():
+    values = []
+    for algorithm in (schema.Iql(), schema.QLearning()):
+        torch.manual_seed(0)
+        run = schema.Run(algorithm=algorithm, mixer=schema.NoMixer(), train=schema.Train(hidden=8))
+        made = make_algorithm(run, ENV, Independent())
+        assert isinstance(made, QLearning)
+        before = made.online.values.detach().clone()
+        for seed in range(3):
+            made.learn(batch(seed=seed))
+        assert not torch.equal(made.online.values, before)
+        values.append(torch.cat([made.online.values, made.target.values]).detach())
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("train", ["fair", "quick"])
+@pytest.mark.parametrize("env", schema.CHOICES["env"])
+def test_its_settings_are_those_of_q_learning(env, train):
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        one, other = (
+            config.load(compose("config", [f"env={env}", f"train={train}", *words]))
+            for words in (["algorithm=iql"], ["algorithm=q_learning", "mixer=none"])
+        )
+    assert config.to_dict(one) == config.to_dict(dataclasses.replace(other, algorithm=one.algorithm))
+    assert dataclasses.asdict(one.algorithm) == dataclasses.asdict(other.algorithm) | {"name": "iql"}
