@@ -286,7 +286,7 @@ def test_every_row_has_the_default_of_its_own_environment(tmp_path: Path) -> Non
 
 
 def test_every_row_has_the_default_of_its_own_mixer_and_preset(tmp_path: Path) -> None:
-    """In conf/train/preset/mixer/paper_mpe_tfcaf.yaml the learning rate is 0.001, for QMIX that of paper.yaml."""
+    """In conf/train/preset/mixer/paper_mpe_q_learning_tfcaf.yaml the learning rate is 0.001, for QMIX that of paper.yaml."""
     for mixer in ("tfcaf", "qmix"):
         for rate in (3e-4, 1e-3):
             train = schema.Train(name="paper", learning_rate=rate)
