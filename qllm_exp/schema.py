@@ -101,6 +101,17 @@ class Iql(QLearning):
 
 
 @dataclass
+class Maser(QLearning):
+    name: str = "maser"
+    alpha: float = number(0.5, 0, 1)
+    intrinsic: float = number(0.03, 0)
+    individual: float = number(0.001, 0)
+    exploration: float = number(0.001, 0)
+    distance: float = number(0.001, 0)
+    phi_hidden: int = number(128, 1)
+
+
+@dataclass
 class ActorCritic(Algorithm):
     """What every algorithm has that learns a policy, and a critic for it, from the latest episodes alone."""
 
@@ -347,7 +358,7 @@ class Run:
 
 CHOICES: dict[str, dict[str, type]] = {
     "env": {"mpe": Mpe, "lbf": Lbf, "grf": Grf, "matrix": Matrix, "pettingzoo": Pettingzoo},
-    "algorithm": {"q_learning": QLearning, "iql": Iql, "coma": Coma, "ippo": Ippo, "mappo": Mappo},
+    "algorithm": {"q_learning": QLearning, "iql": Iql, "maser": Maser, "coma": Coma, "ippo": Ippo, "mappo": Mappo},
     "mixer": {
         "vdn": Vdn,
         "none": NoMixer,
