@@ -3,7 +3,7 @@
     subgoal:      g_i = the step t of a sampled episode where alpha Q_i^-(o_t, a*_t) + (1 - alpha) Q_tot^-(s_t, a*_t) / n is largest
     intrinsic:    rho_i,t = -||phi(o_i,t) - phi(o_i,g_i)||           phi: a network with one hidden layer, the same for all agents
     team:         r'_t = r_t + lambda mean_i rho_i,t                what Q_tot learns from, as in Q-learning
-    individual:   L_I = sum_i (Q_i(o_t, a_t) - y_i,t)^2              y_i is a return with Q_i^- of w_i,t r'_t + lambda rho_i,t,
+    individual:   L_I = sum_i (Q_i(o_t, a_t) - y_i,t)^2              y_i: return of w_i,t r'_t + lambda rho_i,t and of Q_i^-,
                                                                      w_t the softmax over the agents of Q_i^-(o_{t+1}, a*_{t+1})
     exploration:  L_E = KL(softmax Q_i(o_t, .), uniform)             from the subgoal on
     distance:     L_D = (||phi(o_i,t) - phi(o_i,g_i)|| - D_i,t)^2    D = 1 - cos(Q_i^-(o_t, .), Q_i^-(o_g, .)) trains phi alone

@@ -351,7 +351,7 @@ def test_published_settings(env, steps, mixer):
         assert run.mixer == schema.Qmix(embed=32, hypernet=0)
 
 
-@pytest.mark.parametrize("env", schema.CHOICES["env"])
+@pytest.mark.parametrize("env", ["grf", "mpe"])
 @pytest.mark.parametrize("train", ["fair", "quick"])
 def test_what_it_shares_with_q_learning_is_set_alike(env, train):
     maser, plain = (
