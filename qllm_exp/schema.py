@@ -101,6 +101,17 @@ class Iql(QLearning):
 
 
 @dataclass
+class Maser(QLearning):
+    name: str = "maser"
+    alpha: float = number(0.5, 0, 1)
+    intrinsic: float = number(0.03, 0)
+    individual: float = number(0.001, 0)
+    exploration: float = number(0.001, 0)
+    distance: float = number(0.001, 0)
+    phi_hidden: int = number(128, 1)
+
+
+@dataclass
 class ActorCritic(Algorithm):
     """What every algorithm has that learns a policy, and a critic for it."""
 
@@ -364,6 +375,7 @@ CHOICES: dict[str, dict[str, type]] = {
         "q_learning": QLearning,
         "iql": Iql,
         "riit": Riit,
+        "maser": Maser,
         "coma": Coma,
         "ippo": Ippo,
         "mappo": Mappo,

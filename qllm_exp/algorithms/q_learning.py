@@ -7,7 +7,7 @@ by the target network. Loss: squared error, averaged over the steps that happene
 """
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,22 @@ from qllm_exp.schema import Run, Train
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer
 _MIXER = "mixer."  # how the names of the mixer's parameters begin, among those of a policy
+
+
+class Values(NamedTuple):
+    """The agents' Qs along the episodes of a batch, what follows the last step included."""
+
+    online: Tensor  # [T + 1, B, n, A] of the agents in training, differentiable
+    target: Tensor  # [T + 1, B, n, A] of their target copies
+    best: Tensor  # [T + 1, B, n] int64, the available actions that targets take for the best
+
+
+class Further(NamedTuple):
+    """What an algorithm that is built on this one adds to an update."""
+
+    reward: Tensor  # [T, B], what Q_tot learns from
+    loss: Tensor | None  # a scalar, beside the squared error of Q_tot
+    figures: dict[str, Tensor]  # to log
 
 
 class QLearning(Algorithm):
@@ -100,47 +116,60 @@ class QLearning(Algorithm):
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """One gradient update on a batch."""
         inputs = self.inputs.along(batch.obs, batch.actions)
-        all_qs = self.agents.unroll(inputs)  # [T + 1, B, n, A]
-        now = Joint(all_qs[:-1], batch.available_actions[:-1], batch.actions)
+        values = self._values(batch, inputs)
+        now = Joint(values.online[:-1], batch.available_actions[:-1], batch.actions)
         state = batch.state[:-1]
         q_tot = self.mixer.value(now, state)
-        target, weight = self._target(batch, inputs, all_qs, q_tot)
+        reward = self.rewards.standardise(batch.reward) if self.train.standardise_rewards else batch.reward
+        further = self.further(batch, values, reward)
+        target, weight = self._target(batch, inputs, values, further.reward, q_tot)
         central = None
         if self.central is not None:
             central = Joint(self.central.unroll(inputs)[:-1], now.available, batch.actions)
         loss = mixing_loss(self.mixer, now, central, state, q_tot, target)
         count = weight.sum()
+        total = (loss * weight).sum() / count
+        if further.loss is not None:
+            total = total + further.loss
         self.online.gradient.zero_()
-        torch.autograd.backward((loss * weight).sum() / count)
+        torch.autograd.backward(total)
         norm = self.online.clip_(self.train.grad_norm_clip)
         self.optimiser.step()
         self.updates += 1
         self._update_target()
         with torch.no_grad():
-            td_error = ((q_tot - target).square() * weight).sum() / count
-            mean_q = (q_tot * weight).sum() / count
-        return {"loss": td_error, "grad_norm": norm, "q_tot": mean_q}
+            error = (q_tot - target).square()
+            td_error, mean_q = (error * weight).sum() / count, (q_tot * weight).sum() / count
+        return {"loss": td_error, "grad_norm": norm, "q_tot": mean_q} | further.figures
+
+    def further(self, batch: EpisodeBatch, values: Values, reward: Tensor) -> Further:
+        """What to learn from instead of `reward` [T, B], and what to improve besides; for algorithms that are built on this one."""
+        return Further(reward, None, {})
+
+    def _values(self, batch: EpisodeBatch, inputs: Tensor) -> Values:
+        online = self.agents.unroll(inputs)
+        with torch.no_grad():
+            target = self.target_agents.unroll(inputs)
+            best = greedy(online if self.config.double_q else target, batch.available_actions)
+        return Values(online, target, best)
 
     @torch.no_grad()
-    def _target(self, batch: EpisodeBatch, inputs: Tensor, online_qs: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _target(
+        self, batch: EpisodeBatch, inputs: Tensor, values: Values, reward: Tensor, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What the values, shaped like `like`, are to be, and the weight of each: 1 where the step happened, else 0."""
-        mask, terminated, reward = batch.mask, batch.terminated, batch.reward
-        if self.train.standardise_rewards:
-            reward = self.rewards.standardise(reward)
-        if self.mixer.per_agent:
-            mask, terminated, reward = (x.unsqueeze(-1).expand_as(like) for x in (mask, terminated, reward))
-        available, state = batch.available_actions[1:], batch.state[1:]
-        target_qs = self.target_agents.unroll(inputs)[1:]
-        best = greedy(online_qs[1:] if self.config.double_q else target_qs, available)
-        mixer = self.target_mixer
+        target_qs, mixer = values.target[1:], self.target_mixer
         if self.target_central is not None and mixer.unrestricted is not None:
             target_qs, mixer = self.target_central.unroll(inputs)[1:], mixer.unrestricted
-        next_value = mixer.value(Joint(target_qs, available, best), state)
+        next_value = mixer.value(Joint(target_qs, batch.available_actions[1:], values.best[1:]), batch.state[1:])
+        return self.returns(batch, reward, next_value), of_each(batch.mask, like).to(like.dtype)
+
+    def returns(self, batch: EpisodeBatch, reward: Tensor, next_value: Tensor) -> Tensor:
+        """The configured n-step or TD(lambda) returns, shaped like `next_value` [T, B] or [T, B, n]; reward: either."""
+        reward, terminated, mask = (of_each(x, next_value) for x in (reward, batch.terminated, batch.mask))
         if self.config.targets == "n_step":
-            target = n_step(reward, next_value, terminated, mask, self.train.gamma, self.config.n_step)
-        else:
-            target = td_lambda(reward, next_value, terminated, mask, self.train.gamma, self.config.td_lambda)
-        return target, mask.to(like.dtype)
+            return n_step(reward, next_value, terminated, mask, self.train.gamma, self.config.n_step)
+        return td_lambda(reward, next_value, terminated, mask, self.train.gamma, self.config.td_lambda)
 
     def _update_target(self) -> None:
         if self.config.target_update == "soft":
@@ -179,6 +208,11 @@ class QLearning(Algorithm):
     def parameter_counts(self) -> dict[str, int]:
         parts = {"agent": self.agents, "mixer": self.mixer, "central": self.central}
         return {name: sum(p.numel() for p in one.parameters()) for name, one in parts.items() if one is not None}
+
+
+def of_each(values: Tensor, like: Tensor) -> Tensor:
+    """What a team has in common [T, B], once for each agent where `like` is [T, B, n]; else as it is."""
+    return values.unsqueeze(-1).expand_as(like) if like.dim() > values.dim() else values
 
 
 def make(run: Run, env: TeamEnv, mixer: Mixer) -> QLearning:
