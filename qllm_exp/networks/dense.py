@@ -11,7 +11,7 @@ def mlp(*widths: int) -> nn.Sequential:
     """Linear layers from each width to the next, ReLU between them: mlp(I, H, O) maps [..., I] to [..., O]."""
     layers: list[nn.Module] = []
     for n_inputs, n_outputs in pairwise(widths):
-        layers += [nn.Linear(n_inputs, n_outputs), nn.ReLU(inplace=True)]
+        layers += [nn.Linear(n_inputs, n_outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
