@@ -96,14 +96,28 @@ class QLearning(Algorithm):
 
 
 @dataclass
-class ActorCritic(Algorithm):
-    """What every algorithm has that learns a policy, and a critic for it, from the latest episodes alone."""
+class AgentsAndCritic(Algorithm):
+    """What every algorithm has that learns a policy, and a critic for it."""
 
-    num_envs: int = number(10, 1, identity=False)  # through env.num_envs, which is a part of what defines a run
     targets: str = one_of("n_step", "td_lambda")
     n_step: int = number(5, 1)
     td_lambda: float = number(0.95, 0, 1)
     target_tau: float = number(0.01, 0, 1)
+
+
+@dataclass
+class Maddpg(AgentsAndCritic):
+    name: str = "maddpg"
+    n_step: int = number(1, 1)
+    temperature: float = number(1.0, 0.01)
+    regularisation: float = number(0.001, 0)
+
+
+@dataclass
+class ActorCritic(AgentsAndCritic):
+    """What those have that learn from the latest episodes alone."""
+
+    num_envs: int = number(10, 1, identity=False)  # through env.num_envs, which is a part of what defines a run
     entropy: float = number(0.001, 0)
 
 
@@ -342,7 +356,7 @@ class Run:
 
 CHOICES: dict[str, dict[str, type]] = {
     "env": {"mpe": Mpe, "lbf": Lbf, "grf": Grf, "matrix": Matrix, "pettingzoo": Pettingzoo},
-    "algorithm": {"q_learning": QLearning, "coma": Coma, "ippo": Ippo, "mappo": Mappo},
+    "algorithm": {"q_learning": QLearning, "coma": Coma, "ippo": Ippo, "mappo": Mappo, "maddpg": Maddpg},
     "mixer": {
         "vdn": Vdn,
         "none": NoMixer,

@@ -1,4 +1,4 @@
-"""What holds for every on-policy algorithm: how it acts, what it learns from, and that it learns."""
+"""What holds for every algorithm of agents and a critic: how it acts, what it learns from, and that it learns."""
 
 import copy
 
@@ -8,16 +8,16 @@ from episode_batches import ENV, batch, otherwise_padded
 
 from qllm_exp import schema
 from qllm_exp.algorithms import make_algorithm
-from qllm_exp.algorithms.actor_critic import ActorCritic
+from qllm_exp.algorithms.actor_critic import AgentsAndCritic
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.algorithms.statistics import RunningMoments
 from qllm_exp.mixers.none import Independent
 
-NAMES = [name for name, config in schema.CHOICES["algorithm"].items() if issubclass(config, schema.ActorCritic)]
+NAMES = [name for name, config in schema.CHOICES["algorithm"].items() if issubclass(config, schema.AgentsAndCritic)]
 
 
-def learner(name, train=None, **algorithm) -> ActorCritic:
+def learner(name, train=None, **algorithm) -> AgentsAndCritic:
     torch.manual_seed(0)
     config = schema.CHOICES["algorithm"][name](**algorithm)
     settings = {"hidden": 8, "standardise_rewards": False} | (train or {})
@@ -29,7 +29,7 @@ def learner(name, train=None, **algorithm) -> ActorCritic:
     return made
 
 
-def parameters(made: ActorCritic) -> torch.Tensor:
+def parameters(made: AgentsAndCritic) -> torch.Tensor:
     return torch.cat([made.actor_parameters.values, made.critic_parameters.values, made.target.values]).detach().clone()
 
 

@@ -165,6 +165,15 @@ def test_published_settings_of_on_policy_algorithms(algorithm):
     assert (run.algorithm.n_step, run.algorithm.entropy) == (10 if algorithm == "coma" else 5, 1e-3)
 
 
+@pytest.mark.parametrize(("env", "steps"), [("lbf", 50), ("mpe", 25), ("matrix", 25)])
+def test_published_settings_of_maddpg_are_one_update_per_episode(env, steps):
+    run = config.load(composed(f"env={env}", "train=paper", "algorithm=maddpg"))
+    t = run.train
+    assert (t.learning_rate, t.hidden, t.network, t.batch_episodes, t.buffer_episodes) == (5e-4, 128, "mlp", 32, 50_000)
+    assert (t.steps_per_update, run.env.num_envs, run.env.episode_limit) == (steps, 1, steps)
+    assert (run.algorithm.n_step, run.algorithm.target_tau, run.algorithm.regularisation) == (1, 0.01, 1e-3)
+
+
 @pytest.mark.parametrize("env", schema.CHOICES["env"])
 def test_fair_settings_do_not_depend_on_the_mixer(env):
     runs = [config.load(composed(f"env={env}", f"mixer={mixer}")) for mixer in schema.CHOICES["mixer"]]
