@@ -129,6 +129,19 @@ class Coma(ActorCritic):
 
 
 @dataclass
+class Lica(ActorCritic):
+    name: str = "lica"
+    targets: str = one_of("td_lambda", "n_step")
+    td_lambda: float = number(0.8, 0, 1)
+    target_update: str = one_of("soft", "periodic")
+    target_period: int = number(200, 1)
+    entropy: float = number(0.06, 0)
+    agents_rate: float = number(5.0, 0)
+    embed: int = number(64, 1)
+    hypernet: int = number(64, 1)
+
+
+@dataclass
 class Proximal(ActorCritic):
     """Proximal policy optimisation."""
 
@@ -356,7 +369,7 @@ class Run:
 
 CHOICES: dict[str, dict[str, type]] = {
     "env": {"mpe": Mpe, "lbf": Lbf, "grf": Grf, "matrix": Matrix, "pettingzoo": Pettingzoo},
-    "algorithm": {"q_learning": QLearning, "coma": Coma, "ippo": Ippo, "mappo": Mappo, "maddpg": Maddpg},
+    "algorithm": {"q_learning": QLearning, "coma": Coma, "ippo": Ippo, "mappo": Mappo, "lica": Lica, "maddpg": Maddpg},
     "mixer": {
         "vdn": Vdn,
         "none": NoMixer,

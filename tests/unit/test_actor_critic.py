@@ -13,6 +13,7 @@ from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.algorithms.statistics import RunningMoments
 from qllm_exp.mixers.none import Independent
+from qllm_exp.networks.team import TeamNetwork
 
 NAMES = [name for name, config in schema.CHOICES["algorithm"].items() if issubclass(config, schema.AgentsAndCritic)]
 
@@ -104,7 +105,8 @@ def test_parameters_are_counted(name, shared):
         "agent": made.actor_parameters.values.numel(),
         "critic": made.critic_parameters.values.numel(),
     }
-    assert len(made.agents.members) == len(made.critic.members) == copies
+    networks = [part for part in (made.agents, made.critic) if isinstance(part, TeamNetwork)]
+    assert {len(one.members) for one in networks} == {copies}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -174,6 +174,33 @@ def test_published_settings_of_maddpg_are_one_update_per_episode(env, steps):
     assert (run.algorithm.n_step, run.algorithm.target_tau, run.algorithm.regularisation) == (1, 0.01, 1e-3)
 
 
+@pytest.mark.parametrize("env", ["lbf", "mpe", "matrix"])
+def test_published_settings_of_lica_are_those_of_its_authors(env):
+    run = config.with_num_envs(config.load(composed(f"env={env}", "train=paper", "algorithm=lica")), "cpu")
+    t, a = run.train, run.algorithm
+    assert (t.learning_rate, t.learning_rate * a.agents_rate, t.hidden, t.standardise_rewards) == (
+        5e-4,
+        2.5e-3,
+        64,
+        False,
+    )
+    assert (run.env.num_envs, a.targets, a.td_lambda, a.target_update, a.target_period) == (
+        32,
+        "td_lambda",
+        0.8,
+        "periodic",
+        200,
+    )
+    assert (a.entropy, a.embed, a.last_action, t.network, t.gamma, t.grad_norm_clip) == (
+        0.06,
+        64,
+        True,
+        "gru",
+        0.99,
+        10.0,
+    )
+
+
 @pytest.mark.parametrize("env", schema.CHOICES["env"])
 def test_fair_settings_do_not_depend_on_the_mixer(env):
     runs = [config.load(composed(f"env={env}", f"mixer={mixer}")) for mixer in schema.CHOICES["mixer"]]
