@@ -135,8 +135,8 @@ class Lica(ActorCritic):
     td_lambda: float = number(0.8, 0, 1)
     target_update: str = one_of("soft", "periodic")
     target_period: int = number(200, 1)
-    entropy: float = number(0.06, 0)
-    agents_rate: float = number(5.0, 0)
+    entropy: float = number(0.5, 0)
+    agents_rate: float = number(1.0, 0)
     embed: int = number(64, 1)
     hypernet: int = number(64, 1)
 

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.algorithms.lica import MixingCritic
+from qllm_exp.algorithms.parameters import FlatParameters, optimiser
+from qllm_exp.schema import Train
 
 N, A = ENV.n_agents, ENV.n_actions
 
@@ -42,11 +44,12 @@ def test_the_critic_learns_what_no_monotone_mixer_can():
     made, state = MixingCritic(4, 1, embed=16, hypernet=4), torch.ones(4, 1)
     actions = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     joint, value = F.one_hot(actions, 2).float(), torch.tensor([0.0, 1.0, 1.0, 0.0])
-    optimiser = torch.optim.Adam(made.parameters(), 2e-2)
+    parameters = FlatParameters([made])
+    descent = optimiser(Train(learning_rate=2e-2), parameters)
     for _ in range(100):
-        optimiser.zero_grad()
+        parameters.gradient.zero_()
         (made(joint, state) - value).square().mean().backward()
-        optimiser.step()
+        descent.step()
     assert (made(joint, state) - value).abs().max() < 0.05
     probs = torch.tensor([[0.8, 0.2], [0.3, 0.7]], requires_grad=True)
     made(probs, state[0]).backward()

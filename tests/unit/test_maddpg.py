@@ -146,13 +146,13 @@ def test_it_learns_to_agree_from_what_others_did():
     """Two agents of one state get 1 if both do action 3, from episodes of random actions, the last action never available."""
     train = {"network": "mlp", "share_parameters": False, "learning_rate": 1e-2}
     made, g = learner("maddpg", train), torch.Generator().manual_seed(0)
-    obs, state = (x[:2, :1].repeat_interleave(64, 1) for x in batch()[:2])
-    available = torch.ones(2, 64, N, A, dtype=torch.bool)
+    obs, state = (x[:2, :1].repeat_interleave(32, 1) for x in batch()[:2])
+    available = torch.ones(2, 32, N, A, dtype=torch.bool)
     available[..., -1] = False
-    yes = torch.ones(1, 64, dtype=torch.bool)
-    for _ in range(150):
-        actions = torch.randint(A - 1, (1, 64, N), generator=g)
+    yes = torch.ones(1, 32, dtype=torch.bool)
+    for _ in range(100):
+        actions = torch.randint(A - 1, (1, 32, N), generator=g)
         reward = (actions == 3).all(-1).float()
         made.learn(EpisodeBatch(obs, state, available, actions, reward, yes, yes))
-    greedy, _ = made.act(obs[0], available[0], made.initial_memory(64), None, g)
+    greedy, _ = made.act(obs[0], available[0], made.initial_memory(32), None, g)
     assert (greedy == 3).all()
