@@ -112,14 +112,28 @@ class Maser(QLearning):
 
 
 @dataclass
-class ActorCritic(Algorithm):
+class AgentsAndCritic(Algorithm):
     """What every algorithm has that learns a policy, and a critic for it."""
 
-    num_envs: int = number(10, 1, identity=False)  # through env.num_envs, which is a part of what defines a run
     targets: str = one_of("n_step", "td_lambda")
     n_step: int = number(5, 1)
     td_lambda: float = number(0.95, 0, 1)
     target_tau: float = number(0.01, 0, 1)
+
+
+@dataclass
+class Maddpg(AgentsAndCritic):
+    name: str = "maddpg"
+    n_step: int = number(1, 1)
+    temperature: float = number(1.0, 0.01)
+    regularisation: float = number(0.001, 0)
+
+
+@dataclass
+class ActorCritic(AgentsAndCritic):
+    """What those have that learn from the latest episodes."""
+
+    num_envs: int = number(10, 1, identity=False)  # through env.num_envs, which is a part of what defines a run
     entropy: float = number(0.001, 0)
 
 
@@ -128,6 +142,19 @@ class Coma(ActorCritic):
     name: str = "coma"
     n_step: int = number(10, 1)
     td_lambda: float = number(0.8, 0, 1)
+
+
+@dataclass
+class Lica(ActorCritic):
+    name: str = "lica"
+    targets: str = one_of("td_lambda", "n_step")
+    td_lambda: float = number(0.8, 0, 1)
+    target_update: str = one_of("soft", "periodic")
+    target_period: int = number(200, 1)
+    entropy: float = number(0.5, 0)
+    agents_rate: float = number(1.0, 0)
+    embed: int = number(64, 1)
+    hypernet: int = number(64, 1)
 
 
 @dataclass
@@ -377,8 +404,10 @@ CHOICES: dict[str, dict[str, type]] = {
         "riit": Riit,
         "maser": Maser,
         "coma": Coma,
+        "maddpg": Maddpg,
         "ippo": Ippo,
         "mappo": Mappo,
+        "lica": Lica,
     },
     "mixer": {
         "vdn": Vdn,

@@ -1,8 +1,8 @@
-"""What algorithms with a policy share: agents that draw their actions from it, a critic of their own, its targets.
+"""What algorithms share whose agents have a policy: a critic of their own, its targets, and how agents and critic learn.
 
-The agents' networks are those of `train`. Agents and critic have an optimiser each, with one learning rate.
-The critic's targets are n-step or TD(lambda) returns (returns.py) with the values of a target critic; after an episode that
-was truncated they bootstrap.
+`ActorCritic` is for those that learn on-policy. The agents' networks are those of `train`. Agents and critic have an optimiser
+each, with one learning rate. The critic's targets are n-step or TD(lambda) returns (returns.py) with the values of a target
+critic; after an episode that was truncated they bootstrap.
 """
 
 import copy
@@ -21,11 +21,12 @@ from qllm_exp.algorithms.returns import n_step, td_lambda
 from qllm_exp.algorithms.statistics import RunningMoments
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.networks.team import TeamNetwork
-from qllm_exp.schema import ActorCritic as Config
+from qllm_exp.schema import ActorCritic as OnPolicyConfig
+from qllm_exp.schema import AgentsAndCritic as Config
 from qllm_exp.schema import Train
 
 
-class ActorCritic(Algorithm):
+class AgentsAndCritic(Algorithm):
     """Agents, critic, target critic and two optimisers.
 
     Training draws from the policy; evaluation takes its most probable action.
@@ -33,8 +34,6 @@ class ActorCritic(Algorithm):
     Args:
         config: the `algorithm` group. train: the `train` group. env: what it acts in (sizes and device).
     """
-
-    on_policy = True
 
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         self.config, self.train = config, train
@@ -82,12 +81,9 @@ class ActorCritic(Algorithm):
         if self.train.standardise_rewards:
             self.rewards.update(rewards, mask)
 
-    def update(self, experience: Experience) -> dict[str, Tensor]:
-        return self.learn(experience.fresh())
-
     @abstractmethod
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        """Learn from a batch that was played with the parameters as they are."""
+        """One update, from a batch."""
 
     def of_each_agent(self, values: Tensor) -> Tensor:
         """[..., n, D]: what all agents have in common, values [..., D], once for each."""
@@ -157,13 +153,27 @@ class ActorCritic(Algorithm):
         return {name: sum(p.numel() for p in one.parameters()) for name, one in parts.items()}
 
 
-class ActionCritic(ActorCritic):
+class ActorCritic(AgentsAndCritic):
+    """One that learns from batches that were played with the parameters as they are.
+
+    Args:
+        as `AgentsAndCritic`'s.
+    """
+
+    on_policy = True
+    config: OnPolicyConfig
+
+    def update(self, experience: Experience) -> dict[str, Tensor]:
+        return self.learn(experience.fresh())
+
+
+class ActionCritic(AgentsAndCritic):
     """With a critic of what the agents do.
 
     At the end of an episode that was truncated, it judges the last state by a joint action drawn from the policy.
 
     Args:
-        as `ActorCritic`'s.
+        as `AgentsAndCritic`'s.
     """
 
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:

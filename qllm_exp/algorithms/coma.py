@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import ActionCritic, mean
+from qllm_exp.algorithms.actor_critic import ActionCritic, ActorCritic, mean
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.envs.base import TeamEnv
@@ -30,7 +30,7 @@ from qllm_exp.schema import Run, Train
 ACCEPTS = ("none",)
 
 
-class Coma(ActionCritic):
+class Coma(ActionCritic, ActorCritic):
     """Agents, and a critic that knows the state and what the other agents do.
 
     Args:

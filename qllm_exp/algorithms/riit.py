@@ -135,10 +135,9 @@ class Riit(ActionCritic):
     """Agents, and a critic of each whose values a mixer puts together.
 
     Args:
-        config, train, env: as `ActorCritic`'s. mixer: any mixer; it is moved to the environment's device.
+        config, train, env: as `AgentsAndCritic`'s. mixer: any mixer; it is moved to the environment's device.
     """
 
-    on_policy = False
     config: Config
     mixer: Mixer
     critic: MixedCritic

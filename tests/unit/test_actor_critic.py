@@ -1,4 +1,4 @@
-"""What holds for every algorithm with a policy: how it acts, what it learns from, and that it learns."""
+"""What holds for every algorithm of agents and a critic: how it acts, what it learns from, and that it learns."""
 
 import copy
 
@@ -8,17 +8,18 @@ from episode_batches import ENV, batch, otherwise_padded
 
 from qllm_exp import schema
 from qllm_exp.algorithms import make_algorithm
-from qllm_exp.algorithms.actor_critic import ActorCritic
+from qllm_exp.algorithms.actor_critic import AgentsAndCritic
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.algorithms.statistics import RunningMoments
 from qllm_exp.mixers.none import Independent
+from qllm_exp.networks.team import TeamNetwork
 
-NAMES = [name for name, config in schema.CHOICES["algorithm"].items() if issubclass(config, schema.ActorCritic)]
-ON_POLICY = [name for name in NAMES if name != "riit"]
+NAMES = [name for name, config in schema.CHOICES["algorithm"].items() if issubclass(config, schema.AgentsAndCritic)]
+ON_POLICY = [name for name in NAMES if name not in ("riit", "maddpg")]
 
 
-def learner(name, train=None, **algorithm) -> ActorCritic:
+def learner(name, train=None, **algorithm) -> AgentsAndCritic:
     torch.manual_seed(0)
     config = schema.CHOICES["algorithm"][name](**algorithm)
     settings = {"hidden": 8, "standardise_rewards": False} | (train or {})
@@ -30,7 +31,7 @@ def learner(name, train=None, **algorithm) -> ActorCritic:
     return made
 
 
-def parameters(made: ActorCritic) -> torch.Tensor:
+def parameters(made: AgentsAndCritic) -> torch.Tensor:
     return torch.cat([made.actor_parameters.values, made.critic_parameters.values, made.target.values]).detach().clone()
 
 
@@ -105,7 +106,8 @@ def test_parameters_are_counted(name, shared):
         "agent": made.actor_parameters.values.numel(),
         "critic": made.critic_parameters.values.numel(),
     }
-    assert len(made.agents.members) == len(made.critic.members) == copies
+    networks = [part for part in (made.agents, made.critic) if isinstance(part, TeamNetwork)]
+    assert {len(one.members) for one in networks} == {copies}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,7 +124,9 @@ def test_rewards_are_standardised_where_it_is_asked_for(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_target_critic_follows_softly(name):
-    asked = {} if name in ON_POLICY else {"target_update": "soft"}
+    asked = (
+        {"target_update": "soft"} if "target_update" in schema.CHOICES["algorithm"][name].__dataclass_fields__ else {}
+    )
     made = learner(name, target_tau=0.25, **asked)
     before = made.target.values.detach().clone()
     made.learn(batch())

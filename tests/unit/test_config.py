@@ -216,6 +216,42 @@ def test_riit_has_its_own_mixer_unless_another_is_asked_for_and_its_own_publishe
         assert config.with_num_envs(run, "cpu").env.num_envs == 8
 
 
+@pytest.mark.parametrize(("env", "steps"), [("lbf", 50), ("mpe", 25), ("matrix", 25)])
+def test_published_settings_of_maddpg_are_one_update_per_episode(env, steps):
+    run = config.load(composed(f"env={env}", "train=paper", "algorithm=maddpg"))
+    t = run.train
+    assert (t.learning_rate, t.hidden, t.network, t.batch_episodes, t.buffer_episodes) == (5e-4, 128, "mlp", 32, 50_000)
+    assert (t.steps_per_update, run.env.num_envs, run.env.episode_limit) == (steps, 1, steps)
+    assert (run.algorithm.n_step, run.algorithm.target_tau, run.algorithm.regularisation) == (1, 0.01, 1e-3)
+
+
+@pytest.mark.parametrize("env", ["lbf", "mpe", "matrix"])
+def test_published_settings_of_lica_are_those_of_its_authors(env):
+    run = config.with_num_envs(config.load(composed(f"env={env}", "train=paper", "algorithm=lica")), "cpu")
+    t, a = run.train, run.algorithm
+    assert (t.learning_rate, t.learning_rate * a.agents_rate, t.hidden, t.standardise_rewards) == (
+        5e-4,
+        2.5e-3,
+        64,
+        False,
+    )
+    assert (run.env.num_envs, a.targets, a.td_lambda, a.target_update, a.target_period) == (
+        32,
+        "td_lambda",
+        0.8,
+        "periodic",
+        200,
+    )
+    assert (a.entropy, a.embed, a.last_action, t.network, t.gamma, t.grad_norm_clip) == (
+        0.06,
+        64,
+        True,
+        "gru",
+        0.99,
+        10.0,
+    )
+
+
 @pytest.mark.parametrize("env", schema.CHOICES["env"])
 def test_fair_settings_do_not_depend_on_the_mixer(env):
     runs = [config.load(composed(f"env={env}", f"mixer={mixer}")) for mixer in schema.CHOICES["mixer"]]
