@@ -112,6 +112,10 @@ class Coma(ActorCritic):
     name: str = "coma"
     n_step: int = number(10, 1)
     td_lambda: float = number(0.8, 0, 1)
+    critic_sweep: bool = True
+    epsilon_start: float = number(0.5, 0, 1)
+    epsilon_end: float = number(0.01, 0, 1)
+    epsilon_steps: int = number(100_000, 1)
 
 
 @dataclass

@@ -69,9 +69,13 @@ class ActorCritic(Algorithm):
     ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
         hidden, last = memory
         logits, hidden = self.agents.step(self.inputs.at(obs, last), hidden)
-        policy = MaskedCategorical(logits, available_actions)
+        policy = self.policy(logits, available_actions, env_step)
         actions = policy.best if env_step is None else policy.sample(generator)
         return actions, (hidden, self.inputs.after(actions, obs))
+
+    def policy(self, logits: Tensor, available_actions: Tensor, env_step: int | None) -> MaskedCategorical:
+        """What the agents draw from, logits and available_actions [N, n, A]. env_step: as `act`'s."""
+        return MaskedCategorical(logits, available_actions)
 
     def exploration(self, env_step: int) -> dict[str, float]:
         return {}  # the policy explores; its entropy is among the figures of an update

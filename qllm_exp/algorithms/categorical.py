@@ -11,18 +11,23 @@ from torch.nn import functional as F
 
 
 class MaskedCategorical:
-    """pi(a) = exp(z_a) / sum_b exp(z_b) over the available actions, and 0 for the others.
+    """pi(a) = (1 - floor) exp(z_a) / sum_b exp(z_b) + floor / |available| over the available actions, and 0 for the others.
 
     Every figure is finite, and so is its gradient, whatever is available: an action that is not has a log-probability that is
     very low, not minus infinity. Where nothing is available (padding), all actions count as equal.
 
     Args:
-        logits: z [..., A]. available: [..., A] bool.
+        logits: z [..., A]. available: [..., A] bool. floor: the share of the policy that is uniform, 0 to 1.
     """
 
-    def __init__(self, logits: Tensor, available: Tensor) -> None:
+    def __init__(self, logits: Tensor, available: Tensor, floor: float = 0.0) -> None:
         lowest = torch.finfo(logits.dtype).min
         self.log_probs = F.log_softmax(logits.masked_fill(~available, lowest), -1)  # [..., A]
+        if floor > 0:
+            possible = available | ~available.any(-1, keepdim=True)
+            uniform = possible.to(logits.dtype) / possible.sum(-1, keepdim=True)
+            probs = torch.lerp(self.log_probs.exp(), uniform, floor)
+            self.log_probs = torch.where(possible, probs, 1.0).log().masked_fill(~possible, lowest)
 
     @cached_property
     def probs(self) -> Tensor:
