@@ -116,6 +116,7 @@ class Coma(ActorCritic):
     epsilon_start: float = number(0.5, 0, 1)
     epsilon_end: float = number(0.01, 0, 1)
     epsilon_steps: int = number(100_000, 1)
+    evaluation: str = one_of("greedy", "sample")
 
 
 @dataclass
@@ -126,6 +127,7 @@ class Proximal(ActorCritic):
     clip: float = number(0.2, 0, 1)
     normalise_advantages: bool = False
     normalise_values: bool = False
+    evaluation: str = one_of("greedy", "sample")
 
 
 @dataclass

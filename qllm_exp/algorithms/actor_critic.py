@@ -28,13 +28,14 @@ from qllm_exp.schema import Train
 class ActorCritic(Algorithm):
     """Agents, critic, target critic and two optimisers.
 
-    Training draws from the policy; evaluation takes its most probable action.
+    Training draws from the policy; evaluation takes its most probable action, unless `greedy` is False.
 
     Args:
         config: the `algorithm` group. train: the `train` group. env: what it acts in (sizes and device).
     """
 
     on_policy = True
+    greedy = True
 
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         self.config, self.train = config, train
@@ -70,7 +71,7 @@ class ActorCritic(Algorithm):
         hidden, last = memory
         logits, hidden = self.agents.step(self.inputs.at(obs, last), hidden)
         policy = self.policy(logits, available_actions, env_step)
-        actions = policy.best if env_step is None else policy.sample(generator)
+        actions = policy.best if env_step is None and self.greedy else policy.sample(generator)
         return actions, (hidden, self.inputs.after(actions, obs))
 
     def policy(self, logits: Tensor, available_actions: Tensor, env_step: int | None) -> MaskedCategorical:

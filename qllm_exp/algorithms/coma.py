@@ -53,6 +53,7 @@ class Coma(ActorCritic):
         super().__init__(config, train, env)
         self.generator = torch.Generator(env.device)  # of the joint actions that follow an episode
         self.generator.manual_seed(int(torch.randint(2**62, ())))
+        self.greedy = config.evaluation == "greedy"
         self.epsilon = config.epsilon_start  # of the policy that played the latest rollout
         others = ~torch.eye(env.n_agents, dtype=torch.bool, device=env.device)
         self.others = others.repeat_interleave(env.n_actions, 1).float()  # [n, n * A], 0 at an agent's own actions

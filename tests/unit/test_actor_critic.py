@@ -50,6 +50,17 @@ def test_training_draws_from_the_policy_and_evaluation_takes_the_most_probable_a
     assert torch.equal(*again)
 
 
+@pytest.mark.parametrize("name", ["coma", "ippo", "mappo"])
+def test_evaluation_draws_from_the_policy_where_it_is_asked_for(name):
+    made, g = learner(name, evaluation="sample"), torch.Generator().manual_seed(0)
+    seen, memory = ENV.reset(), made.initial_memory(3)
+    logits, _ = made.agents.step(made.inputs.at(seen.obs, None), memory[0])
+    drawn = torch.stack([made.act(seen.obs, seen.available_actions, memory, None, g)[0] for _ in range(1000)])
+    expected = torch.where(seen.available_actions, logits, -torch.inf).softmax(-1)  # coma: without epsilon
+    shares = torch.nn.functional.one_hot(drawn, ENV.n_actions).float().mean(0)
+    assert (shares - expected).abs().max() < 0.06
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("last_action", [False, True])
 def test_the_policy_that_learns_is_the_policy_that_acted(name, last_action):

@@ -163,10 +163,10 @@ def test_published_settings_of_on_policy_algorithms(algorithm):
         f"EPyMARL public code, {algorithm}",
     )
     assert (run.algorithm.n_step, run.algorithm.entropy) == (10 if algorithm == "coma" else 5, 1e-3)
-    assert (run.algorithm.targets, run.algorithm.target_tau, run.algorithm.num_envs) == ("n_step", 0.01, 10)
+    a = run.algorithm
+    assert (a.targets, a.target_tau, a.num_envs, a.evaluation) == ("n_step", 0.01, 10, "sample")
     if algorithm == "coma":
-        c = run.algorithm
-        assert (c.critic_sweep, c.epsilon_start, c.epsilon_end) == (False, 0.0, 0.0)
+        assert (a.critic_sweep, a.epsilon_start, a.epsilon_end) == (False, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("env", schema.CHOICES["env"])
