@@ -51,4 +51,5 @@ class MaskedCategorical:
     @torch.no_grad()
     def sample(self, generator: torch.Generator) -> Tensor:
         """Actions [...] int64. With e_a exponential, the largest pi(a) / e_a is a with probability pi(a)."""
-        return (self.probs / torch.empty_like(self.probs).exponential_(generator=generator)).argmax(-1)
+        probs = self.log_probs.exp()  # `probs` itself would be kept as it is here, without a gradient
+        return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)

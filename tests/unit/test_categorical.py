@@ -55,3 +55,14 @@ def test_samples_come_as_often_as_they_are_probable_and_from_the_generator_alone
     assert shares[1] == 0 and (shares - expected).abs().max() < 0.01
     assert torch.equal(drawn, policy.sample(torch.Generator().manual_seed(0)))
     assert not torch.equal(drawn, policy.sample(torch.Generator().manual_seed(1)))
+
+
+def test_figures_have_their_gradients_after_an_action_was_drawn_too():
+    logits = torch.tensor([0.5, 3.0, -1.0], requires_grad=True)
+    available = torch.ones(3, dtype=torch.bool)
+    drawn_first = MaskedCategorical(logits, available)
+    drawn_first.sample(torch.Generator().manual_seed(0))
+    p = logits.detach().softmax(-1)
+    expected = -p * (p.log() - (p * p.log()).sum())  # of the entropy
+    torch.testing.assert_close(torch.autograd.grad(drawn_first.entropy, logits, retain_graph=True)[0], expected)
+    torch.testing.assert_close(torch.autograd.grad(drawn_first.probs[0], logits)[0], p[0] * (torch.eye(3)[0] - p))
