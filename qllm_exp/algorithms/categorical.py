@@ -3,6 +3,7 @@
 Shapes: [...] any leading dimensions, A actions.
 """
 
+import math
 from functools import cached_property
 
 import torch
@@ -21,7 +22,7 @@ class MaskedCategorical:
     """
 
     def __init__(self, logits: Tensor, available: Tensor, floor: float = 0.0) -> None:
-        lowest = torch.finfo(logits.dtype).min
+        lowest = -math.sqrt(torch.finfo(logits.dtype).max)  # times a large weight it is still finite
         self.log_probs = F.log_softmax(logits.masked_fill(~available, lowest), -1)  # [..., A]
         if floor > 0:
             possible = available | ~available.any(-1, keepdim=True)

@@ -44,6 +44,8 @@ def test_figures_and_gradients_are_finite_whatever_is_available_and_however_larg
     torch.testing.assert_close(policy.probs[2], torch.full((3,), 1 / 3))
     (policy.entropy.sum() + policy.log_prob(torch.tensor([1, 2, 0])).sum()).backward()
     assert logits.grad.isfinite().all() and not logits.grad[0].any()
+    large = torch.autograd.grad(1e6 * MaskedCategorical(logits, available).entropy.sum(), logits)[0]
+    assert large.isfinite().all()
 
 
 def test_samples_come_as_often_as_they_are_probable_and_from_the_generator_alone():
