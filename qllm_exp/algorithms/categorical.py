@@ -4,7 +4,6 @@ Shapes: [...] any leading dimensions, A actions.
 """
 
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,12 +29,12 @@ class MaskedCategorical:
             probs = torch.lerp(self.log_probs.exp(), uniform, floor)
             self.log_probs = torch.where(possible, probs, 1.0).log().masked_fill(~possible, lowest)
 
-    @cached_property
+    @property
     def probs(self) -> Tensor:
         """[..., A], summing to 1."""
         return self.log_probs.exp()
 
-    @cached_property
+    @property
     def entropy(self) -> Tensor:
         """[...], in nats."""
         return -(self.probs * self.log_probs).sum(-1)
@@ -52,5 +51,5 @@ class MaskedCategorical:
     @torch.no_grad()
     def sample(self, generator: torch.Generator) -> Tensor:
         """Actions [...] int64. With e_a exponential, the largest pi(a) / e_a is a with probability pi(a)."""
-        probs = self.log_probs.exp()  # `probs` itself would be kept as it is here, without a gradient
+        probs = self.probs
         return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)

@@ -98,8 +98,8 @@ def test_an_update_is_its_definition(targets, sweep):
 
 
 def test_the_agents_follow_the_gradient_with_the_advantage_held_fixed():
-    """The gradient of the policy with its uniform share, and with the critic that has learnt."""
-    made, before = (learner("coma", entropy=0.0, epsilon_start=0.4, train={"grad_norm_clip": 1e9}) for _ in range(2))
+    """The gradient of the policy with its uniform share and of its entropy, and with the critic that has learnt."""
+    made, before = (learner("coma", entropy=0.3, epsilon_start=0.4, train={"grad_norm_clip": 1e9}) for _ in range(2))
     b = batch()
     made.learn(b)
     inputs = before.inputs.along(b.obs, b.actions)[:-1]
@@ -110,7 +110,8 @@ def test_the_agents_follow_the_gradient_with_the_advantage_held_fixed():
         q = made.critic.unroll(made.critic_inputs(b.state[:-1], inputs, b.actions))
         advantage = q.gather(-1, b.actions[..., None])[..., 0] - (probs * q).sum(-1)
     log_prob = probs.gather(-1, b.actions[..., None])[..., 0].log()
-    loss = -(advantage * log_prob)[b.mask].mean()
+    entropy = -torch.special.xlogy(probs, torch.where(available, probs, 1.0)).sum(-1)
+    loss = -(advantage * log_prob + 0.3 * entropy)[b.mask].mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(before.agents.parameters()))])
     torch.testing.assert_close(made.actor_parameters.gradient, expected, atol=1e-6, rtol=1e-4)
 
