@@ -112,6 +112,8 @@ class Coma(ActorCritic):
     name: str = "coma"
     n_step: int = number(10, 1)
     td_lambda: float = number(0.8, 0, 1)
+    target_tau: float = number(0.3, 0, 1)
+    entropy: float = number(0.01, 0)
     critic_sweep: bool = True
     epsilon_start: float = number(0.5, 0, 1)
     epsilon_end: float = number(0.01, 0, 1)

@@ -6,17 +6,26 @@
     advantage:  A^a(s, u) = Q(s, u) - sum_u' pi^a(u' | h^a) Q(s, (u^-a, u')), Q as it is after these steps
     agents:     one step up mean [A^a log pi^a(u^a | h^a) + entropy * H(pi^a)], A held fixed
 
-The epsilon under the policy is part of the policy whose gradient is followed. It is that of the step at which a rollout begins.
+The epsilon is a part of the policy whose gradient is followed; it stays what it is at the beginning of a rollout. Its schedule is
+that of PyMARL, the authors' code. The gradient is the critic's judgement alone, without a return of the rollout in it, so that it
+follows a critic which is wrong, and a policy can be nearly certain before the critic has learnt. On lbf 8x8-2p-2f-coop-2s with one
+step of the critic for a rollout (`critic_sweep=false`), the policy's entropy was 0.36 nats after 150k steps, of 1.5 at the start,
+at a return of 0.08; with the published step for each time step it was 0.87, at a return of 0.42 (one seed, episodes of training).
+An entropy bonus of 0.01 or 0.1 in the place of these steps did not help (0.08 and 0.16 after 110k steps, against 0.19 to 0.23).
 
 Where it deviates from the publication:
 1. The target critic follows softly, once for each update; there, it is a copy that is renewed every 150 steps of the critic.
-2. There are 10 episodes in a batch instead of 30, and an entropy bonus is to be had.
+2. There are 10 episodes in a batch instead of 30. Targets are 10-step returns [targets=td_lambda is the published TD(0.8)], and
+   there is a bonus for entropy [entropy=0].
 3. The critic does not see the joint action before this one. It sees an agent's own if the agent does (`last_action`).
 4. At the end of an episode that was truncated, the value of the last state is that of a joint action drawn from the policy.
 
-EPyMARL (Papoudakis et al. 2021), whose settings `train=paper` has, leaves out the epsilon and lets the critic take one step for a
-whole rollout (`critic_sweep=false`), with ten times the environment steps (20 million) that it gives to Q-learning.
+EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869), whose settings `train=paper` has, lets the critic take one step for a rollout,
+leaves out the epsilon, draws from the policy in evaluation (`evaluation=sample`) and trains for 20 million steps. A policy that is
+still drawn from can be far better than its most probable actions: 0.42 against 0.08 in the case above.
 
+The steps of the critic, one after another, make an update five times as long as with one of them: 43 ms instead of 8 for ten
+episodes of 50 steps on a CPU (hidden 64).
 """
 
 from typing import Any
