@@ -142,6 +142,13 @@ class Coma(ActorCritic):
     name: str = "coma"
     n_step: int = number(10, 1)
     td_lambda: float = number(0.8, 0, 1)
+    target_tau: float = number(0.3, 0, 1)
+    entropy: float = number(0.01, 0)
+    critic_sweep: bool = True
+    epsilon_start: float = number(0.5, 0, 1)
+    epsilon_end: float = number(0.01, 0, 1)
+    epsilon_steps: int = number(100_000, 1)
+    evaluation: str = one_of("greedy", "sample")
 
 
 @dataclass
@@ -165,6 +172,7 @@ class Proximal(ActorCritic):
     clip: float = number(0.2, 0, 1)
     normalise_advantages: bool = False
     normalise_values: bool = False
+    evaluation: str = one_of("greedy", "sample")
 
 
 @dataclass

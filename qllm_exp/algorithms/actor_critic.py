@@ -29,11 +29,13 @@ from qllm_exp.schema import Train
 class AgentsAndCritic(Algorithm):
     """Agents, critic, target critic and two optimisers.
 
-    Training draws from the policy; evaluation takes its most probable action.
+    Training draws from the policy; evaluation takes its most probable action, unless `greedy` is False.
 
     Args:
         config: the `algorithm` group. train: the `train` group. env: what it acts in (sizes and device).
     """
+
+    greedy = True
 
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         self.config, self.train = config, train
@@ -68,9 +70,13 @@ class AgentsAndCritic(Algorithm):
     ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
         hidden, last = memory
         logits, hidden = self.agents.step(self.inputs.at(obs, last), hidden)
-        policy = MaskedCategorical(logits, available_actions)
-        actions = policy.best if env_step is None else policy.sample(generator)
+        policy = self.policy(logits, available_actions, env_step)
+        actions = policy.best if env_step is None and self.greedy else policy.sample(generator)
         return actions, (hidden, self.inputs.after(actions, obs))
+
+    def policy(self, logits: Tensor, available_actions: Tensor, env_step: int | None) -> MaskedCategorical:
+        """What the agents draw from, logits and available_actions [N, n, A]. env_step: as `act`'s."""
+        return MaskedCategorical(logits, available_actions)
 
     def exploration(self, env_step: int) -> dict[str, float]:
         return {}  # the policy explores; its entropy is among the figures of an update

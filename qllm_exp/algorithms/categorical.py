@@ -4,38 +4,40 @@ Shapes: [...] any leading dimensions, A actions.
 """
 
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_RARE = -1000.0  # log of a probability that is 0 in any precision
-
 
 class MaskedCategorical:
-    """pi(a) = exp(z_a) / sum_b exp(z_b) over the available actions, and 0 for the others.
+    """pi(a) = (1 - floor) exp(z_a) / sum_b exp(z_b) + floor / |available| over the available actions, and 0 for the others.
 
     Every figure is finite, and so is its gradient, whatever is available: an action that is not has a log-probability that is
     very low, not minus infinity. Where nothing is available (padding), all actions count as equal.
 
     Args:
-        logits: z [..., A]. available: [..., A] bool.
+        logits: z [..., A]. available: [..., A] bool. floor: the share of the policy that is uniform, 0 to 1.
     """
 
-    def __init__(self, logits: Tensor, available: Tensor) -> None:
+    def __init__(self, logits: Tensor, available: Tensor, floor: float = 0.0) -> None:
         lowest = -math.sqrt(torch.finfo(logits.dtype).max)  # times a large weight it is still finite
         self.log_probs = F.log_softmax(logits.masked_fill(~available, lowest), -1)  # [..., A]
+        if floor > 0:
+            possible = available | ~available.any(-1, keepdim=True)
+            uniform = possible.to(logits.dtype) / possible.sum(-1, keepdim=True)
+            probs = torch.lerp(self.log_probs.exp(), uniform, floor)
+            self.log_probs = torch.where(possible, probs, 1.0).log().masked_fill(~possible, lowest)
 
-    @cached_property
+    @property
     def probs(self) -> Tensor:
         """[..., A], summing to 1."""
         return self.log_probs.exp()
 
-    @cached_property
+    @property
     def entropy(self) -> Tensor:
         """[...], in nats."""
-        return -(self.probs * self.log_probs.clamp(min=_RARE)).sum(-1)
+        return -(self.probs * self.log_probs).sum(-1)
 
     @property
     def best(self) -> Tensor:
@@ -49,5 +51,5 @@ class MaskedCategorical:
     @torch.no_grad()
     def sample(self, generator: torch.Generator) -> Tensor:
         """Actions [...] int64. With e_a exponential, the largest pi(a) / e_a is a with probability pi(a)."""
-        probs = self.log_probs.exp()  # not `probs`, which would stay without a gradient from here on
+        probs = self.probs
         return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)

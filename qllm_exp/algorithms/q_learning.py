@@ -17,6 +17,7 @@ from qllm_exp.algorithms.inputs import AgentInputs
 from qllm_exp.algorithms.mixing import mixing_loss
 from qllm_exp.algorithms.parameters import FlatParameters, optimiser
 from qllm_exp.algorithms.returns import n_step, td_lambda
+from qllm_exp.algorithms.schedule import linear
 from qllm_exp.algorithms.statistics import RunningMoments
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Joint, Mixer, greedy
@@ -94,7 +95,7 @@ class QLearning(Algorithm):
 
     def _epsilon(self, env_step: int) -> float:
         c = self.config
-        return c.epsilon_start + (c.epsilon_end - c.epsilon_start) * min(1.0, env_step / c.epsilon_steps)
+        return linear(c.epsilon_start, c.epsilon_end, c.epsilon_steps, env_step)
 
     def exploration(self, env_step: int) -> dict[str, float]:
         return {"epsilon": self._epsilon(env_step)}

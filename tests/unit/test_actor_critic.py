@@ -46,10 +46,21 @@ def test_training_draws_from_the_policy_and_evaluation_takes_the_most_probable_a
     greedy, _ = made.act(seen.obs, available, memory, None, g)
     assert torch.equal(greedy, logits[..., [1, 4]].argmax(-1) * 3 + 1)
     drawn = torch.stack([made.act(seen.obs, available, memory, 0, g)[0] for _ in range(2000)])
-    expected = logits[..., [1, 4]].softmax(-1)[..., 0]
+    expected = made.policy(logits, available, 0).probs[..., 1]
     assert set(drawn.unique().tolist()) == {1, 4} and ((drawn == 1).float().mean(0) - expected).abs().max() < 0.05
     again = [made.act(seen.obs, available, memory, 0, torch.Generator().manual_seed(5))[0] for _ in range(2)]
     assert torch.equal(*again)
+
+
+@pytest.mark.parametrize("name", ["coma", "ippo", "mappo"])
+def test_evaluation_draws_from_the_policy_where_it_is_asked_for(name):
+    made, g = learner(name, evaluation="sample"), torch.Generator().manual_seed(0)
+    seen, memory = ENV.reset(), made.initial_memory(3)
+    logits, _ = made.agents.step(made.inputs.at(seen.obs, None), memory[0])
+    drawn = torch.stack([made.act(seen.obs, seen.available_actions, memory, None, g)[0] for _ in range(1000)])
+    expected = torch.where(seen.available_actions, logits, -torch.inf).softmax(-1)  # coma: without epsilon
+    shares = torch.nn.functional.one_hot(drawn, ENV.n_actions).float().mean(0)
+    assert (shares - expected).abs().max() < 0.06
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,7 +99,7 @@ def test_it_learns_which_action_is_rewarded(name, network, shared):
     yes = torch.ones(1, 32, dtype=torch.bool)
     before = parameters(made)
     for _ in range(100):
-        actions, _ = made.act(obs[0], available[0], made.initial_memory(32), 0, g)
+        actions, _ = made.act(obs[0], available[0], made.initial_memory(32), 10**6, g)  # past any schedule
         reward = (actions[:, 0] == 2).float()[None]
         figures = made.learn(EpisodeBatch(obs, state, available, actions[None], reward, yes, yes))
         assert all(value.isfinite() and not value.requires_grad for value in figures.values())

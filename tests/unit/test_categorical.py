@@ -1,28 +1,45 @@
 """The stochastic policy against torch's own distribution over the available actions alone."""
 
+import pytest
 import torch
 
 from qllm_exp.algorithms.categorical import MaskedCategorical
 
 
-def test_it_is_the_distribution_over_the_available_actions():
+@pytest.mark.parametrize("floor", [0.0, 0.3, 1.0])
+def test_it_is_the_distribution_over_the_available_actions(floor):
     g = torch.Generator().manual_seed(0)
     logits, available = 3 * torch.randn(200, 5, generator=g), torch.rand(200, 5, generator=g) < 0.5
     available[:, 2] = True
-    policy = MaskedCategorical(logits, available)
+    policy = MaskedCategorical(logits, available, floor)
     for row, which in enumerate(available):
         allowed = which.nonzero().squeeze(-1)
-        reference = torch.distributions.Categorical(logits=logits[row, allowed])
-        torch.testing.assert_close(policy.probs[row, allowed], reference.probs)
-        torch.testing.assert_close(policy.entropy[row], reference.entropy())
-        torch.testing.assert_close(policy.log_probs[row, allowed], reference.logits)
+        probs = (1 - floor) * logits[row, allowed].double().softmax(-1) + floor / len(allowed)
+        reference = torch.distributions.Categorical(probs=probs)
+        torch.testing.assert_close(policy.probs[row, allowed].double(), reference.probs, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(policy.entropy[row].double(), reference.entropy(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(policy.log_probs[row, allowed].double(), reference.logits, atol=1e-6, rtol=1e-5)
         assert not policy.probs[row, ~which].any() and policy.best[row] == allowed[reference.probs.argmax()]
 
 
-def test_figures_and_gradients_are_finite_whatever_is_available_and_however_large_the_logits():
+def test_the_gradient_goes_through_the_share_above_the_floor():
+    """d log pi(a) / d z_b = (1 - floor) p_a (1[a = b] - p_b) / pi(a), p the softmax over the available actions."""
+    g = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(5, generator=g)).double().requires_grad_()
+    available = torch.tensor([True, False, True, True, False])
+    p = torch.where(available, logits.detach(), -torch.inf).softmax(-1)
+    for a in (0, 2, 3):
+        policy = MaskedCategorical(logits, available, 0.4)
+        (slope,) = torch.autograd.grad(policy.log_prob(torch.tensor(a)), logits)
+        expected = 0.6 * p[a] * (torch.eye(5)[a] - p) / (0.6 * p[a] + 0.4 / 3)
+        torch.testing.assert_close(slope, expected.double())
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_figures_and_gradients_are_finite_whatever_is_available_and_however_large_the_logits(floor):
     logits = torch.tensor([[1e4, -1e4, 0.0], [1e4, -1e4, 0.0], [5.0, 1.0, 2.0]], requires_grad=True)
     available = torch.tensor([[False, True, False], [True, True, True], [False, False, False]])
-    policy = MaskedCategorical(logits, available)
+    policy = MaskedCategorical(logits, available, floor)
     assert policy.log_prob(torch.tensor([0, 1, 2])).isfinite().all() and policy.probs[0].tolist() == [0, 1, 0]
     torch.testing.assert_close(policy.probs[2], torch.full((3,), 1 / 3))
     (1e6 * policy.entropy.sum() + policy.log_prob(torch.tensor([1, 2, 0])).sum()).backward()

@@ -201,6 +201,10 @@ def test_published_settings_of_on_policy_algorithms(algorithm):
         f"EPyMARL public code, {algorithm}",
     )
     assert (run.algorithm.n_step, run.algorithm.entropy) == (10 if algorithm == "coma" else 5, 1e-3)
+    a = run.algorithm
+    assert (a.targets, a.target_tau, a.num_envs, a.evaluation) == ("n_step", 0.01, 10, "sample")
+    if algorithm == "coma":
+        assert (a.critic_sweep, a.epsilon_start, a.epsilon_end) == (False, 0.0, 0.0)
 
 
 def test_riit_has_its_own_mixer_unless_another_is_asked_for_and_its_own_published_settings():
