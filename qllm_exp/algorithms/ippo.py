@@ -1,6 +1,14 @@
 """IPPO: every agent by itself learns by proximal policy optimisation from the team reward (de Witt et al. 2020, arXiv 2011.09533).
 
-proximal.py has the equations; V sees what the agent itself sees. With share_parameters=false nothing is shared between agents.
+    advantage:  A_t = G_t - V(o_t), G_t an n-step or TD(lambda) return with the target critic's V
+    agents:     maximise mean [min(r A, clip(r, 1 - c, 1 + c) A) + entropy * H(pi)], r = pi(u | h) / pi_old(u | h)
+    critic:     minimise mean [(V(o_t) - G_t)^2]
+
+An update is `epochs` gradient steps on all the episodes of a rollout, so that it takes three to four times as long as one of
+Q-learning with QMIX on as many episodes (proximal.py).
+
+V sees what the agent itself sees. With share_parameters=false nothing is shared between agents.
+
 Where it deviates from the publication, the defaults are those of EPyMARL (Papoudakis et al. 2021):
 1. 5-step returns with a target critic that follows softly, instead of generalised advantages [targets=td_lambda target_tau=1].
 2. Values are not clipped, and advantages are not normalised [normalise_advantages=true].

@@ -1,6 +1,13 @@
 """MAPPO: proximal policy optimisation with a centralised critic V(s, a) of the state (Yu et al. 2022, arXiv 2103.01955).
 
-proximal.py has the equations. Where it deviates from the publication, the defaults are those of EPyMARL (Papoudakis et al.
+    advantage:  A_t = G_t - V(s_t, a), G_t an n-step or TD(lambda) return with the target critic's V
+    agents:     maximise mean [min(r A, clip(r, 1 - c, 1 + c) A) + entropy * H(pi)], r = pi(u | h) / pi_old(u | h)
+    critic:     minimise mean [(V(s_t, a) - G_t)^2]
+
+An update is `epochs` gradient steps on all the episodes of a rollout, so that it takes three to four times as long as one of
+Q-learning with QMIX on as many episodes (proximal.py).
+
+Where it deviates from the publication, the defaults are those of EPyMARL (Papoudakis et al.
 2021); what the publication does instead is in brackets, where an option gives it:
 1. 5-step returns with a target critic that follows softly [targets=td_lambda target_tau=1].
 2. Advantages and values are not normalised [normalise_advantages=true, normalise_values=true]. Values are normalised by the

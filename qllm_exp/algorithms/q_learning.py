@@ -1,9 +1,16 @@
-"""Deep recurrent Q-learning with a mixer: IQL, VDN, QMIX and QLLM are this algorithm with different mixers.
+"""Deep recurrent Q-learning (Hausknecht and Stone 2015, arXiv 1507.06527) with a mixer, in which IQL, VDN, QMIX and QLLM differ.
 
-The target of the mixed value is
-    y_t = r_t + gamma (1 - terminated_t) Q_tot^-(s_{t+1}, argmax_a Q(s_{t+1}, a)),
-its n-step or TD(lambda) form (returns.py), with the argmax by the online network (double Q, van Hasselt et al. 2016) or
-by the target network. Loss: squared error, averaged over the steps that happened.
+    y_t  = r_t + gamma (1 - terminated_t) Q_tot^-(s_{t+1}, argmax_a Q(s_{t+1}, a))      or its n-step or TD(lambda) form
+    loss = mean over the steps that happened [(Q_tot(s_t, a_t) - y_t)^2]
+
+The argmax is by the network in training (double Q, van Hasselt et al. 2016, arXiv 1509.06461) or by the target network
+[double_q=false]. A mixer may add to the loss (mixers/base.py). Agents act by epsilon-greedy choice among the available actions.
+
+Deviations from the publications:
+1. Whole episodes are replayed, each agent's memory from the first step on; the publication replays from random points, too.
+2. An episode that a time limit cut bootstraps from its last state; in QLLM's public code it counts as ended.
+3. `train=fair` is one setting for all mixers: TD(0.6) targets, a target network that follows softly, standardised rewards.
+   `train=paper` is as published for each.
 """
 
 import copy

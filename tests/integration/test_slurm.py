@@ -247,7 +247,7 @@ def test_ctrl_c_while_slurm_takes_its_time_loses_nothing(cluster, tmp_path):
     slow.chmod(0o755)
     environment = cluster.environment | {"PATH": f"{slow.parent}:{os.environ['PATH']}"}
     process = subprocess.Popen(cluster.command(*TINY), env=environment, stderr=subprocess.PIPE, text=True)
-    cluster.until(lambda: cluster.folder.exists() and list(cluster.path.glob("jobs/*/packs.json")))
+    cluster.until(lambda: list(cluster.folder.glob("*/jobs/*/packs.json")))
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, text = process.communicate(timeout=60)

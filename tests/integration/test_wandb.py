@@ -204,7 +204,7 @@ def test_a_server_that_is_lost_costs_a_run_nothing_and_sync_completes_it(server,
     (home / "hold").unlink()
     text, _ = process.communicate(timeout=100)
     ended_s = time.time() - (tracked.path / "result.json").stat().st_mtime
-    assert process.returncode == 0 and ended_s < 6, text
+    assert process.returncode == 0 and ended_s < 20, text  # W&B's client alone would try for minutes
     assert f"python -m qllm_exp.results sync {tracked.path}" in text and not mirrors(tracked)
     local = made(tmp_path / "l", *HELD, "tracking.mode=disabled")
     run(local, server, home)
