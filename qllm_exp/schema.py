@@ -119,6 +119,7 @@ class AgentsAndCritic(Algorithm):
     n_step: int = number(5, 1)
     td_lambda: float = number(0.95, 0, 1)
     target_tau: float = number(0.01, 0, 1)
+    evaluation: str = one_of("greedy", "sample")
 
 
 @dataclass
@@ -148,7 +149,6 @@ class Coma(ActorCritic):
     epsilon_start: float = number(0.5, 0, 1)
     epsilon_end: float = number(0.01, 0, 1)
     epsilon_steps: int = number(100_000, 1)
-    evaluation: str = one_of("greedy", "sample")
 
 
 @dataclass
@@ -172,7 +172,6 @@ class Proximal(ActorCritic):
     clip: float = number(0.2, 0, 1)
     normalise_advantages: bool = False
     normalise_values: bool = False
-    evaluation: str = one_of("greedy", "sample")
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Algorithms, found by name: `algorithm.name=q_learning` is the module of that name here; any other is the user's own.
 
-Each module has `make(run, env, mixer) -> Algorithm`, and `ACCEPTS`, the names of the mixers it can be combined with
-(None: all of them). It may have `REFUSES`, the mixers that it cannot be combined with all the same, each with the reason.
+Each module has `make(run, env, mixer) -> Algorithm`, and `ACCEPTS`, the names of the mixers it can be combined with (None: all
+of them). It may have `REFUSES`, the mixers that it cannot be combined with all the same, each with the reason.
 """
 
 from typing import Any

@@ -29,13 +29,11 @@ from qllm_exp.schema import Train
 class AgentsAndCritic(Algorithm):
     """Agents, critic, target critic and two optimisers.
 
-    Training draws from the policy; evaluation takes its most probable action, unless `greedy` is False.
+    Training draws from the policy; evaluation takes its most probable action, or draws too (`config.evaluation`).
 
     Args:
         config: the `algorithm` group. train: the `train` group. env: what it acts in (sizes and device).
     """
-
-    greedy = True
 
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         self.config, self.train = config, train
@@ -71,7 +69,8 @@ class AgentsAndCritic(Algorithm):
         hidden, last = memory
         logits, hidden = self.agents.step(self.inputs.at(obs, last), hidden)
         policy = self.policy(logits, available_actions, env_step)
-        actions = policy.best if env_step is None and self.greedy else policy.sample(generator)
+        greedy = env_step is None and self.config.evaluation == "greedy"
+        actions = policy.best if greedy else policy.sample(generator)
         return actions, (hidden, self.inputs.after(actions, obs))
 
     def policy(self, logits: Tensor, available_actions: Tensor, env_step: int | None) -> MaskedCategorical:

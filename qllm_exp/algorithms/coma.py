@@ -58,7 +58,6 @@ class Coma(ActionCritic, ActorCritic):
 
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         super().__init__(config, train, env)
-        self.greedy = config.evaluation == "greedy"
         self.epsilon = config.epsilon_start  # of the policy that played the latest rollout
         others = ~torch.eye(env.n_agents, dtype=torch.bool, device=env.device)
         self.others = others.repeat_interleave(env.n_actions, 1).float()  # [n, n * A], 0 at an agent's own actions

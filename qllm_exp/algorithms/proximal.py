@@ -39,7 +39,6 @@ class Proximal(ActorCritic):
 
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         super().__init__(config, train, env)
-        self.greedy = config.evaluation == "greedy"
         self.values = RunningMoments(env.device)  # of the critic's targets
 
     def build_critic(self, env: TeamEnv) -> TeamNetwork:

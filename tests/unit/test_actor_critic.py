@@ -52,7 +52,7 @@ def test_training_draws_from_the_policy_and_evaluation_takes_the_most_probable_a
     assert torch.equal(*again)
 
 
-@pytest.mark.parametrize("name", ["coma", "ippo", "mappo"])
+@pytest.mark.parametrize("name", NAMES)
 def test_evaluation_draws_from_the_policy_where_it_is_asked_for(name):
     made, g = learner(name, evaluation="sample"), torch.Generator().manual_seed(0)
     seen, memory = ENV.reset(), made.initial_memory(3)

@@ -227,6 +227,7 @@ def test_published_settings_of_maddpg_are_one_update_per_episode(env, steps):
     assert (t.learning_rate, t.hidden, t.network, t.batch_episodes, t.buffer_episodes) == (5e-4, 128, "mlp", 32, 50_000)
     assert (t.steps_per_update, run.env.num_envs, run.env.episode_limit) == (steps, 1, steps)
     assert (run.algorithm.n_step, run.algorithm.target_tau, run.algorithm.regularisation) == (1, 0.01, 1e-3)
+    assert run.algorithm.evaluation == "sample"
 
 
 @pytest.mark.parametrize("env", ["lbf", "mpe", "matrix"])
