@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import ActorCritic, mean
+from qllm_exp.algorithms.actor_critic import ActionCritic, ActorCritic, mean
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.algorithms.parameters import optimiser
@@ -75,7 +75,7 @@ class MixingCritic(nn.Module):
         return q
 
 
-class Lica(ActorCritic):
+class Lica(ActionCritic, ActorCritic):
     """Agents, and a critic that mixes their policies.
 
     Args:
@@ -89,8 +89,6 @@ class Lica(ActorCritic):
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         super().__init__(config, train, env)
         self.actor_optimiser = optimiser(train, self.actor_parameters, config.agents_rate * train.learning_rate)
-        self.generator = torch.Generator(env.device)  # of the joint actions that follow an episode
-        self.generator.manual_seed(int(torch.randint(2**62, ())))
         self.updates = 0
 
     def build_critic(self, env: TeamEnv) -> MixingCritic:
@@ -100,14 +98,14 @@ class Lica(ActorCritic):
         """One gradient step of the critic, then one of the agents."""
         inputs = self.inputs.along(batch.obs, batch.actions)
         policy = MaskedCategorical(self.agents.unroll(inputs), batch.available_actions)  # [T + 1, B, n, A]
+        done = F.one_hot(self.all_actions(batch, policy), self.n_actions).to(batch.state.dtype)
         state = batch.state[:-1]
-        done = self._done(batch.actions, state)
         with torch.no_grad():
-            target = self.targets(batch, self._next_value(batch, policy, done))
-        q = self.critic(done, state).unsqueeze(-1)
+            target = self.targets(batch, self.target_critic(done[1:], batch.state[1:]))
+        q = self.critic(done[:-1], state)
         error = mean((q - target).square(), batch.mask)
         critic_norm = self.improve_critic(error)
-        gain = mean(self.critic(policy.probs[:-1], state).unsqueeze(-1), batch.mask)
+        gain = mean(self.critic(policy.probs[:-1], state), batch.mask)
         entropy = mean(policy.entropy[:-1], batch.mask)
         adaptive = self.config.entropy * entropy / entropy.detach().clamp(min=_LEAST_ENTROPY)
         norm = self.improve_agents(-gain - adaptive)
@@ -117,23 +115,6 @@ class Lica(ActorCritic):
         figures |= {"grad_norm": norm, "critic_grad_norm": critic_norm}
         return {name: value.detach() for name, value in figures.items()}
 
-    def _next_value(self, batch: EpisodeBatch, policy: MaskedCategorical, done: Tensor) -> Tensor:
-        """[T, B, 1] the target critic's Q of what the agents did next; where an episode is over, of what they would do.
-
-        Args:
-            policy: along the batch, [T + 1, B, n, A]. done: [T, B, n, A] what they did, one-hot.
-        """
-        would = self._done(policy.sample(self.generator)[1:], done)
-        goes_on = torch.zeros_like(batch.mask)
-        goes_on[:-1] = batch.mask[1:]
-        follows = torch.where(goes_on[..., None, None], done.roll(-1, 0), would)
-        q: Tensor = self.target_critic(follows, batch.state[1:])
-        return q.unsqueeze(-1)
-
-    def _done(self, actions: Tensor, like: Tensor) -> Tensor:
-        """[..., n, A] one-hot actions [..., n] int64, as numbers of the type of `like`."""
-        return F.one_hot(actions, self.n_actions).to(like.dtype)
-
     def update_target(self) -> None:
         if self.config.target_update == "soft":
             super().update_target()
@@ -141,11 +122,10 @@ class Lica(ActorCritic):
             self.target.values.data.copy_(self.critic_parameters.values.data)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"generator": self.generator.get_state(), "updates": self.updates}
+        return super().state_dict() | {"updates": self.updates}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
-        self.generator.set_state(saved["generator"])
         self.updates = saved["updates"]
 
 
