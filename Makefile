@@ -52,9 +52,9 @@ lint: .venv/dev  ## ruff
 types: .venv/dev  ## mypy
 	$(BIN)/mypy
 
-# Three workers on two cores: many tests wait, for Slurm, for servers and for processes of their own.
+# Four workers on two cores: many tests wait, for Slurm, for servers and for processes of their own.
 unit: .venv/dev  ## the tests alone
-	$(BIN)/pytest -n 3 --dist worksteal --durations=10
+	$(BIN)/pytest -n 4 --dist worksteal --durations=20
 
 bench: .venv/dev  ## speed, beside JaxMARL, BenchMARL and gfootball from their published packages
 	@tests/bench/run.sh

@@ -63,8 +63,7 @@ def test_the_header_says_how_many_runs_it_is(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_ends_in_its_own_table_and_figure(name, tmp_path):
     given = [f"experiment={name}", *TINY, f"dir={tmp_path / 'runs'}"]
-    if name == "baselines":
-        given += ["env=lbf,mpe"]
+    given += {"baselines": ["env=lbf,mpe"], "methods": ["env=matrix", "env.task=climbing"]}.get(name, [])
     with Loopback(model) as server:
         axis = name.removeprefix("ablation_")
         if axis in ASKING:
