@@ -81,9 +81,8 @@ class Coma(ActionCritic, ActorCritic):
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """The gradient steps of the critic, then one of the agents."""
         inputs = self.inputs.along(batch.obs, batch.actions)
-        policy = MaskedCategorical(
-            self.agents.unroll(inputs), batch.available_actions, self.epsilon
-        )  # [T + 1, B, n, A]
+        logits = self.agents.unroll(inputs)  # [T + 1, B, n, A]
+        policy = MaskedCategorical(logits, batch.available_actions, self.epsilon)
         actions = self.all_actions(batch, policy)
         seen = self.critic_inputs(batch.state, inputs, actions)
         with torch.no_grad():

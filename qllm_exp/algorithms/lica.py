@@ -55,12 +55,8 @@ class MixingCritic(nn.Module):
     def __init__(self, n_inputs: int, state_dim: int, embed: int, hypernet: int) -> None:
         super().__init__()
         self.shape = (n_inputs, embed)
-        self.parts = (
-            hypernet,
-            hypernet,
-            embed,
-            embed,
-        )  # hidden layers of W1 and w2, b1, hidden layer of b2: one product
+        # Hidden layers of W1 and w2, b1, hidden layer of b2: one product.
+        self.parts = (hypernet, hypernet, embed, embed)
         self.from_state = nn.Linear(state_dim, sum(self.parts))
         self.weights1 = nn.Linear(hypernet, n_inputs * embed)
         self.weights2 = nn.Linear(hypernet, embed)
