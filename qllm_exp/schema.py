@@ -80,15 +80,21 @@ class Algorithm:
 
 
 @dataclass
-class QLearning(Algorithm):
+class Follows(Algorithm):
+    """What every algorithm with target networks has."""
+
+    target_update: str = one_of("soft", "periodic")
+    target_tau: float = number(0.01, 0, 1)
+    target_period: int = number(200, 1)
+
+
+@dataclass
+class QLearning(Follows):
     name: str = "q_learning"
     double_q: bool = True
     targets: str = one_of("td_lambda", "n_step")
     n_step: int = number(1, 1)
     td_lambda: float = number(0.6, 0, 1)
-    target_update: str = one_of("soft", "periodic")
-    target_tau: float = number(0.01, 0, 1)
-    target_period: int = number(200, 1)
     epsilon_start: float = number(1.0, 0, 1)
     epsilon_end: float = number(0.05, 0, 1)
     epsilon_steps: int = number(200_000, 1)
@@ -112,14 +118,13 @@ class Maser(QLearning):
 
 
 @dataclass
-class AgentsAndCritic(Algorithm):
+class AgentsAndCritic(Follows):
     """What every algorithm has that learns a policy, and a critic for it."""
 
     targets: str = one_of("n_step", "td_lambda")
     n_step: int = number(5, 1)
     td_lambda: float = number(0.95, 0, 1)
-    target_tau: float = number(0.01, 0, 1)
-    evaluation: str = one_of("greedy", "sample")
+    evaluation: str = one_of("sample", "greedy")
 
 
 @dataclass
@@ -156,8 +161,6 @@ class Lica(ActorCritic):
     name: str = "lica"
     targets: str = one_of("td_lambda", "n_step")
     td_lambda: float = number(0.8, 0, 1)
-    target_update: str = one_of("soft", "periodic")
-    target_period: int = number(200, 1)
     entropy: float = number(0.5, 0)
     agents_rate: float = number(1.0, 0)
     embed: int = number(64, 1)

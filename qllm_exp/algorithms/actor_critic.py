@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience
 from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.algorithms.inputs import AgentInputs
-from qllm_exp.algorithms.parameters import FlatParameters, optimiser
+from qllm_exp.algorithms.parameters import FlatParameters, follow, optimiser
 from qllm_exp.algorithms.returns import n_step, td_lambda
 from qllm_exp.algorithms.statistics import RunningMoments
 from qllm_exp.envs.base import TeamEnv
@@ -29,7 +29,8 @@ from qllm_exp.schema import Train
 class AgentsAndCritic(Algorithm):
     """Agents, critic, target critic and two optimisers.
 
-    Training draws from the policy; evaluation takes its most probable action, or draws too (`config.evaluation`).
+    Training draws from the policy, and so does evaluation, since a policy is trained for what it earns when it is drawn from; or
+    evaluation takes its most probable action (`config.evaluation`).
 
     Args:
         config: the `algorithm` group. train: the `train` group. env: what it acts in (sizes and device).
@@ -48,6 +49,7 @@ class AgentsAndCritic(Algorithm):
         self.actor_optimiser = optimiser(train, self.actor_parameters)
         self.critic_optimiser = optimiser(train, self.critic_parameters)
         self.rewards = RunningMoments(env.device)
+        self.updates = 0
 
     @abstractmethod
     def build_critic(self, env: TeamEnv) -> nn.Module:
@@ -125,7 +127,9 @@ class AgentsAndCritic(Algorithm):
         return norm
 
     def update_target(self) -> None:
-        self.target.values.data.lerp_(self.critic_parameters.values.data, self.config.target_tau)
+        """Count an update, and let the targets follow."""
+        self.updates += 1
+        follow(self.config, self.updates, self.target, self.critic_parameters)
 
     # Keeping
 
@@ -137,6 +141,7 @@ class AgentsAndCritic(Algorithm):
             "actor_optimiser": self.actor_optimiser.state_dict(),
             "critic_optimiser": self.critic_optimiser.state_dict(),
             "rewards": self.rewards.state_dict(),
+            "updates": self.updates,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -146,6 +151,7 @@ class AgentsAndCritic(Algorithm):
         self.actor_optimiser.load_state_dict(saved["actor_optimiser"])
         self.critic_optimiser.load_state_dict(saved["critic_optimiser"])
         self.rewards.load_state_dict(saved["rewards"])
+        self.updates = saved["updates"]
 
     def policy_state_dict(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.agents.state_dict().items()}

@@ -1,6 +1,6 @@
 """COMA, counterfactual multi-agent policy gradients (Foerster et al. 2018, arXiv 1705.08926).
 
-    policy:     pi(u | h) = (1 - epsilon) softmax(z)_u + epsilon / |available u|, greedy and without epsilon in evaluation
+    policy:     pi(u | h) = (1 - epsilon) softmax(z)_u + epsilon / |available u|, without epsilon in evaluation
     critic:     Q(s, o^a, a, u^-a) gives the value of each action of agent a while the others do u^-a
     learns:     for t = T ... 1: one step down mean [(Q(s_t, u_t) - y_t)^2], y_t an n-step or TD(lambda) return with the target Q
     advantage:  A^a(s, u) = Q(s, u) - sum_u' pi^a(u' | h^a) Q(s, (u^-a, u')), Q as it is after these steps
@@ -21,8 +21,8 @@ Where it deviates from the publication:
 4. At the end of an episode that was truncated, the value of the last state is that of a joint action drawn from the policy.
 
 EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869), whose settings `train=paper` has, lets the critic take one step for a rollout,
-leaves out the epsilon, draws from the policy in evaluation (`evaluation=sample`) and trains for 20 million steps. A policy that is
-still drawn from can be far better than its most probable actions: 0.42 against 0.08 in the case above.
+leaves out the epsilon and trains for 20 million steps. A policy that is drawn from can be far better than its most probable
+actions [evaluation=greedy]: 0.42 against 0.08 in the case above.
 
 The steps of the critic, one after another, make an update five times as long as with one of them: 43 ms instead of 8 for ten
 episodes of 50 steps on a CPU (hidden 64).

@@ -13,7 +13,8 @@ Where it deviates from the authors' code (github.com/mzho7212/LICA), whose setti
 2. Agents and critic have one learning rate [agents_rate=5]; the weight of the entropy is 0.5 [entropy=0.06], and rewards are
    standardised. At the published weight the policies were all but certain before the critic knew anything (see below).
 3. The agents do not see their last action [last_action=true].
-4. The hidden layer that makes W1 is 64 wide, as in PyMARL2, where the authors have embed * n * A.
+4. Evaluation draws from the policy [evaluation=greedy].
+5. The hidden layer that makes W1 is 64 wide, as in PyMARL2, where the authors have embed * n * A.
 The publication divides the entropy's gradient agent by agent; the authors' code, and this, by the mean over the batch.
 
 What it reaches, one seed each: the best joint action of the climbing game (275) within 10k steps; on lbf 8x8-2p-2f-coop-2s,
@@ -24,8 +25,6 @@ yet.
 An update takes 1.8 times (lbf) to 2.4 times (mpe) as long as one of Q-learning with QMIX on as many episodes, as W1 has
 n * A * embed elements that are made from the state three times: for the targets, for the critic and for the agents.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +84,6 @@ class Lica(ActionCritic, ActorCritic):
     def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
         super().__init__(config, train, env)
         self.actor_optimiser = optimiser(train, self.actor_parameters, config.agents_rate * train.learning_rate)
-        self.updates = 0
 
     def build_critic(self, env: TeamEnv) -> MixingCritic:
         return MixingCritic(env.n_agents * env.n_actions, env.state_dim, self.config.embed, self.config.hypernet)
@@ -105,24 +103,10 @@ class Lica(ActionCritic, ActorCritic):
         entropy = mean(policy.entropy[:-1], batch.mask)
         adaptive = self.config.entropy * entropy / entropy.detach().clamp(min=_LEAST_ENTROPY)
         norm = self.improve_agents(-gain - adaptive)
-        self.updates += 1
         self.update_target()
         figures = {"policy_loss": -gain, "value_loss": error, "entropy": entropy, "q": mean(q, batch.mask)}
         figures |= {"grad_norm": norm, "critic_grad_norm": critic_norm}
         return {name: value.detach() for name, value in figures.items()}
-
-    def update_target(self) -> None:
-        if self.config.target_update == "soft":
-            super().update_target()
-        elif self.updates % self.config.target_period == 0:
-            self.target.values.data.copy_(self.critic_parameters.values.data)
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"updates": self.updates}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        super().load_state_dict(saved)
-        self.updates = saved["updates"]
 
 
 def make(run: Run, env: TeamEnv, mixer: Mixer) -> Lica:

@@ -15,7 +15,6 @@ Where it deviates from the publication, it does as EPyMARL (Papoudakis et al. 20
 Where it deviates from EPyMARL's code:
 4. Every step that happened counts, and no other: there the last step of an episode, with its reward, is left out of the losses
    and the padding after it is in them. An episode that was truncated bootstraps; there it counts as terminated.
-5. Evaluation takes the most probable action; there it draws [evaluation=sample, as train=paper has].
 
 What it reaches, one seed each: a safe joint action of the climbing game (126 of 275); on lbf 8x8-2p-2f-coop-2s, after 300k
 steps, a greedy return of 0.16 and 0.30 when drawing actions, still rising (0.01 untrained; QMIX has 0.25 after 250k).
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 from qllm_exp.algorithms.actor_critic import AgentsAndCritic, mean
 from qllm_exp.algorithms.base import EpisodeBatch, Experience
 from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.parameters import FlatParameters
+from qllm_exp.algorithms.parameters import FlatParameters, follow
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
 from qllm_exp.networks.team import TeamNetwork
@@ -114,7 +113,7 @@ class Maddpg(AgentsAndCritic):
 
     def update_target(self) -> None:
         super().update_target()
-        self.target_actor.values.data.lerp_(self.actor_parameters.values.data, self.config.target_tau)
+        follow(self.config, self.updates, self.target_actor, self.actor_parameters)
 
     def state_dict(self) -> dict[str, Any]:
         own = {"target_actor": self.target_actor.values.data, "generator": self.generator.get_state()}

@@ -14,7 +14,8 @@ Where it deviates from the publication, the defaults are those of EPyMARL (Papou
    moments of all targets so far, where the publication forgets old ones slowly.
 3. The critic's loss is a plain squared error: neither Huber's, nor clipped. It is feed-forward even where the agents remember.
 4. The critic sees the state and who it judges, not the agent's own observation beside it.
-5. All episodes of a rollout are one batch, played to their end.
+5. Evaluation draws from the policy [evaluation=greedy].
+6. All episodes of a rollout are one batch, played to their end.
 """
 
 from torch import Tensor

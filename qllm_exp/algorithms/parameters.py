@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from qllm_exp.schema import Train
+from qllm_exp.schema import Follows, Train
 
 
 class FlatParameters:
@@ -29,6 +29,18 @@ class FlatParameters:
         norm: Tensor = torch.linalg.vector_norm(self.gradient)
         self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
+
+
+def follow(config: Follows, updates: int, target: FlatParameters, online: FlatParameters) -> None:
+    """Let a target network follow its online one after an update: softly, or by a copy now and then.
+
+    Args:
+        config: says how (conf/algorithm). updates: how many there were, this one included.
+    """
+    if config.target_update == "soft":
+        target.values.data.lerp_(online.values.data, config.target_tau)
+    elif updates % config.target_period == 0:
+        target.values.data.copy_(online.values.data)
 
 
 def optimiser(train: Train, parameters: FlatParameters, learning_rate: float | None = None) -> torch.optim.Optimizer:

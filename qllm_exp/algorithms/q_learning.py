@@ -22,7 +22,7 @@ from torch import Tensor
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience
 from qllm_exp.algorithms.inputs import AgentInputs
 from qllm_exp.algorithms.mixing import mixing_loss
-from qllm_exp.algorithms.parameters import FlatParameters, optimiser
+from qllm_exp.algorithms.parameters import FlatParameters, follow, optimiser
 from qllm_exp.algorithms.returns import n_step, td_lambda
 from qllm_exp.algorithms.schedule import linear
 from qllm_exp.algorithms.statistics import RunningMoments
@@ -144,7 +144,7 @@ class QLearning(Algorithm):
         norm = self.online.clip_(self.train.grad_norm_clip)
         self.optimiser.step()
         self.updates += 1
-        self._update_target()
+        follow(self.config, self.updates, self.target, self.online)
         with torch.no_grad():
             error = (q_tot - target).square()
             td_error, mean_q = (error * weight).sum() / count, (q_tot * weight).sum() / count
@@ -178,12 +178,6 @@ class QLearning(Algorithm):
         if self.config.targets == "n_step":
             return n_step(reward, next_value, terminated, mask, self.train.gamma, self.config.n_step)
         return td_lambda(reward, next_value, terminated, mask, self.train.gamma, self.config.td_lambda)
-
-    def _update_target(self) -> None:
-        if self.config.target_update == "soft":
-            self.target.values.data.lerp_(self.online.values.data, self.config.target_tau)
-        elif self.updates % self.config.target_period == 0:
-            self.target.values.data.copy_(self.online.values.data)
 
     # Keeping
 

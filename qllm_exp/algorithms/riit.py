@@ -23,12 +23,12 @@ What is not said here is as in the public code. Where it deviates:
 4. Of the public code's own mixer the hypernetworks are linear, as its file does not ask for a second layer [mixer.hypernet=0].
    Here they are those of mixer=qmix; train=paper makes them linear.
 5. The agents see no last action and are as wide as `train` says [algorithm.last_action=true train.hidden=64, as train=paper has].
+6. Evaluation draws from the policy [evaluation=greedy].
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +146,6 @@ class Riit(ActionCritic):
     def __init__(self, config: Config, train: Train, env: TeamEnv, mixer: Mixer) -> None:
         self.mixer = mixer
         super().__init__(config, train, env)
-        self.updates = 0
 
     def build_critic(self, env: TeamEnv) -> MixedCritic:
         size = env.obs_dim + env.n_agents * self.config.agent_id
@@ -202,20 +201,6 @@ class Riit(ActionCritic):
         entropy = mean(policy.entropy[:-1], batch.mask)
         norm = self.improve_agents(-gain - self.config.entropy * entropy / entropy.detach().clamp(min=_NO_ENTROPY))
         return {"policy_loss": -gain.detach(), "entropy": entropy.detach(), "grad_norm": norm}
-
-    def update_target(self) -> None:
-        self.updates += 1
-        if self.config.target_update == "soft":
-            super().update_target()
-        elif self.updates % self.config.target_period == 0:
-            self.target.values.data.copy_(self.critic_parameters.values.data)
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"updates": self.updates}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        super().load_state_dict(saved)
-        self.updates = saved["updates"]
 
     def policy_state_dict(self) -> dict[str, Tensor]:
         """The critic's parameters too, which say what the agents' actions are worth."""

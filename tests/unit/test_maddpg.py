@@ -145,7 +145,7 @@ def test_it_learns_from_replayed_episodes():
 def test_it_learns_to_agree_from_what_others_did():
     """Two agents of one state get 1 if both do action 3, from episodes of random actions, the last action never available."""
     train = {"network": "mlp", "share_parameters": False, "learning_rate": 1e-2}
-    made, g = learner("maddpg", train), torch.Generator().manual_seed(0)
+    made, g = learner("maddpg", train, evaluation="greedy"), torch.Generator().manual_seed(0)
     obs, state = (x[:2, :1].repeat_interleave(32, 1) for x in batch()[:2])
     available = torch.ones(2, 32, N, A, dtype=torch.bool)
     available[..., -1] = False
