@@ -17,7 +17,7 @@ from qllm_exp.results.align import align
 from qllm_exp.results.cells import METRICS
 from qllm_exp.results.comparison import probability_of_improvement
 from qllm_exp.results.figures import line, steps_axis
-from qllm_exp.results.looks import legend, looks, notes_below, panels, save, tidy
+from qllm_exp.results.looks import legends, looks, notes_below, panels, save, tidy
 from qllm_exp.results.normalise import Normalised, normalise
 from qllm_exp.results.profiles import performance_profile
 from qllm_exp.results.reading import Record
@@ -87,7 +87,7 @@ def aggregated_curves(records: Sequence[Record], path: Path | None = None, missi
     """
     shared = common(records)
     look, labels = looks(shared.methods), shared.labels()
-    figure, (axis,) = panels(1, width=6.4, height=4.4, beside=list(labels.values()))
+    figure, (axis,) = panels(1, width=6.4, height=4.4, entries=[list(labels.values())])
     notes = [
         f"IQM over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals.",
         *shared.notes,
@@ -99,7 +99,7 @@ def aggregated_curves(records: Sequence[Record], path: Path | None = None, missi
         line(axis, steps, middle, low, high, look[name], labels[name])
     axis.set_ylabel("normalised evaluation return, IQM")
     steps_axis(axis)
-    legend(axis)
+    legends(figure, [axis])
     notes_below(figure, [*notes, *shared.on_units(), *missing])
     save(figure, path)
     return figure
@@ -114,7 +114,7 @@ def profiles(
     every = np.concatenate([one for found in per_method.values() for one in found])
     thresholds = np.linspace(min(0.0, every.min()), max(1.0, every.max()), THRESHOLDS)
     look, labels = looks(shared.methods), shared.labels()
-    figure, (axis,) = panels(1, width=6.4, height=4.4, beside=list(labels.values()))
+    figure, (axis,) = panels(1, width=6.4, height=4.4, entries=[list(labels.values())])
     for name, found in per_method.items():
         one = performance_profile(found, thresholds)
         line(axis, thresholds, one.share, one.low, one.high, look[name], labels[name])
@@ -122,7 +122,7 @@ def profiles(
     axis.set_ylabel("share of runs with a score above τ")
     axis.set_ylim(-0.03, 1.03)
     tidy(axis)
-    legend(axis)
+    legends(figure, [axis])
     what = f"Over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals."
     notes_below(figure, [what, *shared.notes, *shared.on_units(), *missing])
     save(figure, path)

@@ -14,7 +14,7 @@ from qllm_exp.errors import choose
 from qllm_exp.results import keys, units
 from qllm_exp.results.align import align
 from qllm_exp.results.cells import METRICS
-from qllm_exp.results.looks import Look, legend, looks, notes_below, panels, save, tidy
+from qllm_exp.results.looks import Look, legends, looks, notes_below, panels, save, tidy
 from qllm_exp.results.reading import Record
 from qllm_exp.results.statistics import Array, bootstrap_mean
 
@@ -31,8 +31,8 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
     """
     look = looks(keys.methods(records))
     groups = by_task([one for one in records if only in ("", one.task)])
-    most = max(groups.values(), key=len)
-    figure, axes = panels(len(groups), beside=[f"{name} ({units.counted(runs)})" for name, runs in most.items()])
+    entries = [[f"{name} ({units.counted(runs)})" for name, runs in methods.items()] for methods in groups.values()]
+    figure, axes = panels(len(groups), entries=entries)
     every = [runs for one in groups.values() for runs in one.values()]
     over = units.kind(every)
     notes = [f"Mean over {over}; bands are pointwise 95 % bootstrap intervals over {over}."]
@@ -46,7 +46,7 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
         axis.set_title(task, fontsize=10)
         axis.set_ylabel("evaluation return")
         steps_axis(axis)
-        legend(axis)
+    legends(figure, axes)
     notes_below(figure, [*notes, *units.notes(every), *missing])
     save(figure, path)
     return figure

@@ -146,19 +146,21 @@ def lightness(rgb: Array) -> Array:
 
 
 def panels(
-    count: int, width: float = 4.4, height: float = 3.3, beside: Sequence[str] = ()
+    count: int, width: float = 4.4, height: float = 3.3, entries: Sequence[Sequence[str]] = ()
 ) -> tuple[Figure, list[Axes]]:
     """A figure with that many axes, at most three side by side.
 
     Args:
-        width, height: of one, in inches. beside: entries of a legend; where they are many, it stands to the right (`legend`).
+        width, height: of one, in inches.
+        entries: of the legend of each, for which room is added where it stands outside (`legends`).
     """
-    if len(beside) > _INSIDE:
-        width += 0.7 + 0.075 * max(map(len, beside))
-        height = max(height, 0.6 + 0.17 * len(beside))
     columns = min(3, count)
+    room, most = 0.0, max(entries, key=len, default=())
+    if len(most) > _INSIDE:
+        room = (0.7 + 0.075 * max(map(len, most))) * (1 if _alike(entries) else columns)
+        height = max(height, 0.6 + 0.17 * len(most))
     lines = -(-count // columns)
-    size = (max(width * columns, 4.4), height * lines)
+    size = (max(width * columns + room, 4.4), height * lines)
     figure = Figure(figsize=size, layout="constrained")  # not pyplot's, which keeps figures and may want a display
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[count:]:
@@ -172,12 +174,21 @@ def tidy(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def legend(axis: Axes) -> None:
-    """Within the axes for a few methods, to their right for many."""
-    _, labels = axis.get_legend_handles_labels()
-    inside = len(labels) <= _INSIDE
-    where: dict[str, Any] = {} if inside else {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
-    axis.legend(fontsize=7, framealpha=0.6, handlelength=3, **where)
+def legends(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Within the axes for a few methods; for many to their right, one for all axes where they show the same."""
+    style: dict[str, Any] = {"fontsize": 7, "framealpha": 0.6, "handlelength": 3}
+    found = [axis.get_legend_handles_labels() for axis in axes]
+    many = max(len(labels) for _, labels in found) > _INSIDE
+    if many and _alike([labels for _, labels in found]):
+        figure.legend(*found[0], loc="outside right upper", **style)
+        return
+    for axis, (_, labels) in zip(axes, found, strict=True):
+        outside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(labels) > _INSIDE else {}
+        axis.legend(**style, **outside)
+
+
+def _alike(entries: Sequence[Sequence[str]]) -> bool:
+    return all(list(one) == list(entries[0]) for one in entries)
 
 
 def notes_below(figure: Figure, notes: Sequence[str]) -> None:

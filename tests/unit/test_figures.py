@@ -47,8 +47,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def everything(figure: Figure) -> str:
     figure.draw_without_rendering()
-    texts = [one.get_text() for axis in figure.axes for one in axis.findobj(Text)]
-    return "\n".join([figure.get_supxlabel(), *texts])
+    return "\n".join(one.get_text() for one in figure.findobj(Text))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,13 +180,18 @@ def test_bars_are_means(records: list[Record], drawn: list[Figure]) -> None:
     assert [one.get_text() for one in axis.get_xticklabels()] == ["qmix\n(n=3)", "vdn\n(n=3)"]
 
 
-def test_many_methods_have_their_legend_beside_the_curves(tmp_path: Path, drawn: list[Figure]) -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_many_methods_have_their_legend_beside_the_curves(tmp_path: Path, drawn: list[Figure], alike: bool) -> None:
+    """One for all tasks where they have the same methods."""
     for at in range(8):
-        make(tmp_path, of("vdn", train=schema.Train(learning_rate=1e-4 * (at + 1))), 0.5)
+        for task in (OTHER, "8x8-2p-2f-coop")[: 1 + (alike or at > 0)]:
+            make(tmp_path, of("vdn", task=task, train=schema.Train(learning_rate=1e-4 * (at + 1))), 0.5)
     figures.curves(collect([tmp_path]).finished, Path("x.png"))
     drawn[0].draw_without_rendering()
-    legend = drawn[0].axes[0].get_legend()
-    assert legend is not None
-    box = legend.get_window_extent()
-    assert box.x0 > drawn[0].axes[0].bbox.x1 and drawn[0].bbox.x1 >= box.x1 - 1
-    assert len(re.findall("learning_rate", everything(drawn[0]))) == 8
+    owners = drawn[0].legends if alike else [axis.get_legend() for axis in drawn[0].axes]
+    assert len(owners) == (1 if alike else 2)
+    for axis, legend in zip(drawn[0].axes[-len(owners) :], owners, strict=True):
+        assert legend is not None
+        box = legend.get_window_extent()
+        assert box.x0 > axis.bbox.x1 and drawn[0].bbox.x1 >= box.x1 - 1
+    assert len(re.findall("learning_rate", everything(drawn[0]))) == (8 if alike else 15)
