@@ -1,6 +1,6 @@
 # `make run` and `make test` do everything on a fresh machine. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install dev grf slurm run test lint types unit bench clean
+.PHONY: help install dev grf slurm run test tools lint types unit bench clean
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt
@@ -9,12 +9,13 @@ help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed  ## the package into .venv, with everything a run needs
-.venv/installed: pyproject.toml launch/constraints.txt
+.venv/bin/python:
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
 	  || { echo "this Python has no venv: install it first (Debian: apt-get install python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv .venv
+.venv/installed: pyproject.toml launch/constraints.txt | .venv/bin/python
 	@command -v c++ >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq g++ >/dev/null; } \
 	  || echo "no C++ compiler: training works, at about half the speed (Debian: apt-get install g++)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (once)"
 	@$(PIP) torch
 	@$(PIP) -e '.[pettingzoo]'
@@ -33,17 +34,25 @@ slurm:  ## a real one-node Slurm to try sweeps on: installs what it needs and st
 	@launch/slurm_local.sh install && launch/slurm_local.sh start
 	@echo 'now: eval "$$(launch/slurm_local.sh env)"      and in the end: launch/slurm_local.sh stop'
 
-run: .venv/installed  ## a small real sweep: mpe, lbf and grf, tfcaf against qmix, 2 seeds; ends with table and plot
-	@launch/install_grf.sh $(BIN)/python || true
+# Makes the targets $(1), and compiles the football engine meanwhile where that has not been done. What fails of it is said afterwards.
+beside_engine = if [ -z "$(wildcard .wheels/gfootball-*)" ] && launch/install_grf.sh packages 2>/dev/null; then launch/install_grf.sh wheel & fi; \
+  $(MAKE) --no-print-directory $(1); made=$$?; wait; exit $$made
+
+run: .venv/bin/python  ## a small real sweep: mpe, lbf and grf, tfcaf against qmix, 2 seeds; ends with table and plot
+	@$(call beside_engine,install)
+	@launch/install_grf.sh || true
 	@envs=mpe,lbf; $(BIN)/python -c 'import gfootball' 2>/dev/null && envs=$$envs,grf; \
 	  set -x; $(BIN)/python -m qllm_exp -m env=$$envs mixer=tfcaf,qmix seed=0-1 train=quick
 
-test: .venv/dev  ## lint, types and all tests, on the real football engine, a real one-node Slurm and a real browser
-	@launch/install_grf.sh $(BIN)/python
+test: .venv/bin/python  ## lint, types and all tests, on the real football engine, a real one-node Slurm and a real browser
+	@$(call beside_engine,dev tools)
+	@launch/install_grf.sh
+	@$(MAKE) --no-print-directory lint types unit
+
+tools:
 	@launch/slurm_local.sh install
 	@tests/install_tools.sh
 	@tests/install_browser.sh
-	@$(MAKE) --no-print-directory lint types unit
 
 lint: .venv/dev  ## ruff
 	$(BIN)/ruff check .

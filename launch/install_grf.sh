@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Installs the football engine (gfootball 2.10.2) into a virtual environment. May be called again at any time.
 #
-#   launch/install_grf.sh [PYTHON]        PYTHON: the environment's python; default .venv/bin/python
-#   QLLM_EXP_WHEELS=FOLDER                where the built wheel is kept; default .wheels
+#   launch/install_grf.sh [PYTHON]             PYTHON: the environment's python; default .venv/bin/python
+#   launch/install_grf.sh packages [PYTHON]    no more than the system's packages that it needs
+#   launch/install_grf.sh wheel [PYTHON]       no more than its wheel as well: others may install in PYTHON meanwhile
+#   QLLM_EXP_WHEELS=FOLDER                     where the built wheel is kept; default .wheels
 #
 # There is no ready-made wheel of gfootball, so it is compiled once and the wheel kept. It is compiled with link-time
 # optimisation, which keeps its arithmetic: episodes are bit for bit those of a plain build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+part=all
+case ${1:-} in packages | wheel) part=$1 && shift ;; esac
 python=${1:-.venv/bin/python}
 version=2.10.2
 packages=(cmake build-essential libgl1-mesa-dev libegl1-mesa-dev libsdl2-dev libsdl2-image-dev libsdl2-ttf-dev
@@ -107,6 +111,7 @@ if works >>"$log" 2>&1; then
   exit 0
 fi
 install_packages
+[ $part != packages ] || exit 0
 tag=$("$python" -c 'import platform, sys; v = sys.version_info; print(f"cp{v.major}{v.minor}-linux_{platform.machine()}")')
 wheel=$(ls "$wheels/gfootball-$version-"*"${tag%-*}"-*"${tag#*-}".whl 2>/dev/null | head -n 1 || true)
 if [ -z "$wheel" ]; then
@@ -114,6 +119,7 @@ if [ -z "$wheel" ]; then
   stage "libraries" keep_libraries || fail "pip cannot fetch ${libraries[*]} (no network?): see $log, then type: make grf"
   wheel=$(ls "$wheels/gfootball-$version-"*.whl | head -n 1)
 fi
+[ $part != wheel ] || exit 0
 stage "installed" "${pip[@]}" install -q -f "$wheels" -c "$constraints" "${libraries[@]}" ||
   fail "pip cannot install ${libraries[*]} (no network?): see $log, then type: make grf"
 stage "engine installed" "${pip[@]}" install -q --no-deps --force-reinstall "$wheel" ||
