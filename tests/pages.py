@@ -8,6 +8,7 @@ A page repeats nothing by hand, so that it cannot say other than the code; tests
 
 import ast
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -115,15 +116,14 @@ def _index() -> str:
 
 
 def measure(folder: Path) -> None:
-    """measured.csv and the figures, from the runs in a folder and those that its sweep names."""
+    """measured.csv and the figures, from the runs of a sweep."""
     from qllm_exp.results.__main__ import main
 
-    runs = folder if any(folder.glob("*/result.json")) else folder.parent
+    runs = [folder.parent / name for name in json.loads((folder / "sweep.json").read_text())["runs"]]
     main(["table", str(folder), "-o", str(MEASURED)])
     for figure, methods in FIGURES.items():
-        shown = [str(run) for name in methods for run in sorted(runs.glob(f"*_{name}_s*"))]
-        if shown:
-            main(["curves", *shown, "-o", str(PAGES / f"{figure}.png")])
+        shown = [str(run) for run in runs if any(f"_{name}_s" in run.name for name in methods)]
+        main(["curves", *shown, "-o", str(PAGES / f"{figure}.png")])
 
 
 if __name__ == "__main__":

@@ -148,13 +148,13 @@ def lightness(rgb: Array) -> Array:
 def panels(
     count: int, width: float = 4.4, height: float = 3.3, entries: Sequence[Sequence[str]] = ()
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with that many axes, at most three side by side.
+    """A figure with that many axes, at most three side by side, and four as a square.
 
     Args:
         width, height: of one, in inches.
         entries: of the legend of each, for which room is added where it stands outside (`legends`).
     """
-    columns = min(3, count)
+    columns = 2 if count == 4 else min(3, count)
     room, most = 0.0, max(entries, key=len, default=())
     if len(most) > _INSIDE:
         room = (0.7 + 0.075 * max(map(len, most))) * (1 if _alike(entries) else columns)
