@@ -12,7 +12,7 @@ critic's is the mixer's own. With mixer=none each agent has a critic of its own.
 their Q_i is right, but how much better is not, and that is what the agents' loss climbs and weighs against the entropy (a team
 that learnt by them kept playing nearly at random).
 
-An update takes 4 times as long as one of Q-learning with QMIX on as many of the latest episodes (one CPU core; twice without
+An update takes three times as long as one of Q-learning with QMIX on as many of the latest episodes (one CPU core; twice without
 replay), and 20 times with wqmix, whose weights ask the critics for every action.
 
 What is not said here is as in the public code. Where it deviates:
