@@ -35,8 +35,10 @@ slurm:  ## a real one-node Slurm to try sweeps on: installs what it needs and st
 	@echo 'now: eval "$$(launch/slurm_local.sh env)"      and in the end: launch/slurm_local.sh stop'
 
 # Makes the targets $(1), and compiles the football engine meanwhile where that has not been done. What fails of it is said afterwards.
-beside_engine = if [ -z "$(wildcard .wheels/gfootball-*)" ] && launch/install_grf.sh packages 2>/dev/null; then launch/install_grf.sh wheel & fi; \
-  $(MAKE) --no-print-directory $(1); made=$$?; wait; exit $$made
+# A shell lets its background jobs ignore Ctrl-C: theirs is a group of its own, which is ended.
+beside_engine = if [ -z "$(wildcard .wheels/gfootball-*)" ] && launch/install_grf.sh packages 2>/dev/null; then \
+    setsid launch/install_grf.sh wheel & engine=$$!; trap 'kill -- -$$engine' INT TERM; \
+  fi; $(MAKE) --no-print-directory $(1); made=$$?; wait; exit $$made
 
 run: .venv/bin/python  ## a small real sweep: mpe, lbf and grf, tfcaf against qmix, 2 seeds; ends with table and plot
 	@$(call beside_engine,install)

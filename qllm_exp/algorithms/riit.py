@@ -12,8 +12,8 @@ critic's is the mixer's own. With mixer=none each agent has a critic of its own.
 their Q_i is right, but how much better is not, and that is what the agents' loss climbs and weighs against the entropy (a team
 that learnt by them kept playing nearly at random).
 
-An update takes three times as long as one of Q-learning with QMIX on as many of the latest episodes (one CPU core; twice without
-replay), and 20 times with wqmix, whose weights ask the critics for every action.
+An update takes three times as long as one of Q-learning with QMIX on as many of the latest episodes (tests/bench/updates.py), as
+two of its three steps are the critic's, and far longer with wqmix, whose weights ask the critics for every action.
 
 What is not said here is as in the public code. Where it deviates:
 1. An episode that was truncated goes on with an action drawn from the policy, where the public code has no action at all.

@@ -158,3 +158,26 @@ def test_a_reloaded_learner_goes_on_as_the_saved_one(name):
     acting = learner(name)
     acting.load_policy_state_dict(one.policy_state_dict())
     assert torch.equal(acting.actor_parameters.values, one.actor_parameters.values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_periodic_target_is_a_copy_every_so_many_updates_also_after_a_reload(name):
+    period = 3
+
+    def fresh() -> AgentsAndCritic:
+        return learner(name, target_update="periodic", target_period=period)
+
+    def targets() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        pairs = [(made.target, made.critic_parameters)]
+        pairs += [(made.target_actor, made.actor_parameters)] if name == "maddpg" else []
+        return [(target.values.detach().clone(), online.values.detach().clone()) for target, online in pairs]
+
+    made = fresh()
+    for update in range(1, 8):
+        before = targets()
+        made.learn(batch(seed=update))
+        for (target, online), (old, _) in zip(targets(), before, strict=True):
+            assert torch.equal(target, online if update % period == 0 else old)
+        other = fresh()
+        other.load_state_dict(made.state_dict())
+        made = other

@@ -132,16 +132,3 @@ def test_the_agents_have_a_learning_rate_of_their_own():
     after = (made.actor_parameters.values, made.critic_parameters.values)
     steps = [float((one - other).abs().max().detach()) for one, other in zip(after, before, strict=True)]
     assert steps == pytest.approx([4e-3, 1e-3], rel=1e-3)
-
-
-def test_a_periodic_target_is_a_copy_every_so_many_updates_also_after_a_reload():
-    period = 3
-    made = learner("lica", target_update="periodic", target_period=period)
-    for update in range(1, 8):
-        before = made.target.values.detach().clone()
-        made.learn(batch(seed=update))
-        due = update % period == 0
-        assert torch.equal(made.target.values, made.critic_parameters.values if due else before)
-        other = learner("lica", target_update="periodic", target_period=period)
-        other.load_state_dict(made.state_dict())
-        made = other
