@@ -38,7 +38,7 @@ def expand_ranges(argument: str) -> str:
 
 def arrange(arguments: Sequence[str]) -> list[str]:
     """What Hydra wants otherwise: -m in front of all overrides, --dry-run and --config-dir as two of them, ++ before options of
-    others'.
+    others', and an option of a choice that is swept as a list of one, since Hydra looks for the others' in the default choice.
 
     Raises:
         UserError: the folder of --config-dir is not there.
@@ -48,7 +48,26 @@ def arrange(arguments: Sequence[str]) -> list[str]:
     others = [
         "sweep.dry_run=true" if a == "--dry-run" else re.sub(r"(?<==)~(?=/|$)", str(Path.home()), a) for a in others
     ]
-    return several[:1] + [f"++{a}" if a.startswith(("env.options.", "hydra.launcher.sbatch")) else a for a in others]
+    others = [f"++{a}" if a.startswith(("env.options.", "hydra.launcher.sbatch")) else a for a in others]
+    return several[:1] + (_with_lists_of_one(others) if several else others)
+
+
+def _with_lists_of_one(arguments: Sequence[str]) -> list[str]:
+    """['algorithm=lica,riit', 'algorithm.evaluation=greedy'] has 'algorithm.evaluation=choice(greedy)' in the end."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "~"))]
+    parsed = dict(zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True))
+    swept = tuple(f"{one.key_or_group}." for one in parsed.values() if one.is_sweep_override())
+
+    def listed(argument: str) -> str:
+        one = parsed.get(argument)
+        key, _, value = argument.partition("=")
+        if one is None or not value or one.is_sweep_override() or not one.key_or_group.startswith(swept):
+            return argument
+        return f"{key}=choice({value})"
+
+    return [listed(argument) for argument in arguments]
 
 
 def search_in(folder: str | Path) -> str:
@@ -81,17 +100,21 @@ def combinations(arguments: Sequence[str], loader: Any = None) -> list[tuple[str
     Args:
         loader: Hydra's, for values such as mixer=glob(*).
     """
+    axes = _axes(arguments, loader)
+    return list(itertools.product(*([f"{key}={value}" for value in values] for key, values in axes.items())))
+
+
+def _axes(arguments: Sequence[str], loader: Any) -> dict[str, list[str]]:
+    """The values that overrides list, by their keys."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     axes: dict[str, list[str]] = {}
     for override in OverridesParser.create(loader).parse_overrides([expand_ranges(a) for a in arguments]):
         key = override.get_key_element()
         axes.pop(key, None)  # what is given twice counts as given last
-        if override.is_sweep_override():
-            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            axes[key] = [f"{key}={override.get_value_element_as_str()}"]
-    return list(itertools.product(*axes.values()))
+        several = override.is_sweep_override()
+        axes[key] = list(override.sweep_string_iterator()) if several else [override.get_value_element_as_str()]
+    return axes
 
 
 def compose_run(overrides: Sequence[str]) -> schema.Run:
@@ -126,14 +149,19 @@ def check_one_run(hydra: Any) -> None:
         raise UserError(f"hydra/launcher={launcher} is for sweeps: add -m (a sweep may have one run).")
 
 
-def grids(arguments: Sequence[str], params: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def grids(
+    arguments: Sequence[str], params: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], loader: Any = None
+) -> list[list[str]]:
     """The command line with an experiment's axes, one list of overrides for each case (`combinations` multiplies them out).
 
     What the command line says about a key counts instead of what the experiment says, but it only narrows what a case is
     about: what the case gives one value, and groups (env, algorithm, mixer). A case that has nothing of what the command line
     asks for is left out: with env=lbf on the command line, that is every case of other environments.
+
+    Args:
+        params: axes of the experiment. cases: axes of it that go together, one set at a time. loader: as for `combinations`.
     """
-    given = {key: value.split(",") for key, _, value in (expand_ranges(a).partition("=") for a in arguments)}
+    given = _axes(arguments, loader)
 
     def listed(value: Any) -> list[str]:
         return list(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else [str(value)]

@@ -38,6 +38,22 @@ def test_options_of_the_simulator_need_no_plus():
     assert arrange(["env=mpe", "env.options.n_agents=5"]) == ["env=mpe", "++env.options.n_agents=5"]
 
 
+def test_an_option_of_a_choice_that_is_swept_is_a_list_of_one():
+    typed = ["-m", "algorithm=lica,riit", "algorithm.evaluation=greedy", "train.gamma=0.9", "algorithm.entropy=0.1,0.2"]
+    arranged = arrange(typed)
+    assert arranged == [*typed[:2], "algorithm.evaluation=choice(greedy)", *typed[3:]]
+    assert (
+        "algorithm=riit",
+        "algorithm.evaluation=greedy",
+        "train.gamma=0.9",
+        "algorithm.entropy=0.2",
+    ) in combinations(arranged[1:])
+    for alone in (typed[1:], ["-m", "algorithm=lica", "algorithm.evaluation=greedy", "seed=0,1"]):
+        assert arrange(alone) == alone
+    narrowed = grids(arrange(["-m", "env=mpe,lbf", "env.task=spread"])[1:], {}, [{"env": "lbf", "env.task": "spread"}])
+    assert [combinations(grid) for grid in narrowed] == [[("env=lbf", "env.task=spread")]]
+
+
 def test_combinations_are_the_product_of_all_lists():
     got = combinations(["env=lbf,mpe", "mixer=tfcaf", "seed=0-2"])
     assert len(got) == 6 and ("env=mpe", "mixer=tfcaf", "seed=2") in got and len(set(got)) == 6

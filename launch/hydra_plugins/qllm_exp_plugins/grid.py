@@ -30,7 +30,9 @@ class GridSweeper(Sweeper):
 
         assert self.launcher is not None
         chosen = [
-            list(one) for grid in grids(arguments, self.params, self.cases) for one in combinations(grid, self.loader)
+            list(one)
+            for grid in grids(arguments, self.params, self.cases, self.loader)
+            for one in combinations(grid, self.loader)
         ]
         returns = self.launcher.launch(chosen, initial_job_idx=0)
         code = getattr(self.launcher, "exit_code", None)  # any other launcher than ours has none
