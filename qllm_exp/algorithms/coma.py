@@ -12,6 +12,8 @@ follows a critic which is wrong, and a policy can be nearly certain before the c
 step of the critic for a rollout (`critic_sweep=false`), the policy's entropy was 0.36 nats after 150k steps, of 1.5 at the start,
 at a return of 0.08; with the published step for each time step it was 0.87, at a return of 0.42 (one seed, episodes of training).
 An entropy bonus of 0.01 or 0.1 in the place of these steps did not help (0.08 and 0.16 after 110k steps, against 0.19 to 0.23).
+On climbing it is certain of the safe joint action before the critic knows that one agent alone could do better from there, and what
+epsilon still draws has next to no gradient; with a larger bonus [entropy=0.2] it goes on to the second-best equilibrium.
 
 Where it deviates from the publication:
 1. The target critic follows softly, once for each update; there, it is a copy that is renewed every 150 steps of the critic.
@@ -21,7 +23,8 @@ Where it deviates from the publication:
 4. At the end of an episode that was truncated, the value of the last state is that of a joint action drawn from the policy.
 
 EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869), whose settings `train=paper` has, lets the critic take one step for a rollout,
-leaves out the epsilon and trains for 20 million steps. A policy that is drawn from can be far better than its most probable
+leaves out the epsilon and trains for 20 million steps. Its critic does not see what the agent observes, and its advantage is of Q
+as it was before the critic's step; both are here as published. A policy that is drawn from can be far better than its most probable
 actions [evaluation=greedy]: 0.42 against 0.08 in the case above.
 
 The steps of the critic, one after another, make an update five times as long as with one of them, and two and a half to three times

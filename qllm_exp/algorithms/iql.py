@@ -4,8 +4,8 @@ Tampuu et al. 2017, arXiv 1511.08779).
     y_t  = r_t + gamma (1 - terminated_t) Q_i^-(h_{t+1}, argmax_a Q_i(h_{t+1}, a))      agent i, or its TD(lambda) form
     loss = mean over agents and steps [(Q_i(h_t, a_t) - y_t)^2]
 
-This is `q_learning` with `mixer=none`, number for number, under the name that the field has for it, and with published settings
-of its own (`train=paper`: EPyMARL's).
+This is `q_learning` with `mixer=none`, number for number, under the name that the field has for it. `train=paper` has EPyMARL's
+settings.
 
 Deviations from the publications:
 1. Agents are recurrent, remember whole episodes and share one network (`train.network`, `train.share_parameters`), where Tan's

@@ -8,7 +8,7 @@
 Episodes are replayed. z^a are the logits of the available actions, the others count as 0. Sampling by Gumbel noise is sampling
 from pi^a, which is how the agents act in training (Jang et al. 2017, arXiv 1611.01144; straight-through).
 
-Where it deviates from the publication, it does as EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869), whose defaults these are:
+Where it deviates from the publication, it does as EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869; its settings: train=paper):
 1. In the loss of agent a, the other agents' actions are drawn from their policies as they are now, not taken from the replay.
 2. All agents have the team reward, and share one critic, which sees who it judges, if they share their network.
 3. The critic sees the state, not all observations.

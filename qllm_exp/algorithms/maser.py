@@ -14,13 +14,14 @@ happened, L_D and L_E over the agents too; L_E is first a mean over each agent's
 
 Of the publication and its public code:
 - w_I = w_E = w_D = .001 is what the command in its README says. Its qmix.yaml comes to .0008, .00006 and .00014.
-- r' and not r is shared out by w_t, as in the public code.
+- r' and not r is shared out by w_t, w_t is of the step after t, and the subgoal of a*, as in the public code.
 - Q_tot in the subgoal is the mixer's value of a*: Q_jt with mixer=qtran, the monotone value with wqmix. With mixer=none, where
   every Q stands for the team's return, it is their sum.
 
 Where it deviates:
 1. In the public code L_D and L_E train nothing: phi is in no optimiser, and L_E is left out (in ports of an earlier state, it is of
-   the target networks). Here L_E is of the agents in training, and phi has an optimiser of its own, with the same settings.
+   the target networks). Here L_E is of the agents in training, and phi has an optimiser of its own, with the same settings:
+   nothing else moves phi, so that with Adam it learns as fast whatever w_D is.
 2. The public code takes padding for a part of the episode: subgoals may lie in it, and L_D and L_E are averaged over it. Not here.
 3. An unavailable action has the Q -9999999 in the public code, so that D says little else than what is available. Here it has the
    Q 0 in D, and L_E compares distributions over the actions that are available.

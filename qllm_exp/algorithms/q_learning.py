@@ -10,7 +10,8 @@ Deviations from the publications:
 1. Whole episodes are replayed, each agent's memory from the first step on; the publication replays from random points, too.
 2. An episode that a time limit cut bootstraps from its last state; in QLLM's public code it counts as ended.
 3. `train=fair` is one setting for all mixers: TD(0.6) targets, a target network that follows softly, standardised rewards.
-   `train=paper` is as published for each.
+   `train=paper` has the settings of public code: QLLM's with tfcaf and qmix, EPyMARL's for IQL with none, and PyMARL's with the
+   others (its authors' VDN and QTRAN; Qatten's, QPLEX's and Weighted QMIX's authors keep them).
 """
 
 import copy

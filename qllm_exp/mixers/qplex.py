@@ -11,10 +11,12 @@ learn as if lambda were 1. `forward` is the value of a joint action in which eve
 Deviations from the publication:
 1. w_i and b_i are networks of the state with one hidden layer, as in the public code's plain variant ("dmaq"). The variant that the
    paper's StarCraft results come from ("dmaq_qatten") makes w_i by attention over the agents' parts of the state.
+2. lambda_i has ten kernels of networks with three layers, as the public code has for the matrix games (qplex.yaml); for
+   StarCraft it has four [kernels=4], of one layer.
 
 An update takes 3.3 times (mpe) to 4.4 times (lbf) as long as QMIX's where actions are random, 2.3 to 2.6 times where almost all
-are what the agents think best (one CPU core, tests/bench/updates.py): lambda is made by 3 K networks of three layers, as
-published, which on lbf need 2.9 times the arithmetic of the agents' own networks. On a CPU it is made only of the steps in which
+are what the agents think best (one CPU core, tests/bench/updates.py): lambda is made by 3 K networks of three layers,
+which on lbf need 2.9 times the arithmetic of the agents' own networks. On a CPU it is made only of the steps in which
 some agent does not do its best; A' is 0 in the others.
 """
 

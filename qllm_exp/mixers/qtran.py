@@ -9,8 +9,9 @@
 `value` is Q_jt. `forward` is sum_i Q_i + V(s), what the individual Qs say of a joint action: the credit of each agent is 1.
 
 Deviations from the publication:
-1. Q_jt reads the state and the one-hot joint action, V the state, as in the public PyMARL ("coma_critic"). In the paper both read
-   sums over the agents of encodings of their hidden states (and actions), which share layers with the agents' networks.
+1. Q_jt reads the state and the one-hot joint action, V the state ("coma_critic" in PyMARL, which EPyMARL uses). In the paper, and
+   by default in PyMARL, both read sums over the agents of encodings of their hidden states (and actions).
+2. lambda_nopt is 1, as in EPyMARL [lambda_nopt=0.1 is PyMARL's, which train=paper has].
 """
 
 from typing import Any

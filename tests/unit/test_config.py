@@ -197,14 +197,17 @@ def test_published_settings_of_on_policy_algorithms(algorithm):
     run = config.load(composed("env=lbf", "train=paper", f"algorithm={algorithm}"))
     assert (run.train.learning_rate, run.train.hidden, run.train.source) == (
         3e-4,
-        128,
+        64 if algorithm == "coma" else 128,
         f"EPyMARL public code, {algorithm}",
     )
-    assert (run.algorithm.n_step, run.algorithm.entropy) == (10 if algorithm == "coma" else 5, 1e-3)
     a = run.algorithm
-    assert (a.targets, a.target_tau, a.num_envs, a.evaluation) == ("n_step", 0.01, 10, "sample")
+    assert (a.n_step, a.entropy) == (10 if algorithm == "coma" else 5, 1e-3)
+    assert (a.targets, a.num_envs, a.evaluation) == ("n_step", 10, "sample")
     if algorithm == "coma":
+        assert (a.target_update, a.target_period) == ("periodic", 200)
         assert (a.critic_sweep, a.epsilon_start, a.epsilon_end) == (False, 0.0, 0.0)
+    else:
+        assert (a.target_update, a.target_tau) == ("soft", 0.01)
 
 
 def test_riit_has_its_own_mixer_unless_another_is_asked_for_and_its_own_published_settings():
@@ -224,10 +227,11 @@ def test_riit_has_its_own_mixer_unless_another_is_asked_for_and_its_own_publishe
 def test_published_settings_of_maddpg_are_one_update_per_episode(env, steps):
     run = config.load(composed(f"env={env}", "train=paper", "algorithm=maddpg"))
     t = run.train
-    assert (t.learning_rate, t.hidden, t.network, t.batch_episodes, t.buffer_episodes) == (5e-4, 128, "mlp", 32, 50_000)
+    assert (t.learning_rate, t.hidden, t.network, t.batch_episodes, t.buffer_episodes) == (5e-4, 128, "gru", 32, 50_000)
     assert (t.steps_per_update, run.env.num_envs, run.env.episode_limit) == (steps, 1, steps)
-    assert (run.algorithm.n_step, run.algorithm.target_tau, run.algorithm.regularisation) == (1, 0.01, 1e-3)
-    assert run.algorithm.evaluation == "sample"
+    a = run.algorithm
+    assert (a.n_step, a.target_update, a.target_period, a.regularisation) == (1, "periodic", 200, 1e-3)
+    assert a.evaluation == "sample"
 
 
 @pytest.mark.parametrize("env", ["lbf", "mpe", "matrix"])
@@ -267,6 +271,36 @@ def test_published_settings_differ_where_the_publication_differs():
     qllm, qmix = (config.load(composed("env=lbf", "train=paper", f"mixer={m}")) for m in ("tfcaf", "qmix"))
     assert (qllm.train.learning_rate, qllm.train.batch_episodes, qllm.env.num_envs) == (1e-3, 64, 8)
     assert (qmix.train.learning_rate, qmix.train.batch_episodes, qmix.env.num_envs) == (3e-4, 32, 6)
+    for one in (qllm, qmix):
+        t, a = one.train, one.algorithm
+        assert (t.optimiser, t.hidden, t.standardise_rewards, t.buffer_episodes) == ("adam", 128, True, 5000)
+        assert (a.targets, a.n_step, a.target_update, a.target_tau) == ("n_step", 1, "soft", 0.01)
+        assert (a.epsilon_steps, a.epsilon_evaluation, a.last_action) == (200_000, 0.05, False)
+
+
+@pytest.mark.parametrize("env", ["lbf", "mpe", "matrix"])
+def test_published_settings_of_a_mixer_are_never_those_of_another(env):
+    for mixer in ("vdn", "qatten", "qplex", "qtran", "wqmix"):
+        run = config.load(composed(f"env={env}", "train=paper", f"mixer={mixer}"))
+        t, a = run.train, run.algorithm
+        assert (t.source, t.optimiser, t.learning_rate, t.hidden) == ("PyMARL public code", "rmsprop", 5e-4, 64)
+        assert (t.batch_episodes, t.standardise_rewards, t.steps_per_update) == (32, False, run.env.episode_limit)
+        assert (a.targets, a.n_step, a.target_update, a.target_period) == ("n_step", 1, "periodic", 200)
+        assert (a.epsilon_steps, a.epsilon_evaluation, a.last_action, run.env.num_envs) == (50_000, 0.0, True, 1)
+        assert run.mixer == (schema.Qtran(lambda_nopt=0.1) if mixer == "qtran" else schema.CHOICES["mixer"][mixer]())
+
+
+@pytest.mark.parametrize(("env", "train"), list(itertools.product(schema.CHOICES["env"], schema.CHOICES["train"])))
+def test_q_learning_with_no_mixer_is_iql(env, train):
+    if train == "paper" and env in ("pettingzoo", "grf"):
+        return
+    named, plain = (
+        config.load(composed(f"env={env}", f"train={train}", *how))
+        for how in (["algorithm=iql"], ["algorithm=q_learning", "mixer=none"])
+    )
+    same = dataclasses.asdict(plain.algorithm) | {"name": "iql"}
+    assert dataclasses.asdict(named.algorithm) == same
+    assert dataclasses.replace(plain, algorithm=named.algorithm) == named
 
 
 @pytest.mark.parametrize(
