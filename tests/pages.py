@@ -52,7 +52,7 @@ def _presets(group: str, name: str) -> str:
     files = sorted((ROOT / "conf" / "train" / "preset" / group).glob(f"*_{name}.yaml"))
     if not files:
         return ""
-    texts = [f"# {one.stem.removesuffix(f'_{name}').replace('_', ', ')}\n{one.read_text().strip()}" for one in files]
+    texts = [f"# {one.stem.removesuffix(f'_{name}').replace('_', ', ', 2)}\n{one.read_text().strip()}" for one in files]
     return "What the training presets (`train=fair`, `paper`, `quick`) change for it, by environment:\n\n```yaml\n{}\n```".format(
         "\n".join(texts)
     )
@@ -67,6 +67,8 @@ def _rows() -> list[dict[str, str]]:
 
 def _is_of(group: str, name: str, method: str) -> bool:
     plain = method.partition(" ")[0]
+    if group == "mixer" and plain == "iql":
+        return name == "none"
     return name == (plain if plain in schema.CHOICES["algorithm"] else of_name(plain)[GROUPS.index(group)])
 
 
