@@ -28,7 +28,7 @@ def run(composed: DictConfig) -> float:
         return run_one(composed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
 def main() -> int:

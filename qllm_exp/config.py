@@ -49,6 +49,11 @@ def load(composed: DictConfig | dict[str, Any]) -> schema.Run:
     typed: schema.Run = _typed(schema.Run, OmegaConf.create(scalars), "")
     run: schema.Run = dataclasses.replace(typed, **parts)
     _check(run, "")
+    if run.train.buffer_episodes < run.train.batch_episodes:
+        raise UserError(
+            f"train.buffer_episodes={run.train.buffer_episodes} never holds the train.batch_episodes="
+            f"{run.train.batch_episodes} that an update learns from. Make it larger."
+        )
     return run
 
 

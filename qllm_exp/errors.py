@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class RunFailed(UserError):
-    """A run of a sweep ended with an error; others may have gone well."""
+    """A run ended with an error; others of its sweep may have gone well."""
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

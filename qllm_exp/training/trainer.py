@@ -13,6 +13,7 @@ import torch
 
 from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.envs.base import TeamEnv
+from qllm_exp.errors import RunFailed
 from qllm_exp.schema import Train
 from qllm_exp.training.checkpoint import CheckpointStore
 from qllm_exp.training.clock import Clock
@@ -132,6 +133,7 @@ class Trainer:
         reached = [at for at in grid[self.evaluations :] if at <= self.env_steps]
         if not reached:
             return
+        self._check_finite()
         result = self.evaluate(c.episodes, "evaluation", self.evaluations)
         for at in reached:
             self._write({"kind": "evaluation", "env_step": at, "env_step_exact": self.env_steps, **result.row()})
@@ -139,6 +141,15 @@ class Trainer:
         self.last_evaluation = result.return_mean
         if result.return_mean >= self.best_return:
             self.best_return, self.best_policy = result.return_mean, self.algorithm.policy_state_dict()
+
+    def _check_finite(self) -> None:
+        """RunFailed where the policy is no longer made of numbers: what it still does would count as a result."""
+        if not all(bool(torch.isfinite(one).all()) for one in self.algorithm.policy_state_dict().values()):
+            raise RunFailed(
+                f"Training diverged: at step {self.env_steps} parameters of the policy are infinite or not numbers. "
+                f"Lower train.learning_rate ({self.config.learning_rate:g}), or look for what is not a number in the environment's "
+                "states and rewards."
+            )
 
     def _log_if_due(self) -> None:
         if self.env_steps // LOG_EVERY == self.logs or not self.recent:

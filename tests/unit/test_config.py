@@ -313,6 +313,7 @@ def test_q_learning_with_no_mixer_is_iql(env, train):
         ({"train": {"gamma": 1.5}}, "train.gamma=1.5 is out of bounds"),
         ({"train": {"total_steps": "many"}}, "train.total_steps"),
         ({"env": {"num_envs": 0}}, "env.num_envs=0"),
+        ({"train": {"batch_episodes": 7, "buffer_episodes": 5}}, "never holds the train.batch_episodes=7"),
         ({"sed": 1}, "Did you mean 'seed'"),
         ({"seed": -1}, "seed=-1 is out of bounds"),
         ({"device": "gpu"}, "device='gpu' is unknown"),

@@ -9,6 +9,7 @@ import torch
 from qllm_exp import schema
 from qllm_exp.algorithms import make_algorithm
 from qllm_exp.envs import make_env
+from qllm_exp.errors import RunFailed
 from qllm_exp.mixers import make_mixer
 from qllm_exp.training.checkpoint import CheckpointStore
 from qllm_exp.training.trainer import Interrupted, Trainer
@@ -117,6 +118,14 @@ def test_evaluating_leaves_no_trace_in_training(tmp_path):
     one, two = (b.trainer.algorithm.policy_state_dict() for b in (often, rarely))
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert len(often.rows) > len(rarely.rows)
+
+
+@pytest.mark.parametrize("algorithm", ["q_learning", "mappo"])
+def test_a_run_whose_parameters_are_no_longer_numbers_fails(tmp_path, algorithm):
+    mixer = "qmix" if algorithm == "q_learning" else "none"
+    bench = Bench(small_run("lbf", mixer, algorithm=algorithm, learning_rate=1e30), tmp_path)
+    with pytest.raises(RunFailed, match=r"diverged: at step \d+ .* Lower train\.learning_rate \(1e\+30\)"):
+        bench.trainer.train(bench.store)
 
 
 def test_seeds_differ_and_equal_seeds_agree(tmp_path):
