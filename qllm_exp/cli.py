@@ -155,25 +155,34 @@ def grids(
     """The command line with an experiment's axes, one list of overrides for each case (`combinations` multiplies them out).
 
     What the command line says about a key counts instead of what the experiment says, but it only narrows what a case is
-    about: what the case gives one value, and groups (env, algorithm, mixer). A case that has nothing of what the command line
-    asks for is left out: with env=lbf on the command line, that is every case of other environments.
+    about: what the case gives one value, groups (env, algorithm, mixer), and values that some case lists. A case that has nothing
+    of what the command line asks for is left out: with env=lbf on the command line, that is every case of other environments.
 
     Args:
         params: axes of the experiment. cases: axes of it that go together, one set at a time. loader: as for `combinations`.
     """
     given = _axes(arguments, loader)
 
+    def is_list(value: Any) -> bool:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+
     def listed(value: Any) -> list[str]:
-        return list(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else [str(value)]
+        return list(map(str, value)) if is_list(value) else [str(value)]
 
     def written(axes: Mapping[str, Any]) -> list[str]:
         return [f"{key}={','.join(listed(value))}" for key, value in axes.items() if key not in given]
+
+    axes = {(key, one) for case in cases for key, value in case.items() if is_list(value) for one in listed(value)}
+
+    def narrows(key: str, value: Any) -> bool:
+        known = is_list(value) and all((key, one) in axes for one in given[key])
+        return isinstance(value, str) or "." not in key or known
 
     def narrowed(case: Mapping[str, Any]) -> dict[str, list[str]]:
         return {
             key: [one for one in given[key] if one in listed(value)]
             for key, value in case.items()
-            if key in given and (isinstance(value, str) or "." not in key)
+            if key in given and narrows(key, value)
         }
 
     chosen = [case for case in cases if all(narrowed(case).values())]

@@ -10,6 +10,7 @@ In the MPE scenarios the world itself is advanced by `_mpe_physics`, with the sa
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import math
@@ -41,8 +42,14 @@ def tasks() -> list[str]:
 
 
 def check(config: Any) -> None:
-    """UserError when there is no such task."""
+    """UserError when there is no such task, or it has no such option."""
     choose("env.task", config.task, tasks())
+    known = _options_of(config.task) if config.options else ()
+    for name in config.options:
+        if name not in known:
+            allowed = f"Allowed: {', '.join(known)}." if known else "It takes none."
+            close = nearest(str(name), known)
+            raise UserError(f"env.options.{name} is no option of the VMAS scenario {config.task!r}.{close} {allowed}")
 
 
 def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv:
@@ -207,14 +214,7 @@ class MpeEnv(TeamEnv):
 
 
 def _build_scenario(task: str, num_envs: int, device: torch.device, options: dict[str, Any]) -> Any:
-    module = importlib.import_module(f"vmas.scenarios.{'mpe.' if task in vmas.mpe_scenarios else ''}{task}")
-    known = _options_read(inspect.getsource(module))
-    for name in options:
-        if name not in known:
-            allowed = f"Allowed: {', '.join(known)}." if known else "It takes none."
-            close = nearest(name, known)
-            raise UserError(f"env.options.{name} is no option of the VMAS scenario {task!r}.{close} {allowed}")
-    scenario = module.Scenario()
+    scenario = _module_of(task).Scenario()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -224,6 +224,15 @@ def _build_scenario(task: str, num_envs: int, device: torch.device, options: dic
             raise
         raise UserError(f"VMAS does not build {task!r} with env.options={options}: {error!r}") from error
     return scenario
+
+
+def _module_of(task: str) -> Any:
+    return importlib.import_module(f"vmas.scenarios.{'mpe.' if task in vmas.mpe_scenarios else ''}{task}")
+
+
+@functools.cache
+def _options_of(task: str) -> tuple[str, ...]:
+    return tuple(_options_read(inspect.getsource(_module_of(task))))
 
 
 def _options_read(source: str) -> list[str]:

@@ -209,6 +209,11 @@ def _constructor(task: str) -> Callable[..., Any]:
             f"env.task={task!r} needs the Python package {top!r}, which is not installed. Type: pip install {top} "
             '(environments of PettingZoo itself: pip install "pettingzoo[all]").'
         ) from error
+    except ImportError as error:  # such as pettingzoo.mpe's, which says where its environments are now
+        said = str(error).strip().replace("\n", " ")
+        raise UserError(
+            f"env.task={task!r} cannot be imported: {said} Type, for example, env.task={tasks()[0]}."
+        ) from error
     if not hasattr(module, "parallel_env"):
         raise UserError(f"env.task={task!r}: the module has no parallel_env(); only parallel environments can be used.")
     constructor: Callable[..., Any] = module.parallel_env

@@ -87,7 +87,8 @@ def _given(file: str, store: Store) -> Path:
 
 def enforced(run: schema.Run, env: TeamEnv) -> bool:
     """Whether the run has the IGM gate on."""
-    assert isinstance(run.mixer, schema.Tfcaf)
+    if not isinstance(run.mixer, schema.Tfcaf):
+        raise UserError(f"mixer={run.mixer.name} is no written function. Leave it out, or say mixer=tfcaf.")
     return run.mixer.igm == "enforce" or (run.mixer.igm == "auto" and env.task.monotonic)
 
 
@@ -204,7 +205,7 @@ def _entry(run: schema.Run, key: str, prompts: Prompts, outcome: coder_evaluator
 
 def imported(accepted: Accepted, env: TeamEnv, origin: str) -> Entry:
     """The entry of a function that no prompt asked for. `origin`: where it comes from, in words."""
-    text = canonical([accepted.source, env.task.env, env.task.task])
+    text = canonical([accepted.source, env.task.env, env.task.task, env.n_agents, env.state_dim])
     return Entry(
         **_function(accepted, env),
         key=hashlib.sha256(text.encode()).hexdigest(),

@@ -200,6 +200,7 @@ def test_every_copy_and_episode_has_a_seed_of_its_own() -> None:
     [
         ("simple_spread_v3", {}, "no PACKAGE.MODULE"),
         ("surely_not_there.game_v1", {}, "pip install surely_not_there"),
+        ("pettingzoo.mpe.simple_spread_v3", {}, "MPE2.* env.task=mpe2.simple_spread_v3"),
         ("mpe2.simple_spred_v3", {}, "Did you mean 'simple_spread_v3'"),
         ("toy_games.needs_v0", {}, "pip install surely_not_installed"),
         ("toy_games.turns_v0", {}, "no parallel_env"),

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from qllm_exp import schema
+from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.llm import CallFailed, Reply, Request
@@ -19,7 +20,7 @@ from qllm_exp.tfcaf import provide
 from qllm_exp.tfcaf.coder_evaluator import generate
 from qllm_exp.tfcaf.entry import Entry, bundled, load
 from qllm_exp.tfcaf.program import Program
-from qllm_exp.tfcaf.verify import verify_all
+from qllm_exp.tfcaf.verify import Accepted, verify_all
 
 PROGRAM = {
     "version": 1,
@@ -218,3 +219,10 @@ def test_every_default_task_and_every_task_of_the_papers_has_a_bundled_function(
     filed = {(path.parent.name, path.stem) for path in BUNDLED_FILES}
     assert {(name, choice().task) for name, choice in schema.CHOICES["env"].items()} <= filed
     assert {(name, task) for name, tasks in PAPER_TASKS.items() for task in tasks} <= filed
+
+
+def test_the_same_source_imported_for_another_size_of_a_task_is_another_function() -> None:
+    accepted = Accepted("def f(): ...", "f", cast(Any, SimpleNamespace(hash="")), True, ())
+    sizes = [schema.Mpe(), schema.Mpe(options={"n_agents": 6}), schema.Mpe()]
+    keys = [provide.imported(accepted, make_env(env, 2, 0), "a file").key for env in sizes]
+    assert keys[0] == keys[2] != keys[1]
