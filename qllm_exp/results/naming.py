@@ -20,7 +20,9 @@ def names(methods: Sequence[Method]) -> list[tuple[str, dict[str, Any]]]:
     methods of one task. Among settings that do so equally well, digits of a function's hash are given up first, then
     settings that some methods do not have, then others, then a language model's provider, its model, and a training preset
     (train.name), which stand for many settings. The choice is one for all tasks; a task shows those of them that differ
-    in it. A setting that a method does not have is not in its name. Takes time linear in the number of methods.
+    in it. A setting that a method does not have is not in its name. Settings of the environment that differ within a task
+    make another task of it, whatever the mixer: they are in the name of each method that has them. Takes time linear in the
+    number of methods.
 
     Functions that are samples of one procedure (equal in all but tfcaf.sample) have one name.
     """
@@ -28,17 +30,21 @@ def names(methods: Sequence[Method]) -> list[tuple[str, dict[str, Any]]]:
     for (task, base, identity), variant in _variants(methods).items():
         apart[task, base][identity] = variant
     variants = {place: _without_samples(group) for place, group in apart.items()}
+    of_task: dict[str, list[Variant]] = defaultdict(list)
+    for (task, _), group in variants.items():
+        of_task[task] += group.values()
+    elsewhere = {task: _of_the_environment(group) for task, group in of_task.items()}
     named: dict[tuple[str, str, str], tuple[str, dict[str, Any]]] = {}
     for base in {base for _, base in variants}:
         tasks = {task: group for (task, of), group in variants.items() if of == base}
         differing = {task: _differing(list(group.values())) for task, group in tasks.items()}
         kept = fewest([_distinct(group) for group in tasks.values()])
         for task, group in tasks.items():
-            shown = [key for key in kept if key in differing[task]]
+            shown = sorted({*elsewhere[task], *(key for key in kept if key in differing[task])})
             shorter = words(shown)
             for identity, variant in group.items():
                 extra = "".join(f" {shorter[key]}={variant[key]}" for key in shown if key in variant)
-                differs = {key: variant[key] for key in differing[task] if key in variant}
+                differs = {key: variant[key] for key in {*elsewhere[task], *differing[task]} if key in variant}
                 named[task, base, identity] = (f"{base}{extra}", differs)
     return [named[_key(one)] for one in methods]
 
@@ -77,6 +83,11 @@ def _differing(variants: Sequence[Variant]) -> list[str]:
     """Keys that have not the same value in all variants, in order."""
     keys = sorted(set().union(*variants))
     return [key for key in keys if len({_value(one, key) for one in variants}) > 1]
+
+
+def _of_the_environment(variants: Sequence[Variant]) -> list[str]:
+    """Keys of the environment that have not the same value in all variants, but for the number of its copies."""
+    return [key for key in _differing(variants) if key.startswith("env.") and key != "env.num_envs"]
 
 
 def _distinct(group: Mapping[str, Variant]) -> list[Variant]:

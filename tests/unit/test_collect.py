@@ -307,6 +307,19 @@ def test_presets_with_equal_settings_are_one_method(tmp_path: Path) -> None:
     assert named(tmp_path, vdn(), vdn(seed=1, train=schema.Train(name="quick"))) == ["vdn", "vdn"]
 
 
+def test_settings_of_the_environment_are_named_where_they_differ_between_mixers(tmp_path: Path) -> None:
+    few, more = (schema.Mpe(options={"n_agents": number}, num_envs=number) for number in (2, 6))
+    qmix = schema.Run(mixer=schema.Qmix(), env=few)
+    assert named(tmp_path / "two", qmix, vdn(env=more)) == ["qmix n_agents=2", "vdn n_agents=6"]
+    assert named(tmp_path / "three", qmix, vdn(env=schema.Mpe()), vdn()) == ["qmix n_agents=2", "vdn", "vdn"]
+    mean = schema.Mpe(reward="mean", num_envs=3)
+    assert named(tmp_path / "four", vdn(env=mean), vdn(env=schema.Mpe(), seed=1)) == [
+        "vdn reward=mean",
+        "vdn reward=sum",
+    ]
+    assert named(tmp_path / "five", schema.Run(mixer=schema.Qmix(), env=mean), vdn(env=mean)) == ["qmix", "vdn"]
+
+
 def test_settings_that_say_the_same_are_named_once(tmp_path: Path) -> None:
     trains = [schema.Train(gamma=gamma, hidden=hidden) for gamma, hidden in ((0.9, 32), (0.99, 64), (0.9, 64))]
     both = [vdn(train=train) for train in trains]
