@@ -33,18 +33,18 @@ def names(methods: Sequence[Method]) -> list[tuple[str, dict[str, Any]]]:
     of_task: dict[str, list[Variant]] = defaultdict(list)
     for (task, _), group in variants.items():
         of_task[task] += group.values()
-    elsewhere = {task: _of_the_environment(group) for task, group in of_task.items()}
+    of_env = {task: _of_the_environment(group) for task, group in of_task.items()}
     named: dict[tuple[str, str, str], tuple[str, dict[str, Any]]] = {}
     for base in {base for _, base in variants}:
         tasks = {task: group for (task, of), group in variants.items() if of == base}
         differing = {task: _differing(list(group.values())) for task, group in tasks.items()}
         kept = fewest([_distinct(group) for group in tasks.values()])
         for task, group in tasks.items():
-            shown = sorted({*elsewhere[task], *(key for key in kept if key in differing[task])})
+            shown = sorted({*of_env[task], *(key for key in kept if key in differing[task])})
             shorter = words(shown)
             for identity, variant in group.items():
                 extra = "".join(f" {shorter[key]}={variant[key]}" for key in shown if key in variant)
-                differs = {key: variant[key] for key in {*elsewhere[task], *differing[task]} if key in variant}
+                differs = {key: variant[key] for key in sorted({*of_env[task], *differing[task]}) if key in variant}
                 named[task, base, identity] = (f"{base}{extra}", differs)
     return [named[_key(one)] for one in methods]
 

@@ -70,7 +70,7 @@ class Trainer:
     # The loop
 
     def train(self, checkpoints: CheckpointStore) -> None:
-        """Train to the end of the budget. Raises Interrupted when asked to stop."""
+        """Train to the end of the budget. Raises Interrupted when asked to stop, RunFailed when a parameter is not finite."""
         begin, before = time.monotonic(), self.wall_s
         while True:
             self._evaluate_if_due()

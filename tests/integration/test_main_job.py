@@ -166,6 +166,16 @@ def test_the_same_run_is_not_started_beside_itself(tmp_path):
         first.wait()
 
 
+def test_a_run_that_diverges_is_a_failed_run(tmp_path):
+    for _ in range(2):  # the second time it goes on from where it was, and fails again
+        code, text = call(
+            tmp_path / "r", "env=matrix", "mixer=vdn", "train.learning_rate=1e30", "train.batch_episodes=2"
+        )
+        assert code == 1 and "Training diverged: at step" in text and "Traceback" not in text, text
+        (run,) = (tmp_path / "r").iterdir()
+        assert json.loads((run / "status.json").read_text())["state"] == "failed" and not (run / "result.json").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -192,6 +202,10 @@ def test_the_same_run_is_not_started_beside_itself(tmp_path):
         ),
         (["env=mpe", "env.options.n_agents=5"], "is for 3 agents"),
         (["algorithm.name=picky_algorithm", "mixer=vdn"], "algorithm=picky_algorithm does not accept mixer=vdn"),
+        (
+            ["-m", "env=mpe", "mixer=vdn", "env.options.n_agentz=2", "seed=0-1"],
+            "2 of the 2 runs of this sweep cannot start",
+        ),
         (["-m", "env=lbf,matrix", "env.task=climbing", "mixer=vdn"], "1 of the 2 runs of this sweep cannot start"),
     ],
 )

@@ -226,3 +226,9 @@ def test_the_same_source_imported_for_another_size_of_a_task_is_another_function
     sizes = [schema.Mpe(), schema.Mpe(options={"n_agents": 6}), schema.Mpe()]
     keys = [provide.imported(accepted, make_env(env, 2, 0), "a file").key for env in sizes]
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_a_mixer_that_is_no_written_function_has_no_gate_to_ask_for() -> None:
+    run = schema.Run(mixer=schema.Qmix())
+    with pytest.raises(UserError, match="mixer=qmix is no written function.*mixer=tfcaf"):
+        provide.enforced(run, make_env(run.env, 2, 0))
