@@ -1,9 +1,9 @@
 """The child process that runs generated functions: `main` reads a request on stdin and prints one line of JSON.
 
-Imports and a first export are done without limits; then each candidate gets a process of its own, forked from this one,
-with limits on processor time, wall time, memory, file size and new processes (which the system does not impose on
-root). Where the system allows it (Linux, Landlock) it has no network and no files but Python's own, to read. Only `main`
-belongs to the interface; export.py starts it.
+Imports and a first export are done without limits; then each candidate gets a process of its own, forked from this one
+while it has a single thread, with limits on processor time, wall time, memory, file size and new processes (which the
+system does not impose on root). Where the system allows it (Linux, Landlock) it has no network and no files but Python's
+own, to read. Only `main` belongs to the interface; export.py starts it.
 """
 
 import contextlib
@@ -110,12 +110,14 @@ def _candidate(source: str, request: dict[str, Any], answer: TextIO) -> NoReturn
     import torch
 
     from qllm_exp.tfcaf.static_check import Refused
-    from qllm_exp.tfcaf.tracing import trace
+    from qllm_exp.tfcaf.tracing import start_autograd, trace
 
     code = 1
     try:
-        _limit(request["timeout_s"], request["memory"])
+        statm = _statm()  # to be read later on: from the next line on no file can be opened
         _leave_files()
+        start_autograd()  # in the sandbox, but before the limits on threads and on memory beyond what is used now
+        _limit(request["timeout_s"], request["memory"], statm)
         try:
             states = torch.tensor(request["states"], dtype=torch.float32)
             result: dict[str, Any] = {"program": trace(source, states, request["n_agents"]).to_json()}
@@ -141,8 +143,16 @@ def _refusal(stage: str, reason: str) -> dict[str, str]:
     return {"stage": stage, "reason": reason}
 
 
-def _limit(seconds: float, memory: int) -> None:
-    """Processor time in seconds; `memory` in bytes beyond what the process has now."""
+def _statm() -> TextIO | None:
+    """This process's memory, in pages; None where the system has no such file."""
+    try:
+        return open("/proc/self/statm")
+    except OSError:
+        return None
+
+
+def _limit(seconds: float, memory: int, statm: TextIO | None) -> None:
+    """Processor time in seconds; `memory` in bytes beyond what the process has now, by `statm`."""
     # The default action of these alarms ends the process, whatever it is doing. Processor time is what counts, so that
     # a busy machine refuses nothing; the wall clock is there for a process that waits.
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -154,9 +164,9 @@ def _limit(seconds: float, memory: int) -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,
     }
-    statm = Path("/proc/self/statm")
-    if statm.exists():  # elsewhere address space is not limited in a way that can be relied on
-        limits[resource.RLIMIT_AS] = int(statm.read_text().split()[0]) * resource.getpagesize() + memory
+    if statm is not None:  # elsewhere address space is not limited in a way that can be relied on
+        limits[resource.RLIMIT_AS] = int(statm.read().split()[0]) * resource.getpagesize() + memory
+        statm.close()
     for kind, value in limits.items():
         with contextlib.suppress(ValueError, OSError):  # a stricter limit is set already
             resource.setrlimit(kind, (value, value))

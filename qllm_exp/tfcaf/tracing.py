@@ -170,10 +170,18 @@ def _export(function: _Function, source: str, states: Tensor, n_agents: int) -> 
 
 
 def warm_up() -> None:
-    """Do one export, so that the limits of a child process need not cover imports."""
-    trace(
-        "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)", torch.rand(7, 1), 1
-    )
+    """Do one export, so that the limits of a child process need not cover imports. Starts no thread: this process is forked
+    afterwards, and autograd refuses to work in a fork of a process in which it has started its threads."""
+    source = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)"
+    q, states = torch.rand(7, 2), torch.rand(7, 1)
+    with torch.no_grad():
+        Program(convert(_export(_load(source), source, states, 2), 2, 1))(q, states)
+
+
+def start_autograd() -> None:
+    """Start autograd's threads, which builds of torch with CUDA have even without a GPU, while that is still allowed."""
+    value = torch.ones(1, requires_grad=True)
+    torch.autograd.grad(value.sum(), value)
 
 
 _EXPLANATIONS = (  # words of an error message -> what they mean for the author of the function

@@ -1,0 +1,60 @@
+"""Processes that fork do so with a single thread, before autograd has started its own: no build of torch works after that."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from qllm_exp.sweep.nursery import ONE_THREAD
+
+# Ends the process with 99 if it forks with more threads than one, or after a backward pass. A build of torch without CUDA starts
+# no threads for backward passes, so that a fork after one works there; with CUDA it does not.
+WATCHED = """
+import os, sys
+import torch
+from torch.autograd import Variable
+
+class Engine:
+    used = False
+    def __init__(self, engine):
+        self.engine = engine
+    def __getattr__(self, name):
+        Engine.used |= name == "run_backward"
+        return getattr(self.engine, name)
+
+def before_fork():
+    threads = len(os.listdir("/proc/self/task"))
+    if Engine.used or threads > 1:
+        os.write(2, f"fork with {threads} threads, backward pass before it: {Engine.used}".encode())
+        os._exit(99)
+
+Variable._execution_engine = Engine(Variable._execution_engine)
+os.register_at_fork(before=before_fork)
+"""
+SOURCE = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(dim=1, keepdim=True)\n"
+
+
+def watched(code: str, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WATCHED + code]
+    environment = os.environ | ONE_THREAD
+    return subprocess.run(command, input=text, capture_output=True, text=True, cwd=folder, env=environment, timeout=240)
+
+
+def test_the_watch_sees_a_fork_after_a_backward_pass(tmp_path: Path) -> None:
+    code = "torch.ones(1, requires_grad=True).sum().backward()\nif os.fork() == 0: os._exit(0)"
+    done = watched(code, "", tmp_path)
+    assert done.returncode == 99 and "backward pass before it: True" in done.stderr, done.stderr
+
+
+def test_candidates_are_forked_from_a_process_that_has_started_no_thread(tmp_path: Path) -> None:
+    request = {"sources": [SOURCE] * 2, "states": [[0.5]] * 7, "n_agents": 2, "timeout_s": 60, "memory": 1 << 30}
+    done = watched("from qllm_exp.tfcaf.child import main; main()", json.dumps(request), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all("program" in result for result in json.loads(done.stdout)["results"]), done.stdout
+
+
+def test_runs_are_forked_from_a_process_that_has_started_no_thread(tmp_path: Path) -> None:
+    order = {"number": 0, "path": str(tmp_path), "gpu": "", "cores": None}
+    done = watched("from qllm_exp.sweep.nursery import _serve; _serve()", json.dumps(order) + "\n", tmp_path)
+    assert done.returncode == 0, done.stderr
