@@ -230,5 +230,5 @@ def test_the_same_source_imported_for_another_size_of_a_task_is_another_function
 
 def test_a_mixer_that_is_no_written_function_has_no_gate_to_ask_for() -> None:
     run = schema.Run(mixer=schema.Qmix())
-    with pytest.raises(UserError, match="mixer=qmix is no written function.*mixer=tfcaf"):
+    with pytest.raises(UserError, match=r"mixer=qmix is no written function.*mixer=tfcaf"):
         provide.enforced(run, make_env(run.env, 2, 0))
