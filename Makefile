@@ -19,7 +19,7 @@ install: .venv/installed  ## the package into .venv, with everything a run needs
 	@echo "installing into .venv (once)"
 	@$(PIP) torch
 	@$(PIP) -e '.[pettingzoo]'
-	@$(BIN)/python -m qllm_exp.networks.native
+	@$(BIN)/python -m qllm_exp.networks.gru_kernel
 	@touch $@
 
 dev: .venv/dev  ## ... and with what the tests need

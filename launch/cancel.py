@@ -8,11 +8,11 @@ from collections import defaultdict
 from pathlib import Path
 
 from qllm_exp.errors import UserError
-from qllm_exp.sweep import look
-from qllm_exp.sweep.queue import Queue
-from qllm_exp.sweep.state import NEW, QUEUED, RUNNING
-from qllm_exp.tracking.run_dir import RunDirectory
-from qllm_exp.words import count
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.run_state import NEW, QUEUED, RUNNING
+from qllm_exp.runs.slurm_queue import Queue
+from qllm_exp.sweep import overview
+from qllm_exp.utils.text import count
 
 GONE_S = 60.0  # seconds that Slurm is given to end the jobs
 
@@ -33,7 +33,7 @@ def main() -> int:
 
 def cancel(folder: Path, names: list[str]) -> str:
     """Cancel what is neither done nor over, and say what was done."""
-    seen = look.look(folder, names)
+    seen = overview.look(folder, names)
     if seen.note:
         raise UserError(seen.note)
     chosen = [one for one in seen.runs if one.state in (RUNNING, QUEUED, NEW)]
@@ -44,7 +44,7 @@ def cancel(folder: Path, names: list[str]) -> str:
     for one in chosen:  # seen by a run within seconds, and by whoever would start it
         one.directory.path.mkdir(parents=True, exist_ok=True)
         one.directory.stop_request.touch()
-    base, queue = look.base_of(folder), Queue.look(look.base_of(folder))
+    base, queue = overview.base_of(folder), Queue.look(overview.base_of(folder))
     whole = [job for job, runs in jobs.items() if _unfinished(queue.runs_of(job), base) <= runs]
     if whole:
         subprocess.run(["scancel", *whole], check=False)

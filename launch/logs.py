@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from qllm_exp.errors import UserError
-from qllm_exp.sweep import look
-from qllm_exp.sweep.record import sweeps_in
-from qllm_exp.tracking.run_dir import RunDirectory, tail
+from qllm_exp.runs.run_directory import RunDirectory, tail
+from qllm_exp.runs.sweep_directory import sweeps_in
+from qllm_exp.sweep import overview
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def _follow(run: Path, log: Path) -> None:
                 text = file.read()
                 if text:
                     print(text, end="", flush=True)
-                elif look.look(run).over():
+                elif overview.look(run).over():
                     return
                 else:
                     time.sleep(0.5)

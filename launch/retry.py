@@ -15,9 +15,9 @@ from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
 from qllm_exp.errors import UserError
-from qllm_exp.sweep import look
+from qllm_exp.runs.run_state import DEAD, FAILED, NEW, STOPPED
+from qllm_exp.sweep import overview
 from qllm_exp.sweep.launch import again, launcher_from
-from qllm_exp.sweep.state import DEAD, FAILED, NEW, STOPPED
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
 
 def retry(folder: Path, names: list[str], options: list[str], missing: bool) -> int:
     """Start what is to be run again; the exit code."""
-    seen = look.look(folder, names)
+    seen = overview.look(folder, names)
     if seen.sweep is None:
         raise UserError(
             f"{folder} is not the folder of a sweep. One run again: python -m qllm_exp.experiment RUN_FOLDER"
@@ -55,7 +55,7 @@ def retry(folder: Path, names: list[str], options: list[str], missing: bool) -> 
             f"{len(chosen) - len(ready)} were never prepared; the sweep's own command does it: {seen.sweep.record.command}"
         )
     if not ready:
-        print(f"nothing to run again: {look.title(seen)}")
+        print(f"nothing to run again: {overview.title(seen)}")
         return 3 if chosen else 0
     changed = dict(map(_option, options))
     recorded = dict(seen.sweep.record.launcher)

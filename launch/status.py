@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from qllm_exp.errors import UserError
-from qllm_exp.sweep import look
+from qllm_exp.sweep import overview
 
 
 def main() -> int:
@@ -26,14 +26,14 @@ def main() -> int:
     given = parser.parse_intermixed_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in `status | head`
     try:
-        seen = [look.look(folder) for folder in given.folders]
+        seen = [overview.look(folder) for folder in given.folders]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.json:
-        print(json.dumps([look.as_json(one) for one in seen], indent=1))
+        print(json.dumps([overview.as_json(one) for one in seen], indent=1))
     else:
-        print("\n".join(line for one in seen for line in look.lines(one, given.all)))
+        print("\n".join(line for one in seen for line in overview.lines(one, given.all)))
     codes = [one.exit_code() for one in seen]
     return 1 if 1 in codes else max(codes)
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from qllm_exp.errors import UserError
-from qllm_exp.sweep import look
+from qllm_exp.sweep import overview
 
 
 def main() -> int:
@@ -25,14 +25,14 @@ def main() -> int:
     terminal, before = sys.stdout.isatty(), ""
     try:
         while True:
-            seen = look.look(given.folder)
+            seen = overview.look(given.folder)
             if terminal:
-                text = "\n".join(look.lines(seen))
+                text = "\n".join(overview.lines(seen))
                 print(
                     f"\033[H\033[2J{time.strftime('%H:%M:%S')}  {text}", flush=True
                 )  # from the top of an empty screen
-            elif look.title(seen) != before:
-                before = look.title(seen)
+            elif overview.title(seen) != before:
+                before = overview.title(seen)
                 print(before, flush=True)
             if seen.over():
                 break
@@ -43,7 +43,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not terminal:
-        print("\n".join(look.lines(seen)))
+        print("\n".join(overview.lines(seen)))
     return seen.exit_code()
 
 

@@ -17,16 +17,16 @@
 # %matplotlib inline
 from pathlib import Path
 
-from qllm_exp.cli import compose_run
+from qllm_exp.config.compose import compose_run
+from qllm_exp.credit import stored_function
 from qllm_exp.envs.matrix import PAYOFFS
 from qllm_exp.errors import UserError
-from qllm_exp.notebook import shell
-from qllm_exp.results.collect import collect
-from qllm_exp.results.comparison import difference
-from qllm_exp.results.effects import effects
-from qllm_exp.results.table import ablation
-from qllm_exp.tfcaf import entry
-from qllm_exp.tfcaf.provide import provide
+from qllm_exp.generation.provide import provide
+from qllm_exp.results.figures.ablation_effects import effects
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.statistics.comparison import difference
+from qllm_exp.results.tables.table import ablation
+from qllm_exp.utils.notebook import shell
 
 print("payoff[action of agent 0][action of agent 1]", *PAYOFFS["penalty-100"], sep="\n")
 
@@ -107,7 +107,7 @@ run = compose_run(["env=matrix", "env.task=penalty-100", "mixer=tfcaf", "tfcaf.r
 function = None
 while function is None:
     try:
-        function = entry.load(provide(run))
+        function = stored_function.load(provide(run))
     except UserError as error:
         print(error, end="\n\n")
         for prompt in Path("runs/answers").glob("*.prompt.txt"):

@@ -20,12 +20,13 @@
 # %matplotlib inline
 from pathlib import Path
 
-from qllm_exp.notebook import shell
-from qllm_exp.results import across, figures, keys
-from qllm_exp.results.collect import collect
-from qllm_exp.results.comparison import difference
-from qllm_exp.results.sheet import notes_on_missing
-from qllm_exp.results.table import comparison
+from qllm_exp.results.figures import across_tasks, per_task
+from qllm_exp.results.records import keys
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.statistics.comparison import difference
+from qllm_exp.results.tables.sheet import notes_on_missing
+from qllm_exp.results.tables.table import comparison
+from qllm_exp.utils.notebook import shell
 
 # %%
 RUNS = ["runs/baseline_comparison"]
@@ -61,10 +62,10 @@ print("settings of the training that differ:", ", ".join(unequal) or "none")
 comparison(runs)[0]
 
 # %%
-figures.curves(records, missing=missing)
+per_task.curves(records, missing=missing)
 
 # %%
-figures.bars(records, missing=missing)
+per_task.bars(records, missing=missing)
 
 # %% [markdown]
 # ## Over all tasks
@@ -80,21 +81,21 @@ figures.bars(records, missing=missing)
 comparison(runs, rows=(), stat="iqm")[0]
 
 # %%
-across.aggregated_curves(records, missing=missing)
+across_tasks.aggregated_curves(records, missing=missing)
 
 # %% [markdown]
 # A *performance profile* shows the whole distribution instead of one figure: the share of runs with a score above τ. A
 # curve that is higher everywhere is better everywhere; curves that cross say that the answer depends on what one asks for.
 
 # %%
-across.profiles(records, missing=missing)
+across_tasks.profiles(records, missing=missing)
 
 # %% [markdown]
 # The *probability of improvement* asks another question: how likely is a run of X to beat a run of Y on a task drawn at
 # random? It says how often, not by how much.
 
 # %%
-across.improvement(records, missing=missing)
+across_tasks.improvement(records, missing=missing)
 
 # %% [markdown]
 # ## What the intervals say, and what they do not
@@ -102,7 +103,7 @@ across.improvement(records, missing=missing)
 # The differences between two methods, in normalised score, with three answers to "is it chance?":
 
 # %%
-scores = across.common(records).scores("final")
+scores = across_tasks.common(records).scores("final")
 first, *others = keys.methods(records)
 for other in others:
     found = difference(scores[first], scores[other])

@@ -23,17 +23,17 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from qllm_exp.cli import compose_run
+from qllm_exp.config.compose import compose_run
 from qllm_exp.envs import make_env
 from qllm_exp.envs.matrix import PAYOFFS
 from qllm_exp.errors import UserError
-from qllm_exp.notebook import shell
-from qllm_exp.policy import load_policy
-from qllm_exp.results.collect import collect
-from qllm_exp.results.figures import curves
-from qllm_exp.results.rows import read_rows
-from qllm_exp.results.table import comparison
-from qllm_exp.tfcaf.episodes import play
+from qllm_exp.explain.episodes import play
+from qllm_exp.explain.policy import load_policy
+from qllm_exp.results.figures.per_task import curves
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.tables.table import comparison
+from qllm_exp.runs.metrics import read_rows
+from qllm_exp.utils.notebook import shell
 
 print("payoff[action of agent 0][action of agent 1]", *PAYOFFS["climbing"], sep="\n")
 

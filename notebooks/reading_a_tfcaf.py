@@ -20,18 +20,18 @@ import torch
 from IPython.display import Markdown
 from matplotlib import rc_context
 
-from qllm_exp.cli import compose_run
+from qllm_exp.config.compose import compose_run
+from qllm_exp.credit import stored_function
+from qllm_exp.credit.refused import Refused
 from qllm_exp.envs import make_env
+from qllm_exp.explain.attribution import credits, curve, dependence
+from qllm_exp.explain.episodes import random_policy, visited
+from qllm_exp.explain.explain import telling_episode
+from qllm_exp.explain.figures import FONTS, credit_figure
+from qllm_exp.generation.prompt_rendering import state_table
+from qllm_exp.generation.provide import enforced, imported
+from qllm_exp.generation.verify import verify_all
 from qllm_exp.mixers import make_mixer
-from qllm_exp.tfcaf import entry
-from qllm_exp.tfcaf.credit import credits, curve, dependence
-from qllm_exp.tfcaf.episodes import random_policy, visited
-from qllm_exp.tfcaf.explain import telling_episode
-from qllm_exp.tfcaf.explain_figures import FONTS, credit_figure
-from qllm_exp.tfcaf.prompt import state_table
-from qllm_exp.tfcaf.provide import enforced, imported
-from qllm_exp.tfcaf.static_check import Refused
-from qllm_exp.tfcaf.verify import verify_all
 
 # %% [markdown]
 # ## The source and where it comes from
@@ -40,7 +40,7 @@ from qllm_exp.tfcaf.verify import verify_all
 # wrote, give `entry.load` the run's `tfcaf.json`.
 
 # %%
-function = entry.load(entry.bundled("lbf", "8x8-2p-2f-coop-2s"))
+function = stored_function.load(stored_function.bundled("lbf", "8x8-2p-2f-coop-2s"))
 print({**function.provenance, **function.cost})
 print(function.verdict)
 Markdown(f"```python\n{function.source}\n```")

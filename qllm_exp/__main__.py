@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,20 +10,18 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qllm_exp import cli
+from qllm_exp.config import overrides
+from qllm_exp.config.compose import CONF, explain
 from qllm_exp.errors import RunFailed, UserError
-
-_BESIDE = Path(__file__).parent / "conf"  # in a wheel; in a checkout the folder is one level up
-CONF = _BESIDE if _BESIDE.exists() else Path(__file__).parent.parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(composed: DictConfig) -> float:
     """One run in this process. Returns the final evaluation return, so that any Hydra sweeper can optimise it."""
-    from qllm_exp.sweep.single import run_one
+    from qllm_exp.sweep.single_run import run_one
 
     try:
-        cli.check_one_run(HydraConfig.get())
+        overrides.check_one_run(HydraConfig.get())
         return run_one(composed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -36,8 +33,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     try:
-        cli.typed[:] = sys.argv[1:]
-        sys.argv[1:] = cli.arrange([cli.expand_ranges(argument) for argument in sys.argv[1:]])
+        overrides.typed[:] = sys.argv[1:]
+        sys.argv[1:] = overrides.arrange([overrides.expand_ranges(argument) for argument in sys.argv[1:]])
         run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,8 +43,8 @@ def main() -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 3
     except (HydraException, OmegaConfBaseException) as error:
-        overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
-        print(f"error: {cli.explain(error, overrides, CONF)}", file=sys.stderr)
+        typed = [a for a in sys.argv[1:] if not a.startswith("-")]
+        print(f"error: {explain(error, typed, CONF)}", file=sys.stderr)
         return 2
     return 0
 

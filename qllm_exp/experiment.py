@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.tracking.mirror import Mirror
-from qllm_exp.tracking.run_dir import Busy, RunDirectory
+from qllm_exp.runs.run_directory import Busy, RunDirectory
+from qllm_exp.tracking.sidecar import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool, mirror: Mirror
     import torch
 
     from qllm_exp.envs import make_env
-    from qllm_exp.tracking.heartbeat import Heartbeat
+    from qllm_exp.runs.heartbeat import Heartbeat
     from qllm_exp.training.checkpoint import CheckpointStore
     from qllm_exp.training.seeds import derive
     from qllm_exp.training.trainer import Trainer
@@ -170,9 +170,9 @@ def algorithm_of(run: schema.Run, directory: RunDirectory, env: Any) -> Any:
 
     stored = None
     if directory.tfcaf.exists():
-        from qllm_exp.tfcaf import entry
+        from qllm_exp.credit import stored_function
 
-        stored = entry.load(directory.tfcaf)
+        stored = stored_function.load(directory.tfcaf)
     torch.manual_seed(derive(run.seed, "mixer"))
     mixer = make_mixer(run.mixer, env, stored)
     torch.manual_seed(derive(run.seed, "networks"))
@@ -206,17 +206,17 @@ def _finish(run: schema.Run, directory: RunDirectory, trainer: Any, start_s: flo
 
 
 def _progress(directory: RunDirectory, run: schema.Run, start: int) -> Any:
-    from qllm_exp.tracking.console import Progress
+    from qllm_exp.runs.progress_bar import Progress
 
     return Progress(directory.path.name, run.train.total_steps, start)
 
 
 def _write_versions(directory: RunDirectory) -> None:
-    from qllm_exp.networks import native
-    from qllm_exp.tracking.versions import versions
+    from qllm_exp.networks import gru_kernel
+    from qllm_exp.runs.versions import versions
 
     path = directory.path / "versions.json"
-    path.write_text(json.dumps(versions() | {"network_kernel": native.status()}, indent=1) + "\n")
+    path.write_text(json.dumps(versions() | {"network_kernel": gru_kernel.status()}, indent=1) + "\n")
 
 
 def _log_file(path: Path) -> logging.Handler:

@@ -2,8 +2,8 @@
 
 import torch
 
-from qllm_exp import schema
 from qllm_exp.algorithms.base import EpisodeBatch
+from qllm_exp.config import schema
 from qllm_exp.envs import make_env
 
 ENV = make_env(schema.Lbf(num_envs=3), 3, 0)

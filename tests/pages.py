@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from qllm_exp import schema
-from qllm_exp.results.reading import of_name
+from qllm_exp.config import schema
+from qllm_exp.config.load import of_name
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "notebooks" / "methods"

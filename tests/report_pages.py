@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from qllm_exp.tfcaf import entry
+from qllm_exp.credit import stored_function
 
 _NO_END = ("meta",)
 
@@ -71,4 +71,4 @@ def sweep(folder: Path, names: Sequence[str], command: str, started: str = "2026
 
 def give_function(run: Path, env: str = "matrix", task: str = "climbing", **changes: Any) -> None:
     """Put the bundled function of a task into a run's folder, with other texts where they are given."""
-    replace(entry.load(entry.bundled(env, task)), **changes).save(run / "tfcaf.json")
+    replace(stored_function.load(stored_function.bundled(env, task)), **changes).save(run / "tfcaf.json")

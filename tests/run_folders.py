@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from qllm_exp import schema
-from qllm_exp.config import run_name
+from qllm_exp.config import schema
+from qllm_exp.config.load import run_name
 
 STEPS = (0, 50_000, 100_000, 150_000, 200_000)
 

@@ -6,8 +6,8 @@ of them). It may have `REFUSES`, the mixers that it cannot be combined with all 
 
 from typing import Any
 
-from qllm_exp import modules, schema
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch
+from qllm_exp.config import registry, schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.mixers.base import Mixer
@@ -16,7 +16,7 @@ __all__ = ["Algorithm", "EpisodeBatch", "check_combination", "make_algorithm"]
 
 
 def _module(name: str) -> Any:
-    return modules.find("algorithm", name, schema.CHOICES["algorithm"])
+    return registry.find("algorithm", name, schema.CHOICES["algorithm"])
 
 
 def check_combination(algorithm: str, mixer: str) -> None:

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qllm_exp.algorithms.agent_inputs import AgentInputs
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience
-from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.inputs import AgentInputs
-from qllm_exp.algorithms.parameters import FlatParameters, follow, optimiser
-from qllm_exp.algorithms.returns import n_step, td_lambda
-from qllm_exp.algorithms.statistics import RunningMoments
+from qllm_exp.algorithms.flat_parameters import FlatParameters, follow, optimiser
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from qllm_exp.algorithms.running_moments import RunningMoments
+from qllm_exp.algorithms.targets import n_step, td_lambda
+from qllm_exp.config.schema import ActorCritic as OnPolicyConfig
+from qllm_exp.config.schema import AgentsAndCritic as Config
+from qllm_exp.config.schema import Train
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.networks.team import TeamNetwork
-from qllm_exp.schema import ActorCritic as OnPolicyConfig
-from qllm_exp.schema import AgentsAndCritic as Config
-from qllm_exp.schema import Train
+from qllm_exp.networks.agents import TeamNetwork
 
 
 class AgentsAndCritic(Algorithm):

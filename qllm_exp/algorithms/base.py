@@ -110,3 +110,8 @@ class Algorithm(ABC):
     @abstractmethod
     def parameter_counts(self) -> dict[str, int]:
         """Trainable parameters of each part, e.g. {'agent': 31000, 'mixer': 9000}."""
+
+
+def linear(start: float, end: float, steps: int, env_step: int) -> float:
+    """`start` at the first step, `end` from `steps` on, and on the line between them before."""
+    return start + (end - start) * min(1.0, env_step / steps)

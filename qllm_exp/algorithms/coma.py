@@ -36,14 +36,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qllm_exp.algorithms.actor_critic import ActionCritic, ActorCritic, mean
-from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.schedule import linear
+from qllm_exp.algorithms.base import EpisodeBatch, linear
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from qllm_exp.config.schema import Coma as Config
+from qllm_exp.config.schema import Run, Train
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.networks.team import TeamNetwork
-from qllm_exp.schema import Coma as Config
-from qllm_exp.schema import Run, Train
+from qllm_exp.networks.agents import TeamNetwork
 
 ACCEPTS = ("none",)
 

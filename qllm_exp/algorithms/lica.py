@@ -31,12 +31,12 @@ from torch.nn import functional as F
 
 from qllm_exp.algorithms.actor_critic import ActionCritic, ActorCritic, mean
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.parameters import optimiser
+from qllm_exp.algorithms.flat_parameters import optimiser
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from qllm_exp.config.schema import Lica as Config
+from qllm_exp.config.schema import Run, Train
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.schema import Lica as Config
-from qllm_exp.schema import Run, Train
 
 ACCEPTS = ("none",)
 

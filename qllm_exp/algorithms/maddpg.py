@@ -26,13 +26,13 @@ from torch.nn import functional as F
 
 from qllm_exp.algorithms.actor_critic import AgentsAndCritic, mean
 from qllm_exp.algorithms.base import EpisodeBatch, Experience
-from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.parameters import FlatParameters, follow
+from qllm_exp.algorithms.flat_parameters import FlatParameters, follow
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from qllm_exp.config.schema import Maddpg as Config
+from qllm_exp.config.schema import Run, Train
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.networks.team import TeamNetwork
-from qllm_exp.schema import Maddpg as Config
-from qllm_exp.schema import Run, Train
+from qllm_exp.networks.agents import TeamNetwork
 
 ACCEPTS = ("none",)
 

@@ -21,11 +21,11 @@ Where it deviates from the publication, the defaults are those of EPyMARL (Papou
 from torch import Tensor
 
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.proximal import Proximal
+from qllm_exp.algorithms.ppo import Proximal
+from qllm_exp.config.schema import Mappo as Config
+from qllm_exp.config.schema import Run
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.schema import Mappo as Config
-from qllm_exp.schema import Run
 
 ACCEPTS = ("none",)
 

@@ -37,14 +37,14 @@ from torch.nn import functional as F
 
 from qllm_exp.algorithms.actor_critic import mean
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.parameters import FlatParameters, optimiser
+from qllm_exp.algorithms.flat_parameters import FlatParameters, optimiser
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.algorithms.q_learning import Further, QLearning, Values
+from qllm_exp.config.schema import Maser as Config
+from qllm_exp.config.schema import Run, Train
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Joint, Mixer
-from qllm_exp.networks.dense import mlp
-from qllm_exp.schema import Maser as Config
-from qllm_exp.schema import Run, Train
+from qllm_exp.networks.layers import mlp
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer
 

@@ -20,18 +20,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience
-from qllm_exp.algorithms.inputs import AgentInputs
-from qllm_exp.algorithms.mixing import mixing_loss
-from qllm_exp.algorithms.parameters import FlatParameters, follow, optimiser
-from qllm_exp.algorithms.returns import n_step, td_lambda
-from qllm_exp.algorithms.schedule import linear
-from qllm_exp.algorithms.statistics import RunningMoments
+from qllm_exp.algorithms.agent_inputs import AgentInputs
+from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience, linear
+from qllm_exp.algorithms.flat_parameters import FlatParameters, follow, optimiser
+from qllm_exp.algorithms.running_moments import RunningMoments
+from qllm_exp.algorithms.targets import n_step, td_lambda
+from qllm_exp.config.schema import QLearning as Config
+from qllm_exp.config.schema import Run, Train
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.mixers.base import Joint, Mixer, greedy
-from qllm_exp.networks.team import TeamNetwork
-from qllm_exp.schema import QLearning as Config
-from qllm_exp.schema import Run, Train
+from qllm_exp.mixers.base import Joint, Mixer, greedy, mixing_loss
+from qllm_exp.networks.agents import TeamNetwork
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer
 _MIXER = "mixer."  # how the names of the mixer's parameters begin, among those of a policy

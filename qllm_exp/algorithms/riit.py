@@ -36,13 +36,12 @@ from torch.nn import functional as F
 
 from qllm_exp.algorithms.actor_critic import ActionCritic, mean
 from qllm_exp.algorithms.base import EpisodeBatch, Experience
-from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.mixing import mixing_loss
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from qllm_exp.config.schema import Riit as Config
+from qllm_exp.config.schema import Run, Train
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.mixers.base import Joint, Mixer
-from qllm_exp.networks.team import FeedForwardAgent, TeamNetwork
-from qllm_exp.schema import Riit as Config
-from qllm_exp.schema import Run, Train
+from qllm_exp.mixers.base import Joint, Mixer, mixing_loss
+from qllm_exp.networks.agents import FeedForwardAgent, TeamNetwork
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer, but for
 REFUSES = dict.fromkeys(

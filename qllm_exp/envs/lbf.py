@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
+from qllm_exp.config.schema import Lbf
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 from qllm_exp.errors import UserError, nearest
-from qllm_exp.schema import Lbf
 
 ACTIONS = ("none", "north", "south", "west", "east", "load")
 MAX_PLAYER_LEVEL = 2

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qllm_exp import modules
+from qllm_exp.config import registry
 from qllm_exp.errors import UserError
 
 Message = dict[str, str]  # {'role': 'system' | 'user' | 'assistant', 'content': text}
@@ -83,7 +83,7 @@ class Backend(ABC):
 
 def make_backend(config: Any) -> Backend:
     """The backend of an `llm` configuration; UserError where it has none."""
-    backend: Backend = modules.find("llm", config.backend, BACKENDS).make(config)
+    backend: Backend = registry.find("llm", config.backend, BACKENDS).make(config)
     return backend
 
 

@@ -9,10 +9,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.files import write_atomically
 from qllm_exp.llm import Backend, CallFailed, Message, Reply, Request
+from qllm_exp.utils.files import write_atomically
 
 
 def make(config: schema.Folder) -> Backend:

@@ -21,11 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, CallFailed, Reply, Request
 from qllm_exp.llm.redaction import redacted, without_secrets
-from qllm_exp.words import count
+from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
 

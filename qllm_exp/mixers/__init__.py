@@ -6,7 +6,7 @@ sizes, state layout and task it is for, and the stored credit-assignment functio
 
 from typing import Any
 
-from qllm_exp import modules, schema
+from qllm_exp.config import registry, schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
 
@@ -15,5 +15,5 @@ __all__ = ["Mixer", "make_mixer"]
 
 def make_mixer(config: Any, env: TeamEnv, tfcaf: Any = None) -> Mixer:
     """Build the mixer that `config.name` names."""
-    mixer: Mixer = modules.find("mixer", config.name, schema.CHOICES["mixer"]).make(config, env, tfcaf)
+    mixer: Mixer = registry.find("mixer", config.name, schema.CHOICES["mixer"]).make(config, env, tfcaf)
     return mixer

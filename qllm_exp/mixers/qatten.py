@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.envs.layout import StateLayout
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.networks.dense import ParallelLinear, side_by_side
+from qllm_exp.networks.layers import ParallelLinear, side_by_side
 
 
 class Qatten(Mixer):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Joint, Mixer
-from qllm_exp.networks.dense import ParallelLinear, side_by_side
+from qllm_exp.networks.layers import ParallelLinear, side_by_side
 
 _ABOVE_ZERO = 1e-10  # what keeps w and lambda positive where a network's output is 0
 

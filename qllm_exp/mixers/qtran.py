@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Joint, Mixer
-from qllm_exp.networks.dense import mlp
+from qllm_exp.networks.layers import mlp
 
 
 class Qtran(Mixer):

@@ -24,17 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qllm_exp.credit.probe_states import extreme_states
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.tfcaf.probes import extreme_states
 
 
 class Tfcaf(Mixer):
     """Runs the tensor program of a stored function.
 
     Args:
-        program: (agents_q [B, n], state [B, S]) -> [B, 1], qllm_exp.tfcaf.program.Program.
+        program: (agents_q [B, n], state [B, S]) -> [B, 1], qllm_exp.credit.program.Program.
         affine: whether the program is affine in agents_q.
         enforce: whether the IGM gate is on.
     """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qllm_exp.networks import native
+from qllm_exp.networks import gru_kernel
 
 
 class RecurrentAgent(nn.Module):
@@ -31,14 +31,14 @@ class RecurrentAgent(nn.Module):
     def step(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """One step for acting, without gradients: inputs [R, I], hidden [R, H] -> q [R, A], next hidden [R, H]."""
         if self._runs_natively(inputs):
-            return native.step(inputs, hidden, self._weights())
+            return gru_kernel.step(inputs, hidden, self._weights())
         x, last = self._sequence(F.relu(self.fc_in(inputs))[None], hidden)
         return self.fc_out(x[0]), last
 
     def unroll(self, inputs: Tensor) -> Tensor:
         """q [T, R, A] for whole sequences inputs [T, R, I] from the zero hidden state, differentiable."""
         if self._runs_natively(inputs):
-            return native.unroll(inputs, self._weights())
+            return gru_kernel.unroll(inputs, self._weights())
         x, _ = self._sequence(F.relu(self.fc_in(inputs)), self.initial_hidden(inputs.shape[1], inputs.device))
         q: Tensor = self.fc_out(x)
         return q
@@ -50,7 +50,7 @@ class RecurrentAgent(nn.Module):
             and inputs.dtype == self.fc_in.weight.dtype == torch.float32
             and inputs.numel() > 0
             and not (inputs.requires_grad and torch.is_grad_enabled())
-            and native.available()
+            and gru_kernel.available()
         )
 
     def _weights(self) -> list[Tensor]:

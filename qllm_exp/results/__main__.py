@@ -6,25 +6,18 @@ import sys
 from collections.abc import Sequence
 
 from qllm_exp.errors import UserError
-from qllm_exp.results import (
-    command_dashboard,
-    command_figures,
-    command_report,
-    command_sync,
-    command_table,
-    sources,
-    watch,
-)
-
-_MODULES = (command_table, command_figures, command_report, watch, command_sync, command_dashboard)
+from qllm_exp.explain import watch
+from qllm_exp.results import commands, dashboard_plan
+from qllm_exp.results.records import sources
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit codes: 0 all done, 1 a run could not be done, 2 nothing was started or written."""
     parser = argparse.ArgumentParser(prog="python -m qllm_exp.results", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in _MODULES:
-        module.add_parser(commands)
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parsers(choices)
+    watch.add_parser(choices)
+    dashboard_plan.add_parser(choices)
     given = parser.parse_args(arguments)
     try:
         folders = getattr(given, "folders", ())

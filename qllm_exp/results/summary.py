@@ -4,10 +4,9 @@ import logging
 from pathlib import Path
 
 from qllm_exp.errors import UserError
-from qllm_exp.results.collect import collect
-from qllm_exp.results.formats import markdown
-from qllm_exp.results.sheet import notes_on_missing
-from qllm_exp.results.table import comparison
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.tables.sheet import markdown, notes_on_missing
+from qllm_exp.results.tables.table import comparison
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ def summarise(folder: Path) -> None:
     runs = "\n".join(f"- {one.name}" for one in found.finished)
     (folder / "table.md").write_text(f"{text}\nFrom the runs:\n\n{runs}\n")
     try:
-        from qllm_exp.results.figures import curves  # matplotlib is slow to import
+        from qllm_exp.results.figures.per_task import curves  # matplotlib is slow to import
 
         curves(found.finished, folder / "curves.png", notes_on_missing(found))
         drawn = str(folder / "curves.png")

@@ -6,62 +6,27 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from omegaconf import DictConfig
 
-from qllm_exp import cli
+from qllm_exp.config import overrides
+from qllm_exp.config.schema import Run
 from qllm_exp.errors import UserError, choose
-from qllm_exp.preparation import Prepared, Settle
 from qllm_exp.results.summary import summarise
-from qllm_exp.schema import Run
-from qllm_exp.sweep.compose import Overrides
-from qllm_exp.sweep.display import failure, python
-from qllm_exp.sweep.estimate import estimate
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.run_state import DONE, QUEUED, RUNNING
+from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.sweep.fast_compose import Overrides
+from qllm_exp.sweep.launcher import Launcher, Work
 from qllm_exp.sweep.plan import Plan, digits, make_plan
 from qllm_exp.sweep.pool import Ended
-from qllm_exp.sweep.record import Sweep
-from qllm_exp.sweep.state import DONE, QUEUED, RUNNING
-from qllm_exp.tracking.run_dir import RunDirectory
-from qllm_exp.words import count
+from qllm_exp.sweep.prepare import Prepared
+from qllm_exp.sweep.progress import failure, python
+from qllm_exp.sweep.time_estimate import estimate
+from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
-
-
-class Launcher(Protocol):
-    """Where runs are run."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether `start` returns only when the runs have ended."""
-
-    def options(self) -> dict[str, Any]:
-        """For the sweep's record: 'name' and what it was made with."""
-
-    def settle(self) -> Settle:
-        """From a device as configured to that of the runs. UserError where nothing can be started."""
-
-    def at_a_time(self, device: str) -> int:
-        """Runs at a time, at most."""
-
-    def start(self, sweep: Sweep, work: "Work") -> list[Ended]:
-        """Start runs. How those ended that did before this returns."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Runs to start.
-
-    Attributes:
-        directories: of these runs. create: makes a folder ready, before its run starts.
-        running, queued: runs of the same sweep that somebody else has. device: 'cuda' when GPUs are to be handed round.
-    """
-
-    directories: Sequence[RunDirectory]
-    create: Callable[[RunDirectory], None] = lambda directory: None
-    running: Sequence[RunDirectory] = ()
-    queued: Sequence[RunDirectory] = ()
-    device: str = "cpu"
 
 
 @dataclass
@@ -96,7 +61,7 @@ def launch(
     if plan.asked.dry_run and not whole:
         raise UserError("--dry-run is for sweeps of hydra/sweeper=grid: another sweeper decides as it goes.")
     if not whole:  # one folder for all its parts
-        plan.asked = replace(plan.asked, name=plan.asked.name or f"sweep_{digits(shlex.join(cli.typed))}")
+        plan.asked = replace(plan.asked, name=plan.asked.name or f"sweep_{digits(shlex.join(overrides.typed))}")
     if plan.generated:
         log.info("%s", _spent(plan.generated))
     if not plan.pending:
@@ -197,7 +162,7 @@ def _tidy(directory: RunDirectory) -> None:
 
 def _spent(functions: Sequence[Path]) -> str:
     """What the language models were asked for, in words."""
-    from qllm_exp.tfcaf.entry import load
+    from qllm_exp.credit.stored_function import load
 
     costs = [load(path).cost for path in functions]
     prices = [cost["usd"] for cost in costs]

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from qllm_exp.config.device import Settle, settle_device
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import INTERRUPTED
-from qllm_exp.preparation import Settle, settle_device
-from qllm_exp.sweep.display import Display
-from qllm_exp.sweep.launch import Work
+from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.pool import Ended, Pool, slots
-from qllm_exp.sweep.record import Sweep
-from qllm_exp.words import count
+from qllm_exp.sweep.progress import Display
+from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qllm_exp import schema
+from qllm_exp.config import schema
+from qllm_exp.config.device import Settle, settle_device
 from qllm_exp.errors import UserError
-from qllm_exp.preparation import Prepared, Settle, check, missing_function, prepare, settle_device
-from qllm_exp.sweep.compose import Composer, Overrides, varying_keys
-from qllm_exp.sweep.queue import Queue
-from qllm_exp.sweep.state import DONE, QUEUED, RUNNING, RunState, state_of
-from qllm_exp.words import count
+from qllm_exp.runs.run_state import DONE, QUEUED, RUNNING, RunState, state_of
+from qllm_exp.runs.slurm_queue import Queue
+from qllm_exp.sweep.fast_compose import Composer, Overrides, varying_keys
+from qllm_exp.sweep.prepare import Prepared, check, missing_function, prepare
+from qllm_exp.utils.text import count
 
 FAULTS = 20  # different ones that are shown
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import BUSY, INTERRUPTED
-from qllm_exp.sweep.nursery import Child, Nursery
-from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.sweep.fork_server import Child, Nursery
 
 POLL_S = 0.1
 BUSY_S = 1.0  # seconds between looks at a run that another process has

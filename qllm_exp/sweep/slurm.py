@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qllm_exp.config.device import Settle
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import INTERRUPTED
-from qllm_exp.files import write_atomically
-from qllm_exp.preparation import Settle
-from qllm_exp.sweep.display import ending, python
-from qllm_exp.sweep.launch import Work
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.run_state import DONE, FAILED, QUEUED, RUNNING, state_of
+from qllm_exp.runs.slurm_queue import JOBS, PACKS, Queue
+from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.pool import Ended
-from qllm_exp.sweep.queue import JOBS, PACKS, Queue
-from qllm_exp.sweep.record import Sweep
-from qllm_exp.sweep.state import DONE, FAILED, QUEUED, RUNNING, state_of
-from qllm_exp.tracking.run_dir import RunDirectory
-from qllm_exp.words import count
+from qllm_exp.sweep.progress import ending, python
+from qllm_exp.utils.files import write_atomically
+from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Slurm:
 
     def _submit(self, sweep: Sweep, packs: Sequence[Sequence[RunDirectory]], work: Work) -> None:
         """Submit one array."""
-        from qllm_exp.sweep.submit import PARAMETERS
+        from qllm_exp.sweep.slurm_submit import PARAMETERS
 
         token = secrets.token_hex(3)
         folder = (sweep.path / JOBS / token).absolute()
@@ -188,7 +188,7 @@ class Slurm:
 
 def _hand_over(folder: Path) -> tuple[str, list[str]]:
     """The job's number, or '' and what Slurm said against it. Ctrl-C has to wait until it is known which of the two."""
-    command = [sys.executable, "-m", "qllm_exp.sweep.submit", str(folder)]
+    command = [sys.executable, "-m", "qllm_exp.sweep.slurm_submit", str(folder)]
     pipe = subprocess.PIPE
     asked: list[int] = []
     before = {

@@ -7,9 +7,9 @@ import torch
 
 from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.training.clock import Clock
 from qllm_exp.training.replay import Episodes
 from qllm_exp.training.rollout import rollout
+from qllm_exp.training.timer import Clock
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.training.clock import Clock
 from qllm_exp.training.replay import Episodes
+from qllm_exp.training.timer import Clock
 
 _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}  # asking whether all copies are done makes a GPU wait
 

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from qllm_exp.algorithms.base import Algorithm
+from qllm_exp.config.schema import Train
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import RunFailed
-from qllm_exp.schema import Train
 from qllm_exp.training.checkpoint import CheckpointStore
-from qllm_exp.training.clock import Clock
 from qllm_exp.training.evaluation import EvaluationResult, evaluate
 from qllm_exp.training.replay import Episodes, Experience, ReplayBuffer
 from qllm_exp.training.rollout import rollout
 from qllm_exp.training.seeds import derive
+from qllm_exp.training.timer import Clock
 
 LOG_EVERY = 10_000  # environment steps between rows of training figures
 

@@ -12,10 +12,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from qllm_exp import schema
-from qllm_exp.config import run_name, to_dict
-from qllm_exp.results.collect import collect
-from qllm_exp.tfcaf.entry import BUNDLED
+from qllm_exp.config import schema
+from qllm_exp.config.load import run_name, to_dict
+from qllm_exp.credit.stored_function import BUNDLED
+from qllm_exp.results.records.collect import collect
 
 EVALUATIONS, TRAINING = 40, 200
 RATES = 10

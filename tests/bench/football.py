@@ -14,7 +14,7 @@ import gfootball.env
 import numpy as np
 import torch
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.envs import make_env
 
 MATCHES = 16

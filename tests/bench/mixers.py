@@ -32,12 +32,12 @@ def main() -> None:
 def measure(rounds: int, device: str) -> list[dict[str, Any]]:
     import torch
 
-    from qllm_exp import schema
+    from qllm_exp.config import schema
+    from qllm_exp.credit.probe_states import extreme_states, task_states
+    from qllm_exp.credit.stored_function import BUNDLED, load
     from qllm_exp.envs import make_env
     from qllm_exp.mixers.qmix import Qmix
     from qllm_exp.mixers.tfcaf import Tfcaf
-    from qllm_exp.tfcaf.entry import BUNDLED, load
-    from qllm_exp.tfcaf.probes import extreme_states, task_states
 
     torch.set_num_threads(1)
     found = []

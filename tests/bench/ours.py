@@ -37,18 +37,19 @@ def main() -> None:
 def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
     import torch
 
-    from qllm_exp import config, experiment
+    from qllm_exp import experiment
     from qllm_exp.algorithms import make_algorithm
+    from qllm_exp.config.load import load_run, with_num_envs
+    from qllm_exp.credit import stored_function
     from qllm_exp.envs import make_env
     from qllm_exp.mixers import make_mixer
-    from qllm_exp.networks import native
-    from qllm_exp.tfcaf import entry
+    from qllm_exp.networks import gru_kernel
     from qllm_exp.training.trainer import Trainer
 
     torch.set_num_threads(1)
     experiment.keep_freed_memory()
     env_name, mixer, hidden, batch, steps_per_update = SETTINGS[setting]
-    run = config.load(
+    run = load_run(
         {
             "env": {"name": env_name, "num_envs": num_envs or "auto"},
             "mixer": mixer,
@@ -56,9 +57,9 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
             "train": {"name": "fair", "hidden": hidden, "batch_episodes": batch, "steps_per_update": steps_per_update},
         }
     )
-    run = config.with_num_envs(run, device.partition(":")[0])
+    run = with_num_envs(run, device.partition(":")[0])
     env = make_env(run.env, run.env.num_envs, 0, device)
-    stored = entry.load(entry.bundled(env_name, run.env.task)) if mixer["name"] == "tfcaf" else None
+    stored = stored_function.load(stored_function.bundled(env_name, run.env.task)) if mixer["name"] == "tfcaf" else None
     algorithm = make_algorithm(run, env, make_mixer(run.mixer, env, stored))
     trainer = Trainer(run.train, env, algorithm, 0, lambda _: 0, lambda _: None, lambda: False, exact_clock=True)
     trainer.cycle()
@@ -87,7 +88,7 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
         "startup_s": startup,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "num_envs": env.num_envs,
-        "kernel": native.status(),
+        "kernel": gru_kernel.status(),
     }
 
 

@@ -30,7 +30,7 @@ def hydras_way(count: int) -> float:
     """Seconds that Hydra takes to compose `count` configurations, as its own sweepers do, one by one."""
     from hydra import compose, initialize_config_dir
 
-    from qllm_exp.__main__ import CONF
+    from qllm_exp.config.compose import CONF
 
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         begin = time.perf_counter()

@@ -38,8 +38,9 @@ def measure(task: str, rounds: int, device: str, only: list[str] | None) -> dict
     """Milliseconds of an update in every round: by learner, then by whose actions."""
     import torch
 
-    from qllm_exp import experiment, schema
+    from qllm_exp import experiment
     from qllm_exp.algorithms.base import EpisodeBatch
+    from qllm_exp.config import schema
     from qllm_exp.envs import make_env
 
     class Given:
@@ -77,7 +78,7 @@ def measure(task: str, rounds: int, device: str, only: list[str] | None) -> dict
 
 def names(only: list[str] | None) -> list[str]:
     """'q_learning+MIXER' for every mixer, the basis first, then the other algorithms."""
-    from qllm_exp import schema
+    from qllm_exp.config import schema
 
     mixers = [f"q_learning+{name}" for name in schema.CHOICES["mixer"]]
     others = [name for name in schema.CHOICES["algorithm"] if name != "q_learning"]
@@ -86,20 +87,20 @@ def names(only: list[str] | None) -> list[str]:
 
 
 def learner(task: str, name: str, env: Any) -> Any:
-    from qllm_exp import modules, schema
     from qllm_exp.algorithms import make_algorithm
+    from qllm_exp.config import registry, schema
+    from qllm_exp.credit import stored_function
     from qllm_exp.mixers import make_mixer
-    from qllm_exp.tfcaf import entry
 
     algorithm, _, mixer = name.partition("+")
-    accepts = modules.find("algorithm", algorithm, schema.CHOICES["algorithm"]).ACCEPTS
+    accepts = registry.find("algorithm", algorithm, schema.CHOICES["algorithm"]).ACCEPTS
     mixer = mixer or ("qmix" if accepts is None or "qmix" in accepts else accepts[0])
     run = schema.Run(
         env=schema.CHOICES["env"][task](),
         algorithm=schema.CHOICES["algorithm"][algorithm](),
         mixer=schema.CHOICES["mixer"][mixer](),
     )
-    stored = entry.load(entry.bundled(task, run.env.task)) if mixer == "tfcaf" else None
+    stored = stored_function.load(stored_function.bundled(task, run.env.task)) if mixer == "tfcaf" else None
     return make_algorithm(run, env, make_mixer(run.mixer, env, stored))
 
 
@@ -107,9 +108,9 @@ def episodes(env: Any, explorer: Any) -> Any:
     """One episode of every copy of the environment, with random actions."""
     import torch
 
-    from qllm_exp.training.clock import Clock
     from qllm_exp.training.replay import Episodes, ReplayBuffer
     from qllm_exp.training.rollout import rollout
+    from qllm_exp.training.timer import Clock
 
     new, kept = Episodes(env, EPISODES), ReplayBuffer(env, EPISODES)
     generator = torch.Generator(env.device)

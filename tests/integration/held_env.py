@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.envs import matrix
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from qllm_exp import schema
 from qllm_exp.algorithms import q_learning
+from qllm_exp.config import schema
 
 ACCEPTS = ("qmix",)
 

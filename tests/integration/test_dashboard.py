@@ -12,10 +12,10 @@ from loopback_wandb import LoopbackWandb
 from run_folders import make, of
 from tracked import environment
 
-from qllm_exp import schema
+from qllm_exp.config import schema
+from qllm_exp.credit.stored_function import bundled
 from qllm_exp.results.__main__ import main
-from qllm_exp.tfcaf.entry import bundled
-from qllm_exp.tracking import login
+from qllm_exp.tracking import wandb_login
 
 ADDRESS = "wandb://team/p/figure_1"
 TASKS = {"lbf/8x8-2p-2f-coop-2s": "tasks/lbf/8x8-2p-2f-coop-2s", "mpe/simple_spread": "tasks/mpe/simple_spread"}
@@ -50,8 +50,8 @@ def logged_in(server: LoopbackWandb, tmp_path_factory: pytest.TempPathFactory, m
     home.mkdir(exist_ok=True)
     for name, value in (environment(server, home) | {"XDG_CACHE_HOME": str(home)}).items():
         monkeypatch.setenv(name, value)
-    login.logged_in.cache_clear()
-    login.server.cache_clear()
+    wandb_login.logged_in.cache_clear()
+    wandb_login.server.cache_clear()
 
 
 def spec_of(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -161,8 +161,8 @@ def test_what_cannot_be_is_one_clear_line(server: LoopbackWandb, capfd: pytest.C
 
 def test_where_nothing_varies_there_is_no_ablation(tmp_path: Path) -> None:
     from qllm_exp.errors import UserError
-    from qllm_exp.results.command_dashboard import plan
-    from qllm_exp.results.sources import Project
+    from qllm_exp.results.dashboard_plan import plan
+    from qllm_exp.results.records.sources import Project
 
     paths = [make(tmp_path, of(mixer, seed), 0.5) for mixer in ("qmix", "vdn") for seed in range(2)]
     found = Project("team", "p", "", tuple(paths))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from loopback_llm import Call, Loopback
 
-from qllm_exp.__main__ import CONF
+from qllm_exp.config.compose import CONF
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 ASKING = {"evaluator", "rounds", "candidates", "feedback", "state_description", "llm"}  # ablations that ask a model

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qllm_exp.sweep.nursery import ONE_THREAD
+from qllm_exp.sweep.fork_server import ONE_THREAD
 
 # Ends the process with 99 if it forks with more threads than one, or after a backward pass. A build of torch without CUDA starts
 # no threads for backward passes, so that a fork after one works there; with CUDA it does not.
@@ -49,12 +49,12 @@ def test_the_watch_sees_a_fork_after_a_backward_pass(tmp_path: Path) -> None:
 
 def test_candidates_are_forked_from_a_process_that_has_started_no_thread(tmp_path: Path) -> None:
     request = {"sources": [SOURCE] * 2, "states": [[0.5]] * 7, "n_agents": 2, "timeout_s": 60, "memory": 1 << 30}
-    done = watched("from qllm_exp.tfcaf.child import main; main()", json.dumps(request), tmp_path)
+    done = watched("from qllm_exp.generation.sandbox_child import main; main()", json.dumps(request), tmp_path)
     assert done.returncode == 0, done.stderr
     assert all("program" in result for result in json.loads(done.stdout)["results"]), done.stdout
 
 
 def test_runs_are_forked_from_a_process_that_has_started_no_thread(tmp_path: Path) -> None:
     order = {"number": 0, "path": str(tmp_path), "gpu": "", "cores": None}
-    done = watched("from qllm_exp.sweep.nursery import _serve; _serve()", json.dumps(order) + "\n", tmp_path)
+    done = watched("from qllm_exp.sweep.fork_server import _serve; _serve()", json.dumps(order) + "\n", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from loopback_llm import DROP, Answer, Call, Loopback, failure
 
-from qllm_exp.tfcaf import provide
-from qllm_exp.tfcaf.__main__ import main
+from qllm_exp.generation import provide
+from qllm_exp.tfcaf import main
 
 KEY = "sk-planted-7f3a9c21d4e8b605"
 HEAD = "import torch\n\n\ndef credit_assignment(agents_q, global_state):\n"
@@ -248,7 +248,7 @@ import os, sys
 import torch
 from qllm_exp.tfcaf import provide
 from qllm_exp.tfcaf import entry
-from qllm_exp.tfcaf.__main__ import _run
+from qllm_exp.tfcaf import _run
 torch.set_num_threads(1)  # a process with threads is not to be forked
 run = _run(sys.argv[1:])
 provide.locate(run)  # what does not depend on the process is done once

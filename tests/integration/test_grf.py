@@ -10,10 +10,10 @@ import torch
 from football import RIGHT, SHOT, joint_action, restricted, wrappers
 from gfootball.env import scenario_builder
 
+from qllm_exp.config.schema import Grf
 from qllm_exp.envs import Step, make_env
-from qllm_exp.envs.grf import FootballEnv, engine_seed, tasks
+from qllm_exp.envs.grf.env import FootballEnv, engine_seed, tasks
 from qllm_exp.errors import UserError
-from qllm_exp.schema import Grf
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gym's
 

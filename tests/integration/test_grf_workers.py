@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from qllm_exp.envs._grf_pool import WorkerError
-from qllm_exp.envs.grf import FootballEnv, make
-from qllm_exp.schema import Grf
+from qllm_exp.config.schema import Grf
+from qllm_exp.envs.grf.env import FootballEnv, make
+from qllm_exp.envs.grf.pool import WorkerError
 
 START = """
 import sys, torch
 from qllm_exp.envs import make_env
-from qllm_exp.schema import Grf
+from qllm_exp.config.schema import Grf
 env = make_env(Grf(workers=2), 2, 0)
 env.reset()
 print(*[worker.pid for worker in env.pool.workers], flush=True)

@@ -35,8 +35,8 @@ from loopback_llm import (
 )
 from omegaconf import OmegaConf
 
-from qllm_exp import schema
-from qllm_exp.__main__ import CONF
+from qllm_exp.config import schema
+from qllm_exp.config.compose import CONF
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, CallFailed, Reply, Request, make_backend, online
 from qllm_exp.llm.redaction import redacted

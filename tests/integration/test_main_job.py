@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qllm_exp.tfcaf.entry import bundled
+from qllm_exp.credit.stored_function import bundled
 
 HERE = Path(__file__).parent
 OTHERS_FUNCTION = bundled("lbf", "8x8-2p-2f-coop-2s")

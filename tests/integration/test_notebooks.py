@@ -12,12 +12,12 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from run_folders import make, of
 
-from qllm_exp.results.cells import Cell
-from qllm_exp.results.collect import collect
-from qllm_exp.results.comparison import permutation_test
-from qllm_exp.results.formats import markdown
-from qllm_exp.results.table import ablation, comparison
-from qllm_exp.tfcaf import entry
+from qllm_exp.credit import stored_function
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.statistics.comparison import permutation_test
+from qllm_exp.results.tables.pivot import Cell
+from qllm_exp.results.tables.sheet import markdown
+from qllm_exp.results.tables.table import ablation, comparison
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 
@@ -125,7 +125,7 @@ def test_ablation(copy: Path) -> None:
 
 def test_reading_a_tfcaf(copy: Path) -> None:
     notebook = execute(copy / "reading_a_tfcaf.py")
-    bundled = entry.load(entry.bundled("lbf", "8x8-2p-2f-coop-2s"))
+    bundled = stored_function.load(stored_function.bundled("lbf", "8x8-2p-2f-coop-2s"))
     texts = shown(notebook, "text/markdown")
     assert bundled.source in texts[0] and "all agent fields" in texts[2]
     assert len(shown(notebook, "image/png")) == 4
@@ -138,6 +138,6 @@ def test_reading_a_tfcaf(copy: Path) -> None:
     assert re.search(r"^episode \d+: return 0?\.?[1-9]", said, re.MULTILINE), "something is paid in the episode shown"
     stages = re.findall(r": refused \((\w+)\): ", said)
     assert stages == ["run", "probe", "probe", "probe", "static"]
-    mine = entry.load(copy / "runs" / "nearer.json")
+    mine = stored_function.load(copy / "runs" / "nearer.json")
     assert (mine.env, mine.task) == ("lbf", bundled.task) and mine.program != bundled.program
     assert "weights = torch.softmax(-0.3 * steps.amin(dim=2), dim=1)" in mine.source

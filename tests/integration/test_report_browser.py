@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from report_pages import give_function, sweep
 from run_folders import make, of, unfinished
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.results.__main__ import main
 
 FLAGS = (

@@ -12,11 +12,11 @@ from hydra import compose, initialize_config_dir
 from loopback_wandb import LoopbackWandb
 from tracked import SHORT, environment
 
-from qllm_exp import config
-from qllm_exp.__main__ import CONF
-from qllm_exp.preparation import prepare
-from qllm_exp.tracking.mirrored import BY_TASK, Sent, run_id
-from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.config.compose import CONF
+from qllm_exp.config.load import load_run
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.sweep.prepare import prepare
+from qllm_exp.tracking.wandb_payload import BY_TASK, Sent, run_id
 
 SECRET = "planted-secret-4711"
 HELD = [*SHORT, "env.name=held_env", "train.checkpoint.every_s=0", "train.checkpoint.max_share=1"]
@@ -25,7 +25,7 @@ HELD = [*SHORT, "env.name=held_env", "train.checkpoint.every_s=0", "train.checkp
 def made(folder: Path, *overrides: str) -> RunDirectory:
     """A run folder that is ready to start."""
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        ready = prepare(config.load(compose("config", [*overrides, f"dir={folder}"])))
+        ready = prepare(load_run(compose("config", [*overrides, f"dir={folder}"])))
     ready.directory.create(ready.run, ready.tfcaf)
     return ready.directory
 
@@ -101,7 +101,7 @@ def wait_for(what, seconds=60.0):
 def mirrors(directory: RunDirectory) -> list[psutil.Process]:
     """Processes that send this run: ours, and the client's core."""
     mine = [p for p in psutil.process_iter(["cmdline"]) if str(directory.path) in (p.info["cmdline"] or [])]
-    mine = [p for p in mine if "qllm_exp.tracking.wandb_mirror" in p.info["cmdline"]]
+    mine = [p for p in mine if "qllm_exp.tracking.wandb_upload" in p.info["cmdline"]]
     return [*mine, *(child for p in mine for child in p.children())]
 
 
@@ -262,7 +262,7 @@ def test_sync_sends_what_is_new_and_no_row_of_another_folder(server, home, tmp_p
 def test_a_run_whose_beginning_was_never_answered_is_begun_again_by_the_same_process(server, home, tmp_path):
     directory = by_hand(tmp_path / "r" / "run", 3, "finished")
     server.swallowed = {"UpsertBucket"}
-    command = [sys.executable, "-m", "qllm_exp.tracking.wandb_mirror", "--once", "--timeout", "2"]
+    command = [sys.executable, "-m", "qllm_exp.tracking.wandb_upload", "--once", "--timeout", "2"]
     given = environment(server, home)
     with subprocess.Popen(command, env=given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         print(directory.path, file=process.stdin, flush=True)
@@ -305,4 +305,4 @@ def test_help_does_not_import_the_client(home):
     command = [sys.executable, "-X", "importtime", "-m", "qllm_exp", "--help"]
     done = subprocess.run(command, env=environment(None, home), cwd=home, capture_output=True, text=True, timeout=100)
     names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert done.returncode == 0 and "qllm_exp.cli" in names and "wandb" not in names
+    assert done.returncode == 0 and "qllm_exp.config.overrides" in names and "wandb" not in names

@@ -14,11 +14,11 @@ from loopback_wandb import LoopbackWandb, Run
 from run_folders import make, of
 from tracked import SHORT, environment
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.results.__main__ import main
-from qllm_exp.results.collect import collect
-from qllm_exp.results.sources import Address, read
-from qllm_exp.tracking import login, mirror
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.records.sources import Address, read
+from qllm_exp.tracking import sidecar, wandb_login
 
 SWEEP = "wandb://team/p/figure_1"
 BY_HAND = "wandb://team/by_hand"
@@ -89,8 +89,8 @@ def logged_in(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def forget_login() -> None:
-    login.logged_in.cache_clear()
-    login.server.cache_clear()
+    wandb_login.logged_in.cache_clear()
+    wandb_login.server.cache_clear()
 
 
 def said(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
@@ -295,7 +295,7 @@ def test_a_server_that_says_nothing_is_given_up(logged_in: World, tmp_path: Path
     )
     command = [sys.executable, "-c", code, str(tmp_path), "team", "p", ""]
     try:
-        done = subprocess.run(command, env=mirror.environment(), capture_output=True, text=True, timeout=25)
+        done = subprocess.run(command, env=sidecar.environment(), capture_output=True, text=True, timeout=25)
     finally:
         logged_in.server.wait_s = 0
     assert done.returncode == 2 and "no answer for 1 s" in json.loads(done.stdout)["error"]

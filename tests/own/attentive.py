@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from qllm_exp.config.schema import Env, number
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 from qllm_exp.errors import choose
-from qllm_exp.schema import Env, number
 
 _MOVES = ("go one cell to the left", "stay", "go one cell to the right")
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.stats import chi2_contingency
 from torch import Tensor
 
+from qllm_exp.config.schema import Lbf
 from qllm_exp.envs.base import Observation
 from qllm_exp.envs.lbf import LevelBasedForaging, parse_task, sample_start, tasks
-from qllm_exp.schema import Lbf
 
 EPISODES = 200
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from qllm_exp.config.schema import Pettingzoo
 from qllm_exp.envs import Observation, Step, make_env
-from qllm_exp.envs.pettingzoo import PettingzooEnv, episode_seed, tasks
+from qllm_exp.envs.pettingzoo.env import PettingzooEnv, episode_seed, tasks
 from qllm_exp.errors import UserError
-from qllm_exp.schema import Pettingzoo
 
 
 @pytest.mark.parametrize("task", [*tasks(), "mpe2.simple_tag_v3"])

@@ -6,14 +6,14 @@ import pytest
 import torch
 from episode_batches import ENV, batch, otherwise_padded
 
-from qllm_exp import schema
 from qllm_exp.algorithms import make_algorithm
 from qllm_exp.algorithms.actor_critic import AgentsAndCritic
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.statistics import RunningMoments
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from qllm_exp.algorithms.running_moments import RunningMoments
+from qllm_exp.config import schema
 from qllm_exp.mixers.none import Independent
-from qllm_exp.networks.team import TeamNetwork
+from qllm_exp.networks.agents import TeamNetwork
 
 NAMES = [name for name, config in schema.CHOICES["algorithm"].items() if issubclass(config, schema.AgentsAndCritic)]
 ON_POLICY = [name for name in NAMES if name not in ("riit", "maddpg")]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from qllm_exp.errors import UserError
-from qllm_exp.results.align import align
-from qllm_exp.results.reading import Record
+from qllm_exp.results.records.reader import Record
+from qllm_exp.results.statistics.align import align
 
 
 def record(name: str, *steps: int) -> Record:

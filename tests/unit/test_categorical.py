@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qllm_exp.algorithms.categorical import MaskedCategorical
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.3, 1.0])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qllm_exp.cli import arrange, combinations, expand_ranges, grids
+from qllm_exp.config.overrides import arrange, combinations, expand_ranges, grids
 from qllm_exp.errors import UserError
 
 

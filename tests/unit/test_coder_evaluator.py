@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 
+from qllm_exp.config.schema import Generation
+from qllm_exp.credit.refused import Refused
 from qllm_exp.errors import UserError
+from qllm_exp.generation.coder_evaluator import Outcome, generate
+from qllm_exp.generation.prompt_rendering import Prompts
+from qllm_exp.generation.verify import Accepted
 from qllm_exp.llm import CallFailed, Reply, Request
-from qllm_exp.schema import Generation
-from qllm_exp.tfcaf.coder_evaluator import Outcome, generate
-from qllm_exp.tfcaf.prompt import Prompts
-from qllm_exp.tfcaf.static_check import Refused
-from qllm_exp.tfcaf.verify import Accepted
 
 PROMPTS = Prompts("You write functions.\n", "Write one.\n", "You judge functions.\n")
 DEFAULT = Generation()

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results.collect import collect
-from qllm_exp.results.reading import Reader
-from qllm_exp.results.rows import read_rows
-from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.records.reader import Reader
+from qllm_exp.runs.metrics import read_rows
+from qllm_exp.runs.run_directory import RunDirectory
 
 
 def row(step: int, value: float = 1.0, kind: str = "evaluation", **more: Any) -> str:

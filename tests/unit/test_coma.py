@@ -5,8 +5,8 @@ import torch
 from episode_batches import ENV, batch
 from test_actor_critic import learner
 
-from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.algorithms.coma import counterfactual_advantage
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 
 
 def test_the_policy_expects_no_advantage_whatever_the_state_and_the_agent():

@@ -9,12 +9,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qllm_exp import config, preparation, schema
-from qllm_exp.__main__ import CONF
 from qllm_exp.algorithms import check_combination
+from qllm_exp.config import schema
+from qllm_exp.config.compose import CONF
+from qllm_exp.config.load import group_class, load_run, run_name, to_dict, with_num_envs
 from qllm_exp.envs import make_env
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import algorithm_of
+from qllm_exp.sweep import prepare
 
 CHOICES = [(group, path.stem) for group in schema.CHOICES for path in sorted((CONF / group).glob("*.yaml"))]
 ALL = list(itertools.product(schema.CHOICES["env"], schema.CHOICES["mixer"], schema.CHOICES["train"]))
@@ -47,7 +49,7 @@ def values(group, name):
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_has_a_schema_with_exactly_its_keys(group, name):
     written = values(group, name)
-    assert yaml_keys(written) == keys(config.group_class(group, name))
+    assert yaml_keys(written) == keys(group_class(group, name))
     assert written["name"] == name
 
 
@@ -64,7 +66,7 @@ PROVIDERS_OWN = {"name", "model", "api_base", "key_env", "temperature", "max_tok
 )
 def test_the_schema_defaults_are_the_values_of_the_yaml(group, name):
     written = values(group, name)
-    assert written == dataclasses.asdict(config.group_class(group, name)())
+    assert written == dataclasses.asdict(group_class(group, name)())
 
 
 @pytest.mark.parametrize(("group", "name"), PROVIDERS)
@@ -72,7 +74,7 @@ def test_what_no_provider_has_of_its_own_has_the_schema_default(group, name):
     written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     default = dataclasses.asdict(schema.Online())
     assert {k: v for k, v in written.items() if v != default[k]}.keys() <= PROVIDERS_OWN
-    assert config.load(composed(f"llm={name}")).llm == schema.Online(**written)
+    assert load_run(composed(f"llm={name}")).llm == schema.Online(**written)
 
 
 def test_the_options_of_a_generation_are_those_of_the_schema_and_commented():
@@ -84,14 +86,14 @@ def test_the_options_of_a_generation_are_those_of_the_schema_and_commented():
 
 @pytest.mark.parametrize("value", ["on", "off", "true", "false"])
 def test_switches_are_given_in_words(value):
-    run = config.load(composed(f"tfcaf.evaluator={value}"))
+    run = load_run(composed(f"tfcaf.evaluator={value}"))
     assert run.tfcaf.evaluator is (value in ("on", "true"))
 
 
 def test_who_wrote_a_function_does_not_define_a_run_that_has_another_mixer_or_the_same_function():
     for mixer in ("vdn", "tfcaf"):
-        one, other = (config.load(composed(f"mixer={mixer}", *more)) for more in ([], ["llm=openai", "tfcaf.rounds=1"]))
-        assert config.run_name(one, "a") == config.run_name(other, "a")
+        one, other = (load_run(composed(f"mixer={mixer}", *more)) for more in ([], ["llm=openai", "tfcaf.rounds=1"]))
+        assert run_name(one, "a") == run_name(other, "a")
 
 
 @pytest.mark.parametrize("group", schema.CHOICES)
@@ -115,11 +117,11 @@ def test_every_combination_composes_and_loads(env, mixer, train):
     given = composed(f"env={env}", f"mixer={mixer}", f"train={train}")
     if (train, env) == ("paper", "pettingzoo"):
         with pytest.raises(UserError, match="no published settings for env=pettingzoo"):
-            config.load(given)
+            load_run(given)
         return
-    run = config.load(given)
+    run = load_run(given)
     assert (run.env.name, run.mixer.name, run.train.name) == (env, mixer, train)
-    assert config.load(config.to_dict(run)) == run
+    assert load_run(to_dict(run)) == run
 
 
 @pytest.mark.parametrize("algorithm", schema.CHOICES["algorithm"])
@@ -128,21 +130,21 @@ def test_every_algorithm_composes_with_every_environment(algorithm, env, train):
     given = composed(f"env={env}", f"algorithm={algorithm}", f"train={train}")
     if train == "paper" and (env == "pettingzoo" or (env == "grf" and algorithm != "q_learning")):
         with pytest.raises(UserError, match=f"no published settings for env={env} with algorithm={algorithm}"):
-            config.load(given)
+            load_run(given)
         return
-    run = config.load(given)
+    run = load_run(given)
     assert (run.env.name, run.algorithm.name, run.train.name) == (env, algorithm, train)
     assert type(run.algorithm) is schema.CHOICES["algorithm"][algorithm]
     check_combination(algorithm, run.mixer.name)
 
 
 def test_an_algorithm_without_a_mixer_is_given_none_and_refuses_one_that_is_asked_for():
-    assert config.load(composed("algorithm=mappo")).mixer == schema.NoMixer()
-    assert config.load(composed("algorithm=q_learning")).mixer == schema.Tfcaf()
+    assert load_run(composed("algorithm=mappo")).mixer == schema.NoMixer()
+    assert load_run(composed("algorithm=q_learning")).mixer == schema.Tfcaf()
     for order in (["algorithm=mappo", "mixer=qmix"], ["mixer=qmix", "algorithm=mappo"]):
-        run = config.load(composed(*order))
+        run = load_run(composed(*order))
         with pytest.raises(UserError, match=r"algorithm=mappo does not accept mixer=qmix\. It accepts: none"):
-            preparation.check(run)
+            prepare.check(run)
 
 
 def test_an_algorithm_that_takes_most_mixers_says_why_it_refuses_one():
@@ -150,17 +152,17 @@ def test_an_algorithm_that_takes_most_mixers_says_why_it_refuses_one():
         with pytest.raises(
             UserError, match=rf"algorithm=riit does not accept mixer={mixer}: its individual Qs .* It accepts: vdn"
         ):
-            preparation.check(config.load(composed("algorithm=riit", f"mixer={mixer}")))
-    preparation.check(config.load(composed("algorithm=riit", "mixer=wqmix")))
+            prepare.check(load_run(composed("algorithm=riit", f"mixer={mixer}")))
+    prepare.check(load_run(composed("algorithm=riit", "mixer=wqmix")))
 
 
 @pytest.mark.parametrize("algorithm", schema.CHOICES["algorithm"])
 @pytest.mark.parametrize("mixer", schema.CHOICES["mixer"])
 def test_an_algorithm_and_a_mixer_make_a_team_or_are_refused_with_both_names(algorithm, mixer, tmp_path):
     words = ["env=matrix", f"algorithm={algorithm}", f"mixer={mixer}", "env.num_envs=2", "train.hidden=4"]
-    run = config.load(composed(*words, f"dir={tmp_path}"))
+    run = load_run(composed(*words, f"dir={tmp_path}"))
     try:
-        ready = preparation.prepare(preparation.check(run))
+        ready = prepare.prepare(prepare.check(run))
     except UserError as error:
         said, _, accepted = str(error).partition(" It accepts: ")
         assert re.match(rf"algorithm={algorithm} does not accept mixer={mixer}(\.$|: .+\.$)", said)
@@ -176,7 +178,7 @@ def test_an_algorithm_and_a_mixer_make_a_team_or_are_refused_with_both_names(alg
 
 def test_a_rollout_of_an_on_policy_algorithm_is_what_its_update_learns_from():
     def copies(*overrides):
-        return config.with_num_envs(config.load(composed(*overrides)), "cpu").env.num_envs
+        return with_num_envs(load_run(composed(*overrides)), "cpu").env.num_envs
 
     assert copies("algorithm=mappo") == copies("algorithm=coma", "env=mpe", "train=paper") == 10
     assert copies("algorithm=mappo", "algorithm.num_envs=32") == 32
@@ -186,7 +188,7 @@ def test_a_rollout_of_an_on_policy_algorithm_is_what_its_update_learns_from():
 
 def test_copies_define_a_run_whichever_option_says_how_many():
     one, other, third = (
-        config.run_name(config.with_num_envs(config.load(composed("algorithm=mappo", given)), "cpu"), None)
+        run_name(with_num_envs(load_run(composed("algorithm=mappo", given)), "cpu"), None)
         for given in ("algorithm.num_envs=12", "env.num_envs=12", "env.num_envs=13")
     )
     assert one == other != third
@@ -194,7 +196,7 @@ def test_copies_define_a_run_whichever_option_says_how_many():
 
 @pytest.mark.parametrize("algorithm", ["coma", "ippo", "mappo"])
 def test_published_settings_of_on_policy_algorithms(algorithm):
-    run = config.load(composed("env=lbf", "train=paper", f"algorithm={algorithm}"))
+    run = load_run(composed("env=lbf", "train=paper", f"algorithm={algorithm}"))
     assert (run.train.learning_rate, run.train.hidden, run.train.source) == (
         3e-4,
         64 if algorithm == "coma" else 128,
@@ -211,21 +213,21 @@ def test_published_settings_of_on_policy_algorithms(algorithm):
 
 
 def test_riit_has_its_own_mixer_unless_another_is_asked_for_and_its_own_published_settings():
-    assert config.load(composed("algorithm=riit")).mixer == schema.Qmix()
+    assert load_run(composed("algorithm=riit")).mixer == schema.Qmix()
     for order in (["algorithm=riit", "mixer=tfcaf"], ["mixer=tfcaf", "algorithm=riit"]):
-        assert config.load(composed(*order)).mixer == schema.Tfcaf()
+        assert load_run(composed(*order)).mixer == schema.Tfcaf()
     for mixer, expected in (("qmix", schema.Qmix(hypernet=0)), ("tfcaf", schema.Tfcaf())):
-        run = config.load(composed("env=lbf", "train=paper", "algorithm=riit", f"mixer={mixer}"))
+        run = load_run(composed("env=lbf", "train=paper", "algorithm=riit", f"mixer={mixer}"))
         train, algorithm = run.train, run.algorithm
         assert (train.source, run.mixer) == ("PyMARL2 public code, riit", expected)
         assert (train.learning_rate, train.hidden, train.batch_episodes, train.steps_per_update) == (1e-3, 64, 32, 400)
         assert (algorithm.replay_episodes, algorithm.entropy, algorithm.td_lambda) == (64, 0.03, 0.6)
-        assert config.with_num_envs(run, "cpu").env.num_envs == 8
+        assert with_num_envs(run, "cpu").env.num_envs == 8
 
 
 @pytest.mark.parametrize(("env", "steps"), [("lbf", 50), ("mpe", 25), ("matrix", 25)])
 def test_published_settings_of_maddpg_are_one_update_per_episode(env, steps):
-    run = config.load(composed(f"env={env}", "train=paper", "algorithm=maddpg"))
+    run = load_run(composed(f"env={env}", "train=paper", "algorithm=maddpg"))
     t = run.train
     assert (t.learning_rate, t.hidden, t.network, t.batch_episodes, t.buffer_episodes) == (5e-4, 128, "gru", 32, 50_000)
     assert (t.steps_per_update, run.env.num_envs, run.env.episode_limit) == (steps, 1, steps)
@@ -236,7 +238,7 @@ def test_published_settings_of_maddpg_are_one_update_per_episode(env, steps):
 
 @pytest.mark.parametrize("env", ["lbf", "mpe", "matrix"])
 def test_published_settings_of_lica_are_those_of_its_authors(env):
-    run = config.with_num_envs(config.load(composed(f"env={env}", "train=paper", "algorithm=lica")), "cpu")
+    run = with_num_envs(load_run(composed(f"env={env}", "train=paper", "algorithm=lica")), "cpu")
     t, a = run.train, run.algorithm
     assert (t.learning_rate, t.learning_rate * a.agents_rate, t.hidden, t.standardise_rewards) == (
         5e-4,
@@ -263,12 +265,12 @@ def test_published_settings_of_lica_are_those_of_its_authors(env):
 
 @pytest.mark.parametrize("env", schema.CHOICES["env"])
 def test_fair_settings_do_not_depend_on_the_mixer(env):
-    runs = [config.load(composed(f"env={env}", f"mixer={mixer}")) for mixer in schema.CHOICES["mixer"]]
+    runs = [load_run(composed(f"env={env}", f"mixer={mixer}")) for mixer in schema.CHOICES["mixer"]]
     assert all((r.train, r.algorithm, r.env) == (runs[0].train, runs[0].algorithm, runs[0].env) for r in runs)
 
 
 def test_published_settings_differ_where_the_publication_differs():
-    qllm, qmix = (config.load(composed("env=lbf", "train=paper", f"mixer={m}")) for m in ("tfcaf", "qmix"))
+    qllm, qmix = (load_run(composed("env=lbf", "train=paper", f"mixer={m}")) for m in ("tfcaf", "qmix"))
     assert (qllm.train.learning_rate, qllm.train.batch_episodes, qllm.env.num_envs) == (1e-3, 64, 8)
     assert (qmix.train.learning_rate, qmix.train.batch_episodes, qmix.env.num_envs) == (3e-4, 32, 6)
     for one in (qllm, qmix):
@@ -281,7 +283,7 @@ def test_published_settings_differ_where_the_publication_differs():
 @pytest.mark.parametrize("env", ["lbf", "mpe", "matrix"])
 def test_published_settings_of_a_mixer_are_never_those_of_another(env):
     for mixer in ("vdn", "qatten", "qplex", "qtran", "wqmix"):
-        run = config.load(composed(f"env={env}", "train=paper", f"mixer={mixer}"))
+        run = load_run(composed(f"env={env}", "train=paper", f"mixer={mixer}"))
         t, a = run.train, run.algorithm
         assert (t.source, t.optimiser, t.learning_rate, t.hidden) == ("PyMARL public code", "rmsprop", 5e-4, 64)
         assert (t.batch_episodes, t.standardise_rewards, t.steps_per_update) == (32, False, run.env.episode_limit)
@@ -295,7 +297,7 @@ def test_q_learning_with_no_mixer_is_iql(env, train):
     if train == "paper" and env in ("pettingzoo", "grf"):
         return
     named, plain = (
-        config.load(composed(f"env={env}", f"train={train}", *how))
+        load_run(composed(f"env={env}", f"train={train}", *how))
         for how in (["algorithm=iql"], ["algorithm=q_learning", "mixer=none"])
     )
     same = dataclasses.asdict(plain.algorithm) | {"name": "iql"}
@@ -327,19 +329,19 @@ def test_what_is_wrong_is_named_with_what_is_right(change, message):
         else:
             given[key] = value
     with pytest.raises(UserError, match=message):
-        config.load(given)
+        load_run(given)
 
 
 def test_identity_is_what_a_run_is_not_where_it_runs():
-    run = config.load(composed("mixer=qmix", "env=grf"))
+    run = load_run(composed("mixer=qmix", "env=grf"))
     elsewhere = dataclasses.replace(run, dir="/elsewhere", device="cuda", env=dataclasses.replace(run.env, workers=7))
-    assert config.run_name(elsewhere, None) == config.run_name(run, None)
-    assert config.run_name(dataclasses.replace(run, seed=1), None) != config.run_name(run, None)
+    assert run_name(elsewhere, None) == run_name(run, None)
+    assert run_name(dataclasses.replace(run, seed=1), None) != run_name(run, None)
     slower = dataclasses.replace(run.train, learning_rate=1e-9)
-    assert config.run_name(dataclasses.replace(run, train=slower), None) != config.run_name(run, None)
+    assert run_name(dataclasses.replace(run, train=slower), None) != run_name(run, None)
 
 
 def test_the_function_counts_not_its_path():
-    run = config.load(composed("mixer=tfcaf"))
+    run = load_run(composed("mixer=tfcaf"))
     moved = dataclasses.replace(run, mixer=dataclasses.replace(run.mixer, file="moved.json"))
-    assert config.run_name(run, "a") == config.run_name(moved, "a") != config.run_name(run, "b")
+    assert run_name(run, "a") == run_name(moved, "a") != run_name(run, "b")

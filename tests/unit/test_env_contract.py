@@ -8,8 +8,8 @@ import torch
 from meeting import Config as Meeting
 from torch import Tensor
 
+from qllm_exp.config.schema import Env, Lbf, Matrix, Mpe, Pettingzoo
 from qllm_exp.envs import Observation, Step, TeamEnv, make_env
-from qllm_exp.schema import Env, Lbf, Matrix, Mpe, Pettingzoo
 
 N = 3
 LIMIT = 25

@@ -10,20 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from run_folders import STEPS, make, of
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results import across, figures
-from qllm_exp.results.collect import collect
-from qllm_exp.results.reading import Record
-from qllm_exp.results.statistics import bootstrap_mean
+from qllm_exp.results.figures import across_tasks, per_task
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.records.reader import Record
+from qllm_exp.results.statistics.aggregate import bootstrap_mean
 
 OTHER = "10x10-3p-3f-2s"
 KINDS: list[Callable[..., None]] = [
-    figures.curves,
-    figures.bars,
-    across.aggregated_curves,
-    across.profiles,
-    across.improvement,
+    per_task.curves,
+    per_task.bars,
+    across_tasks.aggregated_curves,
+    across_tasks.profiles,
+    across_tasks.improvement,
 ]
 
 
@@ -40,7 +40,7 @@ def records(tmp_path: Path) -> list[Record]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """What would be saved, still open."""
     kept: list[Figure] = []
-    for module in (figures, across):
+    for module in (per_task, across_tasks):
         monkeypatch.setattr(module, "save", lambda figure, path: kept.append(figure))
     return kept
 
@@ -87,7 +87,7 @@ def test_nothing_is_cut_off_or_covered(records: list[Record], drawn: list[Figure
 
 
 def test_curves_are_means_with_bootstrap_bands(records: list[Record], drawn: list[Figure]) -> None:
-    figures.curves(records, Path("x.png"))
+    per_task.curves(records, Path("x.png"))
     axis = next(one for one in drawn[0].axes if one.get_title() == "lbf/8x8-2p-2f-coop-2s")
     line = next(one for one in axis.lines if one.get_label() == "vdn (n=3)")
     values = np.outer([0.9, 0.92, 0.94], np.linspace(0, 1, 5))
@@ -100,12 +100,12 @@ def test_curves_are_means_with_bootstrap_bands(records: list[Record], drawn: lis
 def test_curves_say_which_evaluations_were_left_out(tmp_path: Path, drawn: list[Figure]) -> None:
     make(tmp_path, of("vdn", 0), 0.5, steps=(0, 10, 20, 30))
     make(tmp_path, of("vdn", 1), 0.5, steps=(0, 10, 30))
-    figures.curves(collect([tmp_path]).finished, Path("x.png"))
+    per_task.curves(collect([tmp_path]).finished, Path("x.png"))
     assert "evaluations at the 3 of 4 steps that all 2 runs share" in " ".join(drawn[0].get_supxlabel().split())
 
 
 def test_aggregated_curves_are_the_iqm_of_normalised_returns(records: list[Record], drawn: list[Figure]) -> None:
-    across.aggregated_curves(records, Path("x.png"))
+    across_tasks.aggregated_curves(records, Path("x.png"))
     line = next(one for one in drawn[0].axes[0].lines if one.get_label() == "qmix (n=3)")
     final = sorted([0.8, 0.82, 0.84, 0.6, 0.62, 0.64])  # 1 is all food on both tasks; of six, half is three
     iqm = (0.5 * final[1] + final[2] + final[3] + 0.5 * final[4]) / 3
@@ -130,24 +130,24 @@ def test_methods_without_a_common_task_are_refused(tmp_path: Path) -> None:
     make(tmp_path, of("qmix"), 0.5)
     make(tmp_path, of("vdn", 0, OTHER), 0.5)
     with pytest.raises(UserError, match=r"No task has runs of all 2 methods.*qmix: lbf/8x8"):
-        across.profiles(collect([tmp_path]).finished, tmp_path / "x.png")
+        across_tasks.profiles(collect([tmp_path]).finished, tmp_path / "x.png")
 
 
 def test_an_improvement_needs_two_methods(tmp_path: Path) -> None:
     make(tmp_path, of("qmix"), 0.5)
     with pytest.raises(UserError, match="One method only, qmix"):
-        across.improvement(collect([tmp_path]).finished, tmp_path / "x.png")
+        across_tasks.improvement(collect([tmp_path]).finished, tmp_path / "x.png")
 
 
 def test_profiles_are_the_share_of_runs_above(records: list[Record], drawn: list[Figure]) -> None:
-    across.profiles(records, Path("x.png"))
+    across_tasks.profiles(records, Path("x.png"))
     line = next(one for one in drawn[0].axes[0].lines if one.get_label() == "qmix (n=3)")
     at = dict(zip(np.round(line.get_xdata(), 2), line.get_ydata(), strict=True))
     assert at[0.5] == 1 and at[0.7] == 0.5 and at[0.83] == pytest.approx(1 / 6) and at[0.9] == 0
 
 
 def test_improvement_is_of_each_pair(records: list[Record], drawn: list[Figure]) -> None:
-    across.improvement(records, Path("x.png"))
+    across_tasks.improvement(records, Path("x.png"))
     axis = drawn[0].axes[0]
     assert [one.get_text() for one in axis.get_yticklabels()] == ["qmix  >  vdn"]
     (bar,) = axis.patches
@@ -160,10 +160,10 @@ def test_an_improvement_is_over_one_method_where_pairs_are_too_many(tmp_path: Pa
             make(tmp_path, of("vdn", seed, train=schema.Train(hidden=at + 1)), 0.5 + at)
     every = collect([tmp_path]).finished
     with pytest.raises(UserError, match=r"7 methods are 21 pairs.*--against 'vdn hidden=7'"):
-        across.improvement(every, Path("x.png"))
+        across_tasks.improvement(every, Path("x.png"))
     with pytest.raises(UserError, match=r"--against='vdn hiden=1' is unknown. Did you mean 'vdn hidden=1'\?"):
-        across.improvement(every, Path("x.png"), against="vdn hiden=1")
-    across.improvement(every, Path("x.png"), against="vdn hidden=1")
+        across_tasks.improvement(every, Path("x.png"), against="vdn hiden=1")
+    across_tasks.improvement(every, Path("x.png"), against="vdn hidden=1")
     assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [0.5] * 6
 
 
@@ -174,7 +174,7 @@ def test_few_seeds_are_said(records: list[Record], drawn: list[Figure]) -> None:
 
 
 def test_bars_are_means(records: list[Record], drawn: list[Figure]) -> None:
-    figures.bars(records, Path("x.png"))
+    per_task.bars(records, Path("x.png"))
     axis = next(one for one in drawn[0].axes if OTHER in one.get_title())
     assert [bar.get_height() for bar in axis.patches] == pytest.approx([0.62, 0.72])
     assert [one.get_text() for one in axis.get_xticklabels()] == ["qmix\n(n=3)", "vdn\n(n=3)"]
@@ -186,7 +186,7 @@ def test_many_methods_have_their_legend_beside_the_curves(tmp_path: Path, drawn:
     for at in range(8):
         for task in (OTHER, "8x8-2p-2f-coop")[: 1 + (alike or at > 0)]:
             make(tmp_path, of("vdn", task=task, train=schema.Train(learning_rate=1e-4 * (at + 1))), 0.5)
-    figures.curves(collect([tmp_path]).finished, Path("x.png"))
+    per_task.curves(collect([tmp_path]).finished, Path("x.png"))
     drawn[0].draw_without_rendering()
     owners = drawn[0].legends if alike else [axis.get_legend() for axis in drawn[0].axes]
     assert len(owners) == (1 if alike else 2)

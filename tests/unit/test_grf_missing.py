@@ -18,7 +18,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 from qllm_exp.envs import env_module, make_env
 from qllm_exp.errors import UserError
-from qllm_exp.schema import Grf
+from qllm_exp.config.schema import Grf
 
 def error(call):
     try:

@@ -7,10 +7,11 @@ import torch
 from episode_batches import ENV, batch
 from hydra import compose, initialize_config_dir
 
-from qllm_exp import config, schema
-from qllm_exp.__main__ import CONF
 from qllm_exp.algorithms import make_algorithm
 from qllm_exp.algorithms.q_learning import QLearning
+from qllm_exp.config import schema
+from qllm_exp.config.compose import CONF
+from qllm_exp.config.load import load_run, to_dict
 from qllm_exp.mixers.none import Independent
 
 
@@ -34,8 +35,8 @@ def test_an_update_is_that_of_q_learning_bit_by_bit():
 def test_its_settings_are_those_of_q_learning(env, train):
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         one, other = (
-            config.load(compose("config", [f"env={env}", f"train={train}", *words]))
+            load_run(compose("config", [f"env={env}", f"train={train}", *words]))
             for words in (["algorithm=iql"], ["algorithm=q_learning", "mixer=none"])
         )
-    assert config.to_dict(one) == config.to_dict(dataclasses.replace(other, algorithm=one.algorithm))
+    assert to_dict(one) == to_dict(dataclasses.replace(other, algorithm=one.algorithm))
     assert dataclasses.asdict(one.algorithm) == dataclasses.asdict(other.algorithm) | {"name": "iql"}

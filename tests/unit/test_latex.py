@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from run_folders import make, of, unfinished
 
-from qllm_exp import schema
-from qllm_exp.results.cells import Cell
-from qllm_exp.results.collect import collect
-from qllm_exp.results.formats import in_latex, latex
-from qllm_exp.results.sheet import Sheet
-from qllm_exp.results.spent import spent
-from qllm_exp.results.statistics import Estimate
-from qllm_exp.results.table import ablation, comparison
+from qllm_exp.config import schema
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.statistics.aggregate import Estimate
+from qllm_exp.results.tables.costs import spent
+from qllm_exp.results.tables.formats import in_latex, latex
+from qllm_exp.results.tables.pivot import Cell
+from qllm_exp.results.tables.sheet import Sheet
+from qllm_exp.results.tables.table import ablation, comparison
 
 OTHER = "10x10-3p-3f-2s"
 

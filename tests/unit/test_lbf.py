@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from qllm_exp.config.schema import Lbf
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import Observation
 from qllm_exp.envs.lbf import ACTIONS, LevelBasedForaging, parse_task, sample_start, tasks
 from qllm_exp.errors import UserError
-from qllm_exp.schema import Lbf
 
 NONE, NORTH, SOUTH, WEST, EAST, LOAD = range(6)
 GONE = (-1, -1, 0)

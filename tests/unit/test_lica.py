@@ -6,10 +6,10 @@ from episode_batches import ENV, batch
 from test_actor_critic import learner
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.categorical import MaskedCategorical
+from qllm_exp.algorithms.flat_parameters import FlatParameters, optimiser
 from qllm_exp.algorithms.lica import MixingCritic
-from qllm_exp.algorithms.parameters import FlatParameters, optimiser
-from qllm_exp.schema import Train
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from qllm_exp.config.schema import Train
 
 N, A = ENV.n_agents, ENV.n_actions
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, Message, Reply, Request, make_backend
 from qllm_exp.llm.folder import stem

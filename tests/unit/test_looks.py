@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from qllm_exp import schema
-from qllm_exp.results.keys import ORDER, sort_key
-from qllm_exp.results.looks import Look, lightness, looks
-from qllm_exp.results.statistics import Array
+from qllm_exp.config import schema
+from qllm_exp.results.figures.style import Look, lightness, looks
+from qllm_exp.results.records.keys import ORDER, sort_key
+from qllm_exp.results.statistics.aggregate import Array
 
 MIXERS, ALGORITHMS = ORDER[:8], ORDER[8:]
 CORE = ("tfcaf", "qmix", "vdn", "none")

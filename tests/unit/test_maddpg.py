@@ -7,8 +7,8 @@ from test_actor_critic import learner
 from torch.nn import functional as F
 
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.categorical import MaskedCategorical
 from qllm_exp.algorithms.maddpg import gumbel, straight_through
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 
 N, A = ENV.n_agents, ENV.n_actions
 

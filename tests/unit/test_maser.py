@@ -9,14 +9,15 @@ import torch
 from episode_batches import ENV, batch, otherwise_padded
 from test_config import composed
 
-from qllm_exp import config, schema
 from qllm_exp.algorithms import check_combination, make_algorithm
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.maser import Maser, action_distance, from_uniform, subgoals, tail_mean
 from qllm_exp.algorithms.q_learning import QLearning
-from qllm_exp.algorithms.statistics import RunningMoments
+from qllm_exp.algorithms.running_moments import RunningMoments
+from qllm_exp.config import schema
+from qllm_exp.config.load import load_run
+from qllm_exp.credit.stored_function import BUNDLED, load
 from qllm_exp.mixers import make_mixer
-from qllm_exp.tfcaf.entry import BUNDLED, load
 
 N, A = ENV.n_agents, ENV.n_actions
 MIXERS = {
@@ -331,15 +332,15 @@ def test_a_reloaded_learner_goes_on_as_the_saved_one(optimiser):
 
 
 def test_its_mixer_is_qmix_unless_another_is_asked_for():
-    assert config.load(composed("algorithm=maser")).mixer == schema.Qmix()
+    assert load_run(composed("algorithm=maser")).mixer == schema.Qmix()
     for given in (["algorithm=maser", "mixer=tfcaf"], ["mixer=tfcaf", "algorithm=maser"]):
-        assert config.load(composed(*given)).mixer == schema.Tfcaf()
+        assert load_run(composed(*given)).mixer == schema.Tfcaf()
 
 
 @pytest.mark.parametrize(("env", "steps"), [("lbf", 50), ("mpe", 25), ("matrix", 25)])
 @pytest.mark.parametrize("mixer", ["qmix", "tfcaf"])
 def test_published_settings(env, steps, mixer):
-    run = config.load(composed(f"env={env}", "train=paper", "algorithm=maser", f"mixer={mixer}"))
+    run = load_run(composed(f"env={env}", "train=paper", "algorithm=maser", f"mixer={mixer}"))
     train, algorithm = run.train, run.algorithm
     assert (train.source, train.optimiser, train.learning_rate, train.hidden, train.batch_episodes) == (
         *("MASER public code", "rmsprop", 5e-4, 64, 32),
@@ -355,7 +356,7 @@ def test_published_settings(env, steps, mixer):
 @pytest.mark.parametrize("train", ["fair", "quick"])
 def test_what_it_shares_with_q_learning_is_set_alike(env, train):
     maser, plain = (
-        config.load(composed(f"env={env}", f"train={train}", f"algorithm={one}", "mixer=qmix"))
+        load_run(composed(f"env={env}", f"train={train}", f"algorithm={one}", "mixer=qmix"))
         for one in ("maser", "q_learning")
     )
     assert (maser.train, maser.env, maser.mixer) == (plain.train, plain.env, plain.mixer)

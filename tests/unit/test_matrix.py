@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from qllm_exp.config.schema import Matrix
 from qllm_exp.envs import make_env
 from qllm_exp.envs.matrix import tasks
 from qllm_exp.errors import UserError
-from qllm_exp.schema import Matrix
 
 # As Claus and Boutilier (1998) print them.
 CLAUS_CLIMBING = np.array([[11, -30, 0], [-30, 7, 6], [0, 0, 5]])

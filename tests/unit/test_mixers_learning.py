@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_q_learning import ENV, batch
 
-from qllm_exp import schema
 from qllm_exp.algorithms.q_learning import QLearning
+from qllm_exp.config import schema
 from qllm_exp.mixers import make_mixer
 
 N, A = ENV.n_agents, ENV.n_actions

@@ -9,9 +9,9 @@ import itertools
 import pytest
 import torch
 
-from qllm_exp import schema
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.q_learning import QLearning
+from qllm_exp.config import schema
 from qllm_exp.envs import make_env
 from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.base import Joint

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from test_mixers import gradient
 from torch import nn
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.envs import make_env
 from qllm_exp.envs.layout import StateField, StateLayout
+from qllm_exp.explain.watch_episode import credit
 from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.base import Joint
 from qllm_exp.mixers.qatten import OwnState, Qatten
 from qllm_exp.mixers.qplex import Qplex
 from qllm_exp.mixers.qtran import Qtran
 from qllm_exp.mixers.wqmix import FeedForward, Wqmix
-from qllm_exp.networks.dense import ParallelLinear, side_by_side
-from qllm_exp.results.watch_episode import credit
+from qllm_exp.networks.layers import ParallelLinear, side_by_side
 
 INF = math.inf
 

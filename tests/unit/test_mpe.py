@@ -8,11 +8,11 @@ import torch
 import vmas
 from torch import Tensor
 
+from qllm_exp.config.schema import Mpe
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import Observation
-from qllm_exp.envs.mpe import MpeEnv, tasks
+from qllm_exp.envs.mpe.env import MpeEnv, tasks
 from qllm_exp.errors import UserError
-from qllm_exp.schema import Mpe
 
 
 def build(task: str, num_envs: int = 4, seed: int = 3, **settings: object) -> MpeEnv:

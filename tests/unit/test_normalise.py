@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from qllm_exp.envs.matrix import PAYOFFS
-from qllm_exp.results import units
-from qllm_exp.results.normalise import known_bounds, normalise
-from qllm_exp.results.reading import Record
+from qllm_exp.results.records.reader import Record
+from qllm_exp.results.statistics import sample_units
+from qllm_exp.results.statistics.normalise import known_bounds, normalise
 
 
 def record(task: str, method: str, seed: int, returns: tuple[float, ...], **env: Any) -> Record:
@@ -59,7 +59,7 @@ def test_bounds_from_the_data_are_those_of_all_methods_and_are_said() -> None:
     assert spread(np.array([-500.0, -430.0, -360.0, -290.0])).tolist() == [0, 0.5, 1, 1.5]
     assert any(note.startswith("mpe/simple_spread: 0 is a return of -500, 1 is -360") for note in found.notes)
     assert any("of the 2 runs here, over all methods; no bounds are known" in note for note in found.notes)
-    assert units.scores(runs[::2], ["lbf/8x8-2p-2f", "mpe/simple_spread"], "final_return", found) == [0.5, 1.0]
+    assert sample_units.scores(runs[::2], ["lbf/8x8-2p-2f", "mpe/simple_spread"], "final_return", found) == [0.5, 1.0]
 
 
 def test_returns_that_mean_something_else_have_bounds_of_their_own() -> None:

@@ -7,15 +7,15 @@ import pytest
 from matplotlib.figure import Figure
 from run_folders import make, of
 
-from qllm_exp import schema
-from qllm_exp.cli import compose_run
+from qllm_exp.config import schema
+from qllm_exp.config.compose import compose_run
 from qllm_exp.errors import UserError
-from qllm_exp.notebook import shell
-from qllm_exp.results import across, figures
-from qllm_exp.results.collect import Collection, collect
-from qllm_exp.results.effects import effects
-from qllm_exp.results.formats import markdown
-from qllm_exp.results.table import ablation, comparison
+from qllm_exp.results.figures import across_tasks, per_task
+from qllm_exp.results.figures.ablation_effects import effects
+from qllm_exp.results.records.collect import Collection, collect
+from qllm_exp.results.tables.sheet import markdown
+from qllm_exp.results.tables.table import ablation, comparison
+from qllm_exp.utils.notebook import shell
 
 
 @pytest.fixture
@@ -68,7 +68,8 @@ def test_words_that_the_command_refuses_are_refused(word: str, said: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "draw", [figures.curves, figures.bars, across.aggregated_curves, across.profiles, across.improvement]
+    "draw",
+    [per_task.curves, per_task.bars, across_tasks.aggregated_curves, across_tasks.profiles, across_tasks.improvement],
 )
 def test_without_a_path_a_figure_is_given_back_and_nothing_written(
     runs: Collection, tmp_path: Path, draw, monkeypatch: pytest.MonkeyPatch

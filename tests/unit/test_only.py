@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from run_folders import make, of, unfinished
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results.collect import Collection, collect
-from qllm_exp.results.only import narrow
+from qllm_exp.results.records.collect import Collection, collect, narrow
 
 OTHER = "10x10-3p-3f-2s"
 

@@ -3,7 +3,7 @@
 import pages
 import pytest
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 
 MADE = pages.pages()
 

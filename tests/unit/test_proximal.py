@@ -5,8 +5,8 @@ import torch
 from episode_batches import ENV, batch
 from test_actor_critic import learner
 
-from qllm_exp.algorithms.categorical import MaskedCategorical
-from qllm_exp.algorithms.proximal import clipped_gain
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from qllm_exp.algorithms.ppo import clipped_gain
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pytest
 import torch
 from episode_batches import ENV, batch, otherwise_padded
 
-from qllm_exp import schema
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.parameters import FlatParameters
+from qllm_exp.algorithms.flat_parameters import FlatParameters
 from qllm_exp.algorithms.q_learning import QLearning
-from qllm_exp.algorithms.statistics import RunningMoments
+from qllm_exp.algorithms.running_moments import RunningMoments
+from qllm_exp.config import schema
 from qllm_exp.mixers.none import Independent
 from qllm_exp.mixers.qmix import Qmix
 from qllm_exp.mixers.vdn import Vdn

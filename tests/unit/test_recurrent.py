@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qllm_exp.networks import native
+from qllm_exp.networks import gru_kernel
 from qllm_exp.networks.recurrent import RecurrentAgent
 
 # Rounding of float32 is 6e-8. Errors of a q are that of sums over inputs and units, carried on over at most 26 steps;
@@ -78,22 +78,22 @@ def assert_matches_twin(module: RecurrentAgent, inputs: Tensor) -> None:
 
 @pytest.fixture
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_library", lambda: (None, "switched off by the test"))
+    monkeypatch.setattr(gru_kernel, "_library", lambda: (None, "switched off by the test"))
 
 
 @pytest.fixture
 def unbuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A process that has not looked for the compiled code yet, and its empty cache; built without optimisation."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "_FLAGS", ("-std=gnu++17", "-O0", "-shared", "-fPIC"))
-    native._library.cache_clear()
+    monkeypatch.setattr(gru_kernel, "_FLAGS", ("-std=gnu++17", "-O0", "-shared", "-fPIC"))
+    gru_kernel._library.cache_clear()
     yield tmp_path / "qllm_exp"
-    native._library.cache_clear()
+    gru_kernel._library.cache_clear()
 
 
 def test_the_compiled_network_is_in_use() -> None:
-    assert native.available(), native.status()
-    assert native.status().startswith("native (")
+    assert gru_kernel.available(), gru_kernel.status()
+    assert gru_kernel.status().startswith("native (")
 
 
 @settings(max_examples=20, deadline=None)
@@ -117,7 +117,7 @@ def test_q_and_gradients_equal_torch_in_double_precision(
 @pytest.mark.usefixtures("plain_torch")
 @pytest.mark.parametrize(("hidden", "rows", "steps"), [(7, 5, 3), (64, 96, 26), (16, 1, 1)])
 def test_plain_torch_equals_torch_in_double_precision(hidden: int, rows: int, steps: int) -> None:
-    assert native.status().startswith("torch (")
+    assert gru_kernel.status().startswith("torch (")
     module, inputs = agent(4, 5, hidden), torch.randn(steps, rows, 4)
     assert_matches_twin(module, inputs)
     state = module.initial_hidden(rows, "cpu")
@@ -281,7 +281,7 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="hidden"):
         module.step(torch.zeros(9, 6), torch.zeros(8, 16))
     with pytest.raises(TypeError, match="float32 on cpu"):
-        native.unroll(torch.zeros(4, 9, 6, dtype=torch.float64), module._weights())
+        gru_kernel.unroll(torch.zeros(4, 9, 6, dtype=torch.float64), module._weights())
 
 
 WITHOUT_COMPILER = """
@@ -314,7 +314,7 @@ def test_without_a_compiler_the_results_are_the_same(tmp_path: Path) -> None:
 
 def test_it_can_be_switched_off(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QLLM_EXP_NATIVE", "0")
-    assert native.status() == "torch (QLLM_EXP_NATIVE=0)"
+    assert gru_kernel.status() == "torch (QLLM_EXP_NATIVE=0)"
     assert not unbuilt.exists()
     assert agent(6, 5, 16).unroll(torch.randn(4, 9, 6)).shape == (4, 9, 5)
 
@@ -324,26 +324,26 @@ def test_a_compiler_that_fails_is_reported_once(
     unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiler: str
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
-    with caplog.at_level(logging.INFO, logger=native.__name__):
-        assert native.status().startswith(f"torch ({compiler}: ")
-        assert not native.available()
+    with caplog.at_level(logging.INFO, logger=gru_kernel.__name__):
+        assert gru_kernel.status().startswith(f"torch ({compiler}: ")
+        assert not gru_kernel.available()
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert compiler in caplog.text
 
 
 def test_many_that_build_at_once_leave_one_whole_file(unbuilt: Path) -> None:
     places = []
-    builders = [threading.Thread(target=lambda: places.append(native._from_cache()[1])) for _ in range(2)]
+    builders = [threading.Thread(target=lambda: places.append(gru_kernel._from_cache()[1])) for _ in range(2)]
     for builder in builders:
         builder.start()
     for builder in builders:
         builder.join()
     assert len(places) == 2 and len(set(places)) == 1
     assert [str(path) for path in unbuilt.iterdir()] == places[:1]
-    assert native.status() == f"native ({places[0]})"
+    assert gru_kernel.status() == f"native ({places[0]})"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(unbuilt: Path) -> None:
     unbuilt.write_text("a file where the folder should be")
-    assert native.status().startswith("native (for this process only")
+    assert gru_kernel.status().startswith("native (for this process only")
     assert agent(6, 5, 16).unroll(torch.randn(4, 9, 6)).shape == (4, 9, 5)

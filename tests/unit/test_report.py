@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from report_pages import Page, give_function, sweep
 from run_folders import make, of, unfinished
 
-from qllm_exp import schema
+from qllm_exp.config import schema
+from qllm_exp.credit import stored_function
 from qllm_exp.errors import UserError
 from qllm_exp.results.__main__ import main
-from qllm_exp.results.collect import collect
+from qllm_exp.results.records.collect import collect
 from qllm_exp.results.report import credit as report_credit
 from qllm_exp.results.report import functions as report_functions
 from qllm_exp.results.report import runs as report_runs
@@ -27,7 +28,6 @@ from qllm_exp.results.report.parts import Html, joined, tag
 from qllm_exp.results.report.prose import prose
 from qllm_exp.results.report.python import highlighted
 from qllm_exp.results.report.tables import axes
-from qllm_exp.tfcaf import entry
 
 TASK, OTHER = "8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"
 COMMAND = "python -m qllm_exp -m env=lbf mixer=qmix,vdn seed=0-2"
@@ -261,7 +261,7 @@ def test_a_function_is_told_with_where_it_comes_from(tmp_path: Path) -> None:
     for seed in range(2):
         run = make(tmp_path, of("tfcaf", seed, "climbing", "matrix"), 100.0, program=1)
         give_function(run)
-    known, page = entry.load(run / "tfcaf.json"), page_of(tmp_path)
+    known, page = stored_function.load(run / "tfcaf.json"), page_of(tmp_path)
     for said in (known.prompt_hash, known.program.hash, known.verdict, "and 1 more", "3 calls, no price known"):
         assert said in page.words
     assert "Written by a large language model on 2026-11-21, in 1 round of 2 candidates" in page.words
@@ -279,7 +279,7 @@ def test_without_words_of_a_model_the_docstring_explains(tmp_path: Path) -> None
     give_function(
         run, source=source, transcript=(), provenance={"model": "file mine.py", "procedure": "imported"}, cost={}
     )
-    assert report_functions.explanation(entry.load(run / "tfcaf.json")) == "Equal credit."
+    assert report_functions.explanation(stored_function.load(run / "tfcaf.json")) == "Equal credit."
     page = page_of(tmp_path)
     assert "Imported from file mine.py." in page.words and "no price known" not in page.words.partition("Cost")[0]
     give_function(run, source="not python (", transcript=())
@@ -322,7 +322,7 @@ def test_a_simulator_that_kills_its_process_leaves_the_report_alone(
 
 
 def test_football_without_its_engine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qllm_exp.envs.grf._gfootball_folder", lambda: None)
+    monkeypatch.setattr("qllm_exp.envs.grf.env._gfootball_folder", lambda: None)
     task = "academy_3_vs_1_with_keeper"
     run = unfinished(tmp_path / "runs", of("tfcaf", 0, task, "grf"), "failed")
     give_function(run, "grf", task)

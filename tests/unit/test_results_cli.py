@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_folders import make, of, unfinished
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.results.__main__ import main
 from qllm_exp.results.summary import summarise
 

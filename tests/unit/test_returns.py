@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qllm_exp.algorithms.returns import n_step, td_lambda
+from qllm_exp.algorithms.targets import n_step, td_lambda
 
 
 def episodes(seed: int, steps: int = 7, count: int = 5):

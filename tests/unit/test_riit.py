@@ -8,14 +8,14 @@ import torch
 from episode_batches import ENV, batch, otherwise_padded
 from test_mixers_learning import CONFIGS, best, one_hot, picked, value_loss
 
-from qllm_exp import schema
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.categorical import MaskedCategorical
+from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.algorithms.riit import ActionValues, Judged, Riit
+from qllm_exp.config import schema
+from qllm_exp.credit.stored_function import BUNDLED, load
+from qllm_exp.explain.watch_episode import credit
 from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.tfcaf import Tfcaf
-from qllm_exp.results.watch_episode import credit
-from qllm_exp.tfcaf.entry import BUNDLED, load
 
 N, A = ENV.n_agents, ENV.n_actions
 WEIGHTED = {name: CONFIGS[name] for name in ("cw", "ow")}

@@ -10,9 +10,7 @@ import pytest
 from scipy import stats
 
 from qllm_exp.errors import UserError
-from qllm_exp.results.comparison import difference, permutation_test, probability_of_improvement, welch
-from qllm_exp.results.profiles import performance_profile, steps_to
-from qllm_exp.results.statistics import (
+from qllm_exp.results.statistics.aggregate import (
     RESAMPLES,
     SEED,
     bootstrap_mean,
@@ -25,6 +23,8 @@ from qllm_exp.results.statistics import (
     optimality_gap,
     resampled,
 )
+from qllm_exp.results.statistics.comparison import difference, permutation_test, probability_of_improvement, welch
+from qllm_exp.results.statistics.profiles import performance_profile, steps_to
 
 Tasks = list[list[float]]  # for each task the scores of its runs
 

@@ -6,7 +6,7 @@ Every experiment draws normal scores afresh; the true mean and, by symmetry, the
 import numpy as np
 import pytest
 
-from qllm_exp.results.statistics import bootstrap_mean, estimate
+from qllm_exp.results.statistics.aggregate import bootstrap_mean, estimate
 
 EXPERIMENTS = 4000
 

@@ -5,11 +5,11 @@ import random
 import pytest
 from hydra import compose, initialize_config_dir
 
-from qllm_exp import config
-from qllm_exp.__main__ import CONF
-from qllm_exp.cli import combinations
+from qllm_exp.config.compose import CONF
+from qllm_exp.config.load import load_run, to_dict
+from qllm_exp.config.overrides import combinations
 from qllm_exp.errors import UserError
-from qllm_exp.sweep.compose import Composer
+from qllm_exp.sweep.fast_compose import Composer
 
 AXES = {
     "env": ["lbf", "mpe", "matrix"],
@@ -42,7 +42,7 @@ def hydra():
 
 def outcome(make):
     try:
-        return config.to_dict(make())
+        return to_dict(make())
     except UserError as error:
         return str(error)
 
@@ -59,7 +59,7 @@ def test_what_is_put_together_is_what_hydra_composes(hydra, number):
     wanted = combinations(given)
     composer = Composer(hydra, wanted)
     for one in random.Random(0).sample(wanted, min(12, len(wanted))):
-        assert outcome(lambda one=one: composer(one)) == outcome(lambda one=one: config.load(hydra(one))), one
+        assert outcome(lambda one=one: composer(one)) == outcome(lambda one=one: load_run(hydra(one))), one
 
 
 def test_hydra_composes_each_choice_of_groups_once(hydra):

@@ -9,12 +9,13 @@ import time
 import pytest
 
 from launch import retry
-from qllm_exp import files
 from qllm_exp.errors import UserError
-from qllm_exp.sweep import pool, record, state
-from qllm_exp.sweep.queue import Job, Queue
+from qllm_exp.runs import run_state, sweep_directory
+from qllm_exp.runs.run_directory import Busy, RunDirectory
+from qllm_exp.runs.slurm_queue import Job, Queue
+from qllm_exp.sweep import pool
 from qllm_exp.sweep.slurm import Slurm, minutes
-from qllm_exp.tracking.run_dir import Busy, RunDirectory
+from qllm_exp.utils import files
 
 
 @pytest.fixture
@@ -44,31 +45,31 @@ def test_gpus_are_handed_round(machine):
 
 def at(directory, queue=None, **status):
     (directory.path / "status.json").write_text(json.dumps(status))
-    return state.state_of(directory, queue or Queue({}))
+    return run_state.state_of(directory, queue or Queue({}))
 
 
 def test_how_a_run_stands(tmp_path):
     directory, now, here = RunDirectory(tmp_path), time.time(), socket.gethostname()
     waits = Queue({tmp_path.absolute(): Job("7_1", "PENDING", "Resources", 0.0)})
     runs = Queue({tmp_path.absolute(): Job("7_1", "RUNNING", "None", now - 10)})
-    assert state.state_of(directory, Queue({})).state == state.NEW
-    assert at(directory, waits, state="queued").state == state.QUEUED
-    assert at(directory, state="queued").state == state.DEAD, "its job has gone"
-    assert at(directory, state="running", host=here, heartbeat=now).state == state.DEAD, "nobody holds its lock"
-    assert at(directory, state="running", host="node9", heartbeat=now - 30).state == state.RUNNING
+    assert run_state.state_of(directory, Queue({})).state == run_state.NEW
+    assert at(directory, waits, state="queued").state == run_state.QUEUED
+    assert at(directory, state="queued").state == run_state.DEAD, "its job has gone"
+    assert at(directory, state="running", host=here, heartbeat=now).state == run_state.DEAD, "nobody holds its lock"
+    assert at(directory, state="running", host="node9", heartbeat=now - 30).state == run_state.RUNNING
     dead = at(directory, state="running", host="node9", heartbeat=now - 70, env_step=5, total_steps=10)
-    assert dead.state == state.DEAD and "at 50%" in dead.why and "1 min 10 s" in dead.why
-    assert at(directory, waits, state="running", host="node9", heartbeat=now - 70).state == state.QUEUED, "requeued"
-    assert at(directory, runs, state="running", host="node9", heartbeat=now - 70).state == state.QUEUED, (
+    assert dead.state == run_state.DEAD and "at 50%" in dead.why and "1 min 10 s" in dead.why
+    assert at(directory, waits, state="running", host="node9", heartbeat=now - 70).state == run_state.QUEUED, "requeued"
+    assert at(directory, runs, state="running", host="node9", heartbeat=now - 70).state == run_state.QUEUED, (
         "not yet its turn"
     )
     assert at(directory, state="failed", error="no").why == "no"
-    assert at(directory, waits, state="interrupted").state == state.QUEUED
+    assert at(directory, waits, state="interrupted").state == run_state.QUEUED
     assert at(directory, state="interrupted", env_step=1, total_steps=4).why == "at 25%"
     directory.stop_request.touch()
-    assert at(directory, state="queued").state == state.STOPPED
+    assert at(directory, state="queued").state == run_state.STOPPED
     (tmp_path / "result.json").write_text('{"final_return": 1.0}')
-    assert at(directory, state="failed").state == state.DONE
+    assert at(directory, state="failed").state == run_state.DONE
 
 
 def test_a_run_of_another_machine_is_left_alone_until_it_is_silent(tmp_path):
@@ -117,7 +118,7 @@ def test_a_file_system_without_locks_is_lived_with(tmp_path, monkeypatch):
     directory.set_status("running")
     assert RunDirectory(tmp_path).owner() == f"process {os.getpid()} on {socket.gethostname()}", "by its heartbeat"
     directory.close()
-    sweep = record.Sweep.start(tmp_path / "sweep", ["run"], {"name": "local"}, 0)
+    sweep = sweep_directory.Sweep.start(tmp_path / "sweep", ["run"], {"name": "local"}, 0)
     with sweep.held():
         assert sweep.holder() == ""
 

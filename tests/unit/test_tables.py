@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from run_folders import make, of, unfinished
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results.cells import Cell, gap, statistic
-from qllm_exp.results.collect import collect
-from qllm_exp.results.formats import as_csv, html, in_latex, latex, markdown, text
-from qllm_exp.results.keys import methods, sort_key
-from qllm_exp.results.sheet import Sheet
-from qllm_exp.results.spent import spent
-from qllm_exp.results.statistics import Estimate, bootstrap_mean
-from qllm_exp.results.table import ablation, comparison
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.records.keys import methods, sort_key
+from qllm_exp.results.statistics.aggregate import Estimate, bootstrap_mean
+from qllm_exp.results.tables.costs import spent
+from qllm_exp.results.tables.formats import as_csv, html, in_latex, latex
+from qllm_exp.results.tables.pivot import Cell, gap, statistic
+from qllm_exp.results.tables.sheet import Sheet, markdown, text
+from qllm_exp.results.tables.table import ablation, comparison
 
 TASK, OTHER = "8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from qllm_exp import schema
-from qllm_exp.networks.team import TeamNetwork
+from qllm_exp.config import schema
+from qllm_exp.networks.agents import TeamNetwork
 
 T, N, AGENTS, INPUTS, OUTPUTS = 5, 3, 2, 4, 6
 

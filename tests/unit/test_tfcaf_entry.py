@@ -10,17 +10,17 @@ from typing import Any, cast
 
 import pytest
 
-from qllm_exp import schema
+from qllm_exp.config import schema
+from qllm_exp.credit import stored_function as entry_module
+from qllm_exp.credit.program import Program
+from qllm_exp.credit.stored_function import Entry, bundled, load
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
+from qllm_exp.generation import provide
+from qllm_exp.generation.coder_evaluator import generate
+from qllm_exp.generation.verify import Accepted, verify_all
 from qllm_exp.llm import CallFailed, Reply, Request
-from qllm_exp.tfcaf import entry as entry_module
-from qllm_exp.tfcaf import provide
-from qllm_exp.tfcaf.coder_evaluator import generate
-from qllm_exp.tfcaf.entry import Entry, bundled, load
-from qllm_exp.tfcaf.program import Program
-from qllm_exp.tfcaf.verify import Accepted, verify_all
 
 PROGRAM = {
     "version": 1,

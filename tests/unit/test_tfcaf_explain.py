@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from qllm_exp import schema
+from qllm_exp.config import schema
+from qllm_exp.credit.program import Program
+from qllm_exp.credit.stored_function import Entry
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout
 from qllm_exp.errors import UserError
+from qllm_exp.explain import attribution as numbers
+from qllm_exp.explain.episodes import Episode, entities, events, moments, play, random_policy, visited
+from qllm_exp.explain.explain import explain
+from qllm_exp.explain.figures import action_sign
+from qllm_exp.generation.tracing import trace
 from qllm_exp.mixers.tfcaf import Tfcaf
-from qllm_exp.tfcaf import credit as numbers
-from qllm_exp.tfcaf.entry import Entry
-from qllm_exp.tfcaf.episodes import Episode, entities, events, moments, play, random_policy, visited
-from qllm_exp.tfcaf.explain import explain
-from qllm_exp.tfcaf.explain_figures import action_sign
-from qllm_exp.tfcaf.program import Program
-from qllm_exp.tfcaf.tracing import trace
 
 # Weights (s_2, -1, 0.25): one reads column 2, one is negative, one is constant.
 SIGNED = """

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tfcaf_functions import GRF, SPREAD
 
-from qllm_exp.tfcaf.export import export, export_all
-from qllm_exp.tfcaf.program import Program
-from qllm_exp.tfcaf.static_check import Refused
+from qllm_exp.credit.program import Program
+from qllm_exp.credit.refused import Refused
+from qllm_exp.generation.sandbox import export, export_all
 
 HEAD = "def credit_assignment(agents_q, global_state):\n"
 

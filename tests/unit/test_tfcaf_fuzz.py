@@ -11,12 +11,12 @@ import pytest
 from hostile_functions import CANARY, HOSTILE, Hostile
 from tfcaf_functions import DETACHED, GROUPS, INDEXED, MAXIMUM, QLLM_NAME, SPREAD, SPREAD_COLLISIONS, VDN
 
+from qllm_exp.config.schema import Mpe
+from qllm_exp.credit.refused import MAX_REASON, Refused
 from qllm_exp.envs import TeamEnv, make_env
-from qllm_exp.schema import Mpe
-from qllm_exp.tfcaf import export
-from qllm_exp.tfcaf.child import landlock_version
-from qllm_exp.tfcaf.static_check import MAX_REASON, Refused
-from qllm_exp.tfcaf.verify import Accepted, verify_all
+from qllm_exp.generation import sandbox
+from qllm_exp.generation.sandbox_child import landlock_version
+from qllm_exp.generation.verify import Accepted, verify_all
 
 SECRET = "sk-planted-5b1f0c"
 WEIGHTED = (VDN, SPREAD, SPREAD_COLLISIONS, QLLM_NAME, GROUPS, INDEXED)
@@ -88,9 +88,9 @@ def test_functions_that_are_no_weighted_sum_pass_with_the_gate_off(env: TeamEnv)
 # What a function could do that had found a way around the static check: arbitrary Python in the place of tracing.
 ATTACK = """
 import json, os, signal, socket
-import qllm_exp.tfcaf.tracing as tracing
+import qllm_exp.generation.tracing as tracing
 from pathlib import Path
-from qllm_exp.tfcaf.static_check import Refused
+from qllm_exp.generation.static_check import Refused
 
 honest, outside, port, parent, secret = tracing.trace, Path({outside!r}), {port}, {parent}, {secret!r}
 
@@ -131,10 +131,10 @@ def test_arbitrary_code_in_the_child_is_confined(canary: Path, tmp_path: Path, m
         (tmp_path / "attack.py").write_text(
             ATTACK.format(outside=str(canary.parent), port=server.getsockname()[1], parent=os.getpid(), secret=SECRET)
         )
-        start = f"exec(open({str(tmp_path / 'attack.py')!r}).read()); from qllm_exp.tfcaf.child import main; main()"
-        monkeypatch.setattr(export, "_START", "import sys; sys.path.insert(0, {root!r}); " + start)
+        start = f"exec(open({str(tmp_path / 'attack.py')!r}).read()); from qllm_exp.generation.sandbox_child import main; main()"
+        monkeypatch.setattr(sandbox, "_START", "import sys; sys.path.insert(0, {root!r}); " + start)
         sources = [good + "# attack", good + "# crash", good]
-        attacked, crashed, honest = export.export_all(sources, n_agents=3, state_dim=4, timeout_s=20)
+        attacked, crashed, honest = sandbox.export_all(sources, n_agents=3, state_dim=4, timeout_s=20)
         try:
             server.accept()[0].close()
             reached = True

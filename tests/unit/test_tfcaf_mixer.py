@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qllm_exp import schema
+from qllm_exp.config import schema
+from qllm_exp.credit.stored_function import bundled, load
 from qllm_exp.envs import make_env
 from qllm_exp.errors import UserError
 from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.tfcaf import Tfcaf
-from qllm_exp.tfcaf.entry import bundled, load
 
 IGM = ("auto", "enforce", "relax")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tfcaf_functions import ALL, GRF, LOOPED, MATRIX, SPREAD, VDN, Written
 
-from qllm_exp.tfcaf.program import Program
-from qllm_exp.tfcaf.static_check import Refused
-from qllm_exp.tfcaf.tracing import trace
+from qllm_exp.credit.program import Program
+from qllm_exp.credit.refused import Refused
+from qllm_exp.generation.tracing import trace
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 _TRACED: dict[str, Program] = {}

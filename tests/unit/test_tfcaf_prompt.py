@@ -6,10 +6,11 @@ from typing import cast
 
 import pytest
 
+from qllm_exp.credit.refused import Refused
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
-from qllm_exp.tfcaf.prompt import extract_advice, extract_choice, extract_code, render, state_table
-from qllm_exp.tfcaf.static_check import Refused, check
+from qllm_exp.generation.prompt_rendering import extract_advice, extract_choice, extract_code, render, state_table
+from qllm_exp.generation.static_check import check
 
 INF = float("inf")
 

@@ -3,7 +3,8 @@
 import pytest
 from tfcaf_functions import ALL, Written
 
-from qllm_exp.tfcaf.static_check import Refused, check
+from qllm_exp.credit.refused import Refused
+from qllm_exp.generation.static_check import check
 
 HEAD = "def credit_assignment(agents_q, global_state):\n"
 

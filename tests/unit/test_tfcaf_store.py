@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from test_tfcaf_entry import make_entry
 
+from qllm_exp.credit.stored_function import Entry
 from qllm_exp.errors import UserError
+from qllm_exp.generation.ledger import Ledger
+from qllm_exp.generation.store import Store
 from qllm_exp.llm import CallFailed, Reply, Request
-from qllm_exp.tfcaf.entry import Entry
-from qllm_exp.tfcaf.ledger import Ledger
-from qllm_exp.tfcaf.store import Store
 
 KEY = "ab" * 32
 
@@ -80,7 +80,7 @@ def test_a_failure_is_told_to_those_who_wait_and_the_next_call_tries_again(tmp_p
 DIES = """
 import os, sys, time
 from pathlib import Path
-from qllm_exp.tfcaf.store import Store
+from qllm_exp.generation.store import Store
 def make():
     Path(sys.argv[1], "started").touch()
     time.sleep(600)

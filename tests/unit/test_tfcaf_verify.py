@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from qllm_exp.config.schema import Lbf
+from qllm_exp.credit.operations import FASTER
+from qllm_exp.credit.probe_states import describe, extreme_states, moderate, task_states
+from qllm_exp.credit.program import Program
+from qllm_exp.credit.refused import Refused
 from qllm_exp.envs import Observation, StateField, StateLayout, Step, TaskDescription, TeamEnv, make_env
-from qllm_exp.schema import Lbf
-from qllm_exp.tfcaf import verify as verifier
-from qllm_exp.tfcaf.probes import describe, extreme_states, moderate, task_states
-from qllm_exp.tfcaf.program import Program
-from qllm_exp.tfcaf.program_calls import FASTER
-from qllm_exp.tfcaf.static_check import Refused
-from qllm_exp.tfcaf.verify import MAX_BIAS, MAX_WEIGHT, Accepted, verify, verify_all
+from qllm_exp.generation import verify as verifier
+from qllm_exp.generation.verify import MAX_BIAS, MAX_WEIGHT, Accepted, verify, verify_all
 
 HEAD = "def credit_assignment(agents_q, global_state):\n"
 N, LENGTH = 3, 10

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
 from qllm_exp.results.__main__ import main
-from qllm_exp.sweep.record import run_folders
-from qllm_exp.tracking import login, mirror, mirrored
-from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.sweep_directory import run_folders
+from qllm_exp.tracking import sidecar, wandb_login, wandb_payload
 
 
 @pytest.fixture(autouse=True)
@@ -20,29 +20,29 @@ def nobody(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith(("WANDB_", "NETRC"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for known in (login.logged_in, login.server):
+    for known in (wandb_login.logged_in, wandb_login.server):
         known.cache_clear()
     yield
-    for known in (login.logged_in, login.server):
+    for known in (wandb_login.logged_in, wandb_login.server):
         known.cache_clear()
 
 
 def refused(*tags, **tracking):
     with pytest.raises(UserError) as caught:
-        login.check(schema.Wandb(**tracking), tags)
+        wandb_login.check(schema.Wandb(**tracking), tags)
     return str(caught.value)
 
 
 def test_nobody_is_logged_in_to_begin_with_and_nobody_need_be_offline():
     assert "https://api.wandb.ai" in refused()
     for mode in ("offline", "disabled"):
-        login.check(schema.Wandb(mode=mode), ())
+        wandb_login.check(schema.Wandb(mode=mode), ())
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"])
 def test_a_key_or_a_token_in_the_environment_is_a_login(monkeypatch, name):
     monkeypatch.setenv(name, "x")
-    login.check(schema.Wandb(), ())
+    wandb_login.check(schema.Wandb(), ())
 
 
 @pytest.mark.parametrize("place", [".netrc", "_netrc", "elsewhere"])
@@ -51,8 +51,8 @@ def test_a_netrc_entry_is_a_login_for_its_own_server(tmp_path, monkeypatch, plac
     (tmp_path / place).chmod(0o600)
     if place == "elsewhere":
         monkeypatch.setenv("NETRC", str(tmp_path / place))
-    login.check(schema.Wandb(), ())
-    for known in (login.logged_in, login.server):
+    wandb_login.check(schema.Wandb(), ())
+    for known in (wandb_login.logged_in, wandb_login.server):
         known.cache_clear()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/")
     assert "https://wandb.example.org here" in refused()
@@ -63,15 +63,15 @@ def test_the_server_that_somebody_logged_in_to_is_the_one_that_counts(tmp_path):
     (tmp_path / ".config" / "wandb" / "settings").write_text("[default]\nbase_url = https://wandb.example.org\n")
     assert "https://wandb.example.org here" in refused()
     (tmp_path / ".netrc").write_text("machine wandb.example.org login user password x\n")
-    login.logged_in.cache_clear()
-    login.check(schema.Wandb(), ())
+    wandb_login.logged_in.cache_clear()
+    wandb_login.check(schema.Wandb(), ())
 
 
 def test_a_sweep_asks_once(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x")
     for _ in range(100):
-        login.check(schema.Wandb(), ())
-    assert login.logged_in.cache_info().misses == 1
+        wandb_login.check(schema.Wandb(), ())
+    assert wandb_login.logged_in.cache_info().misses == 1
 
 
 def test_names_that_the_service_refuses_are_refused_before_training():
@@ -84,13 +84,13 @@ def test_the_client_sees_none_of_the_environment_but_its_own_login(monkeypatch):
         monkeypatch.setenv(name, "no")
     monkeypatch.setenv("WANDB_API_KEY", "key")
     monkeypatch.setenv("https_proxy", "proxy")
-    given = mirror.environment()
+    given = sidecar.environment()
     assert "no" not in given.values() and (given["WANDB_API_KEY"], given["https_proxy"]) == ("key", "proxy")
 
 
 def test_rows_come_once_each_and_only_when_they_are_complete(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = mirrored.Rows(path)
+    rows = wandb_payload.Rows(path)
     assert rows.new() == []
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
     assert rows.new() == [{"a": 1}, {"a": 2}] and rows.new() == []
@@ -102,7 +102,7 @@ def test_rows_come_once_each_and_only_when_they_are_complete(tmp_path):
 def test_kinds_of_rows_have_names_of_their_own():
     row = {"kind": "evaluation", "env_step": 5, "return_mean": 1.0}
     again = {"tasks/lbf/8x8/return_mean": 1.0}  # for a dashboard
-    assert mirrored.logged(row, "tasks/lbf/8x8") == {"env_step": 5, "evaluation/return_mean": 1.0, **again}
+    assert wandb_payload.logged(row, "tasks/lbf/8x8") == {"env_step": 5, "evaluation/return_mean": 1.0, **again}
 
 
 def test_the_configuration_is_flat_and_tells_no_path_and_no_address(tmp_path):
@@ -111,7 +111,7 @@ def test_the_configuration_is_flat_and_tells_no_path_and_no_address(tmp_path):
     for tfcaf in ('{"hash": "0123456789abcdef"}', None):
         directory = RunDirectory(tmp_path / str(tfcaf is None))
         directory.create(run, tfcaf)
-        flat = mirrored.flat_config(directory)
+        flat = wandb_payload.flat_config(directory)
         text = json.dumps(flat)
         assert not [word for word in ("secret", "MY_KEY", "/home/me") if word in text]
         assert not [value for value in flat.values() if isinstance(value, dict)]
@@ -120,10 +120,12 @@ def test_the_configuration_is_flat_and_tells_no_path_and_no_address(tmp_path):
 
 
 def test_an_id_is_made_of_the_folders_name_wherever_it_lies(monkeypatch, tmp_path):
-    one = mirrored.run_id(RunDirectory(tmp_path / "name"))
+    one = wandb_payload.run_id(RunDirectory(tmp_path / "name"))
     monkeypatch.chdir(tmp_path)
-    assert one == mirrored.run_id(RunDirectory(Path("name"))) == mirrored.run_id(RunDirectory(Path("/x/name")))
-    assert one != mirrored.run_id(RunDirectory(Path("other"))) and len(one) == 16
+    assert (
+        one == wandb_payload.run_id(RunDirectory(Path("name"))) == wandb_payload.run_id(RunDirectory(Path("/x/name")))
+    )
+    assert one != wandb_payload.run_id(RunDirectory(Path("other"))) and len(one) == 16
 
 
 def test_folders_of_runs_of_sweeps_and_of_several_runs_are_understood(tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qllm_exp import schema
 from qllm_exp.algorithms import make_algorithm
+from qllm_exp.config import schema
 from qllm_exp.envs import make_env
 from qllm_exp.errors import RunFailed
 from qllm_exp.mixers import make_mixer

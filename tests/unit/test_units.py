@@ -9,16 +9,17 @@ import pytest
 from matplotlib.figure import Figure
 from run_folders import STEPS, make, of
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results import across, figures, units
-from qllm_exp.results.cells import renamed
-from qllm_exp.results.collect import collect
-from qllm_exp.results.formats import markdown
-from qllm_exp.results.keys import methods
-from qllm_exp.results.reading import Record
-from qllm_exp.results.statistics import bootstrap_mean, estimate, iqm
-from qllm_exp.results.table import comparison
+from qllm_exp.results.figures import across_tasks, per_task
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.records.keys import methods
+from qllm_exp.results.records.reader import Record
+from qllm_exp.results.statistics import sample_units
+from qllm_exp.results.statistics.aggregate import bootstrap_mean, estimate, iqm
+from qllm_exp.results.tables.pivot import renamed
+from qllm_exp.results.tables.sheet import markdown
+from qllm_exp.results.tables.table import comparison
 
 TASK, OTHER = "8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"
 MIDDLES = (0.2, 0.5, 0.9)  # of the functions
@@ -55,24 +56,24 @@ def by_function(records: list[Record], task: str) -> np.ndarray:
 def test_scores_are_those_of_functions(records: list[Record]) -> None:
     tfcaf = [one for one in records if one.method == "tfcaf"]
     tasks = [f"lbf/{TASK}", f"lbf/{OTHER}"]
-    first, second = units.scores(tfcaf, tasks, "final_return")
+    first, second = sample_units.scores(tfcaf, tasks, "final_return")
     assert sorted(first) == pytest.approx([0.215, 0.515, 0.905]) == sorted(by_function(records, TASK))
     assert sorted(second) == pytest.approx([0.165, 0.465, 0.855])
-    assert units.counted(tfcaf) == "n=3 functions"
+    assert sample_units.counted(tfcaf) == "n=3 functions"
     qmix = [one for one in records if one.method == "qmix"]
-    assert units.scores(qmix, tasks, "final_return")[1].tolist() == pytest.approx([0.6, 0.61, 0.62, 0.63, 0.64])
-    assert units.counted(qmix) == "n=5"
+    assert sample_units.scores(qmix, tasks, "final_return")[1].tolist() == pytest.approx([0.6, 0.61, 0.62, 0.63, 0.64])
+    assert sample_units.counted(qmix) == "n=5"
 
 
 def test_a_method_is_the_same_in_tables_and_figures(records: list[Record], tmp_path: Path) -> None:
     assert methods(records) == ["tfcaf", "qmix"]
     sheet, _ = comparison(collect([tmp_path]))
     assert sheet.columns == ["tfcaf", "qmix"] and markdown([sheet]).count("(n=3 functions)") == 2
-    assert units.RULE in sheet.notes
+    assert sample_units.RULE in sheet.notes
 
 
 def test_curves_are_over_functions(records: list[Record]) -> None:
-    figure = figures.curves(records)
+    figure = per_task.curves(records)
     axis = next(one for one in figure.axes if one.get_title() == f"lbf/{TASK}")
     line = next(one for one in axis.lines if one.get_label() == "tfcaf (n=3 functions)")
     values = np.outer(by_function(records, TASK), np.linspace(0, 1, 5))
@@ -83,7 +84,7 @@ def test_curves_are_over_functions(records: list[Record]) -> None:
 
 
 def test_aggregated_curves_are_over_functions(records: list[Record]) -> None:
-    (axis,) = across.aggregated_curves(records).axes
+    (axis,) = across_tasks.aggregated_curves(records).axes
     line = next(one for one in axis.lines if one.get_label() == "tfcaf (n=3 functions)")
     scores = [by_function(records, task) for task in (TASK, OTHER)]  # 0 and 1 are the bounds of both tasks
     expected = estimate(scores, iqm)
@@ -93,7 +94,7 @@ def test_aggregated_curves_are_over_functions(records: list[Record]) -> None:
 
 
 def test_bars_have_a_dot_for_each_function(records: list[Record]) -> None:
-    axis = next(one for one in figures.bars(records).axes if one.get_title() == f"lbf/{TASK}")
+    axis = next(one for one in per_task.bars(records).axes if one.get_title() == f"lbf/{TASK}")
     assert [one.get_text() for one in axis.get_xticklabels()] == ["tfcaf\n(n=3\nfunctions)", "qmix\n(n=5)"]
     assert axis.patches[0].get_height() == pytest.approx(by_function(records, TASK).mean())
     dots = [sorted(line.get_ydata()) for line in axis.lines if line.get_marker() == "o"]
@@ -101,14 +102,14 @@ def test_bars_have_a_dot_for_each_function(records: list[Record]) -> None:
 
 
 def test_profiles_are_shares_of_functions(records: list[Record]) -> None:
-    (axis,) = across.profiles(records).axes
+    (axis,) = across_tasks.profiles(records).axes
     line = next(one for one in axis.lines if one.get_label() == "tfcaf (n=3 functions)")
     at = dict(zip(np.round(line.get_xdata(), 2), line.get_ydata(), strict=True))
     assert at[0.19] == pytest.approx(5 / 6) and at[0.6] == pytest.approx(2 / 6) and at[0.88] == pytest.approx(1 / 6)
 
 
 def test_an_improvement_is_of_functions(records: list[Record]) -> None:
-    (axis,) = across.improvement(records).axes
+    (axis,) = across_tasks.improvement(records).axes
     (bar,) = axis.patches
     wins = []
     for task in (TASK, OTHER):
@@ -119,14 +120,14 @@ def test_an_improvement_is_of_functions(records: list[Record]) -> None:
 
 
 KINDS: list[Callable[..., Figure]] = [
-    *(figures.curves, figures.bars, across.aggregated_curves, across.profiles, across.improvement)
+    *(per_task.curves, per_task.bars, across_tasks.aggregated_curves, across_tasks.profiles, across_tasks.improvement)
 ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_figure_says_how_functions_count(records: list[Record], kind: Callable[..., Figure]) -> None:
     said = " ".join(kind(records).get_supxlabel().split())
-    assert units.RULE in said and "Fewer than 5 seeds or functions" in said
+    assert sample_units.RULE in said and "Fewer than 5 seeds or functions" in said
     seeds = " ".join(
         kind([one for one in records if one.method == "qmix"] + qmix_like(records)).get_supxlabel().split()
     )
@@ -143,7 +144,7 @@ def qmix_like(records: list[Record]) -> list[Record]:
 def test_functions_can_be_seen_apart(records: list[Record]) -> None:
     apart = renamed(records, ["method", "tfcaf.sample"])
     assert methods(apart) == ["tfcaf sample=0", "tfcaf sample=1", "tfcaf sample=2", "qmix"]
-    axis = figures.curves(apart).axes[0]
+    axis = per_task.curves(apart).axes[0]
     assert {one.get_label() for one in axis.lines} == {
         *("tfcaf sample=0 (n=4)", "tfcaf sample=1 (n=4)", "tfcaf sample=2 (n=2)", "qmix (n=5)")
     }

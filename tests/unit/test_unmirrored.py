@@ -8,27 +8,32 @@ from typing import Any
 import pytest
 from run_folders import make, of
 
-from qllm_exp import schema
+from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results.collect import collect
-from qllm_exp.results.sources import Address, local, source
-from qllm_exp.tracking import mirrored, unmirrored
-from qllm_exp.tracking.run_dir import RunDirectory
-from qllm_exp.tracking.unmirrored import Told
+from qllm_exp.results.records.collect import collect
+from qllm_exp.results.records.sources import Address, local, source
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.tracking import wandb_payload, wandb_restore
+from qllm_exp.tracking.wandb_restore import Told
 
 
 def sent(path: Path, state: str = "finished") -> tuple[Told, list[dict[str, Any]]]:
     """A run and its history as a server has them that keeps numbers without their kind."""
     directory = RunDirectory(path)
-    rows = mirrored.Rows(directory.metrics).new()
-    task = mirrored.task_key(directory.read_config())
+    rows = wandb_payload.Rows(directory.metrics).new()
+    task = wandb_payload.task_key(directory.read_config())
     node = {
-        **{"name": mirrored.run_id(directory), "displayName": path.name, "state": state, "historyLineCount": len(rows)},
-        "config": plain(mirrored.flat_config(directory)),
-        "summaryMetrics": plain(mirrored.summary(directory.result() or {}, len(rows), task)),
+        **{
+            "name": wandb_payload.run_id(directory),
+            "displayName": path.name,
+            "state": state,
+            "historyLineCount": len(rows),
+        },
+        "config": plain(wandb_payload.flat_config(directory)),
+        "summaryMetrics": plain(wandb_payload.summary(directory.result() or {}, len(rows), task)),
     }
-    history = [plain(mirrored.logged(row, task)) | {"_step": number} for number, row in enumerate(rows)]
-    return unmirrored.told(node, "https://example.org/run"), history
+    history = [plain(wandb_payload.logged(row, task)) | {"_step": number} for number, row in enumerate(rows)]
+    return wandb_restore.told(node, "https://example.org/run"), history
 
 
 def plain(node: Any) -> Any:
@@ -51,8 +56,8 @@ def here(tmp_path: Path) -> Path:
 def test_a_folder_comes_back_as_it_was(here: Path, tmp_path: Path) -> None:
     run, history = sent(here)
     there = tmp_path / "there" / run.name
-    unmirrored.make(there, run, history, "")
-    assert there.name == here.name and unmirrored.is_made(there, run)
+    wandb_restore.make(there, run, history, "")
+    assert there.name == here.name and wandb_restore.is_made(there, run)
     assert repr([sorted(row.items()) for row in lines(there)]) == repr([sorted(row.items()) for row in lines(here)])
     (one,), (other,) = (collect([path]).finished for path in (here, there))
     assert repr(one.result["final_return"]) == repr(other.result["final_return"]) == "4.0"
@@ -66,7 +71,7 @@ def test_histories_kept_as_tables_have_every_key_in_every_row(here: Path, tmp_pa
     run, history = sent(here)
     keys = {key for row in history for key in row} | {"training/loss", "absolute/return_mean"}
     table = [{key: row.get(key) for key in keys} for row in reversed(history)]
-    unmirrored.make(tmp_path / "there" / run.name, run, [*table, table[0]], "")
+    wandb_restore.make(tmp_path / "there" / run.name, run, [*table, table[0]], "")
     assert lines(tmp_path / "there" / run.name) == lines(here)
 
 
@@ -77,16 +82,16 @@ def test_a_run_of_which_a_row_is_missing_is_not_finished_and_is_looked_at_again(
     run, history = sent(here)
     del history[gap]
     there = tmp_path / "there" / run.name
-    unmirrored.make(there, run, history, "")
+    wandb_restore.make(there, run, history, "")
     (one,) = collect([there]).unfinished
     assert one.state == "failed" and f"the server has {gap} of its 5 rows" in one.why
-    assert not unmirrored.is_made(there, run)
+    assert not wandb_restore.is_made(there, run)
 
 
 def test_a_run_whose_function_is_gone_is_not_finished(here: Path, tmp_path: Path) -> None:
     run, history = sent(here)
     run = dataclasses.replace(run, config={**run.config, "function": "0123abcd"})
-    unmirrored.make(tmp_path / "there" / run.name, run, history, "")
+    wandb_restore.make(tmp_path / "there" / run.name, run, history, "")
     (one,) = collect([tmp_path / "there"]).unfinished
     assert "the artifact tfcaf-0123abcd, is not on the server" in one.why
 
@@ -107,7 +112,7 @@ def test_only_names_of_folders_that_we_gave_are_taken(here: Path, name: str) -> 
     run, _ = sent(here)
     own = dataclasses.replace(run, config={**run.config, "run": name}, shown=name)
     assert own.name == ""
-    hashed = dataclasses.replace(own, id=mirrored.id_of(name))
+    hashed = dataclasses.replace(own, id=wandb_payload.id_of(name))
     assert hashed.name == ("renamed" if name == "renamed" else "")
     assert dataclasses.replace(run, shown="my best run").name == here.name, (
         "what it is called on its page does not matter"

@@ -17,23 +17,23 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 
-from qllm_exp import config
-from qllm_exp.__main__ import CONF
 from qllm_exp.algorithms.base import Algorithm
+from qllm_exp.config.compose import CONF
+from qllm_exp.config.load import load_run
+from qllm_exp.credit import stored_function
 from qllm_exp.envs import TeamEnv, make_env
 from qllm_exp.envs.layout import StateField, StateLayout
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import execute
+from qllm_exp.explain import watch_frame
+from qllm_exp.explain.attribution import credits
+from qllm_exp.explain.policy import load_algorithm
+from qllm_exp.explain.watch import add_parser, watch
+from qllm_exp.explain.watch_episode import Played, credit, play_evaluation, share
+from qllm_exp.explain.watch_frame import Picture, StateValues
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.policy import load_algorithm
-from qllm_exp.preparation import check, prepare
-from qllm_exp.results import watch_frame
-from qllm_exp.results.watch import add_parser, watch
-from qllm_exp.results.watch_episode import Played, credit, play_evaluation, share
-from qllm_exp.results.watch_frame import Picture, StateValues
-from qllm_exp.tfcaf import entry
-from qllm_exp.tfcaf.credit import credits
-from qllm_exp.tracking.run_dir import RunDirectory
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.sweep.prepare import check, prepare
 from qllm_exp.training.evaluation import evaluate
 from qllm_exp.training.replay import Episodes
 from qllm_exp.training.seeds import derive
@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if kind not in made:
             with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
                 composed = compose("config", [*TINY, *KINDS[kind], f"dir={folder}"])
-            ready = prepare(check(config.load(composed)))
+            ready = prepare(check(load_run(composed)))
             ready.directory.create(ready.run, ready.tfcaf)
             made[kind] = execute(ready.directory, show=False).path
         return made[kind]
@@ -179,7 +179,7 @@ def test_credit_of_a_written_function_is_that_which_explain_tells(runs: Callable
     one = load(runs(kind))
     (episode,) = played(one)
     function: Any = one.mixer
-    stored = entry.load(runs(kind) / "tfcaf.json")
+    stored = stored_function.load(runs(kind) / "tfcaf.json")
     told = credits(stored, function.affine, function.enforce, episode.episode.states[:-1], episode.qs)
     assert episode.credit is not None
     torch.testing.assert_close(episode.credit, told)

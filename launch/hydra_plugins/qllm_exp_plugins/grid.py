@@ -26,7 +26,7 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from qllm_exp.cli import combinations, grids
+        from qllm_exp.config.overrides import combinations, grids
 
         assert self.launcher is not None
         chosen = [

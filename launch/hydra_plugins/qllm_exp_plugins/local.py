@@ -17,7 +17,7 @@ class LocalLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from qllm_exp.sweep.from_hydra import launched
+        from qllm_exp.sweep.hydra_bridge import launched
         from qllm_exp.sweep.local import Local
 
         returns, self.exit_code = launched(self.context, self.config, job_overrides, lambda ours: Local(**self.options))

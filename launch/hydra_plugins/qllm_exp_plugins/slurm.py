@@ -19,7 +19,7 @@ class SlurmLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from omegaconf import OmegaConf
 
-        from qllm_exp.sweep.from_hydra import launched
+        from qllm_exp.sweep.hydra_bridge import launched
         from qllm_exp.sweep.slurm import Slurm
 
         given: Any = OmegaConf.to_container(OmegaConf.create(self.options), resolve=True)

@@ -55,17 +55,18 @@ def _draw(folder: Path, trained: bool) -> str:
     import torch
     from matplotlib import rc_context
 
-    from qllm_exp.policy import load_policy
-    from qllm_exp.results.looks import save
+    from qllm_exp.credit import stored_function
+    from qllm_exp.explain.explain import picture
+    from qllm_exp.explain.figures import FONTS
+    from qllm_exp.explain.policy import load_policy
+    from qllm_exp.generation import provide
+    from qllm_exp.results.figures.style import save
     from qllm_exp.results.report.svg import drawn
-    from qllm_exp.tfcaf import entry, provide
-    from qllm_exp.tfcaf.explain import picture
-    from qllm_exp.tfcaf.explain_figures import FONTS
-    from qllm_exp.tracking.run_dir import RunDirectory
+    from qllm_exp.runs.run_directory import RunDirectory
 
     torch.set_num_threads(1)
     directory = RunDirectory(folder)
-    run, function = directory.read_config(), entry.load(directory.tfcaf)
+    run, function = directory.read_config(), stored_function.load(directory.tfcaf)
     with provide.environment(run) as env, rc_context(FONTS):
         act = load_policy(folder, env) if trained else None
         figure = picture(function, env, provide.enforced(run, env), act)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from qllm_exp.results import across, figures, keys
+from qllm_exp.results.figures import across_tasks, per_task
+from qllm_exp.results.records import keys
 from qllm_exp.results.report.parts import Html, absent, joined, or_sentence, section, tag
 from qllm_exp.results.report.subject import Subject
 from qllm_exp.results.report.svg import drawn, figure
-from qllm_exp.results.table import finished
-from qllm_exp.words import count
+from qllm_exp.results.tables.table import finished
+from qllm_exp.utils.text import count
 
 MOST_TASKS = 24  # with a figure of their own
 
@@ -28,7 +29,7 @@ def _all(subject: Subject) -> Html:
         _figure(
             f"curve{at}",
             f"Learning curves on {task}: evaluation return against environment steps",
-            partial(figures.curves, records, only=task),
+            partial(per_task.curves, records, only=task),
         )
         for at, task in enumerate(tasks[:MOST_TASKS])
     ]
@@ -42,18 +43,18 @@ def _all(subject: Subject) -> Html:
         overall = _figure(
             "aggregated",
             "Aggregated learning curves: interquartile mean of normalised returns over all tasks",
-            partial(across.aggregated_curves, records),
+            partial(across_tasks.aggregated_curves, records),
         )
     scores = [
         _figure(
             "profiles",
             "Performance profiles: share of runs above each normalised final return",
-            partial(across.profiles, records),
+            partial(across_tasks.profiles, records),
         ),
         _figure(
             "improvement",
             "Probability of improvement: how often a run of one method scores higher than one of another",
-            partial(across.improvement, records),
+            partial(across_tasks.improvement, records),
         ),
     ]
     return joined(

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qllm_exp.credit import stored_function
+from qllm_exp.credit.stored_function import Entry
 from qllm_exp.errors import UserError
-from qllm_exp.results.reading import FUNCTION
+from qllm_exp.results.records.reader import FUNCTION
 from qllm_exp.results.report.credit import credit_picture
 from qllm_exp.results.report.parts import Html, absent, facts, folded, joined, section, tag
 from qllm_exp.results.report.prose import prose
 from qllm_exp.results.report.python import highlighted
 from qllm_exp.results.report.subject import Subject, shown
 from qllm_exp.results.report.svg import figure
-from qllm_exp.tfcaf import entry
-from qllm_exp.tfcaf.entry import Entry
-from qllm_exp.tracking.run_dir import RunDirectory
-from qllm_exp.words import count
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.utils.text import count
 
 MOST_FUNCTIONS, MOST_PICTURES = 50, 12  # in one page
 LONG_SOURCE = 24  # lines; a longer source is folded
@@ -123,7 +123,7 @@ def _told(one: Used, number: int, subject: Subject, total: int, pictures: bool) 
     yield tag("h3", one.task or one.first.name)
     directory = RunDirectory(one.first)
     try:
-        function = entry.load(directory.tfcaf)
+        function = stored_function.load(directory.tfcaf)
     except UserError as error:
         yield facts([("used by", _users(one, subject))])
         yield absent(f"Its file cannot be used: {error}")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from qllm_exp.results import keys
-from qllm_exp.results.collect import Collection
+from qllm_exp.results.records import keys
+from qllm_exp.results.records.collect import Collection
 from qllm_exp.results.report.figures import drawings
 from qllm_exp.results.report.functions import functions
 from qllm_exp.results.report.parts import Html, joined, tag

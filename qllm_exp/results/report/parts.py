@@ -4,8 +4,8 @@ import html
 from collections.abc import Callable, Iterable, Sequence
 
 from qllm_exp.errors import UserError
-from qllm_exp.results.formats import html_notes, html_table
-from qllm_exp.results.sheet import Sheet
+from qllm_exp.results.tables.formats import html_notes, html_table
+from qllm_exp.results.tables.sheet import Sheet
 
 LONG = 40  # rows; a longer table is folded
 WIDE = 8  # columns; a table with more would be cut off in print

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import yaml
 
-from qllm_exp.results.collect import ABSENT, Unfinished
-from qllm_exp.results.reading import Record
+from qllm_exp.results.records.collect import ABSENT, Unfinished
+from qllm_exp.results.records.reader import Record
 from qllm_exp.results.report.parts import LONG, Html, absent, command, facts, folded, joined, section, table, tag
 from qllm_exp.results.report.subject import Subject, shown
-from qllm_exp.sweep.record import Sweep
-from qllm_exp.sweep.state import DEAD, FAILED, NEW, QUEUED, RUNNING, STATES, STOPPED
-from qllm_exp.tracking.run_dir import RunDirectory
-from qllm_exp.tracking.unmirrored import TOLD
-from qllm_exp.words import count, duration
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.run_state import DEAD, FAILED, NEW, QUEUED, RUNNING, STATES, STOPPED
+from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.tracking.wandb_restore import TOLD
+from qllm_exp.utils.text import count, duration
 
 MOST_UNFINISHED = 200  # runs that are told one by one
 MOST_RUNS = 2_000  # lines of the table of runs; of more a browser gets slow

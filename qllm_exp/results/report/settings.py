@@ -4,12 +4,12 @@ import math
 import shlex
 from collections import Counter, defaultdict
 
-from qllm_exp.results import keys
+from qllm_exp.results.records import keys
 from qllm_exp.results.report.parts import Html, absent, command, facts, joined, section, table, tag
 from qllm_exp.results.report.subject import Subject, distinct, shown
-from qllm_exp.results.spent import FIGURES
-from qllm_exp.tracking.versions import OF_THE_MACHINE
-from qllm_exp.words import count, duration
+from qllm_exp.results.tables.costs import FIGURES
+from qllm_exp.runs.versions import OF_THE_MACHINE
+from qllm_exp.utils.text import count, duration
 
 _ALONE = (
     "No sweep's command is known. In a copy of a run's folder that has nothing but its config.yaml (and its tfcaf.json, if it has "

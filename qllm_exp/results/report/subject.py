@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from qllm_exp.errors import UserError
-from qllm_exp.results import keys
-from qllm_exp.results.collect import Collection
-from qllm_exp.results.reading import Record
-from qllm_exp.sweep.record import RECORD, Sweep, sweeps_in
+from qllm_exp.results.records import keys
+from qllm_exp.results.records.collect import Collection
+from qllm_exp.results.records.reader import Record
+from qllm_exp.runs.sweep_directory import RECORD, Sweep, sweeps_in
 
 
 @dataclass(frozen=True)

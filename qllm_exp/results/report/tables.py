@@ -4,15 +4,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 
-from qllm_exp.results import keys
-from qllm_exp.results.cells import METRICS
-from qllm_exp.results.collect import Collection
-from qllm_exp.results.naming import fewest
-from qllm_exp.results.reading import FUNCTION, SAMPLE, Record
+from qllm_exp.results.records import keys
+from qllm_exp.results.records.collect import Collection
+from qllm_exp.results.records.method_names import fewest
+from qllm_exp.results.records.reader import FUNCTION, SAMPLE, Record
 from qllm_exp.results.report.parts import Html, or_sentence, section, sheet, tag
 from qllm_exp.results.report.subject import Subject
-from qllm_exp.results.spent import FIGURES, spent
-from qllm_exp.results.table import COLUMNS, ROWS, ablation, comparison
+from qllm_exp.results.tables.costs import FIGURES, spent
+from qllm_exp.results.tables.pivot import METRICS
+from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison
 
 MOST_COLUMNS = 4  # of methods, where there are fewer tasks
 

@@ -1,0 +1,182 @@
+"""The written form of a tensor program: its rules, checked without running anything.
+
+Values are numbered in the order in which they come to be: 0 is agents_q [B, n_agents], 1 is global_state
+[B, state_dim], 2 is the batch size B, then the constants, then one value per operation. As JSON:
+
+    {"version": 1, "n_agents": 3, "state_dim": 12,
+     "constants": [{"dtype": "float32", "shape": [3], "data": [1.0, 0.5, 0.5]}],
+     "operations": [["mul.Tensor", [{"ref": 0}, {"ref": 3}], {}], ["sum.dim_IntList", [{"ref": 4}, [1], true], {}]],
+     "output": 5}
+
+An argument is a number, true, false, null, a string, {"ref": k}, {"dtype": "float32"}, {"float": "inf"} or a list.
+Keyword arguments refer to no values.
+"""
+
+import json
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from qllm_exp.credit.operations import DTYPES, find
+from qllm_exp.credit.refused import Refused
+
+VERSION = 1
+AGENTS_Q, GLOBAL_STATE, BATCH_SIZE, FIRST_CONSTANT = range(4)  # numbers of the values every program starts from
+MAX_OPERATIONS = 2_000
+MAX_CONSTANTS = 512
+MAX_CONSTANT_ELEMENTS = 16_384  # all constants together
+MAX_AGENTS, MAX_STATE_DIM = 1_024, 65_536
+_MAX_LIST, _MAX_STRING, _MAX_DEPTH, _MAX_INT = 1_024, 64, 3, 2**63 - 1
+_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+_KEYS = {"version", "n_agents", "state_dim", "constants", "operations", "output"}
+
+
+def refuse(reason: str) -> NoReturn:
+    raise Refused("program", reason)
+
+
+def canonical(data: Any) -> str:
+    """The one spelling of JSON data that hashes are taken of."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def encode(value: Any) -> Any:
+    """A number, dtype, string, None or list of them as a JSON argument; TypeError for anything else."""
+    if isinstance(value, list | tuple):
+        return [encode(one) for one in value]
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} is not an argument of a tensor program")
+
+
+def decode(argument: Any) -> Any:
+    """The Python value of a checked JSON argument that refers to no other value."""
+    if isinstance(argument, list):
+        return [decode(one) for one in argument]
+    if isinstance(argument, dict):
+        return DTYPES[argument["dtype"]] if "dtype" in argument else _FLOATS[argument["float"]]
+    return argument
+
+
+def references(argument: Any) -> list[int]:
+    """Numbers of the values that a JSON argument refers to."""
+    if isinstance(argument, list):
+        return [k for one in argument for k in references(one)]
+    return [argument["ref"]] if isinstance(argument, dict) and "ref" in argument else []
+
+
+def encode_constant(tensor: Tensor) -> dict[str, Any]:
+    """A fixed tensor as JSON: dtype, shape and the flat list of its elements."""
+    flat = tensor.detach().cpu().flatten().tolist()
+    return {"dtype": encode(tensor.dtype)["dtype"], "shape": list(tensor.shape), "data": [encode(x) for x in flat]}
+
+
+def decode_constant(constant: dict[str, Any], device: torch.device) -> Tensor:
+    """The tensor of a checked constant, on `device`."""
+    data = torch.tensor(decode(constant["data"]), dtype=DTYPES[constant["dtype"]])
+    return data.reshape(constant["shape"]).to(device)
+
+
+def checked(data: Any) -> dict[str, Any]:
+    """A copy of `data` that keeps all the rules above; raises Refused('program', reason) where one is broken."""
+    try:
+        data = json.loads(canonical(data))
+    except (TypeError, ValueError, RecursionError) as error:
+        refuse(f"the program is not plain JSON: {error}")
+    if not isinstance(data, dict) or set(data) != _KEYS:
+        refuse(f"a program has exactly the keys {sorted(_KEYS)}")
+    if type(data["version"]) is not int or data["version"] != VERSION:
+        refuse(f"program version {data['version']!r} is unknown; this package reads version {VERSION}")
+    _whole("n_agents", data["n_agents"], 1, MAX_AGENTS)
+    _whole("state_dim", data["state_dim"], 0, MAX_STATE_DIM)
+    constants, operations = data["constants"], data["operations"]
+    if not isinstance(constants, list) or len(constants) > MAX_CONSTANTS:
+        refuse(f"constants must be a list of at most {MAX_CONSTANTS}")
+    if not isinstance(operations, list) or len(operations) > MAX_OPERATIONS:
+        refuse(
+            f"operations must be a list of at most {MAX_OPERATIONS}: write the function with fewer tensor operations"
+        )
+    if sum(_check_constant(constant) for constant in constants) > MAX_CONSTANT_ELEMENTS:
+        refuse(f"the constants have more than {MAX_CONSTANT_ELEMENTS} elements together")
+    first = FIRST_CONSTANT + len(constants)
+    for number, operation in enumerate(operations, start=first):
+        _check_operation(operation, number)
+    _whole("output", data["output"], 0, first + len(operations) - 1)
+    return data
+
+
+def _whole(what: str, value: Any, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        refuse(f"{what} must be a whole number from {low} to {high}, got {value!r}")
+    return value
+
+
+def _check_constant(constant: Any) -> int:
+    """Number of elements of a constant that keeps the rules."""
+    if not isinstance(constant, dict) or set(constant) != {"dtype", "shape", "data"}:
+        refuse("a constant has exactly the keys dtype, shape and data")
+    dtype, shape, data = constant["dtype"], constant["shape"], constant["data"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        refuse(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or len(shape) > 8 or not isinstance(data, list):
+        refuse("the shape of a constant is a list of up to 8 sizes, its data a flat list")
+    size = math.prod(_whole("a size of a constant", one, 0, MAX_CONSTANT_ELEMENTS) for one in shape)
+    if size != len(data):
+        refuse(f"a constant of shape {shape} has {len(data)} elements")
+    for one in data:
+        _check_argument(one, 0, _MAX_DEPTH)
+        if dtype == "bool" and not isinstance(one, bool):
+            refuse(f"a bool constant contains {one!r}")
+        if one is None or isinstance(one, str | list) or (isinstance(one, dict) and "float" not in one):
+            refuse(f"a constant contains {one!r}, which is not a number")
+        if dtype.startswith("int") and not isinstance(one, int):
+            refuse(f"an {dtype} constant contains {one!r}")
+    return size
+
+
+def _check_operation(operation: Any, number: int) -> None:
+    if not isinstance(operation, list) or len(operation) != 3:
+        refuse("an operation is [name, arguments, keyword arguments]")
+    name, arguments, keywords = operation
+    found = find(name) if isinstance(name, str) else None
+    if found is None:
+        refuse(f"operation {name!r} is not allowed in a tensor program")
+    if not isinstance(arguments, list) or not isinstance(keywords, dict):
+        refuse(f"operation {name!r} needs a list of arguments and a dictionary of keyword arguments")
+    if not set(keywords) <= found.keywords:
+        refuse(f"operation {name!r} has no keyword argument {sorted(set(keywords) - found.keywords)}")
+    _check_argument(arguments, number, 0)
+    for value in keywords.values():
+        _check_argument(value, 0, _MAX_DEPTH)
+    given: dict[int | str, Any] = {**dict(enumerate(arguments)), **keywords}
+    for place in found.dtypes & set(given):  # torch takes any number there for the one that a dtype has within it
+        if given[place] is not None and not (isinstance(given[place], dict) and "dtype" in given[place]):
+            refuse(f"operation {name!r} has {given[place]!r} in the place of a dtype")
+
+
+def _check_argument(argument: Any, number: int, depth: int) -> None:
+    """Refuse what is not an argument of operation `number`, which may refer to values before it."""
+    if isinstance(argument, list):
+        if depth > _MAX_DEPTH or len(argument) > _MAX_LIST:
+            refuse(f"a list of arguments is nested deeper than {_MAX_DEPTH} or longer than {_MAX_LIST}")
+        for one in argument:
+            _check_argument(one, number, depth + 1)
+    elif isinstance(argument, dict):
+        (key, value), *more = argument.items() or [("", None)]
+        if more or key not in {"ref", "dtype", "float"}:
+            refuse(f"argument {argument!r} is none of ref, dtype, float")
+        if key == "ref":
+            _whole("a reference", value, 0, number - 1)
+        elif not isinstance(value, str) or value not in (DTYPES if key == "dtype" else _FLOATS):
+            refuse(f"{key} {value!r} is not one of {', '.join(DTYPES if key == 'dtype' else _FLOATS)}")
+    elif isinstance(argument, str):
+        if len(argument) > _MAX_STRING:
+            refuse(f"a string of {len(argument)} characters")
+    elif isinstance(argument, int) and abs(argument) > _MAX_INT:
+        refuse(f"the number {argument} does not fit 64 bits")

@@ -1,0 +1,126 @@
+"""Generated source to tensor program, with the source executed in a child process only.
+
+The child is a fresh interpreter in an empty folder, with a cleaned environment, one thread and limits (child.py). What
+it answers is trusted no more than the source itself: the program is checked again from its JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qllm_exp.credit.program import Program
+from qllm_exp.credit.refused import Refused
+from qllm_exp.generation.sandbox_child import wall_limit
+from qllm_exp.generation.static_check import check
+
+MEMORY = 1 << 30  # bytes that a function may use beyond what an idle child process has
+_START_S = 120.0  # importing torch on a slow file system
+_PROBES = 7  # states that the child needs at least
+_START = "import sys; sys.path.insert(0, {root!r}); from qllm_exp.generation.sandbox_child import main; main()"
+
+
+def export(source: str, n_agents: int, state_dim: int, timeout_s: float = 60, states: Tensor | None = None) -> Program:
+    """The tensor program of a generated function; raises Refused(stage, reason).
+
+    Args:
+        source: Python source with the one function credit_assignment(agents_q, global_state).
+        n_agents, state_dim: columns of its two inputs.
+        timeout_s: processor seconds that running and tracing may take, start-up of the child not counted.
+        states: [M, state_dim] states to run it on, best of the task itself; else uniform in [0, 1).
+    """
+    (result,) = export_all([source], n_agents, state_dim, timeout_s, states)
+    if isinstance(result, Refused):
+        raise result
+    return result
+
+
+def export_all(
+    sources: Sequence[str], n_agents: int, state_dim: int, timeout_s: float = 60, states: Tensor | None = None
+) -> list[Program | Refused]:
+    """`export` for several candidates, which share the start-up of one child; a refusal is returned in its place."""
+    results: list[Program | Refused | None] = [_statically_refused(source) for source in sources]
+    waiting = [number for number, result in enumerate(results) if result is None]
+    if waiting:
+        answers = _ask_child([sources[number] for number in waiting], n_agents, _probes(states, state_dim), timeout_s)
+        for number, answer in zip(waiting, answers, strict=True):
+            results[number] = _judged(answer, n_agents, state_dim)
+    return [result for result in results if result is not None]
+
+
+def _statically_refused(source: str) -> Refused | None:
+    try:
+        check(source)
+    except Refused as refused:
+        return refused
+    return None
+
+
+def _probes(states: Tensor | None, state_dim: int) -> Tensor:
+    if states is None:
+        return torch.rand(_PROBES, state_dim, generator=torch.Generator().manual_seed(0))
+    if states.dim() != 2 or states.shape[1] != state_dim or not len(states):
+        raise ValueError(f"states must have shape [M, {state_dim}] with M >= 1, got {list(states.shape)}")
+    return states[torch.arange(max(_PROBES, len(states))) % len(states)].float().cpu()
+
+
+def _ask_child(sources: list[str], n_agents: int, states: Tensor, timeout_s: float) -> list[object]:
+    """One answer per source, as the child wrote it."""
+    request = {
+        "sources": sources,
+        "states": states.tolist(),
+        "n_agents": n_agents,
+        "timeout_s": timeout_s,
+        "memory": MEMORY,
+    }
+    root = str(Path(__file__).resolve().parents[2])
+    with tempfile.TemporaryDirectory(prefix="qllm_exp-") as folder, tempfile.TemporaryFile() as complaints:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", _START.format(root=root)],
+                input=json.dumps(request).encode(),
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                cwd=folder,
+                env=_environment(folder),
+                timeout=_START_S + len(sources) * (wall_limit(timeout_s) + 1),
+                start_new_session=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            reason = "the child process that runs generated functions did not answer in time"
+            return [{"stage": "limits", "reason": reason}] * len(sources)
+        try:
+            answers = json.loads(done.stdout)["results"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            complaints.seek(0)
+            said = complaints.read()[-2000:].decode(errors="replace").strip()
+            raise RuntimeError(f"the child process that runs generated functions failed: {said}") from None
+    if not isinstance(answers, list) or len(answers) != len(sources):
+        raise RuntimeError("the child process that runs generated functions gave another number of answers")
+    return answers
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """No secrets, no GPU, one thread; the library path stays, where torch may need it."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return kept | threads | {"HOME": folder, "TMPDIR": folder, "PATH": os.defpath, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _judged(answer: object, n_agents: int, state_dim: int) -> Program | Refused:
+    if isinstance(answer, dict) and isinstance(answer.get("stage"), str) and isinstance(answer.get("reason"), str):
+        return Refused(answer["stage"], answer["reason"])
+    try:
+        program = Program.from_json(answer.get("program") if isinstance(answer, dict) else None)
+    except Refused as refused:
+        return refused
+    if (program.n_agents, program.state_dim) != (n_agents, state_dim):
+        return Refused("program", "the child process answered with a program for other inputs")
+    return program
