@@ -1,6 +1,6 @@
 """The house: every import runs from a higher floor to a lower one, no files import each other in a circle, names in strings exist.
 
-    python tests/unit/test_architecture.py [CHECKOUT]     # prints what is wrong there, for any tree of this layout
+python tests/unit/test_architecture.py [CHECKOUT]     # prints what is wrong there, for any tree of this layout
 """
 
 import ast
@@ -110,7 +110,9 @@ def unknown_names(known: dict[str, Path]) -> list[str]:
     for module, path in known.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             text = node.value if isinstance(node, ast.Constant) else None
-            named = isinstance(text, str) and text.startswith("qllm_exp.") and all(map(str.isidentifier, text.split(".")))
+            named = (
+                isinstance(text, str) and text.startswith("qllm_exp.") and all(map(str.isidentifier, text.split(".")))
+            )
             if named and text not in known:
                 wrong.append(f"{module}:{node.lineno} names {text}")
     return wrong
