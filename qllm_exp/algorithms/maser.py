@@ -39,11 +39,11 @@ from qllm_exp.algorithms.actor_critic import mean
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.flat_parameters import FlatParameters, optimiser
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
-from qllm_exp.algorithms.q_learning import Further, QLearning, Values
+from qllm_exp.algorithms.q_learning import AuxiliaryUpdate, QLearning, QValues
 from qllm_exp.config.schema import Maser as Config
 from qllm_exp.config.schema import Run, Train
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.mixers.base import Joint, Mixer
+from qllm_exp.mixers.base import JointAction, Mixer
 from qllm_exp.networks.layers import mlp
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer
@@ -64,7 +64,7 @@ class Maser(QLearning):
         self.phi_parameters = FlatParameters([self.phi])
         self.phi_optimiser = optimiser(train, self.phi_parameters)
 
-    def further(self, batch: EpisodeBatch, values: Values, reward: Tensor) -> Further:
+    def further(self, batch: EpisodeBatch, values: QValues, reward: Tensor) -> AuxiliaryUpdate:
         c, available = self.config, batch.available_actions[:-1]
         goal = subgoals(self.promise(batch, values), batch.mask)
         embedded = self.phi(batch.obs[:-1])
@@ -85,19 +85,19 @@ class Maser(QLearning):
             "exploration_loss": exploration,
             "distance_loss": distance,
         }
-        return Further(reward, loss, {name: value.detach() for name, value in figures.items()})
+        return AuxiliaryUpdate(reward, loss, {name: value.detach() for name, value in figures.items()})
 
     @torch.no_grad()
-    def promise(self, batch: EpisodeBatch, values: Values) -> Tensor:
+    def promise(self, batch: EpisodeBatch, values: QValues) -> Tensor:
         """[T, B, n] alpha Q_i + (1 - alpha) Q_tot / n of the best actions, by the target networks."""
-        joint = Joint(values.target[:-1], batch.available_actions[:-1], values.best[:-1])
+        joint = JointAction(values.target[:-1], batch.available_actions[:-1], values.best[:-1])
         q_tot = self.target_mixer.value(joint, batch.state[:-1])
         if self.mixer.per_agent:
             q_tot = q_tot.sum(-1)
         return self.config.alpha * joint.qs + (1 - self.config.alpha) * q_tot.unsqueeze(-1) / self.n_agents
 
     @torch.no_grad()
-    def individual_targets(self, batch: EpisodeBatch, values: Values, reward: Tensor, intrinsic: Tensor) -> Tensor:
+    def individual_targets(self, batch: EpisodeBatch, values: QValues, reward: Tensor, intrinsic: Tensor) -> Tensor:
         """y [T, B, n] of the individual Qs.
 
         Args:

@@ -28,14 +28,14 @@ from qllm_exp.algorithms.targets import n_step, td_lambda
 from qllm_exp.config.schema import QLearning as Config
 from qllm_exp.config.schema import Run, Train
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.mixers.base import Joint, Mixer, greedy, mixing_loss
+from qllm_exp.mixers.base import JointAction, Mixer, greedy, mixing_loss
 from qllm_exp.networks.agents import TeamNetwork
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer
 _MIXER = "mixer."  # how the names of the mixer's parameters begin, among those of a policy
 
 
-class Values(NamedTuple):
+class QValues(NamedTuple):
     """The agents' Qs along the episodes of a batch, what follows the last step included."""
 
     online: Tensor  # [T + 1, B, n, A] of the agents in training, differentiable
@@ -43,7 +43,7 @@ class Values(NamedTuple):
     best: Tensor  # [T + 1, B, n] int64, the available actions that targets take for the best
 
 
-class Further(NamedTuple):
+class AuxiliaryUpdate(NamedTuple):
     """What an algorithm that is built on this one adds to an update."""
 
     reward: Tensor  # [T, B], what Q_tot learns from
@@ -124,7 +124,7 @@ class QLearning(Algorithm):
         """One gradient update on a batch."""
         inputs = self.inputs.along(batch.obs, batch.actions)
         values = self._values(batch, inputs)
-        now = Joint(values.online[:-1], batch.available_actions[:-1], batch.actions)
+        now = JointAction(values.online[:-1], batch.available_actions[:-1], batch.actions)
         state = batch.state[:-1]
         q_tot = self.mixer.value(now, state)
         reward = self.rewards.standardise(batch.reward) if self.train.standardise_rewards else batch.reward
@@ -132,7 +132,7 @@ class QLearning(Algorithm):
         target, weight = self._target(batch, inputs, values, further.reward, q_tot)
         central = None
         if self.central is not None:
-            central = Joint(self.central.unroll(inputs)[:-1], now.available, batch.actions)
+            central = JointAction(self.central.unroll(inputs)[:-1], now.available, batch.actions)
         loss = mixing_loss(self.mixer, now, central, state, q_tot, target)
         count = weight.sum()
         total = (loss * weight).sum() / count
@@ -149,26 +149,26 @@ class QLearning(Algorithm):
             td_error, mean_q = (error * weight).sum() / count, (q_tot * weight).sum() / count
         return {"loss": td_error, "grad_norm": norm, "q_tot": mean_q} | further.figures
 
-    def further(self, batch: EpisodeBatch, values: Values, reward: Tensor) -> Further:
+    def further(self, batch: EpisodeBatch, values: QValues, reward: Tensor) -> AuxiliaryUpdate:
         """What to learn from instead of `reward` [T, B], and what to improve besides; for algorithms that are built on this one."""
-        return Further(reward, None, {})
+        return AuxiliaryUpdate(reward, None, {})
 
-    def _values(self, batch: EpisodeBatch, inputs: Tensor) -> Values:
+    def _values(self, batch: EpisodeBatch, inputs: Tensor) -> QValues:
         online = self.agents.unroll(inputs)
         with torch.no_grad():
             target = self.target_agents.unroll(inputs)
             best = greedy(online if self.config.double_q else target, batch.available_actions)
-        return Values(online, target, best)
+        return QValues(online, target, best)
 
     @torch.no_grad()
     def _target(
-        self, batch: EpisodeBatch, inputs: Tensor, values: Values, reward: Tensor, like: Tensor
+        self, batch: EpisodeBatch, inputs: Tensor, values: QValues, reward: Tensor, like: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the values, shaped like `like`, are to be, and the weight of each: 1 where the step happened, else 0."""
         target_qs, mixer = values.target[1:], self.target_mixer
         if self.target_central is not None and mixer.unrestricted is not None:
             target_qs, mixer = self.target_central.unroll(inputs)[1:], mixer.unrestricted
-        next_value = mixer.value(Joint(target_qs, batch.available_actions[1:], values.best[1:]), batch.state[1:])
+        next_value = mixer.value(JointAction(target_qs, batch.available_actions[1:], values.best[1:]), batch.state[1:])
         return self.returns(batch, reward, next_value), of_each(batch.mask, like).to(like.dtype)
 
     def returns(self, batch: EpisodeBatch, reward: Tensor, next_value: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.config.schema import Riit as Config
 from qllm_exp.config.schema import Run, Train
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.mixers.base import Joint, Mixer, mixing_loss
+from qllm_exp.mixers.base import JointAction, Mixer, mixing_loss
 from qllm_exp.networks.agents import FeedForwardAgent, TeamNetwork
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer, but for
@@ -81,7 +81,7 @@ class ActionValues(TeamNetwork):
         return values.squeeze(-1)
 
 
-class Judged(Joint):
+class CriticJointAction(JointAction):
     """A joint action, and what a critic thinks of it; the actions that were not taken are judged when a mixer asks for them.
 
     Args:
@@ -94,7 +94,7 @@ class Judged(Joint):
         self.available, self.actions = available, actions
 
     @cached_property
-    def all_qs(self) -> Tensor:  # type: ignore[override]  # what is there in a Joint is made here
+    def all_qs(self) -> Tensor:  # type: ignore[override]  # what is there in a JointAction is made here
         with torch.set_grad_enabled(self._grad):
             return self._values.of_all(self._inputs)
 
@@ -117,10 +117,10 @@ class MixedCritic(nn.Module):
         self.values, self.mixer = make_values(), mixer
         self.central = None if mixer.unrestricted is None else make_values()
 
-    def joints(self, inputs: Tensor, available: Tensor, actions: Tensor) -> tuple[Judged, Judged | None]:
-        """A joint action as the mixer judges it, and as its unrestricted one does; shapes as `Judged`'s."""
-        central = None if self.central is None else Judged(self.central, inputs, available, actions)
-        return Judged(self.values, inputs, available, actions), central
+    def joints(self, inputs: Tensor, available: Tensor, actions: Tensor) -> tuple[CriticJointAction, CriticJointAction | None]:
+        """A joint action as the mixer judges it, and as its unrestricted one does; shapes as `CriticJointAction`'s."""
+        central = None if self.central is None else CriticJointAction(self.central, inputs, available, actions)
+        return CriticJointAction(self.values, inputs, available, actions), central
 
     def bootstrap(self, inputs: Tensor, available: Tensor, actions: Tensor, state: Tensor) -> Tensor:
         """What targets say of a joint action in a state [T, B, S]: [T, B], or [T, B, n] of a mixer that is `per_agent`."""

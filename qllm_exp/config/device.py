@@ -6,7 +6,7 @@ from functools import cache
 from qllm_exp.errors import UserError
 
 
-def settle_device(device: str) -> str:
+def resolve_device(device: str) -> str:
     """'auto' becomes 'cuda' where there is a GPU, else 'cpu'. UserError for a GPU that is not there."""
     count = _gpu_count()
     if device == "auto":
@@ -23,4 +23,4 @@ def _gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-Settle = Callable[[str], str]  # from a device as configured to that of the machine that a run will be on
+DeviceResolver = Callable[[str], str]  # from a device as configured to that of the machine that a run will be on

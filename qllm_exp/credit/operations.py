@@ -1,7 +1,7 @@
 """The ATen operations a tensor program may consist of, by name, e.g. 'mul.Tensor'.
 
 Only operations that compute tensors from tensors: nothing random, nothing that reads or writes anything else, nothing
-whose result size depends on tensor values, nothing that addresses memory (as_strided, set_). Further operations without
+whose result size depends on tensor values, nothing that addresses memory (as_strided, set_). AuxiliaryUpdate operations without
 a dot in the name work on sizes: 'size', 'get' (one result of several), 'int_add', 'int_sub', 'int_mul', 'int_floordiv'.
 """
 

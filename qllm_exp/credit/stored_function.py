@@ -31,7 +31,7 @@ _KEYS = {"format", "n_agents", "state_dim", "program", "transcript", "hash", *_T
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredFunction:
     """A stored function.
 
     Attributes:
@@ -111,7 +111,7 @@ def digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical({k: v for k, v in content.items() if k != "hash"}).encode()).hexdigest()
 
 
-def load(path: Path | str) -> Entry:
+def load(path: Path | str) -> StoredFunction:
     """Read and check a stored function; raises a UserError that names the file and what is wrong with it."""
     path = Path(path)
     try:
@@ -143,7 +143,7 @@ def _shipped(folder: Path) -> dict[str, Path]:
     return {str(one.relative_to(folder).with_suffix("")): one for one in sorted(folder.glob("*/*.json"))}
 
 
-def _parsed(data: Any, path: Path) -> Entry:
+def _parsed(data: Any, path: Path) -> StoredFunction:
     def wrong(what: str) -> UserError:
         return UserError(f"TFCAF {path}: {what}")
 
@@ -174,5 +174,5 @@ def _parsed(data: Any, path: Path) -> Entry:
     for key in ("n_agents", "state_dim"):
         if data[key] != getattr(program, key):
             raise wrong(f"{key}={data[key]!r}, but its program is for {getattr(program, key)}.")
-    kept = {one.name: data[one.name] for one in fields(Entry) if one.name not in {"path", "program", "transcript"}}
-    return Entry(**kept, program=program, transcript=tuple(transcript), path=path)
+    kept = {one.name: data[one.name] for one in fields(StoredFunction) if one.name not in {"path", "program", "transcript"}}
+    return StoredFunction(**kept, program=program, transcript=tuple(transcript), path=path)

@@ -73,7 +73,7 @@ class TeamEnv(ABC):
         """Go on from `state_dict`, as if never interrupted. Only valid before a `reset`."""
 
     def episode_metrics(self) -> dict[str, Tensor]:
-        """Further figures of the episodes just ended, [N] each, e.g. {'win': ...}; read before the next `reset`."""
+        """AuxiliaryUpdate figures of the episodes just ended, [N] each, e.g. {'win': ...}; read before the next `reset`."""
         return {}
 
     def close(self) -> None:  # noqa: B027 - most environments hold nothing that needs closing

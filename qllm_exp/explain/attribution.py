@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qllm_exp.credit.stored_function import Entry
+from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.envs.layout import StateField, StateLayout
 from qllm_exp.errors import UserError
 
@@ -89,18 +89,18 @@ class Dependence:
         return text.getvalue()
 
 
-def credits(function: Entry | Any, affine: bool, enforce: bool, states: Tensor, q: Tensor | None = None) -> Tensor:
+def credits(function: StoredFunction | Any, affine: bool, enforce: bool, states: Tensor, q: Tensor | None = None) -> Tensor:
     """[T, n] credit in each of the states [T, S].
 
     Args:
-        function: an Entry, or its tensor program. affine: whether it is affine in q.
+        function: an StoredFunction, or its tensor program. affine: whether it is affine in q.
         enforce: whether the IGM gate is on: negative weights are 0 then.
         q: [T, n], where the gradient of a function that is not affine is taken; None: at 0. Else it makes no difference.
 
     Raises:
         UserError: the gate is on and the function is not affine, so that there are no weights to gate.
     """
-    program = function.program if isinstance(function, Entry) else function
+    program = function.program if isinstance(function, StoredFunction) else function
     if affine:
         weights: Tensor = program.weights_and_bias(states)[0]
         n = weights.shape[1]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qllm_exp.credit.stored_function import Entry
+from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.explain.attribution import Dependence, credits, dependence
 from qllm_exp.explain.episodes import Act, Episode, play, random_policy, visited
@@ -41,14 +41,14 @@ class _Seen:
     over: str
 
 
-def picture(entry: Entry, env: TeamEnv, enforce: bool, act: Act | None = None, seed: int = 0) -> "Figure":
+def picture(entry: StoredFunction, env: TeamEnv, enforce: bool, act: Act | None = None, seed: int = 0) -> "Figure":
     """The figure of credit.png alone. Parameters, and what is raised, as `explain`."""
     seen = _look(entry, env, enforce, act, seed)
     return credit_figure(entry, env, seen.episode, seen.affine, enforce, seen.generator, seen.title)
 
 
 def explain(
-    entry: Entry, env: TeamEnv, folder: Path, enforce: bool, act: Act | None = None, seed: int = 0
+    entry: StoredFunction, env: TeamEnv, folder: Path, enforce: bool, act: Act | None = None, seed: int = 0
 ) -> list[Path]:
     """Write the files that the module names into `folder` and return their paths.
 
@@ -96,7 +96,7 @@ def explain(
     return paths
 
 
-def _look(entry: Entry, env: TeamEnv, enforce: bool, act: Act | None, seed: int) -> _Seen:
+def _look(entry: StoredFunction, env: TeamEnv, enforce: bool, act: Act | None, seed: int) -> _Seen:
     """Play the episode that is shown, and visit the states; `env` is left as if it had not been used."""
     entry.check_fits(env)
     policy = act if act is not None else random_policy(seed, env.device)
@@ -136,7 +136,7 @@ def _dependence_text(depends: Dependence) -> str:
 
 
 def _summary(
-    entry: Entry,
+    entry: StoredFunction,
     title: str,
     affine: bool,
     enforce: bool,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qllm_exp.credit.stored_function import Entry
+from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.explain.attribution import Dependence, credits
 from qllm_exp.explain.episodes import Entity, Episode, entities, events, moments
@@ -52,7 +52,7 @@ FONTS: Any = {
 
 
 def credit_figure(
-    entry: Entry, env: TeamEnv, episode: Episode, affine: bool, enforce: bool, generator: torch.Generator, title: str
+    entry: StoredFunction, env: TeamEnv, episode: Episode, affine: bool, enforce: bool, generator: torch.Generator, title: str
 ) -> "Figure":
     """Above, what happens at each step; below, the scene at the most telling steps.
 

@@ -70,7 +70,7 @@ def watch(
     """
     import torch
 
-    from qllm_exp.config.device import settle_device
+    from qllm_exp.config.device import resolve_device
     from qllm_exp.config.load import method_name
     from qllm_exp.envs import env_module, make_env
     from qllm_exp.explain.policy import kept_policy, load_algorithm
@@ -84,7 +84,7 @@ def watch(
     run = directory.read_config()
     kept_policy(directory)
     env_module(run.env.name).check(run.env)
-    device = "cpu" if run.device == "cpu" else settle_device("auto")
+    device = "cpu" if run.device == "cpu" else resolve_device("auto")
     torch.set_num_threads(1)
     env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), device)
     try:

@@ -16,9 +16,9 @@ from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.explain.episodes import Episode
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.training.replay import Episodes
+from qllm_exp.training.replay import EpisodeStorage
 from qllm_exp.training.rollout import rollout
-from qllm_exp.training.timer import Clock
+from qllm_exp.training.timer import Timer
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def play_evaluation(env: TeamEnv, algorithm: Algorithm, seed: int, count: int) -
     Args:
         env: with as many copies as the run had, since they share their random numbers.
     """
-    scratch, clock = Episodes(env, env.num_envs), Clock(env.device)
+    scratch, clock = EpisodeStorage(env, env.num_envs), Timer(env.device)
     env.seed(seed)
     generator = torch.Generator(env.device).manual_seed(seed)
     played: list[Played] = []
@@ -60,7 +60,7 @@ def play_evaluation(env: TeamEnv, algorithm: Algorithm, seed: int, count: int) -
     return played
 
 
-def _played(scratch: Episodes, copy: int, total: float, all_qs: Tensor | None, mixer: Mixer | None) -> Played:
+def _played(scratch: EpisodeStorage, copy: int, total: float, all_qs: Tensor | None, mixer: Mixer | None) -> Played:
     length = int(scratch.lengths[copy])
     states = scratch.state[: length + 1, copy].clone()
     qs = None if all_qs is None else all_qs[:length, copy]

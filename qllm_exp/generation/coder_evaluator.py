@@ -29,15 +29,15 @@ from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
 
-Judge = Callable[[Sequence[str]], Sequence[Accepted | Refused]]  # sources to verdicts, in their order
-Rank = Callable[[Sequence[Accepted]], Sequence[float]]  # the return that a short training with each one reaches
+Verifier = Callable[[Sequence[str]], Sequence[Accepted | Refused]]  # sources to verdicts, in their order
+Ranker = Callable[[Sequence[Accepted]], Sequence[float]]  # the return that a short training with each one reaches
 
 
 class NoneAccepted(UserError):
     """The procedure has come to its end without a function."""
 
 
-class Asks(Protocol):
+class LanguageModel(Protocol):
     """What the procedure needs of a language model."""
 
     def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]: ...
@@ -67,7 +67,7 @@ class Outcome:
     verdict: str
 
 
-def generate(prompts: Prompts, options: Generation, model: Asks, judge: Judge, rank: Rank | None = None) -> Outcome:
+def generate(prompts: Prompts, options: Generation, model: LanguageModel, judge: Verifier, rank: Ranker | None = None) -> Outcome:
     """Run the whole procedure.
 
     Args:
@@ -95,7 +95,7 @@ class _Memory:
 
 
 class _Procedure:
-    def __init__(self, prompts: Prompts, options: Generation, model: Asks, judge: Judge, rank: Rank | None) -> None:
+    def __init__(self, prompts: Prompts, options: Generation, model: LanguageModel, judge: Verifier, rank: Ranker | None) -> None:
         self.prompts, self.options, self.model, self.judge, self.rank = prompts, options, model, judge, rank
         self.coder = _Memory(prompts.coder_system, options.memory)
         self.evaluator = _Memory(prompts.evaluator_system, options.memory)

@@ -48,7 +48,7 @@ class Prompts:
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
     def coder_advice(self, advice: str) -> str:
-        """Asks the coder for a better version of the function in its last answer."""
+        """LanguageModel the coder for a better version of the function in its last answer."""
         return _fill("coder_advice", advice=advice.strip())
 
     def coder_next(self) -> str:
@@ -60,13 +60,13 @@ class Prompts:
         return _fill("coder_retry", reason=reason)
 
     def evaluator_choice(self, sources: Sequence[str]) -> str:
-        """Asks the evaluator to choose one of the sources."""
+        """LanguageModel the evaluator to choose one of the sources."""
         shown = [f"Candidate {i}:\n\n```python\n{one.strip()}\n```" for i, one in enumerate(sources, start=1)]
         example = json.dumps([0] * (len(sources) - 1) + [1])
         return _fill("evaluator_choice", n_candidates=len(sources), candidates="\n\n".join(shown), example=example)
 
     def evaluator_advice(self, source: str) -> str:
-        """Asks the evaluator for one sentence about the function chosen last."""
+        """LanguageModel the evaluator for one sentence about the function chosen last."""
         return _fill("evaluator_advice", source=source.strip())
 
     def evaluator_repair(self, reason: str) -> str:

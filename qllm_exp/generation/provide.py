@@ -15,12 +15,12 @@ from qllm_exp.config import schema
 from qllm_exp.config.load import identity_of
 from qllm_exp.credit import stored_function
 from qllm_exp.credit.program_json import canonical
-from qllm_exp.credit.stored_function import Entry
+from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.generation import coder_evaluator
-from qllm_exp.generation.coder_evaluator import Rank
+from qllm_exp.generation.coder_evaluator import Ranker
 from qllm_exp.generation.ledger import Ledger
 from qllm_exp.generation.prompt_rendering import Prompts, render
 from qllm_exp.generation.store import Store
@@ -46,7 +46,7 @@ class Source:
 
 
 def locate(run: schema.Run) -> Source:
-    """Where the function of a run is, or will be once it is generated. Asks nobody.
+    """Where the function of a run is, or will be once it is generated. LanguageModel nobody.
 
     Raises:
         UserError: llm=bundled has none for the task, or none like that; mixer.file names no stored function.
@@ -71,7 +71,7 @@ def locate(run: schema.Run) -> Source:
 
 
 def check_can_ask(run: schema.Run) -> None:
-    """UserError where the run's llm cannot be asked, e.g. for want of a key. Asks nobody."""
+    """UserError where the run's llm cannot be asked, e.g. for want of a key. LanguageModel nobody."""
     llm.make_backend(run.llm).check()
 
 
@@ -133,7 +133,7 @@ def key_of(run: schema.Run) -> str:
     return hashlib.sha256(canonical(request_of(run)).encode()).hexdigest()
 
 
-def provide(run: schema.Run, rank: Rank | None = None) -> Path:
+def provide(run: schema.Run, rank: Ranker | None = None) -> Path:
     """The file of the run's function. It is generated when it is not there; of many processes that ask, one generates.
 
     Args:
@@ -152,7 +152,7 @@ def provide(run: schema.Run, rank: Rank | None = None) -> Path:
     return source.path
 
 
-def _generated(run: schema.Run, key: str, store: Store, rank: Rank | None) -> Entry:
+def _generated(run: schema.Run, key: str, store: Store, rank: Ranker | None) -> StoredFunction:
     options, prompts = run.tfcaf, prompts_of(run)
     procedure = in_words(options)
     log.info(
@@ -183,11 +183,11 @@ def _generated(run: schema.Run, key: str, store: Store, rank: Rank | None) -> En
     return made
 
 
-def _entry(run: schema.Run, key: str, prompts: Prompts, outcome: coder_evaluator.Outcome, env: TeamEnv) -> Entry:
+def _entry(run: schema.Run, key: str, prompts: Prompts, outcome: coder_evaluator.Outcome, env: TeamEnv) -> StoredFunction:
     rows = outcome.transcript
     prices = [row["cost_usd"] for row in rows if row["answer"]]
     models = sorted({row["model"] for row in rows if row["answer"]})
-    return Entry(
+    return StoredFunction(
         **_function(outcome.accepted, env),
         prompt_hash=prompts.hash,
         key=key,
@@ -205,10 +205,10 @@ def _entry(run: schema.Run, key: str, prompts: Prompts, outcome: coder_evaluator
     )
 
 
-def imported(accepted: Accepted, env: TeamEnv, origin: str) -> Entry:
+def imported(accepted: Accepted, env: TeamEnv, origin: str) -> StoredFunction:
     """The entry of a function that no prompt asked for. `origin`: where it comes from, in words."""
     text = canonical([accepted.source, env.task.env, env.task.task, env.n_agents, env.state_dim])
-    return Entry(
+    return StoredFunction(
         **_function(accepted, env),
         key=hashlib.sha256(text.encode()).hexdigest(),
         provenance=_provenance(origin, "imported"),

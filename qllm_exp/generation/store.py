@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from qllm_exp.credit.stored_function import Entry, load
+from qllm_exp.credit.stored_function import StoredFunction, load
 from qllm_exp.errors import UserError
 from qllm_exp.utils.files import write_atomically
 
@@ -44,7 +44,7 @@ class Store:
     def journal(self, key: str) -> Path:
         return self.folder / f"{key}.journal"
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> StoredFunction | None:
         """The entry of a key, None when there is none; UserError for a file that was edited."""
         return load(self.path(key)) if self.path(key).exists() else None
 
@@ -62,7 +62,7 @@ class Store:
         """The files of all entries, oldest first."""
         return sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
 
-    def obtain(self, key: str, make: Callable[[], Entry], waiting: Callable[[str], None] = lambda owner: None) -> Entry:
+    def obtain(self, key: str, make: Callable[[], StoredFunction], waiting: Callable[[str], None] = lambda owner: None) -> StoredFunction:
         """The entry of a key; where there is none, `make` is called by one process while the others wait for it.
 
         Args:
@@ -91,7 +91,7 @@ class Store:
                 stored = self.get(key)  # it may have come between the look and the claim
                 return stored if stored is not None else self._publish(key, make())
 
-    def add(self, key: str, entry: Entry) -> Path:
+    def add(self, key: str, entry: StoredFunction) -> Path:
         """Store an entry that was not generated here. One that is there already stays."""
         self._prepare()
         self._publish(key, entry)
@@ -105,7 +105,7 @@ class Store:
                 f"Cannot write to {self.folder}: {error.strerror}. Choose another with tfcaf.cache=..."
             ) from None
 
-    def _publish(self, key: str, entry: Entry) -> Entry:
+    def _publish(self, key: str, entry: StoredFunction) -> StoredFunction:
         part = self.folder / f".{key}.{uuid.uuid4().hex}"
         entry.save(part)
         with _removed(part), contextlib.suppress(FileExistsError):  # an earlier one stays

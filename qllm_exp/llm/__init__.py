@@ -74,7 +74,7 @@ class Backend(ABC):
         """
 
     def check(self) -> None:  # noqa: B027 - a backend may need nothing
-        """UserError where something is missing that asking needs, e.g. a key. Asks nobody."""
+        """UserError where something is missing that asking needs, e.g. a key. LanguageModel nobody."""
 
     @abstractmethod
     def worst_case_usd(self, requests: Sequence[Request]) -> float | None:

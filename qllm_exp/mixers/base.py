@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Joint:
+class JointAction:
     """A joint action in some states, and what the agents think of it.
 
     Attributes:
@@ -81,12 +81,12 @@ class Mixer(nn.Module, ABC):
             [...], or [..., n_agents] when `per_agent`.
         """
 
-    def value(self, joint: Joint, state: Tensor) -> Tensor:
+    def value(self, joint: JointAction, state: Tensor) -> Tensor:
         """Q_tot [...] of a joint action; for a mixer that asks more of it than the individual Qs."""
         q_tot: Tensor = self(joint.qs, state)
         return q_tot
 
-    def constraint(self, joint: Joint, state: Tensor, value: Tensor) -> Tensor | None:
+    def constraint(self, joint: JointAction, state: Tensor, value: Tensor) -> Tensor | None:
         """A further loss [...] of each step, besides the squared error of the value; None: there is none.
 
         Args:
@@ -94,7 +94,7 @@ class Mixer(nn.Module, ABC):
         """
         return None
 
-    def weight(self, joint: Joint, q_tot: Tensor, target: Tensor, best: Tensor) -> Tensor:
+    def weight(self, joint: JointAction, q_tot: Tensor, target: Tensor, best: Tensor) -> Tensor:
         """Weights [...] of the squared errors of a mixer that learns from an `unrestricted` one.
 
         Args:
@@ -105,7 +105,7 @@ class Mixer(nn.Module, ABC):
 
 
 def mixing_loss(
-    mixer: Mixer, now: Joint, central: Joint | None, state: Tensor, q_tot: Tensor, target: Tensor
+    mixer: Mixer, now: JointAction, central: JointAction | None, state: Tensor, q_tot: Tensor, target: Tensor
 ) -> Tensor:
     """The loss of each step: the squared error of q_tot, and what else the mixer asks for.
 
@@ -120,7 +120,7 @@ def mixing_loss(
     if mixer.unrestricted is not None and central is not None:
         free = mixer.unrestricted.value(central, state)
         with torch.no_grad():
-            at_best = Joint(central.all_qs, now.available, now.best_actions)
+            at_best = JointAction(central.all_qs, now.available, now.best_actions)
             best = mixer.unrestricted.value(at_best, state)
             share = mixer.weight(now, q_tot, target, best)
         loss = share * loss + (free - target).square()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.mixers.base import Joint, Mixer
+from qllm_exp.mixers.base import JointAction, Mixer
 from qllm_exp.networks.layers import ParallelLinear, side_by_side
 
 _ABOVE_ZERO = 1e-10  # what keeps w and lambda positive where a network's output is 0
@@ -66,7 +66,7 @@ class Qplex(Mixer):
         scale, shift = self._scale_shift(state)
         return (scale * agent_qs + shift).sum(-1)
 
-    def value(self, joint: Joint, state: Tensor) -> Tensor:
+    def value(self, joint: JointAction, state: Tensor) -> Tensor:
         scale, shift = self._scale_shift(state)
         q_tot = (scale * joint.qs + shift).sum(-1)
         lost = (joint.actions != joint.best_actions).any(-1).flatten()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.mixers.base import Joint, Mixer
+from qllm_exp.mixers.base import JointAction, Mixer
 from qllm_exp.networks.layers import mlp
 
 
@@ -53,11 +53,11 @@ class Qtran(Mixer):
         q_tot: Tensor = agent_qs.sum(-1) + self.of_state(state).squeeze(-1)
         return q_tot
 
-    def value(self, joint: Joint, state: Tensor) -> Tensor:
+    def value(self, joint: JointAction, state: Tensor) -> Tensor:
         """Q_jt of the joint action."""
         return self._joint_value(joint, joint.actions, state)
 
-    def constraint(self, joint: Joint, state: Tensor, value: Tensor) -> Tensor:
+    def constraint(self, joint: JointAction, state: Tensor, value: Tensor) -> Tensor:
         """lambda_opt L_opt + lambda_nopt L_nopt."""
         with torch.no_grad():
             at_best = self._joint_value(joint, joint.best_actions, state)
@@ -67,7 +67,7 @@ class Qtran(Mixer):
         loss: Tensor = self.lambda_opt * opt.square() + self.lambda_nopt * nopt.square()
         return loss
 
-    def _joint_value(self, joint: Joint, actions: Tensor, state: Tensor) -> Tensor:
+    def _joint_value(self, joint: JointAction, actions: Tensor, state: Tensor) -> Tensor:
         q_jt: Tensor = self.joint(torch.cat([state, joint.one_hot(actions)], -1)).squeeze(-1)
         return q_jt
 

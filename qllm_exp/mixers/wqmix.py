@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.mixers.base import Joint, Mixer
+from qllm_exp.mixers.base import JointAction, Mixer
 from qllm_exp.mixers.qmix import Qmix
 from qllm_exp.networks.layers import mlp
 
@@ -68,7 +68,7 @@ class Wqmix(Qmix):
         self.unrestricted = FeedForward(n_agents, state_dim, unrestricted)
         self.weighting, self.alpha = weighting, alpha
 
-    def weight(self, joint: Joint, q_tot: Tensor, target: Tensor, best: Tensor) -> Tensor:
+    def weight(self, joint: JointAction, q_tot: Tensor, target: Tensor, best: Tensor) -> Tensor:
         if self.weighting == "ow":
             return torch.where(q_tot < target, 1.0, self.alpha)
         is_best = (joint.actions == joint.best_actions).all(-1)

@@ -26,25 +26,25 @@ NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, sign
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-class Child:
+class Worker:
     """A run's process, much like `subprocess.Popen`."""
 
-    def __init__(self, nursery: "Nursery", number: int) -> None:
-        self._nursery, self._number = nursery, number
+    def __init__(self, fork_server: "ForkServer", number: int) -> None:
+        self._fork_server, self._number = fork_server, number
 
     def poll(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs. BUSY when the nursery is gone, so that nobody knows."""
-        self._nursery.listen(0.0)
+        """Exit code, negative for a signal; None while it runs. BUSY when the fork_server is gone, so that nobody knows."""
+        self._fork_server.listen(0.0)
         return self._code()
 
     @property
     def lost(self) -> bool:
         """Whether nobody will ever hear how it ended, though it may not have."""
-        return not self._nursery.alive and self._number not in self._nursery.codes
+        return not self._fork_server.alive and self._number not in self._fork_server.codes
 
     def wait(self) -> None:
         while self._code() is None:
-            self._nursery.listen(1.0)
+            self._fork_server.listen(1.0)
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
@@ -53,17 +53,17 @@ class Child:
         self._signal(signal.SIGKILL)
 
     def _code(self) -> int | None:
-        return BUSY if self.lost else self._nursery.codes.get(self._number)
+        return BUSY if self.lost else self._fork_server.codes.get(self._number)
 
     def _signal(self, number: int) -> None:
-        while self._number not in self._nursery.pids and self._code() is None:
-            self._nursery.listen(1.0)
+        while self._number not in self._fork_server.pids and self._code() is None:
+            self._fork_server.listen(1.0)
         if self._code() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._nursery.pids[self._number], number)
+                os.kill(self._fork_server.pids[self._number], number)
 
 
-class Nursery:
+class ForkServer:
     """The parent's side: starts runs and hears how they ended."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Nursery:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | ONE_THREAD, start_new_session=True
         )
 
-    def start(self, directory: RunDirectory, cores: frozenset[int] | None, gpu: str) -> Child:
+    def start(self, directory: RunDirectory, cores: frozenset[int] | None, gpu: str) -> Worker:
         """Start a run. Its console goes into its folder."""
         self._count += 1
         asked = {
@@ -91,10 +91,10 @@ class Nursery:
             self._process.stdin.flush()
         except BrokenPipeError:
             self.alive = False
-        return Child(self, self._count)
+        return Worker(self, self._count)
 
     def listen(self, seconds: float) -> None:
-        """Hear what the nursery says, waiting for so long at most."""
+        """Hear what the fork_server says, waiting for so long at most."""
         assert self._process.stdout is not None
         handle = self._process.stdout.fileno()
         while self.alive and select.select([handle], [], [], seconds)[0]:
@@ -117,7 +117,7 @@ class Nursery:
 
 
 def _serve() -> None:
-    """The nursery's side: fork for each line read, and say how each child ended."""
+    """The fork_server's side: fork for each line read, and say how each child ended."""
     for number in NOT_FOR_IT:
         signal.signal(number, signal.SIG_IGN)
     _import_what_runs_need()

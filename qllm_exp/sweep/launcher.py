@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qllm_exp.config.device import Settle
+from qllm_exp.config.device import DeviceResolver
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import Sweep
 from qllm_exp.sweep.pool import Ended
@@ -20,7 +20,7 @@ class Launcher(Protocol):
     def options(self) -> dict[str, Any]:
         """For the sweep's record: 'name' and what it was made with."""
 
-    def settle(self) -> Settle:
+    def settle(self) -> DeviceResolver:
         """From a device as configured to that of the runs. UserError where nothing can be started."""
 
     def at_a_time(self, device: str) -> int:

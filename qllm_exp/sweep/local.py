@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from qllm_exp.config.device import Settle, settle_device
+from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import INTERRUPTED
 from qllm_exp.runs.sweep_directory import Sweep
@@ -39,8 +39,8 @@ class Local:
     def options(self) -> dict[str, Any]:
         return {"name": "local", "n_jobs": self.n_jobs}
 
-    def settle(self) -> Settle:
-        return settle_device
+    def settle(self) -> DeviceResolver:
+        return resolve_device
 
     def at_a_time(self, device: str) -> int:
         return len(slots(self.n_jobs, device))

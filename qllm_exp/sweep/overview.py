@@ -21,7 +21,7 @@ LAST_LINES = 5  # of a run that ended without a word
 
 
 @dataclass(frozen=True)
-class Look:
+class SweepStatus:
     """How the runs of a folder stand. `sweep` is None for a folder that holds several sweeps, or is one run's.
 
     Attributes:
@@ -47,8 +47,8 @@ class Look:
         return 0 if self.count(DONE) == len(self.runs) else 3
 
 
-def look(path: Path, names: Sequence[str] = ()) -> Look:
-    """Look at a sweep's folder, a run's, or one with many of either. UserError when it is none of these.
+def look(path: Path, names: Sequence[str] = ()) -> SweepStatus:
+    """SweepStatus at a sweep's folder, a run's, or one with many of either. UserError when it is none of these.
 
     Args:
         names: runs, by name or by folder; none: all.
@@ -62,7 +62,7 @@ def look(path: Path, names: Sequence[str] = ()) -> Look:
         queue = Queue.look(base_of(path))
     except UserError as error:
         queue, note = Queue({}), str(error)
-    return Look(path, sweep, [state_of(one, queue) for one in directories], note)
+    return SweepStatus(path, sweep, [state_of(one, queue) for one in directories], note)
 
 
 def base_of(path: Path) -> Path:
@@ -79,14 +79,14 @@ def _chosen(directories: Sequence[RunDirectory], names: Sequence[str], path: Pat
     return [known[name] for name in dict.fromkeys(Path(name).name for name in names)]
 
 
-def title(seen: Look) -> str:
+def title(seen: SweepStatus) -> str:
     """'runs/figure3: 30 runs: 8 done, 2 running, 20 queued'."""
     times = Counter(one.state for one in seen.runs)
     parts = [f"{times[state]} {state}" for state in STATES if times[state]]
     return f"{seen.path}: {count(len(seen.runs), 'run')}: {', '.join(parts)}"
 
 
-def lines(seen: Look, everything: bool = False) -> Iterator[str]:
+def lines(seen: SweepStatus, everything: bool = False) -> Iterator[str]:
     """The whole in lines of text: counts, then each run that is not done, with what to do about it.
 
     Args:
@@ -131,7 +131,7 @@ def _return(one: RunState) -> str:
     return "" if result is None else f"return {result['final_return']:.3f}"
 
 
-def _advice(seen: Look) -> Iterator[str]:
+def _advice(seen: SweepStatus) -> Iterator[str]:
     where = shlex.quote(str(seen.path))
     if seen.sweep is None:
         return
@@ -146,7 +146,7 @@ def _advice(seen: Look) -> Iterator[str]:
         yield f"table: {seen.path / 'table.md'}"
 
 
-def as_json(seen: Look) -> dict[str, Any]:
+def as_json(seen: SweepStatus) -> dict[str, Any]:
     """The same for programs."""
     return {
         "folder": str(seen.path),

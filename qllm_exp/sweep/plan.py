@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import schema
-from qllm_exp.config.device import Settle, settle_device
+from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.errors import UserError
 from qllm_exp.runs.run_state import DONE, QUEUED, RUNNING, RunState, state_of
 from qllm_exp.runs.slurm_queue import Queue
@@ -80,7 +80,7 @@ def make_plan(
     combinations: Sequence[Overrides],
     compose: Callable[[Overrides], DictConfig],
     explain: Callable[[Exception, Overrides], str],
-    settle: Settle = settle_device,
+    settle: DeviceResolver = resolve_device,
     before_asking: Callable[[Plan], None] = lambda plan: None,
 ) -> Plan:
     """Compose and check every combination, then provide the functions they need. Raises one UserError that lists everything

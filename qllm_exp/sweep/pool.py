@@ -15,7 +15,7 @@ from typing import Protocol
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import BUSY, INTERRUPTED
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.sweep.fork_server import Child, Nursery
+from qllm_exp.sweep.fork_server import ForkServer, Worker
 
 POLL_S = 0.1
 BUSY_S = 1.0  # seconds between looks at a run that another process has
@@ -43,7 +43,7 @@ class Job:
     """A run in progress. `process` is None while another process has it."""
 
     directory: RunDirectory
-    process: Child | None
+    process: Worker | None
     looked: float = 0.0
 
 
@@ -77,7 +77,7 @@ class Pool:
         self.jobs: dict[int, Job] = {}
         self.ended: list[Ended] = []
         self.not_started: list[RunDirectory] = []  # since `may_start` said so
-        self._nursery: Nursery | None = None
+        self._fork_server: ForkServer | None = None
         self._stopping = False
         self.stop_asked = False  # set it, e.g. in a signal's handler, to have `stop` called
 
@@ -130,13 +130,13 @@ class Pool:
         self.wait()
 
     def _close(self) -> None:
-        if self._nursery is not None:
-            self._nursery.close()
+        if self._fork_server is not None:
+            self._fork_server.close()
 
     def _rest(self) -> None:
         """Wait until a process ends, for a moment at most."""
-        if self._nursery is not None and self._nursery.alive:
-            self._nursery.listen(POLL_S)
+        if self._fork_server is not None and self._fork_server.alive:
+            self._fork_server.listen(POLL_S)
         else:
             time.sleep(POLL_S)
 
@@ -158,17 +158,17 @@ class Pool:
             return Job(directory, None, time.monotonic())
         return Job(directory, self._start(directory, slot))
 
-    def _start(self, directory: RunDirectory, slot: Slot) -> Child:
-        if self._nursery is not None and not self._nursery.alive:
-            if not self._nursery.pids:
+    def _start(self, directory: RunDirectory, slot: Slot) -> Worker:
+        if self._fork_server is not None and not self._fork_server.alive:
+            if not self._fork_server.pids:
                 raise UserError(
                     "No run could be started: the process that starts them ended at once. What it said is above."
                 )
             self._close()
-            self._nursery = None
-        if self._nursery is None:
-            self._nursery = Nursery()
-        return self._nursery.start(directory, slot.cores, slot.gpu)
+            self._fork_server = None
+        if self._fork_server is None:
+            self._fork_server = ForkServer()
+        return self._fork_server.start(directory, slot.cores, slot.gpu)
 
     def _look(self, job: Job, slot: Slot) -> Ended | None:
         """How a job ended, None while it goes on."""
@@ -222,7 +222,7 @@ def slots(count: int, device: str) -> list[Slot]:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Asks the driver's tool, not torch."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. LanguageModel the driver's tool, not torch."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [one for one in given.split(",") if one and one != "-1"]

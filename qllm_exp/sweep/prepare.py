@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.config import schema
-from qllm_exp.config.device import Settle, settle_device
+from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.config.load import run_name, with_num_envs
 from qllm_exp.errors import UserError
 from qllm_exp.generation import provide
-from qllm_exp.generation.coder_evaluator import Rank
+from qllm_exp.generation.coder_evaluator import Ranker
 from qllm_exp.generation.verify import Accepted
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.tracking import wandb_login
@@ -29,7 +29,7 @@ class Prepared:
     tfcaf: str | None
 
 
-def check(run: schema.Run, settle: Settle = settle_device) -> schema.Run:
+def check(run: schema.Run, settle: DeviceResolver = resolve_device) -> schema.Run:
     """The run with what the configuration leaves open settled (device, device-dependent sizes).
 
     Raises UserError for whatever would keep it from starting. Nothing is written and no language model is asked.
@@ -102,7 +102,7 @@ def _check_fits(run: schema.Run, path: Path) -> str:
     return _FIT[pair]
 
 
-def ranking(run: schema.Run) -> Rank:
+def ranking(run: schema.Run) -> Ranker:
     """Gives each candidate the mean return, over `run.tfcaf.probe.seeds`, of the last evaluation of a short training with it."""
 
     def rank(candidates: Sequence[Accepted]) -> list[float]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qllm_exp.config.device import Settle
+from qllm_exp.config.device import DeviceResolver
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import INTERRUPTED
 from qllm_exp.runs.run_directory import RunDirectory
@@ -83,7 +83,7 @@ class Slurm:
     def options(self) -> dict[str, Any]:
         return {"name": "slurm", **asdict(self)}
 
-    def settle(self) -> Settle:
+    def settle(self) -> DeviceResolver:
         """Runs on a GPU when the jobs have GPUs: this machine's do not matter."""
         if shutil.which("sbatch") is None:
             raise UserError(

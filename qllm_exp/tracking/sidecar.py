@@ -15,7 +15,7 @@ import sys
 from qllm_exp.config import schema
 from qllm_exp.runs.metrics import Rows
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.tracking.wandb_payload import Sent
+from qllm_exp.tracking.wandb_payload import UploadState
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Mirror:
             self._process.kill()
             self._process.wait()
         self._process = None
-        rows, sent = Rows(self._directory.metrics), Sent(self._directory)
+        rows, sent = Rows(self._directory.metrics), UploadState(self._directory)
         rows.new()
         if sent.rows >= rows.count:
             log.info("W&B has all rows: %s", sent.url)

@@ -28,7 +28,7 @@ import wandb
 
 from qllm_exp.errors import UserError
 from qllm_exp.tracking import wandb_client, wandb_login, wandb_restore
-from qllm_exp.tracking.wandb_restore import Told
+from qllm_exp.tracking.wandb_restore import RemoteRun
 from qllm_exp.utils.files import flock, write_atomically
 
 AT_A_TIME = 8  # histories
@@ -104,7 +104,7 @@ class Project:
             **{"read": len(stale), "foreign": foreign},
         }
 
-    def _listed(self, group: str) -> list[tuple[Told, wandb.apis.public.Run]]:
+    def _listed(self, group: str) -> list[tuple[RemoteRun, wandb.apis.public.Run]]:
         path, found = f"{self.entity}/{self.project}", []
         try:
             filters = {"group": group} if group else {}
@@ -130,7 +130,7 @@ class Project:
     def _names(self) -> set[str]:
         return {path.name for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
-    def _fetch_all(self, stale: Sequence[tuple[Told, wandb.apis.public.Run]]) -> None:
+    def _fetch_all(self, stale: Sequence[tuple[RemoteRun, wandb.apis.public.Run]]) -> None:
         """What one cannot read, the others do not suffer from: what was read by then stays."""
         from tqdm import tqdm
 
@@ -141,7 +141,7 @@ class Project:
             ThreadPoolExecutor(AT_A_TIME) as pool,
         ):
 
-            def fetch(run: Told, api_run: wandb.apis.public.Run) -> None:
+            def fetch(run: RemoteRun, api_run: wandb.apis.public.Run) -> None:
                 self._fetch(run, api_run, Path(aside))
                 self._watch.done += 1
                 self._watch.heard()
@@ -157,7 +157,7 @@ class Project:
                 if error is not None:
                     raise _lost(wandb_client.words(error), self._watch.done, self._watch.of) from error
 
-    def _fetch(self, run: Told, api_run: wandb.apis.public.Run, aside: Path) -> None:
+    def _fetch(self, run: RemoteRun, api_run: wandb.apis.public.Run, aside: Path) -> None:
         history: list[dict[str, Any]] = []
         if run.result:
             for row in api_run.scan_history():

@@ -109,7 +109,7 @@ def dotted(node: dict[str, Any], at: str = "") -> dict[str, Any]:
     return flat
 
 
-class Sent:
+class UploadState:
     """`wandb.json` in a run's folder: what the server is known to have.
 
     {"folder": this folder's mark, "project": ..., "entity": ..., "url": of the run's page, "rows": confirmed,

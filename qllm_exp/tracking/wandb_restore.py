@@ -30,7 +30,7 @@ _WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-in
 
 
 @dataclass(frozen=True)
-class Told:
+class RemoteRun:
     """A run as the server shows it.
 
     Attributes:
@@ -85,9 +85,9 @@ class Told:
         return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()
 
 
-def told(node: Mapping[str, Any], url: str) -> Told:
+def told(node: Mapping[str, Any], url: str) -> RemoteRun:
     """From the fields that the service has of a run; `config` and `summaryMetrics` parsed."""
-    return Told(
+    return RemoteRun(
         id=str(node["name"]),
         shown=str(node.get("displayName") or ""),
         state=str(node.get("state") or ""),
@@ -99,7 +99,7 @@ def told(node: Mapping[str, Any], url: str) -> Told:
     )
 
 
-def is_made(folder: Path, run: Told) -> bool:
+def is_made(folder: Path, run: RemoteRun) -> bool:
     """Whether the folder was made of what the server shows now."""
     try:
         return bool(json.loads((folder / TOLD).read_text())["mark"] == run.mark)
@@ -107,7 +107,7 @@ def is_made(folder: Path, run: Told) -> bool:
         return False
 
 
-def make(folder: Path, run: Told, history: Iterable[Mapping[str, Any]], function: str) -> None:
+def make(folder: Path, run: RemoteRun, history: Iterable[Mapping[str, Any]], function: str) -> None:
     """Fill an empty folder. What a run that is not finished has come to is in its status alone, without rows and function.
 
     Args:
@@ -132,7 +132,7 @@ def make(folder: Path, run: Told, history: Iterable[Mapping[str, Any]], function
         (folder / TOLD).write_text(json.dumps({"mark": run.mark, "id": run.id, "url": run.url}) + "\n")
 
 
-def note_status(folder: Path, run: Told, lacking: str = "") -> None:
+def note_status(folder: Path, run: RemoteRun, lacking: str = "") -> None:
     """Write status.json: how the run stands, in the words of a run's folder, with the sign of life that the server has of it."""
     at = {"env_step": run.summary.get("env_step", 0), "total_steps": run.config.get("train.total_steps", 0)}
     alive = {"host": _HOST, "pid": run.id}
@@ -151,7 +151,7 @@ def note_status(folder: Path, run: Told, lacking: str = "") -> None:
     write_atomically(folder / "status.json", json.dumps({**at, **alive, **said}, indent=1) + "\n")
 
 
-def _lacking(run: Told, rows: int, function: str) -> str:
+def _lacking(run: RemoteRun, rows: int, function: str) -> str:
     """What the server does not have of a finished run, in words; '' when it has all."""
     if rows < run.rows or not rows:
         return f"the server has {rows} of its {max(run.rows, 0) or 'own'} rows (to send them: python -m qllm_exp.results sync)"

@@ -66,7 +66,7 @@ class Session:
         self._directory, self._tracking = directory, tracking
         self._rows = Rows(directory.metrics)
         self._task = wandb_payload.task_key(directory.read_config())
-        self._sent = wandb_payload.Sent(directory)
+        self._sent = wandb_payload.UploadState(directory)
         known = adopt or self._sent.begun_in(tracking)
         rows = self._sent.rows if known else 0
         if not known:
@@ -250,7 +250,7 @@ def send_once(directory: RunDirectory, options: argparse.Namespace) -> str:
     owner = directory.owner()
     if owner and isinstance(run.tracking, schema.Wandb) and tracking.mode == "online":
         return f"is run by {owner}, which sends it"
-    rows, sent = Rows(directory.metrics), wandb_payload.Sent(directory)
+    rows, sent = Rows(directory.metrics), wandb_payload.UploadState(directory)
     rows.new()
     state = str(directory.status().get("state", ""))
     if sent.begun_in(tracking) and (sent.rows, sent.state) == (rows.count, state):
@@ -258,7 +258,7 @@ def send_once(directory: RunDirectory, options: argparse.Namespace) -> str:
     with _alone(directory, wait_s=0.0):
         session = Session(directory, tracking, options.timeout, options.timeout, options.adopt)
         count = session.finish()
-    return f"sent {count} of {rows.count} rows: {wandb_payload.Sent(directory).url}"
+    return f"sent {count} of {rows.count} rows: {wandb_payload.UploadState(directory).url}"
 
 
 def send_all(options: argparse.Namespace) -> int:

@@ -7,9 +7,9 @@ import torch
 
 from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.training.replay import Episodes
+from qllm_exp.training.replay import EpisodeStorage
 from qllm_exp.training.rollout import rollout
-from qllm_exp.training.timer import Clock
+from qllm_exp.training.timer import Timer
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    env: TeamEnv, algorithm: Algorithm, scratch: Episodes, episodes: int, seed: int, alive: Callable[[], None]
+    env: TeamEnv, algorithm: Algorithm, scratch: EpisodeStorage, episodes: int, seed: int, alive: Callable[[], None]
 ) -> EvaluationResult:
     """Play `episodes` episodes with the current parameters, and put the environment back to where it was.
 
@@ -49,7 +49,7 @@ def evaluate(
     saved = env.state_dict()
     env.seed(seed)
     generator = torch.Generator(env.device).manual_seed(seed)
-    clock = Clock(env.device)
+    clock = Timer(env.device)
     returns: list[float] = []
     lengths: list[int] = []
     metrics: dict[str, list[float]] = {}

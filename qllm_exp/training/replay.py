@@ -13,7 +13,7 @@ from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.envs.base import TeamEnv
 
 
-class Episodes:
+class EpisodeStorage:
     """Room for `count` episodes. One column per episode; `lengths` says how many of its steps happened."""
 
     def __init__(self, env: TeamEnv, count: int) -> None:
@@ -51,12 +51,12 @@ class ReplayBuffer:
 
     def __init__(self, env: TeamEnv, capacity: int) -> None:
         self.capacity = capacity
-        self.episodes = Episodes(env, capacity)
+        self.episodes = EpisodeStorage(env, capacity)
         self.next, self.size = 0, 0
         self.added = 0  # episodes ever added
         self._host_lengths = np.zeros(capacity, dtype=np.int64)  # so that cutting a batch to its longest costs no sync
 
-    def add(self, new: Episodes) -> None:
+    def add(self, new: EpisodeStorage) -> None:
         """Store copies of all episodes of `new`, over the oldest."""
         lengths = new.lengths.cpu().numpy()
         first = max(0, new.count - self.capacity)
@@ -97,7 +97,7 @@ class ReplayBuffer:
             mask=torch.arange(longest, device=lengths.device).unsqueeze(1) < lengths,
         )
 
-    # Episodes as records of equal size, for the checkpoint
+    # EpisodeStorage as records of equal size, for the checkpoint
 
     def record_size(self) -> int:
         """Bytes of one episode."""

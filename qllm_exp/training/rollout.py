@@ -5,14 +5,14 @@ from torch import Tensor
 
 from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.training.replay import Episodes
-from qllm_exp.training.timer import Clock
+from qllm_exp.training.replay import EpisodeStorage
+from qllm_exp.training.timer import Timer
 
 _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}  # asking whether all copies are done makes a GPU wait
 
 
 def rollout(
-    env: TeamEnv, algorithm: Algorithm, into: Episodes, env_step: int | None, generator: torch.Generator, clock: Clock
+    env: TeamEnv, algorithm: Algorithm, into: EpisodeStorage, env_step: int | None, generator: torch.Generator, clock: Timer
 ) -> Tensor:
     """Fill `into` with one episode per copy and return the episode returns [N], undiscounted.
 

@@ -6,7 +6,7 @@ from types import TracebackType
 import torch
 
 
-class Clock:
+class Timer:
     """Seconds per part: `with clock("update"): ...`. Parts may not be nested.
 
     Args:
@@ -18,7 +18,7 @@ class Clock:
         self._wait = exact and device.type == "cuda"
         self._part, self._since = "", 0.0
 
-    def __call__(self, part: str) -> "Clock":
+    def __call__(self, part: str) -> "Timer":
         self._part = part
         return self
 

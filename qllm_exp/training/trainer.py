@@ -17,10 +17,10 @@ from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import RunFailed
 from qllm_exp.training.checkpoint import CheckpointStore
 from qllm_exp.training.evaluation import EvaluationResult, evaluate
-from qllm_exp.training.replay import Episodes, Experience, ReplayBuffer
+from qllm_exp.training.replay import EpisodeStorage, Experience, ReplayBuffer
 from qllm_exp.training.rollout import rollout
 from qllm_exp.training.seeds import derive
-from qllm_exp.training.timer import Clock
+from qllm_exp.training.timer import Timer
 
 LOG_EVERY = 10_000  # environment steps between rows of training figures
 
@@ -54,11 +54,11 @@ class Trainer:
         self.config, self.env, self.algorithm, self.seed = train, env, algorithm, seed
         self.write, self.progress, self.stop = write, progress, stop
         self.buffer = ReplayBuffer(env, env.num_envs if algorithm.on_policy else train.buffer_episodes)
-        self.fresh = Episodes(env, env.num_envs)
+        self.fresh = EpisodeStorage(env, env.num_envs)
         self.explore = torch.Generator(env.device).manual_seed(derive(seed, "exploration"))
         self.pick = torch.Generator().manual_seed(derive(seed, "replay"))
         self.experience = Experience(self.buffer, env.num_envs, self.pick)
-        self.clock = Clock(env.device, exact_clock)
+        self.clock = Timer(env.device, exact_clock)
         self.env_steps = self.episodes = self.updates = self.called_for = 0
         self.evaluations = self.logs = self.offset = 0
         self.best_return, self.best_policy = -math.inf, algorithm.policy_state_dict()

@@ -108,13 +108,13 @@ def episodes(env: Any, explorer: Any) -> Any:
     """One episode of every copy of the environment, with random actions."""
     import torch
 
-    from qllm_exp.training.replay import Episodes, ReplayBuffer
+    from qllm_exp.training.replay import EpisodeStorage, ReplayBuffer
     from qllm_exp.training.rollout import rollout
-    from qllm_exp.training.timer import Clock
+    from qllm_exp.training.timer import Timer
 
-    new, kept = Episodes(env, EPISODES), ReplayBuffer(env, EPISODES)
+    new, kept = EpisodeStorage(env, EPISODES), ReplayBuffer(env, EPISODES)
     generator = torch.Generator(env.device)
-    rollout(env, explorer, new, 0, generator, Clock(env.device))
+    rollout(env, explorer, new, 0, generator, Timer(env.device))
     kept.add(new)
     return kept.batch(torch.arange(EPISODES))
 

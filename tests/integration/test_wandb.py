@@ -16,7 +16,7 @@ from qllm_exp.config.compose import CONF
 from qllm_exp.config.load import load_run
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.sweep.prepare import prepare
-from qllm_exp.tracking.wandb_payload import BY_TASK, Sent, run_id
+from qllm_exp.tracking.wandb_payload import BY_TASK, UploadState, run_id
 
 SECRET = "planted-secret-4711"
 HELD = [*SHORT, "env.name=held_env", "train.checkpoint.every_s=0", "train.checkpoint.max_share=1"]
@@ -176,7 +176,7 @@ def test_a_run_that_was_killed_and_gone_on_with_is_one_run_with_every_row_once(s
     directory = made(tmp_path / "r", *HELD)
     (home / "hold").touch()
     process = start(directory, server, home)
-    wait_for(lambda: Sent(directory).url)
+    wait_for(lambda: UploadState(directory).url)
     both = mirrors(directory)
     assert len(both) == 2
     process.kill()
@@ -199,7 +199,7 @@ def test_a_server_that_is_lost_costs_a_run_nothing_and_sync_completes_it(server,
     tracked = made(tmp_path / "r", *HELD, "tracking.finish_s=1")
     (home / "hold").touch()
     process = start(tracked, server, home)
-    wait_for(lambda: Sent(tracked).url)
+    wait_for(lambda: UploadState(tracked).url)
     server.lost = True
     (home / "hold").unlink()
     text, _ = process.communicate(timeout=100)

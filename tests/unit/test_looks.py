@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from qllm_exp.config import schema
-from qllm_exp.results.figures.style import Look, lightness, looks
+from qllm_exp.results.figures.style import Style, lightness, looks
 from qllm_exp.results.records.keys import ORDER, sort_key
 from qllm_exp.results.statistics.aggregate import Array
 
@@ -61,7 +61,7 @@ def test_known_methods_are_told_apart_without_colour() -> None:
     assert len({(one.line, one.marker) for one in found.values()}) == len(ORDER)
     for group in (MIXERS, ALGORITHMS):
         assert len({found[one].marker for one in group}) == len({found[one].hatch for one in group}) == 8
-    for part in Look._fields:
+    for part in Style._fields:
         assert len({getattr(found[one], part) for one in CORE}) == 4
 
 

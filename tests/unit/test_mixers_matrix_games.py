@@ -14,7 +14,7 @@ from qllm_exp.algorithms.q_learning import QLearning
 from qllm_exp.config import schema
 from qllm_exp.envs import make_env
 from qllm_exp.mixers import make_mixer
-from qllm_exp.mixers.base import Joint
+from qllm_exp.mixers.base import JointAction
 
 ENV = make_env(schema.Matrix(num_envs=1), 1, 0)
 ALL = torch.tensor(list(itertools.product(range(3), repeat=2)))  # [9, 2]
@@ -47,7 +47,7 @@ def learnt(config: schema.Mixer, payoff: torch.Tensor, updates: int, seed: int =
         made.learn(batch)
     with torch.no_grad():
         all_qs = made.agents.unroll(made.inputs.along(obs, ALL[None]))[:1]
-        joint = Joint(all_qs, available[:1], ALL[None])
+        joint = JointAction(all_qs, available[:1], ALL[None])
         return float(payoff[tuple(joint.best_actions[0, 0])]), made.mixer.value(joint, state[:1]).view(3, 3)
 
 

@@ -15,7 +15,7 @@ from qllm_exp.envs import make_env
 from qllm_exp.envs.layout import StateField, StateLayout
 from qllm_exp.explain.watch_episode import credit
 from qllm_exp.mixers import make_mixer
-from qllm_exp.mixers.base import Joint
+from qllm_exp.mixers.base import JointAction
 from qllm_exp.mixers.qatten import OwnState, Qatten
 from qllm_exp.mixers.qplex import Qplex
 from qllm_exp.mixers.qtran import Qtran
@@ -95,7 +95,7 @@ def joint(n, a, seed=0):
     g = torch.Generator().manual_seed(seed)
     actions = torch.tensor(list(itertools.product(range(a), repeat=n)))
     all_qs = torch.randn(n, a, generator=g).expand(len(actions), n, a)
-    return Joint(all_qs, torch.ones_like(all_qs, dtype=torch.bool), actions)
+    return JointAction(all_qs, torch.ones_like(all_qs, dtype=torch.bool), actions)
 
 
 @settings(max_examples=60, deadline=None)
@@ -119,7 +119,7 @@ def test_qplex_asks_for_lambda_only_where_an_agent_loses_and_learns_the_same(mon
     torch.manual_seed(0)
     mixer, one, state = scaled(Qplex(2, 3, 4), 2).double(), joint(2, 3), torch.randn(9, 4, dtype=torch.float64)
     qs = one.all_qs.double().requires_grad_()
-    one = Joint(qs, one.available, one.actions)
+    one = JointAction(qs, one.available, one.actions)
     scale = mixer(torch.eye(2).double().unsqueeze(1).expand(2, 9, 2), state) - mixer(torch.zeros(9, 2).double(), state)
     advantage = (scale.T * (one.qs - one.best_qs)).detach()
     everywhere = mixer.importance(state, one.one_hot(one.actions))
@@ -131,7 +131,7 @@ def test_qplex_asks_for_lambda_only_where_an_agent_loses_and_learns_the_same(mon
     weight, learnt = torch.randn(9, dtype=torch.float64), [*mixer.parameters(), qs]
     found, right = (torch.autograd.grad((weight * v).sum(), learnt, retain_graph=True) for v in (value, expected))
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in zip(found, right, strict=True))
-    best = Joint(qs, one.available, one.best_actions)
+    best = JointAction(qs, one.available, one.best_actions)
     assert torch.equal(mixer.value(best, state), mixer(one.best_qs, state)) and asked == [8, 0]
 
 
@@ -160,7 +160,7 @@ def test_an_unavailable_action_is_never_the_best_that_qplex_compares_with():
     mixer, one, state = Qplex(2, 3, 4), joint(2, 3), torch.randn(4).expand(9, 4)
     available = one.available.clone()
     available[:, 0, one.best_actions[0, 0]] = False
-    fewer = Joint(one.all_qs, available, one.actions)
+    fewer = JointAction(one.all_qs, available, one.actions)
     allowed = available.gather(-1, one.actions.unsqueeze(-1)).squeeze(-1).all(-1)
     values = mixer.value(fewer, state)
     assert (one.actions[allowed][values[allowed].argmax()] == fewer.best_actions[0]).all()
@@ -171,7 +171,7 @@ def test_qtran_holds_the_sum_to_the_joint_value_without_moving_it():
     mixer, state = Qtran(2, 3, 4, 8, lambda_opt=0.7, lambda_nopt=0.3), torch.randn(4)
     qs = torch.randn(2, 3, requires_grad=True)
     for actions in itertools.product(range(3), repeat=2):
-        one = Joint(qs[None], torch.ones(1, 2, 3, dtype=torch.bool), torch.tensor([actions]))
+        one = JointAction(qs[None], torch.ones(1, 2, 3, dtype=torch.bool), torch.tensor([actions]))
         hot = [torch.eye(3)[a] for a in actions], [torch.eye(3)[int(row.argmax())] for row in qs]
         taken, top = (mixer.joint(torch.cat([state, *rows]))[0] for rows in hot)
         v = mixer.of_state(state)[0]

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from qllm_exp.training.checkpoint import CheckpointStore
-from qllm_exp.training.replay import Episodes, ReplayBuffer
+from qllm_exp.training.replay import EpisodeStorage, ReplayBuffer
 
 ENV = SimpleNamespace(
     episode_limit=4, n_agents=2, n_actions=3, obs_dim=2, state_dim=3, device=torch.device("cpu"), num_envs=3
 )
 
 
-def fresh(first: int, count: int) -> Episodes:
-    """Episodes that carry their own number in every field."""
-    new = Episodes(ENV, count)
+def fresh(first: int, count: int) -> EpisodeStorage:
+    """EpisodeStorage that carry their own number in every field."""
+    new = EpisodeStorage(ENV, count)
     number = torch.arange(first, first + count)
     for field in new.fields:
         shape = (1, count, *[1] * (field.dim() - 2))

@@ -10,7 +10,7 @@ from test_mixers_learning import CONFIGS, best, one_hot, picked, value_loss
 
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
-from qllm_exp.algorithms.riit import ActionValues, Judged, Riit
+from qllm_exp.algorithms.riit import ActionValues, CriticJointAction, Riit
 from qllm_exp.config import schema
 from qllm_exp.credit.stored_function import BUNDLED, load
 from qllm_exp.explain.watch_episode import credit
@@ -206,10 +206,10 @@ def test_actions_that_were_not_taken_are_judged_for_mixers_alone_that_ask(monkey
 
 def test_what_a_mixer_asks_for_without_gradients_it_can_learn_from_later():
     made, b = learner(), batch()
-    joint = Judged(made.critic.values, made.inputs.at(b.obs[:-1], None), b.available_actions[:-1], b.actions)
+    joint = CriticJointAction(made.critic.values, made.inputs.at(b.obs[:-1], None), b.available_actions[:-1], b.actions)
     with torch.no_grad():
         known = joint.best_actions
-        fixed = Judged(made.critic.values, made.inputs.at(b.obs[:-1], None), b.available_actions[:-1], b.actions)
+        fixed = CriticJointAction(made.critic.values, made.inputs.at(b.obs[:-1], None), b.available_actions[:-1], b.actions)
     assert joint.all_qs.requires_grad and joint.qs.requires_grad and not fixed.all_qs.requires_grad
     torch.testing.assert_close(joint.qs, joint.all_qs.gather(-1, b.actions.unsqueeze(-1)).squeeze(-1))
     for t in range(b.steps):

@@ -13,7 +13,7 @@ import pytest
 from qllm_exp.config import schema
 from qllm_exp.credit import stored_function as entry_module
 from qllm_exp.credit.program import Program
-from qllm_exp.credit.stored_function import Entry, bundled, load
+from qllm_exp.credit.stored_function import StoredFunction, bundled, load
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
@@ -32,8 +32,8 @@ PROGRAM = {
 }
 
 
-def make_entry() -> Entry:
-    return Entry(
+def make_entry() -> StoredFunction:
+    return StoredFunction(
         env="mpe",
         task="simple_spread",
         source="def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)  # Ø\n",
@@ -188,7 +188,7 @@ PAPER_TASKS = {
 class Recorded:
     """Gives the answers of a transcript to the same conversations, and to no others."""
 
-    def __init__(self, stored: Entry) -> None:
+    def __init__(self, stored: StoredFunction) -> None:
         self.rows = {row["call"]: row for row in stored.transcript}
 
     def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qllm_exp.config import schema
 from qllm_exp.credit.program import Program
-from qllm_exp.credit.stored_function import Entry
+from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout
@@ -50,8 +50,8 @@ def program(source: str, n_agents: int, state_dim: int) -> Program:
     return trace(source, torch.rand(7, state_dim, generator=torch.Generator().manual_seed(0)), n_agents)
 
 
-def entry(source: str, env: TeamEnv) -> Entry:
-    return Entry(env.task.env, env.task.task, source, "credit_assignment", program(source, env.n_agents, env.state_dim))
+def entry(source: str, env: TeamEnv) -> StoredFunction:
+    return StoredFunction(env.task.env, env.task.task, source, "credit_assignment", program(source, env.n_agents, env.state_dim))
 
 
 class Scripted(TeamEnv):
@@ -124,7 +124,7 @@ def test_credit_is_the_derivative_of_the_mixer(source: str, affine: bool, enforc
 
 def test_credit_of_an_entry_is_that_of_its_program() -> None:
     given, states = program(SIGNED, 3, 5), torch.randn(4, 5)
-    stored = Entry("some", "task", SIGNED, "credit_assignment", given)
+    stored = StoredFunction("some", "task", SIGNED, "credit_assignment", given)
     assert torch.equal(
         numbers.credits(stored, True, True, states),
         3 * torch.stack([states[:, 2].clamp(min=0), *torch.tensor([[0.0], [0.25]]).expand(2, 4)], 1),
@@ -346,4 +346,4 @@ def test_explain_repeats_itself_and_plays_a_given_policy(tmp_path: Path) -> None
 def test_explain_refuses_a_function_for_another_task(tmp_path: Path) -> None:
     env = make_env(schema.Matrix(), 1, 0)
     with pytest.raises(UserError, match="agents"):
-        explain(Entry("lbf", "8x8", SIGNED, "credit_assignment", program(SIGNED, 3, 5)), env, tmp_path, enforce=True)
+        explain(StoredFunction("lbf", "8x8", SIGNED, "credit_assignment", program(SIGNED, 3, 5)), env, tmp_path, enforce=True)

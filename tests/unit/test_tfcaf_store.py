@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_tfcaf_entry import make_entry
 
-from qllm_exp.credit.stored_function import Entry
+from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import UserError
 from qllm_exp.generation.ledger import Ledger
 from qllm_exp.generation.store import Store
@@ -29,7 +29,7 @@ def store(folder: Path, stale_s: float = 60.0) -> Store:
 def test_what_is_made_is_stored_and_not_made_again(tmp_path: Path) -> None:
     here, made = store(tmp_path / "new"), []
 
-    def make() -> Entry:
+    def make() -> StoredFunction:
         made.append(1)
         return make_entry()
 
@@ -44,7 +44,7 @@ def test_what_is_made_is_stored_and_not_made_again(tmp_path: Path) -> None:
 def test_of_many_who_ask_at_once_one_generates(tmp_path: Path) -> None:
     made, waited = [], []
 
-    def make() -> Entry:
+    def make() -> StoredFunction:
         made.append(1)
         time.sleep(0.3)
         return make_entry()
@@ -58,13 +58,13 @@ def test_of_many_who_ask_at_once_one_generates(tmp_path: Path) -> None:
 def test_a_failure_is_told_to_those_who_wait_and_the_next_call_tries_again(tmp_path: Path) -> None:
     started, calls = threading.Event(), []
 
-    def fail() -> Entry:
+    def fail() -> StoredFunction:
         calls.append(1)
         started.set()
         time.sleep(0.3)
         raise UserError("no candidate was accepted")
 
-    def wait() -> Entry:
+    def wait() -> StoredFunction:
         started.wait(10)
         return store(tmp_path).obtain(KEY, fail)
 
@@ -106,7 +106,7 @@ def test_a_killed_generation_is_taken_over_by_one(tmp_path: Path) -> None:
     os.utime(claim, (time.time() - 100, time.time() - 100))
     made = []
 
-    def make() -> Entry:
+    def make() -> StoredFunction:
         made.append(1)
         time.sleep(0.2)
         return make_entry()
@@ -125,7 +125,7 @@ def test_a_generation_that_lives_is_not_taken_over(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
-    def never() -> Entry:
+    def never() -> StoredFunction:
         raise AssertionError("it lives: its claim is touched again and again")
 
     assert store(tmp_path, stale_s=0.4).obtain(KEY, never) == make_entry()
@@ -135,7 +135,7 @@ def test_a_generation_that_lives_is_not_taken_over(tmp_path: Path) -> None:
 def test_one_who_was_taken_over_leaves_the_claim_of_the_successor(tmp_path: Path) -> None:
     here = store(tmp_path)
 
-    def slow() -> Entry:
+    def slow() -> StoredFunction:
         (tmp_path / f"{KEY}.claim.2").write_text("{}")  # somebody took this process for gone
         raise UserError("the model went away")
 

@@ -14,10 +14,10 @@ from qllm_exp.results.records.collect import collect
 from qllm_exp.results.records.sources import Address, local, source
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.tracking import wandb_payload, wandb_restore
-from qllm_exp.tracking.wandb_restore import Told
+from qllm_exp.tracking.wandb_restore import RemoteRun
 
 
-def sent(path: Path, state: str = "finished") -> tuple[Told, list[dict[str, Any]]]:
+def sent(path: Path, state: str = "finished") -> tuple[RemoteRun, list[dict[str, Any]]]:
     """A run and its history as a server has them that keeps numbers without their kind."""
     directory = RunDirectory(path)
     rows = wandb_payload.Rows(directory.metrics).new()

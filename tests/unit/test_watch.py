@@ -35,7 +35,7 @@ from qllm_exp.mixers.base import Mixer
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.sweep.prepare import check, prepare
 from qllm_exp.training.evaluation import evaluate
-from qllm_exp.training.replay import Episodes
+from qllm_exp.training.replay import EpisodeStorage
 from qllm_exp.training.seeds import derive
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gym's, where football is played
@@ -128,7 +128,7 @@ def test_returns_are_those_of_the_evaluation_and_every_step_is_a_frame(
     reported = [row for row in rows if row["kind"] == "evaluation"]
     last = len({row["env_step_exact"] for row in reported}) - 1
     one = load(folder, "last")
-    scratch = Episodes(one.env, one.env.num_envs)
+    scratch = EpisodeStorage(one.env, one.env.num_envs)
     apart = evaluate(one.env, one.algorithm, scratch, 3, derive(one.seed, "evaluation", last), lambda: None)
     assert apart.return_mean == pytest.approx(reported[-1]["return_mean"], rel=1e-6)
 

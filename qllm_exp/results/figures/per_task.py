@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from qllm_exp.errors import choose
-from qllm_exp.results.figures.style import Look, legends, looks, notes_below, panels, save, tidy
+from qllm_exp.results.figures.style import Style, legends, looks, notes_below, panels, save, tidy
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics import sample_units
@@ -92,7 +92,7 @@ def by_task(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
 
 
 def line(
-    axis: Axes, steps: Sequence[float] | Array, middle: Array, low: Array, high: Array, look: Look, label: str
+    axis: Axes, steps: Sequence[float] | Array, middle: Array, low: Array, high: Array, look: Style, label: str
 ) -> None:
     """A line with its band, and markers far enough from each other to be told apart in grey."""
     every = max(1, len(steps) // 6)
@@ -109,7 +109,7 @@ def steps_axis(axis: Axes) -> None:
     tidy(axis)
 
 
-def _bar(axis: Axes, at: int, scores: Array, look: Look) -> None:
+def _bar(axis: Axes, at: int, scores: Array, look: Style) -> None:
     middle = scores.mean()
     axis.bar(at, middle, 0.7, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0, alpha=0.85)
     low, high = bootstrap_mean(scores)

@@ -27,7 +27,7 @@ _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "++", "ooo")
 _LIGHTNESS = (20, 33, 46, 59, 72)  # L* of the shades of a colour; lighter ones are lost on white
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """Colour, and what tells methods apart without colour: line, marker and hatch."""
 
     colour: str
@@ -39,26 +39,26 @@ class Look(NamedTuple):
 # Mixers: Okabe & Ito (2008), without their yellow, which is too light for a line, and with a wine red. Algorithms: eight
 # that are as far as can be from each other, also to colour-blind eyes (tests/unit/test_looks.py).
 _FIXED = {
-    "tfcaf": Look("#D55E00", "-", "o", ""),
-    "qmix": Look("#0072B2", "--", "s", "///"),
-    "vdn": Look("#009E73", "-.", "^", "..."),
-    "none": Look("#CC79A7", ":", "D", "xxx"),
-    "qatten": Look("#56B4E9", _DOTTED, "v", "\\\\\\"),
-    "qplex": Look("#E69F00", "--", "P", "---"),
-    "qtran": Look("#000000", "-.", "X", "++"),
-    "wqmix": Look("#882255", "-", "*", "ooo"),
-    "riit": Look("#1C008C", "--", "<", "///"),
-    "maser": Look("#8C1C38", "-.", ">", "..."),
-    "iql": Look("#FC8CC4", ":", "d", "xxx"),
-    "coma": Look("#C41C00", _DOTTED, "p", "\\\\\\"),
-    "maddpg": Look("#0054FC", "-", "h", "---"),
-    "mappo": Look("#38C470", "--", "8", "++"),
-    "ippo": Look("#C48CFC", "-.", "D", "ooo"),
-    "lica": Look("#540054", ":", "*", ""),
+    "tfcaf": Style("#D55E00", "-", "o", ""),
+    "qmix": Style("#0072B2", "--", "s", "///"),
+    "vdn": Style("#009E73", "-.", "^", "..."),
+    "none": Style("#CC79A7", ":", "D", "xxx"),
+    "qatten": Style("#56B4E9", _DOTTED, "v", "\\\\\\"),
+    "qplex": Style("#E69F00", "--", "P", "---"),
+    "qtran": Style("#000000", "-.", "X", "++"),
+    "wqmix": Style("#882255", "-", "*", "ooo"),
+    "riit": Style("#1C008C", "--", "<", "///"),
+    "maser": Style("#8C1C38", "-.", ">", "..."),
+    "iql": Style("#FC8CC4", ":", "d", "xxx"),
+    "coma": Style("#C41C00", _DOTTED, "p", "\\\\\\"),
+    "maddpg": Style("#0054FC", "-", "h", "---"),
+    "mappo": Style("#38C470", "--", "8", "++"),
+    "ippo": Style("#C48CFC", "-.", "D", "ooo"),
+    "lica": Style("#540054", ":", "*", ""),
 }
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
+def looks(methods: Sequence[str]) -> dict[str, Style]:
     """The look of each method, which is made from its name, so that it is the same in all figures.
 
     The mixers and algorithms of `keys.ORDER` have fixed looks; 'riit', 'riit+riit' and 'riit+none' are alike. Any other mixer
@@ -71,12 +71,12 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
     all 24 shades and lines of a hue are used up.
     """
     ordered = sorted(set(methods), key=sort_key)
-    families: dict[str, Look] = {}
+    families: dict[str, Style] = {}
     taken = set(_FIXED.values())
     for name in dict.fromkeys(map(family, ordered)):
         families[name] = _FIXED.get(name) or _free(_strangers(name), taken)
         taken.add(families[name])
-    found: dict[str, Look] = {}
+    found: dict[str, Style] = {}
     for name in ordered:
         look = families[family(name)]
         if not _is_plain(name) or look in found.values():  # a variant, or a second of those that are alike
@@ -90,26 +90,26 @@ def _is_plain(name: str) -> bool:
     return name in (family(name), f"{family(name)}+none", f"{family(name)}+{family(name)}")
 
 
-def _free(candidates: Iterator[Look], taken: set[Look]) -> Look:
+def _free(candidates: Iterator[Style], taken: set[Style]) -> Style:
     """The first whose colour and line are not taken; else the first that is not taken as a whole; else the first."""
     every, pairs = list(candidates), {one[:2] for one in taken}
     new = (one for one in every if one[:2] not in pairs)
     return next(new, None) or next((one for one in every if one not in taken), every[0])
 
 
-def _strangers(name: str) -> Iterator[Look]:
+def _strangers(name: str) -> Iterator[Style]:
     """Looks for a mixer or algorithm that is not known, the one that its name hashes to first."""
     colours = [one.colour for one in _FIXED.values()]
     return _hashed(name, colours)
 
 
-def _variants(name: str, of: Look) -> Iterator[Look]:
+def _variants(name: str, of: Style) -> Iterator[Style]:
     """Looks for a variant: shades of a hue, the one that its name hashes to first."""
     mixer = _FIXED.get(name.partition("+")[2].split(" ")[0])
     return _hashed(name, _shades(of.colour), None if mixer is None else mixer.marker)
 
 
-def _hashed(name: str, colours: Sequence[str], marker: str | None = None) -> Iterator[Look]:
+def _hashed(name: str, colours: Sequence[str], marker: str | None = None) -> Iterator[Style]:
     """Every colour and line, then the same with the next marker."""
     number = zlib.crc32(name.encode())
     pairs = [(colour, line) for line in _LINES for colour in colours]
@@ -119,7 +119,7 @@ def _hashed(name: str, colours: Sequence[str], marker: str | None = None) -> Ite
         for step in range(len(pairs)):
             # 5 has no divisor in common with the numbers of pairs, so that all are met, each unlike the one before.
             colour, line = pairs[(number + 5 * step) % len(pairs)]
-            yield Look(colour, line, _MARKERS[(first + lap) % len(_MARKERS)], hatch)
+            yield Style(colour, line, _MARKERS[(first + lap) % len(_MARKERS)], hatch)
 
 
 def _shades(colour: str) -> list[str]:

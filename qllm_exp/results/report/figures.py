@@ -7,7 +7,7 @@ from pathlib import Path
 from qllm_exp.results.figures import across_tasks, per_task
 from qllm_exp.results.records import keys
 from qllm_exp.results.report.parts import Html, absent, joined, or_sentence, section, tag
-from qllm_exp.results.report.subject import Subject
+from qllm_exp.results.report.subject import ReportData
 from qllm_exp.results.report.svg import drawn, figure
 from qllm_exp.results.tables.table import finished
 from qllm_exp.utils.text import count
@@ -17,12 +17,12 @@ MOST_TASKS = 24  # with a figure of their own
 _Draw = Callable[[Path], object]
 
 
-def drawings(subject: Subject) -> Html:
+def drawings(subject: ReportData) -> Html:
     """The section with all figures; where one cannot be drawn, the reason stands in its place."""
     return section("figures", "Figures", or_sentence("figure", lambda: _all(subject)))
 
 
-def _all(subject: Subject) -> Html:
+def _all(subject: ReportData) -> Html:
     records = finished(subject.collection)
     tasks = keys.tasks(records)
     each = [

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.credit import stored_function
-from qllm_exp.credit.stored_function import Entry
+from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import UserError
 from qllm_exp.results.records.reader import FUNCTION
 from qllm_exp.results.report.credit import credit_picture
 from qllm_exp.results.report.parts import Html, absent, facts, folded, joined, section, tag
 from qllm_exp.results.report.prose import prose
 from qllm_exp.results.report.python import highlighted
-from qllm_exp.results.report.subject import Subject, shown
+from qllm_exp.results.report.subject import ReportData, shown
 from qllm_exp.results.report.svg import figure
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.utils.text import count
@@ -47,7 +47,7 @@ class Used:
         return (self.finished or self.others)[0]
 
 
-def used(subject: Subject) -> list[Used]:
+def used(subject: ReportData) -> list[Used]:
     """The functions of all runs by task, told apart by their files."""
     found: dict[tuple[str, str], Used] = {}
     for one in subject.records:
@@ -63,7 +63,7 @@ def used(subject: Subject) -> list[Used]:
     return list(found.values())
 
 
-def functions(subject: Subject, pictures: bool) -> Html:
+def functions(subject: ReportData, pictures: bool) -> Html:
     """The section on the functions; '' where no run uses one.
 
     Args:
@@ -84,7 +84,7 @@ def functions(subject: Subject, pictures: bool) -> Html:
     return section("functions", "Credit-assignment functions", tag("p", lead), *told, *[more] * bool(left))
 
 
-def explanation(one: Entry) -> str:
+def explanation(one: StoredFunction) -> str:
     """What the model said of the function beside its source; else the function's docstring; '' where there is neither."""
     for row in reversed(one.transcript):
         answer = row.get("answer")
@@ -99,7 +99,7 @@ def explanation(one: Entry) -> str:
     return next((ast.get_docstring(node) or "" for node in defined if node.name == one.function), "")
 
 
-def provenance(one: Entry) -> str:
+def provenance(one: StoredFunction) -> str:
     """Who wrote it, when and how, in a sentence."""
     of = {key: str(value) for key, value in one.provenance.items()}
     who, procedure = of.pop("model", "") or "somebody who is not known", of.pop("procedure", "")
@@ -119,7 +119,7 @@ def cost(of: dict[str, Any]) -> str:
     return f"{count(calls, 'call')}, {f'{tokens:,} tokens, ' if tokens else ''}{price}"
 
 
-def _told(one: Used, number: int, subject: Subject, total: int, pictures: bool) -> Iterator[Html]:
+def _told(one: Used, number: int, subject: ReportData, total: int, pictures: bool) -> Iterator[Html]:
     yield tag("h3", one.task or one.first.name)
     directory = RunDirectory(one.first)
     try:
@@ -179,7 +179,7 @@ def _explain(folder: Path) -> str:
     return shlex.join(["python", "-m", "qllm_exp.tfcaf", "explain", f"{where}/tfcaf.json", "--policy", where])
 
 
-def _users(one: Used, subject: Subject) -> Html:
+def _users(one: Used, subject: ReportData) -> Html:
     first = tag("a", one.first.name, href=subject.link(one.first))
     others = len(one.finished) + len(one.others) - 1
     methods: Sequence[str] = list(one.methods)

@@ -15,7 +15,7 @@ from qllm_exp.results.report.functions import functions
 from qllm_exp.results.report.parts import Html, joined, tag
 from qllm_exp.results.report.runs import asked, runs
 from qllm_exp.results.report.settings import again, costs, versions
-from qllm_exp.results.report.subject import Subject, sweeps_of
+from qllm_exp.results.report.subject import ReportData, sweeps_of
 from qllm_exp.results.report.tables import ablations, comparisons
 
 _PAGE = """<!DOCTYPE html>
@@ -63,7 +63,7 @@ def report(
         credit: whether to draw the credit that functions give along an episode, which takes simulation.
         typed: what the user gave, where it is not these folders: an address that they were read from.
     """
-    subject = Subject(collection, sweeps_of(folders), tuple(typed) or tuple(map(str, folders)), page.absolute())
+    subject = ReportData(collection, sweeps_of(folders), tuple(typed) or tuple(map(str, folders)), page.absolute())
     parts = [
         ("asked", "What was asked", asked(subject)),
         ("comparison", "Comparison", comparisons(subject)),
@@ -94,7 +94,7 @@ def report(
     )
 
 
-def _header(subject: Subject) -> Html:
+def _header(subject: ReportData) -> Html:
     records, rest = subject.collection.finished, subject.collection.unfinished
     each = {"task": keys.tasks(records), "method": keys.methods(records), "seed": {one.seed for one in records}}
     total = len(records) + len(rest)

@@ -11,7 +11,7 @@ import yaml
 from qllm_exp.results.records.collect import ABSENT, Unfinished
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.report.parts import LONG, Html, absent, command, facts, folded, joined, section, table, tag
-from qllm_exp.results.report.subject import Subject, shown
+from qllm_exp.results.report.subject import ReportData, shown
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import DEAD, FAILED, NEW, QUEUED, RUNNING, STATES, STOPPED
 from qllm_exp.runs.sweep_directory import Sweep
@@ -26,7 +26,7 @@ _ORDER = (FAILED, DEAD, STOPPED, RUNNING, QUEUED, NEW, ABSENT)  # what needs a p
 _HEADS = ("run", "task", "method", "seed", "final", "absolute", "env steps", "wall time", "state")
 
 
-def asked(subject: Subject) -> Html:
+def asked(subject: ReportData) -> Html:
     """The section on the sweeps: their commands, names, tags, when they were started and with which version."""
     if not subject.sweeps:
         what = (
@@ -40,7 +40,7 @@ def asked(subject: Subject) -> Html:
     return section("asked", "What was asked", *told, *left, _totals(subject))
 
 
-def _sweep(one: Sweep, subject: Subject) -> Html:
+def _sweep(one: Sweep, subject: ReportData) -> Html:
     names = set(one.record.runs)
     versions = Counter(_version(run) for run in subject.collection.finished if run.name in names)
     tags = dict.fromkeys(chain.from_iterable(_tags(one)))
@@ -78,7 +78,7 @@ def _tags(sweep: Sweep) -> Iterator[list[str]]:
             yield known[block]
 
 
-def _totals(subject: Subject) -> Html:
+def _totals(subject: ReportData) -> Html:
     """How many runs stand how, as a bar and in words."""
     counts = Counter({FINISHED: len(subject.collection.finished)})
     counts.update(one.state for one in subject.collection.unfinished)
@@ -100,7 +100,7 @@ def badge(state: str) -> Html:
     return tag("span", state, class_=f"badge {state if state in (FINISHED, ABSENT, *STATES) else ''}".rstrip())
 
 
-def _unfinished(subject: Subject) -> Iterator[Html]:
+def _unfinished(subject: ReportData) -> Iterator[Html]:
     """Every run that is not finished: why, its log, and the command that goes on with it."""
     runs = sorted(subject.collection.unfinished, key=lambda one: (_ORDER.index(one.state), one.name))
     if not runs:
@@ -115,7 +115,7 @@ def _unfinished(subject: Subject) -> Iterator[Html]:
         yield absent(f"{len(runs) - len(items):,} more are not told one by one: python -m launch.status {where} --all")
 
 
-def _retry(subject: Subject) -> Iterator[Html]:
+def _retry(subject: ReportData) -> Iterator[Html]:
     for sweep in subject.sweeps:
         states = {one.state for one in subject.collection.unfinished if one.name in set(sweep.record.runs)}
         where = shlex.quote(shown(sweep.path))
@@ -130,7 +130,7 @@ def _retry(subject: Subject) -> Iterator[Html]:
             yield command(f"python -m launch.retry {where} --missing")
 
 
-def _one(one: Unfinished, subject: Subject) -> Html:
+def _one(one: Unfinished, subject: ReportData) -> Html:
     name = tag("a", one.name, href=subject.link(one.path)) if one.path.is_dir() else tag("span", one.name)
     log = _log(one, subject)
     pairs = [
@@ -141,14 +141,14 @@ def _one(one: Unfinished, subject: Subject) -> Html:
     return tag("li", tag("p", badge(one.state), " ", tag("span", name, class_="name")), facts(pairs))
 
 
-def _log(one: Unfinished, subject: Subject) -> Path | None:
+def _log(one: Unfinished, subject: ReportData) -> Path | None:
     """What the run's process printed, its own log, or what its job printed: the first of them that is there."""
     directory, sweep = RunDirectory(one.path), subject.sweep_of(one.name)
     job = sweep.job_log(one.name) if sweep is not None else None
     return next((log for log in (directory.console, directory.log, job) if log is not None and log.exists()), None)
 
 
-def _go_on(one: Unfinished, subject: Subject) -> Html:
+def _go_on(one: Unfinished, subject: ReportData) -> Html:
     if one.state in (RUNNING, QUEUED):
         return joined(["nothing to do: ", "it runs" if one.state == RUNNING else "its turn comes"])
     if (one.path / TOLD).exists():
@@ -159,7 +159,7 @@ def _go_on(one: Unfinished, subject: Subject) -> Html:
     return tag("code", sweep.record.command) if sweep is not None else joined(["the command that made the folder"])
 
 
-def runs(subject: Subject) -> Html:
+def runs(subject: ReportData) -> Html:
     """The section with a line for every run."""
     records, rest = subject.records, subject.collection.unfinished
     lines = [*(_finished_line(one, subject) for one in records[:MOST_RUNS])]
@@ -178,7 +178,7 @@ def runs(subject: Subject) -> Html:
     return section("runs", "Runs", *[left] * (len(lines) < total), body)
 
 
-def _finished_line(one: Record, subject: Subject) -> Sequence[str]:
+def _finished_line(one: Record, subject: ReportData) -> Sequence[str]:
     final, absolute = (float(one.result.get(key, "nan")) for key in ("final_return", "absolute_return"))
     steps = one.result.get("env_steps", one.steps[-1])
     return (
@@ -194,13 +194,13 @@ def _finished_line(one: Record, subject: Subject) -> Sequence[str]:
     )
 
 
-def _unfinished_line(one: Unfinished, subject: Subject) -> Sequence[str]:
+def _unfinished_line(one: Unfinished, subject: ReportData) -> Sequence[str]:
     link = _run_link(one.path, subject) if one.path.is_dir() else tag("span", one.name)
     seed = _number(one.seed, str(one.seed)) if one.seed is not None else tag("td", "-")
     return link, one.task, one.method, seed, *[tag("td", "-", class_="number")] * 4, tag("td", badge(one.state))
 
 
-def _run_link(path: Path, subject: Subject) -> Html:
+def _run_link(path: Path, subject: ReportData) -> Html:
     return tag("a", path.name, href=subject.link(path))
 
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 from qllm_exp.results.records import keys
 from qllm_exp.results.report.parts import Html, absent, command, facts, joined, section, table, tag
-from qllm_exp.results.report.subject import Subject, distinct, shown
+from qllm_exp.results.report.subject import ReportData, distinct, shown
 from qllm_exp.results.tables.costs import FIGURES
 from qllm_exp.runs.versions import OF_THE_MACHINE
 from qllm_exp.utils.text import count, duration
@@ -18,7 +18,7 @@ _ALONE = (
 _OF_A_TASK = ("env.", "seed")
 
 
-def costs(subject: Subject) -> Html:
+def costs(subject: ReportData) -> Html:
     """The section on what all finished runs took together."""
     records = subject.records
     if not records:
@@ -40,7 +40,7 @@ def costs(subject: Subject) -> Html:
     return section("cost", "Cost", facts(pairs), tag("p", note, class_="note"))
 
 
-def versions(subject: Subject) -> Html:
+def versions(subject: ReportData) -> Html:
     """The section on all versions of the finished runs; what differs between them is pointed out."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     silent = 0
@@ -69,7 +69,7 @@ def versions(subject: Subject) -> Html:
     return section("versions", "Versions", tag("p", lead + more), whole)
 
 
-def again(subject: Subject) -> Html:
+def again(subject: ReportData) -> Html:
     """The section on how to do it again, and what tells the methods apart."""
     parts: list[str] = []
     commits = Counter(str(one.versions.get("commit") or "") for one in subject.records)
@@ -96,7 +96,7 @@ def again(subject: Subject) -> Html:
     return section("again", "Reproduce", *parts)
 
 
-def _settings(subject: Subject) -> Html:
+def _settings(subject: ReportData) -> Html:
     records = subject.records
     names = keys.methods(records)
     if len(names) < 2:

@@ -15,7 +15,7 @@ from qllm_exp.runs.sweep_directory import RECORD, Sweep, sweeps_in
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReportData:
     """What a report is about.
 
     Attributes:

@@ -9,7 +9,7 @@ from qllm_exp.results.records.collect import Collection
 from qllm_exp.results.records.method_names import fewest
 from qllm_exp.results.records.reader import FUNCTION, SAMPLE, Record
 from qllm_exp.results.report.parts import Html, or_sentence, section, sheet, tag
-from qllm_exp.results.report.subject import Subject
+from qllm_exp.results.report.subject import ReportData
 from qllm_exp.results.tables.costs import FIGURES, spent
 from qllm_exp.results.tables.pivot import METRICS
 from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison
@@ -17,7 +17,7 @@ from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison
 MOST_COLUMNS = 4  # of methods, where there are fewer tasks
 
 
-def comparisons(subject: Subject) -> Html:
+def comparisons(subject: ReportData) -> Html:
     """The section with tasks by methods, by each metric, and with what the runs took."""
     found = subject.collection
     tables = [or_sentence("table", partial(_compared, found, metric)) for metric in METRICS]
@@ -39,7 +39,7 @@ def _took(found: Collection) -> Html:
     return sheet(spent(cells, one, list(FIGURES)))
 
 
-def ablations(subject: Subject) -> Html:
+def ablations(subject: ReportData) -> Html:
     """The section with the values of the settings that were varied; '' where only environment, mixer, algorithm or seed were."""
     varied = axes(subject.collection.finished)
     if not varied:
