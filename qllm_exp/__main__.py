@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import overrides
-from qllm_exp.config.compose import CONF, explain
+from qllm_exp.config.compose import explain
+from qllm_exp.config.registry import CONF
 from qllm_exp.errors import RunFailed, UserError
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def _say_how_it_ended(directory: RunDirectory, error: Exception) -> None:
         directory.set_status(state, error=text)
 
 
-def _locked(run: schema.Run, directory: RunDirectory, show: bool, mirror: Mirror) -> RunResult:
+def _locked(run: schema.RunConfig, directory: RunDirectory, show: bool, mirror: Mirror) -> RunResult:
     import torch
 
     from qllm_exp.envs import make_env
@@ -160,7 +160,7 @@ def _locked(run: schema.Run, directory: RunDirectory, show: bool, mirror: Mirror
     return result
 
 
-def algorithm_of(run: schema.Run, directory: RunDirectory, env: Any) -> Any:
+def algorithm_of(run: schema.RunConfig, directory: RunDirectory, env: Any) -> Any:
     """The algorithm with its first parameters. Equal seeds give equal agents, whatever parameters the mixer has."""
     import torch
 
@@ -168,18 +168,16 @@ def algorithm_of(run: schema.Run, directory: RunDirectory, env: Any) -> Any:
     from qllm_exp.mixers import make_mixer
     from qllm_exp.training.seeds import derive
 
-    stored = None
-    if directory.tfcaf.exists():
-        from qllm_exp.credit import stored_function
-
-        stored = stored_function.load(directory.tfcaf)
+    config = run.mixer
+    if isinstance(config, schema.FunctionMixerConfig):  # the run has a copy of its function
+        config = replace(config, file=str(directory.tfcaf))
     torch.manual_seed(derive(run.seed, "mixer"))
-    mixer = make_mixer(run.mixer, env, stored)
+    mixer = make_mixer(config, env)
     torch.manual_seed(derive(run.seed, "networks"))
     return make_algorithm(run, env, mixer)
 
 
-def _finish(run: schema.Run, directory: RunDirectory, trainer: Any, start_s: float) -> RunResult:
+def _finish(run: schema.RunConfig, directory: RunDirectory, trainer: Any, start_s: float) -> RunResult:
     """The absolute metric (Gorsane et al. 2022), the parameters, and the result file, which marks the run as finished."""
     import torch
 
@@ -205,7 +203,7 @@ def _finish(run: schema.Run, directory: RunDirectory, trainer: Any, start_s: flo
     return RunResult(directory.path, final, absolute.return_mean)
 
 
-def _progress(directory: RunDirectory, run: schema.Run, start: int) -> Any:
+def _progress(directory: RunDirectory, run: schema.RunConfig, start: int) -> Any:
     from qllm_exp.runs.progress_bar import Progress
 
     return Progress(directory.path.name, run.train.total_steps, start)

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
 
-def _run(overrides: Sequence[str]) -> schema.Run:
+def _run(overrides: Sequence[str]) -> schema.RunConfig:
     """The checked configuration for these overrides, with mixer=tfcaf."""
     return compose_run(["mixer=tfcaf", *overrides])
 

@@ -3,10 +3,10 @@
 import torch
 
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.config import schema
 from qllm_exp.envs import make_env
+from qllm_exp.envs.lbf import Config as LbfConfig
 
-ENV = make_env(schema.Lbf(num_envs=3), 3, 0)
+ENV = make_env(LbfConfig(num_envs=3), 3, 0)
 
 
 def batch(steps: int = 6, episodes: int = 4, seed: int = 0) -> EpisodeBatch:

@@ -9,14 +9,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from qllm_exp.config import schema
-from qllm_exp.config.load import run_name
+from qllm_exp.config.load import config_class, run_name
 
 STEPS = (0, 50_000, 100_000, 150_000, 200_000)
 
 
 def make(
     folder: Path,
-    run: schema.Run,
+    run: schema.RunConfig,
     final: float,
     absolute: float | None = None,
     returns: Sequence[float] | None = None,
@@ -46,7 +46,7 @@ def make(
     return path
 
 
-def unfinished(folder: Path, run: schema.Run, state: str, error: str = "") -> Path:
+def unfinished(folder: Path, run: schema.RunConfig, state: str, error: str = "") -> Path:
     """A run that stands as `state` says: 'failed', 'interrupted', ..."""
     path = folder / run_name(run, "")
     path.mkdir(parents=True)
@@ -55,10 +55,10 @@ def unfinished(folder: Path, run: schema.Run, state: str, error: str = "") -> Pa
     return path
 
 
-def of(mixer: str, seed: int = 0, task: str = "8x8-2p-2f-coop-2s", env: str = "lbf", **more: Any) -> schema.Run:
+def of(mixer: str, seed: int = 0, task: str = "8x8-2p-2f-coop-2s", env: str = "lbf", **more: Any) -> schema.RunConfig:
     """A configuration by the names of its mixer and task."""
-    choices = schema.CHOICES
-    return schema.Run(env=choices["env"][env](task=task), mixer=choices["mixer"][mixer](), seed=seed, **more)
+    chosen = {"env": config_class("env", env)(task=task), "mixer": config_class("mixer", mixer)()}
+    return schema.RunConfig(**chosen, seed=seed, **more)
 
 
 def final(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -7,7 +7,7 @@ of them). It may have `REFUSES`, the mixers that it cannot be combined with all 
 from typing import Any
 
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch
-from qllm_exp.config import registry, schema
+from qllm_exp.config import registry
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.mixers.base import Mixer
@@ -16,7 +16,7 @@ __all__ = ["Algorithm", "EpisodeBatch", "check_combination", "make_algorithm"]
 
 
 def _module(name: str) -> Any:
-    return registry.find("algorithm", name, schema.CHOICES["algorithm"])
+    return registry.find("algorithm", name)
 
 
 def check_combination(algorithm: str, mixer: str) -> None:
@@ -26,7 +26,7 @@ def check_combination(algorithm: str, mixer: str) -> None:
     if accepts is not None and mixer not in accepts:
         raise UserError(f"algorithm={algorithm} does not accept mixer={mixer}. It accepts: {', '.join(accepts)}.")
     if mixer in refuses:
-        others = ", ".join(name for name in schema.CHOICES["mixer"] if name not in refuses)
+        others = ", ".join(name for name in registry.choices("mixer") if name not in refuses)
         raise UserError(f"algorithm={algorithm} does not accept mixer={mixer}: {refuses[mixer]}. It accepts: {others}.")
 
 

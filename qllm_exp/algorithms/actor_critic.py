@@ -7,7 +7,7 @@ critic; after an episode that was truncated they bootstrap.
 
 import copy
 from abc import abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,15 +15,32 @@ from torch import Tensor, nn
 
 from qllm_exp.algorithms.agent_inputs import AgentInputs
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience
-from qllm_exp.algorithms.flat_parameters import FlatParameters, follow, optimiser
+from qllm_exp.algorithms.flat_parameters import FlatParameters, TargetNetworkConfig, follow, optimiser
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.algorithms.running_moments import RunningMoments
 from qllm_exp.algorithms.targets import n_step, td_lambda
-from qllm_exp.config.schema import ActorCritic as OnPolicyConfig
-from qllm_exp.config.schema import AgentsAndCritic as Config
-from qllm_exp.config.schema import Train
+from qllm_exp.config import schema
+from qllm_exp.config.schema import TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.networks.agents import TeamNetwork
+
+
+@dataclass
+class ActorCriticConfig(TargetNetworkConfig):
+    """What every algorithm has that learns a policy, and a critic for it."""
+
+    targets: str = schema.one_of("n_step", "td_lambda")
+    n_step: int = schema.number(5, 1)
+    td_lambda: float = schema.number(0.95, 0, 1)
+    evaluation: str = schema.one_of("sample", "greedy")
+
+
+@dataclass
+class OnPolicyConfig(ActorCriticConfig):
+    """What those have that learn from the latest episodes."""
+
+    num_envs: int = schema.number(10, 1, identity=False)  # through env.num_envs, which is a part of what defines a run
+    entropy: float = schema.number(0.001, 0)
 
 
 class AgentsAndCritic(Algorithm):
@@ -36,7 +53,7 @@ class AgentsAndCritic(Algorithm):
         config: the `algorithm` group. train: the `train` group. env: what it acts in (sizes and device).
     """
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
+    def __init__(self, config: ActorCriticConfig, train: TrainConfig, env: TeamEnv) -> None:
         self.config, self.train = config, train
         self.n_agents, self.n_actions, self.device = env.n_agents, env.n_actions, env.device
         self.inputs = AgentInputs(config, env)
@@ -187,7 +204,7 @@ class ActionCritic(AgentsAndCritic):
         as `AgentsAndCritic`'s.
     """
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
+    def __init__(self, config: ActorCriticConfig, train: TrainConfig, env: TeamEnv) -> None:
         super().__init__(config, train, env)
         self.generator = torch.Generator(env.device)  # of the joint actions that follow an episode
         self.generator.manual_seed(int(torch.randint(2**62, ())))

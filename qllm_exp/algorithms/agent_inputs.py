@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qllm_exp.config.schema import Algorithm as Config
+from qllm_exp.config.schema import AlgorithmConfig as Config
 from qllm_exp.envs.base import TeamEnv
 
 

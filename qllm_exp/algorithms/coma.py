@@ -31,18 +31,34 @@ The steps of the critic, one after another, make an update five times as long as
 as long as one of Q-learning with QMIX on as many episodes (tests/bench/updates.py).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import ActionCritic, ActorCritic, mean
+from qllm_exp.algorithms.actor_critic import ActionCritic, ActorCritic, OnPolicyConfig, mean
 from qllm_exp.algorithms.base import EpisodeBatch, linear
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
-from qllm_exp.config.schema import Coma as Config
-from qllm_exp.config.schema import Run, Train
+from qllm_exp.config import schema
+from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
 from qllm_exp.networks.agents import TeamNetwork
+
+
+@dataclass
+class Config(OnPolicyConfig):
+    name: str = "coma"
+    n_step: int = schema.number(10, 1)
+    td_lambda: float = schema.number(0.8, 0, 1)
+    target_tau: float = schema.number(0.3, 0, 1)
+    entropy: float = schema.number(0.01, 0)
+    critic_sweep: bool = True
+    epsilon_start: float = schema.number(0.5, 0, 1)
+    epsilon_end: float = schema.number(0.01, 0, 1)
+    epsilon_steps: int = schema.number(100_000, 1)
+
 
 ACCEPTS = ("none",)
 
@@ -58,7 +74,7 @@ class Coma(ActionCritic, ActorCritic):
     critic: TeamNetwork
     target_critic: TeamNetwork
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
+    def __init__(self, config: Config, train: TrainConfig, env: TeamEnv) -> None:
         super().__init__(config, train, env)
         self.epsilon = config.epsilon_start  # of the policy that played the latest rollout
         others = ~torch.eye(env.n_agents, dtype=torch.bool, device=env.device)
@@ -139,6 +155,6 @@ def _of(q: Tensor, actions: Tensor) -> Tensor:
     return q.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
-def make(run: Run, env: TeamEnv, mixer: Mixer) -> Coma:
+def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Coma:
     assert isinstance(run.algorithm, Config)
     return Coma(run.algorithm, run.train, env)

@@ -1,11 +1,22 @@
 """All parameters of some modules in one contiguous tensor: the optimiser, clipping and target updates are one operation each."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from qllm_exp.config.schema import Follows, Train
+from qllm_exp.config import schema
+from qllm_exp.config.schema import TrainConfig
+
+
+@dataclass
+class TargetNetworkConfig(schema.AlgorithmConfig):
+    """What every algorithm with target networks has."""
+
+    target_update: str = schema.one_of("soft", "periodic")
+    target_tau: float = schema.number(0.01, 0, 1)
+    target_period: int = schema.number(200, 1)
 
 
 class FlatParameters:
@@ -31,7 +42,7 @@ class FlatParameters:
         return norm
 
 
-def follow(config: Follows, updates: int, target: FlatParameters, online: FlatParameters) -> None:
+def follow(config: TargetNetworkConfig, updates: int, target: FlatParameters, online: FlatParameters) -> None:
     """Let a target network follow its online one after an update: softly, or by a copy now and then.
 
     Args:
@@ -43,7 +54,9 @@ def follow(config: Follows, updates: int, target: FlatParameters, online: FlatPa
         target.values.data.copy_(online.values.data)
 
 
-def optimiser(train: Train, parameters: FlatParameters, learning_rate: float | None = None) -> torch.optim.Optimizer:
+def optimiser(
+    train: TrainConfig, parameters: FlatParameters, learning_rate: float | None = None
+) -> torch.optim.Optimizer:
     """The optimiser that `train` names, for those parameters.
 
     Args:

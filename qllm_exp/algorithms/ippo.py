@@ -16,14 +16,21 @@ Where it deviates from the publication, the defaults are those of EPyMARL (Papou
 4. All episodes of a rollout are one batch, played to their end.
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.ppo import Proximal
-from qllm_exp.config.schema import Ippo as Config
-from qllm_exp.config.schema import Run
+from qllm_exp.algorithms.ppo import PpoConfig, Proximal
+from qllm_exp.config.schema import RunConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
+
+
+@dataclass
+class Config(PpoConfig):
+    name: str = "ippo"
+
 
 ACCEPTS = ("none",)
 
@@ -38,6 +45,6 @@ class Ippo(Proximal):
         return self.inputs.along(batch.obs, batch.actions)
 
 
-def make(run: Run, env: TeamEnv, mixer: Mixer) -> Ippo:
+def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Ippo:
     assert isinstance(run.algorithm, Config)
     return Ippo(run.algorithm, run.train, env)

@@ -13,7 +13,16 @@ Deviations from the publications:
 2. `train=fair` is the common setting: TD(0.6) targets and a target network that follows softly.
 """
 
+from dataclasses import dataclass
+
 from qllm_exp.algorithms import q_learning
+from qllm_exp.algorithms.q_learning import Config as QLearningConfig
+
+
+@dataclass
+class Config(QLearningConfig):
+    name: str = "iql"
+
 
 ACCEPTS = ("none",)
 

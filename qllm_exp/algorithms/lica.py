@@ -25,18 +25,32 @@ An update takes 1.8 times (lbf) to 2.4 times (mpe) as long as one of Q-learning 
 n * A * embed elements that are made from the state three times: for the targets, for the critic and for the agents.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import ActionCritic, ActorCritic, mean
+from qllm_exp.algorithms.actor_critic import ActionCritic, ActorCritic, OnPolicyConfig, mean
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.flat_parameters import optimiser
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
-from qllm_exp.config.schema import Lica as Config
-from qllm_exp.config.schema import Run, Train
+from qllm_exp.config import schema
+from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
+
+
+@dataclass
+class Config(OnPolicyConfig):
+    name: str = "lica"
+    targets: str = schema.one_of("td_lambda", "n_step")
+    td_lambda: float = schema.number(0.8, 0, 1)
+    entropy: float = schema.number(0.5, 0)
+    agents_rate: float = schema.number(1.0, 0)
+    embed: int = schema.number(64, 1)
+    hypernet: int = schema.number(64, 1)
+
 
 ACCEPTS = ("none",)
 
@@ -80,7 +94,7 @@ class Lica(ActionCritic, ActorCritic):
     critic: MixingCritic
     target_critic: MixingCritic
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
+    def __init__(self, config: Config, train: TrainConfig, env: TeamEnv) -> None:
         super().__init__(config, train, env)
         self.actor_optimiser = optimiser(train, self.actor_parameters, config.agents_rate * train.learning_rate)
 
@@ -108,6 +122,6 @@ class Lica(ActionCritic, ActorCritic):
         return {name: value.detach() for name, value in figures.items()}
 
 
-def make(run: Run, env: TeamEnv, mixer: Mixer) -> Lica:
+def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Lica:
     assert isinstance(run.algorithm, Config)
     return Lica(run.algorithm, run.train, env)

@@ -18,21 +18,31 @@ Where it deviates from EPyMARL's code:
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import AgentsAndCritic, mean
+from qllm_exp.algorithms.actor_critic import ActorCriticConfig, AgentsAndCritic, mean
 from qllm_exp.algorithms.base import EpisodeBatch, Experience
 from qllm_exp.algorithms.flat_parameters import FlatParameters, follow
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
-from qllm_exp.config.schema import Maddpg as Config
-from qllm_exp.config.schema import Run, Train
+from qllm_exp.config import schema
+from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
 from qllm_exp.networks.agents import TeamNetwork
+
+
+@dataclass
+class Config(ActorCriticConfig):
+    name: str = "maddpg"
+    n_step: int = schema.number(1, 1)
+    temperature: float = schema.number(1.0, 0.01)
+    regularisation: float = schema.number(0.001, 0)
+
 
 ACCEPTS = ("none",)
 
@@ -48,7 +58,7 @@ class Maddpg(AgentsAndCritic):
     critic: TeamNetwork
     target_critic: TeamNetwork
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
+    def __init__(self, config: Config, train: TrainConfig, env: TeamEnv) -> None:
         super().__init__(config, train, env)
         self.target_agents = copy.deepcopy(self.agents)
         self.target_actor = FlatParameters([self.target_agents])
@@ -138,6 +148,6 @@ def straight_through(log_probs: Tensor, noise: Tensor, temperature: float) -> Te
     return hard - soft.detach() + soft
 
 
-def make(run: Run, env: TeamEnv, mixer: Mixer) -> Maddpg:
+def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Maddpg:
     assert isinstance(run.algorithm, Config)
     return Maddpg(run.algorithm, run.train, env)

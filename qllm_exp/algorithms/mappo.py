@@ -18,14 +18,21 @@ Where it deviates from the publication, the defaults are those of EPyMARL (Papou
 6. All episodes of a rollout are one batch, played to their end.
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.ppo import Proximal
-from qllm_exp.config.schema import Mappo as Config
-from qllm_exp.config.schema import Run
+from qllm_exp.algorithms.ppo import PpoConfig, Proximal
+from qllm_exp.config.schema import RunConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
+
+
+@dataclass
+class Config(PpoConfig):
+    name: str = "mappo"
+
 
 ACCEPTS = ("none",)
 
@@ -40,6 +47,6 @@ class Mappo(Proximal):
         return self.inputs.at(self.of_each_agent(batch.state), None)
 
 
-def make(run: Run, env: TeamEnv, mixer: Mixer) -> Mappo:
+def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Mappo:
     assert isinstance(run.algorithm, Config)
     return Mappo(run.algorithm, run.train, env)

@@ -29,6 +29,7 @@ Where it deviates:
    is configured, as the target of Q_tot; published are raw rewards and one step (train=paper).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,11 +41,24 @@ from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.flat_parameters import FlatParameters, optimiser
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.algorithms.q_learning import AuxiliaryUpdate, QLearning, QValues
-from qllm_exp.config.schema import Maser as Config
-from qllm_exp.config.schema import Run, Train
+from qllm_exp.algorithms.q_learning import Config as QLearningConfig
+from qllm_exp.config import schema
+from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import JointAction, Mixer
 from qllm_exp.networks.layers import mlp
+
+
+@dataclass
+class Config(QLearningConfig):
+    name: str = "maser"
+    alpha: float = schema.number(0.5, 0, 1)
+    intrinsic: float = schema.number(0.03, 0)
+    individual: float = schema.number(0.001, 0)
+    exploration: float = schema.number(0.001, 0)
+    distance: float = schema.number(0.001, 0)
+    phi_hidden: int = schema.number(128, 1)
+
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer
 
@@ -58,7 +72,7 @@ class Maser(QLearning):
 
     config: Config
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv, mixer: Mixer) -> None:
+    def __init__(self, config: Config, train: TrainConfig, env: TeamEnv, mixer: Mixer) -> None:
         super().__init__(config, train, env, mixer)
         self.phi = mlp(env.obs_dim, config.phi_hidden, env.n_actions).to(env.device)
         self.phi_parameters = FlatParameters([self.phi])
@@ -164,6 +178,6 @@ def tail_mean(values: Tensor, mask: Tensor, goal: Tensor) -> Tensor:
     return ((values * weight).sum(0) / weight.sum(0)).mean()
 
 
-def make(run: Run, env: TeamEnv, mixer: Mixer) -> Maser:
+def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Maser:
     assert isinstance(run.algorithm, Config)
     return Maser(run.algorithm, run.train, env, mixer)

@@ -11,19 +11,30 @@ that with four it takes three to four times as long as one of Q-learning with QM
 """
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qllm_exp.algorithms.actor_critic import ActorCritic, mean
+from qllm_exp.algorithms.actor_critic import ActorCritic, OnPolicyConfig, mean
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.algorithms.running_moments import RunningMoments
-from qllm_exp.config.schema import Proximal as Config
-from qllm_exp.config.schema import Train
+from qllm_exp.config import schema
+from qllm_exp.config.schema import TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.networks.agents import TeamNetwork
+
+
+@dataclass
+class PpoConfig(OnPolicyConfig):
+    """Proximal policy optimisation."""
+
+    epochs: int = schema.number(4, 1)
+    clip: float = schema.number(0.2, 0, 1)
+    normalise_advantages: bool = False
+    normalise_values: bool = False
 
 
 class Proximal(ActorCritic):
@@ -33,11 +44,11 @@ class Proximal(ActorCritic):
         as `ActorCritic`'s.
     """
 
-    config: Config
+    config: PpoConfig
     critic: TeamNetwork
     target_critic: TeamNetwork
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv) -> None:
+    def __init__(self, config: PpoConfig, train: TrainConfig, env: TeamEnv) -> None:
         super().__init__(config, train, env)
         self.values = RunningMoments(env.device)  # of the critic's targets
 

@@ -15,6 +15,7 @@ Deviations from the publications:
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,14 +23,28 @@ from torch import Tensor
 
 from qllm_exp.algorithms.agent_inputs import AgentInputs
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience, linear
-from qllm_exp.algorithms.flat_parameters import FlatParameters, follow, optimiser
+from qllm_exp.algorithms.flat_parameters import FlatParameters, TargetNetworkConfig, follow, optimiser
 from qllm_exp.algorithms.running_moments import RunningMoments
 from qllm_exp.algorithms.targets import n_step, td_lambda
-from qllm_exp.config.schema import QLearning as Config
-from qllm_exp.config.schema import Run, Train
+from qllm_exp.config import schema
+from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import JointAction, Mixer, greedy, mixing_loss
 from qllm_exp.networks.agents import TeamNetwork
+
+
+@dataclass
+class Config(TargetNetworkConfig):
+    name: str = "q_learning"
+    double_q: bool = True
+    targets: str = schema.one_of("td_lambda", "n_step")
+    n_step: int = schema.number(1, 1)
+    td_lambda: float = schema.number(0.6, 0, 1)
+    epsilon_start: float = schema.number(1.0, 0, 1)
+    epsilon_end: float = schema.number(0.05, 0, 1)
+    epsilon_steps: int = schema.number(200_000, 1)
+    epsilon_evaluation: float = schema.number(0.0, 0, 1)
+
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer
 _MIXER = "mixer."  # how the names of the mixer's parameters begin, among those of a policy
@@ -61,7 +76,7 @@ class QLearning(Algorithm):
         env: what it acts in (sizes and device). mixer: any mixer; it is moved to the environment's device.
     """
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv, mixer: Mixer) -> None:
+    def __init__(self, config: Config, train: TrainConfig, env: TeamEnv, mixer: Mixer) -> None:
         self.config, self.train = config, train
         self.n_agents, self.n_actions, self.device = env.n_agents, env.n_actions, env.device
         self.inputs = AgentInputs(config, env)
@@ -216,6 +231,6 @@ def of_each(values: Tensor, like: Tensor) -> Tensor:
     return values.unsqueeze(-1).expand_as(like) if like.dim() > values.dim() else values
 
 
-def make(run: Run, env: TeamEnv, mixer: Mixer) -> QLearning:
+def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> QLearning:
     assert isinstance(run.algorithm, Config)
     return QLearning(run.algorithm, run.train, env, mixer)

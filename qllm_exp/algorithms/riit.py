@@ -27,21 +27,35 @@ What is not said here is as in the public code. Where it deviates:
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import ActionCritic, mean
+from qllm_exp.algorithms.actor_critic import ActionCritic, OnPolicyConfig, mean
 from qllm_exp.algorithms.base import EpisodeBatch, Experience
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
-from qllm_exp.config.schema import Riit as Config
-from qllm_exp.config.schema import Run, Train
+from qllm_exp.config import schema
+from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import JointAction, Mixer, mixing_loss
 from qllm_exp.networks.agents import FeedForwardAgent, TeamNetwork
+
+
+@dataclass
+class Config(OnPolicyConfig):
+    name: str = "riit"
+    num_envs: int = schema.number(8, 1, identity=False)
+    targets: str = schema.one_of("td_lambda", "n_step")
+    td_lambda: float = schema.number(0.6, 0, 1)
+    target_update: str = schema.one_of("periodic", "soft")
+    target_period: int = schema.number(25, 1)
+    entropy: float = schema.number(0.03, 0)
+    replay_episodes: int = schema.number(64, 0)
+    critic_hidden: int = schema.number(128, 1)
+
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer, but for
 REFUSES = dict.fromkeys(
@@ -59,7 +73,7 @@ class ActionValues(TeamNetwork):
         n_inputs: what an agent's critic sees, I. train: says how wide it is, and whether the agents share it.
     """
 
-    def __init__(self, n_agents: int, n_inputs: int, n_actions: int, train: Train) -> None:
+    def __init__(self, n_agents: int, n_inputs: int, n_actions: int, train: TrainConfig) -> None:
         super().__init__(n_agents, n_inputs + n_actions, 1, replace(train, network="mlp"))
         self.sizes = [n_inputs, n_actions]
 
@@ -117,7 +131,9 @@ class MixedCritic(nn.Module):
         self.values, self.mixer = make_values(), mixer
         self.central = None if mixer.unrestricted is None else make_values()
 
-    def joints(self, inputs: Tensor, available: Tensor, actions: Tensor) -> tuple[CriticJointAction, CriticJointAction | None]:
+    def joints(
+        self, inputs: Tensor, available: Tensor, actions: Tensor
+    ) -> tuple[CriticJointAction, CriticJointAction | None]:
         """A joint action as the mixer judges it, and as its unrestricted one does; shapes as `CriticJointAction`'s."""
         central = None if self.central is None else CriticJointAction(self.central, inputs, available, actions)
         return CriticJointAction(self.values, inputs, available, actions), central
@@ -142,7 +158,7 @@ class Riit(ActionCritic):
     critic: MixedCritic
     target_critic: MixedCritic
 
-    def __init__(self, config: Config, train: Train, env: TeamEnv, mixer: Mixer) -> None:
+    def __init__(self, config: Config, train: TrainConfig, env: TeamEnv, mixer: Mixer) -> None:
         self.mixer = mixer
         super().__init__(config, train, env)
 
@@ -226,6 +242,6 @@ class Riit(ActionCritic):
         return {name: sum(p.numel() for p in one.parameters()) for name, one in parts.items() if one is not None}
 
 
-def make(run: Run, env: TeamEnv, mixer: Mixer) -> Riit:
+def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Riit:
     assert isinstance(run.algorithm, Config)
     return Riit(run.algorithm, run.train, env, mixer)

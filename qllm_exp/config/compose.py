@@ -10,14 +10,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import schema
 from qllm_exp.config.overrides import arrange
+from qllm_exp.config.registry import CONF
 from qllm_exp.errors import UserError, nearest
 
-_PACKAGE = Path(__file__).parents[1]
-# In a wheel the YAML files are inside the package; in a checkout they are beside it.
-CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.exists())
 
-
-def compose_run(overrides: Sequence[str]) -> schema.Run:
+def compose_run(overrides: Sequence[str]) -> schema.RunConfig:
     """The checked configuration of one run, from overrides as on the command line: ['env=mpe', 'train.gamma=0.95'].
 
     Raises:

@@ -12,23 +12,50 @@ from omegaconf.errors import OmegaConfBaseException
 from qllm_exp.config import registry, schema
 from qllm_exp.errors import UserError, nearest
 
+_TYPES: dict[tuple[str, str], type] = {("tracking", "wandb"): schema.WandbConfig, ("llm", "bundled"): schema.LlmConfig}
+_GROUP_TYPES: dict[str, type] = {"train": schema.TrainConfig, "tracking": schema.TrackingConfig}
 
-def group_class(group: str, name: str) -> type:
-    """The schema of one choice of a group: for a module of the user's own, its dataclass `Config`."""
-    known = schema.CHOICES[group]
-    if name in known:
-        return known[name]
-    module = registry.find(group, name, known)
-    if not dataclasses.is_dataclass(getattr(module, "Config", None)):
+
+def config_class(group: str, name: str, backend: str = "") -> Any:
+    """The dataclass that describes the options of a choice.
+
+    Args:
+        group: one of GROUPS.
+        name: of the choice.
+        backend: of a language model that is asked, the module that asks it.
+
+    Raises:
+        UserError: there is no such choice, or its module has no dataclass `Config`.
+    """
+    if (group, name) in _TYPES:
+        return _TYPES[group, name]
+    if group in _GROUP_TYPES:
+        if name not in registry.choices(group):
+            allowed = ", ".join(registry.choices(group))
+            raise UserError(f"{group}={name!r} is unknown.{nearest(name, registry.choices(group))} Allowed: {allowed}.")
+        return _GROUP_TYPES[group]
+    module = registry.find(group, backend or name)
+    config = getattr(module, "Config", None)
+    if not dataclasses.is_dataclass(config):
         raise UserError(f"{group}.name={name!r}: the module needs a dataclass named Config that describes its options.")
-    config: type = module.Config
     return config
 
 
-def load_run(composed: DictConfig | dict[str, Any]) -> schema.Run:
+# The fields of a run that no choice of a group fills.
+_WITHOUT_CHOICES = dataclasses.make_dataclass(
+    "RunConfig",
+    [
+        (one.name, one.type, dataclasses.field(default=one.default, default_factory=one.default_factory))
+        for one in dataclasses.fields(schema.RunConfig)
+        if one.name not in registry.GROUPS
+    ],
+)
+
+
+def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
     """Check types, names, allowed values and bounds. Raises UserError for the first thing that is wrong."""
     given = OmegaConf.create(composed) if isinstance(composed, dict) else composed
-    top = {f.name for f in dataclasses.fields(schema.Run)}
+    top = {f.name for f in dataclasses.fields(schema.RunConfig)}
     for key in given:
         if key != "hydra" and key not in top:
             raise UserError(f"Unknown key {key!r}.{nearest(str(key), top)}")
@@ -41,13 +68,13 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.Run:
     if missing:
         raise UserError(f"No value for {', '.join(missing)}. Give one on the command line, e.g. {missing[0]}=...")
     parts: dict[str, Any] = {}
-    for one in dataclasses.fields(schema.Run):
-        if one.name in schema.CHOICES and one.name in given:
-            name = str(given[one.name].get("name", ""))
-            parts[one.name] = _typed(group_class(one.name, name), given[one.name], one.name)
-    scalars = {k: given[k] for k in top if k not in parts and k in given}
-    typed: schema.Run = _typed(schema.Run, OmegaConf.create(scalars), "")
-    run: schema.Run = dataclasses.replace(typed, **parts)
+    for one in dataclasses.fields(schema.RunConfig):
+        if one.name in registry.GROUPS and one.name in given:
+            name, backend = (str(given[one.name].get(key, "")) for key in ("name", "backend"))
+            parts[one.name] = _typed(config_class(one.name, name, backend), given[one.name], one.name)
+    others = {k: given[k] for k in top if k not in parts and k in given}
+    typed = _typed(_WITHOUT_CHOICES, OmegaConf.create(others), "")
+    run = schema.RunConfig(**parts, **{one.name: getattr(typed, one.name) for one in dataclasses.fields(typed)})
     _check(run, "")
     if run.train.buffer_episodes < run.train.batch_episodes:
         raise UserError(
@@ -103,23 +130,23 @@ def _check_device(device: str) -> None:
         raise UserError(f"device={device!r} is unknown. Allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
 
 
-def with_num_envs(run: schema.Run, device_kind: str) -> schema.Run:
+def with_num_envs(run: schema.RunConfig, device_kind: str) -> schema.RunConfig:
     """The same run with `env.num_envs=auto` replaced: by its algorithm's own figure, where an update learns from the latest
     episodes, and else by the simulator's for 'cpu' or 'cuda'.
     """
     if run.env.num_envs != "auto":
         return run
-    own = run.algorithm.num_envs if isinstance(run.algorithm, schema.ActorCritic) else None
+    own = getattr(run.algorithm, "num_envs", None)
     count = run.env.auto_num_envs[device_kind] if own is None else own
     return dataclasses.replace(run, env=dataclasses.replace(run.env, num_envs=count))
 
 
-def to_dict(run: schema.Run) -> dict[str, Any]:
+def to_dict(run: schema.RunConfig) -> dict[str, Any]:
     """Plain dicts, lists, numbers and strings; `load_run` reads them back."""
     return dataclasses.asdict(run)
 
 
-def identity(run: schema.Run, tfcaf_hash: str | None) -> dict[str, Any]:
+def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
     """What defines a run: environment, task, algorithm, mixer, TFCAF, training, seed; not where or when it runs.
 
     Args:
@@ -145,6 +172,20 @@ def identity_of(node: Any) -> dict[str, Any]:
     return kept
 
 
+def not_identity(node: Any, at: str = "") -> list[str]:
+    """Dotted keys of a configuration, or their beginnings, that say where or how and not what: the others of `identity_of`."""
+    keys: list[str] = []
+    for one in dataclasses.fields(node):
+        value = getattr(node, one.name)
+        nested = dataclasses.is_dataclass(value)
+        key = f"{at}{one.name}{'.' if nested else ''}"
+        if not one.metadata.get("identity", True):
+            keys.append(key)
+        elif nested:
+            keys += not_identity(value, key)
+    return keys
+
+
 _IDENTIFYING: dict[type, tuple[str, ...]] = {}
 
 
@@ -154,7 +195,7 @@ def _identifying(cls: type) -> tuple[str, ...]:
     return _IDENTIFYING[cls]
 
 
-def run_name(run: schema.Run, tfcaf_hash: str | None) -> str:
+def run_name(run: schema.RunConfig, tfcaf_hash: str | None) -> str:
     """Folder name of a run: readable parts, then eight digits of the hash of everything that defines it."""
     digest = hashlib.sha256(json.dumps(identity(run, tfcaf_hash), sort_keys=True).encode()).hexdigest()[:8]
     parts = (run.env.name, run.env.task, run.algorithm.name, run.mixer.name, f"s{run.seed}", digest)
@@ -173,4 +214,4 @@ def of_name(method: str) -> tuple[str, str]:
     algorithm, plus, mixer = method.partition("+")
     if plus:
         return algorithm, mixer
-    return (method, "none") if method in schema.CHOICES["algorithm"] else ("q_learning", method)
+    return (method, "none") if method in registry.choices("algorithm") else ("q_learning", method)

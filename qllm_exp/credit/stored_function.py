@@ -174,5 +174,7 @@ def _parsed(data: Any, path: Path) -> StoredFunction:
     for key in ("n_agents", "state_dim"):
         if data[key] != getattr(program, key):
             raise wrong(f"{key}={data[key]!r}, but its program is for {getattr(program, key)}.")
-    kept = {one.name: data[one.name] for one in fields(StoredFunction) if one.name not in {"path", "program", "transcript"}}
+    kept = {
+        one.name: data[one.name] for one in fields(StoredFunction) if one.name not in {"path", "program", "transcript"}
+    }
     return StoredFunction(**kept, program=program, transcript=tuple(transcript), path=path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from qllm_exp.config import registry, schema
+from qllm_exp.config import registry
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 
@@ -19,7 +19,7 @@ __all__ = ["Observation", "StateField", "StateLayout", "Step", "TaskDescription"
 
 def env_module(name: str) -> ModuleType:
     """The module of an environment; UserError when there is none of that name."""
-    return registry.find("env", name, schema.CHOICES["env"])
+    return registry.find("env", name)
 
 
 def make_env(config: Any, num_envs: int, seed: int, device: torch.device | str = "cpu") -> TeamEnv:

@@ -10,16 +10,25 @@ Shapes: N copies (num_envs), n players (n_agents), F foods, A = 6 actions. A pos
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
-from qllm_exp.config.schema import Lbf
+from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 from qllm_exp.errors import UserError, nearest
+
+
+@dataclass
+class Config(schema.EnvConfig):
+    name: str = "lbf"
+    task: str = "8x8-2p-2f-coop-2s"
+    episode_limit: int = schema.number(50, 1)
+
 
 ACTIONS = ("none", "north", "south", "west", "east", "load")
 MAX_PLAYER_LEVEL = 2
@@ -56,12 +65,12 @@ def tasks() -> list[str]:
     return list(_TASKS)
 
 
-def check(config: Lbf) -> None:
+def check(config: Config) -> None:
     """UserError when there is no such task."""
     parse_task(config.task)
 
 
-def make(config: Lbf, num_envs: int, seed: int, device: torch.device) -> "LevelBasedForaging":
+def make(config: Config, num_envs: int, seed: int, device: torch.device) -> "LevelBasedForaging":
     """Build `num_envs` copies of `config.task`."""
     return LevelBasedForaging(config, num_envs, seed, device)
 
@@ -145,7 +154,7 @@ class LevelBasedForaging(TeamEnv):
     _reward_scale: Tensor  # [N] float32, team reward per level of food
     _elapsed: int  # steps
 
-    def __init__(self, config: Lbf, num_envs: int, seed: int, device: torch.device) -> None:
+    def __init__(self, config: Config, num_envs: int, seed: int, device: torch.device) -> None:
         board = self.board = parse_task(config.task)
         self.num_envs, self.n_agents, self.episode_limit = num_envs, board.players, config.episode_limit
         self.obs_dim = 3 * (board.foods + board.players)
@@ -303,7 +312,7 @@ def _layout(board: Board) -> StateLayout:
     return StateLayout.of(fields)
 
 
-def _describe(config: Lbf, board: Board) -> TaskDescription:
+def _describe(config: Config, board: Board) -> TaskDescription:
     """The task in words, with its own numbers."""
     size, together = board.size, min(3, board.players)
     who = "the two agents" if board.players == 2 else f"the {together} weakest agents"

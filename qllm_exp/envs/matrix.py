@@ -5,14 +5,24 @@ them for 25 steps: climbing with the two agents exchanged, penalty with the seco
 (the original has its penalty k = -K at (a0, a2) and (a2, a0), the best payoff 10 at (a0, a0) and (a2, a2)).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 from qllm_exp.errors import choose
+
+
+@dataclass
+class Config(schema.EnvConfig):
+    name: str = "matrix"
+    task: str = "climbing"
+    reward: str = schema.one_of("mean", "sum")
+
 
 _N_AGENTS = 2
 _N_ACTIONS = 3

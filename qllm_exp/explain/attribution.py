@@ -89,7 +89,9 @@ class Dependence:
         return text.getvalue()
 
 
-def credits(function: StoredFunction | Any, affine: bool, enforce: bool, states: Tensor, q: Tensor | None = None) -> Tensor:
+def credits(
+    function: StoredFunction | Any, affine: bool, enforce: bool, states: Tensor, q: Tensor | None = None
+) -> Tensor:
     """[T, n] credit in each of the states [T, S].
 
     Args:

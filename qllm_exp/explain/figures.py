@@ -52,7 +52,13 @@ FONTS: Any = {
 
 
 def credit_figure(
-    entry: StoredFunction, env: TeamEnv, episode: Episode, affine: bool, enforce: bool, generator: torch.Generator, title: str
+    entry: StoredFunction,
+    env: TeamEnv,
+    episode: Episode,
+    affine: bool,
+    enforce: bool,
+    generator: torch.Generator,
+    title: str,
 ) -> "Figure":
     """Above, what happens at each step; below, the scene at the most telling steps.
 

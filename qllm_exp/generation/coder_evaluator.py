@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qllm_exp.config.schema import Generation
+from qllm_exp.config.schema import GenerationConfig
 from qllm_exp.credit.refused import Refused
 from qllm_exp.errors import UserError
 from qllm_exp.generation.prompt_rendering import Prompts, extract_advice, extract_choice, extract_code
@@ -67,7 +67,9 @@ class Outcome:
     verdict: str
 
 
-def generate(prompts: Prompts, options: Generation, model: LanguageModel, judge: Verifier, rank: Ranker | None = None) -> Outcome:
+def generate(
+    prompts: Prompts, options: GenerationConfig, model: LanguageModel, judge: Verifier, rank: Ranker | None = None
+) -> Outcome:
     """Run the whole procedure.
 
     Args:
@@ -95,7 +97,9 @@ class _Memory:
 
 
 class _Procedure:
-    def __init__(self, prompts: Prompts, options: Generation, model: LanguageModel, judge: Verifier, rank: Ranker | None) -> None:
+    def __init__(
+        self, prompts: Prompts, options: GenerationConfig, model: LanguageModel, judge: Verifier, rank: Ranker | None
+    ) -> None:
         self.prompts, self.options, self.model, self.judge, self.rank = prompts, options, model, judge, rank
         self.coder = _Memory(prompts.coder_system, options.memory)
         self.evaluator = _Memory(prompts.evaluator_system, options.memory)
@@ -255,7 +259,7 @@ class _Procedure:
         self.transcript.append(row | {"outcome": outcome})
 
 
-def _none_accepted(options: Generation, reasons: list[str]) -> str:
+def _none_accepted(options: GenerationConfig, reasons: list[str]) -> str:
     tries = f"{options.candidates} candidates, {options.retries + 1} attempts each"
     shown = "\n".join(f"  {reason}" for reason in reasons)
     advice = "Try another llm, or more tfcaf.retries."

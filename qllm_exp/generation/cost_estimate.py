@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from qllm_exp.config.schema import Generation
+from qllm_exp.config.schema import GenerationConfig
 from qllm_exp.generation.prompt_rendering import Prompts
 from qllm_exp.llm import Message, Request, make_backend
 
@@ -12,7 +12,7 @@ _SOURCE = "x" * 3500  # the function in it
 _ANSWER_TOKENS = 2000  # of such an answer
 
 
-def requests(prompts: Prompts, options: Generation) -> list[Request]:
+def requests(prompts: Prompts, options: GenerationConfig) -> list[Request]:
     """The calls of a generation in which nothing fails, with answers of ordinary length."""
     calls: list[Request] = []
 
@@ -34,7 +34,7 @@ def requests(prompts: Prompts, options: Generation) -> list[Request]:
     return calls
 
 
-def estimate(prompts: Prompts, options: Generation, llm: Any) -> str:
+def estimate(prompts: Prompts, options: GenerationConfig, llm: Any) -> str:
     """Number of calls, what they cost with answers of ordinary length, and a bound on that, in words.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp import llm
-from qllm_exp.config import schema
+from qllm_exp.config import registry, schema
 from qllm_exp.config.load import identity_of
 from qllm_exp.credit import stored_function
 from qllm_exp.credit.program_json import canonical
@@ -45,37 +45,39 @@ class Source:
         return self.path.exists()
 
 
-def locate(run: schema.Run) -> Source:
+def locate(run: schema.RunConfig) -> Source:
     """Where the function of a run is, or will be once it is generated. LanguageModel nobody.
 
     Raises:
         UserError: llm=bundled has none for the task, or none like that; mixer.file names no stored function.
     """
     mixer = run.mixer
-    assert isinstance(mixer, schema.Tfcaf)
+    assert isinstance(mixer, schema.FunctionMixerConfig)
     if mixer.file:
         return Source(_given(mixer.file, store_of(run)))
     if not hasattr(run.llm, "backend"):
         changed = [
-            name for name, value in identity_of(run.tfcaf).items() if value != identity_of(schema.Generation())[name]
+            name
+            for name, value in identity_of(run.tfcaf).items()
+            if value != identity_of(schema.GenerationConfig())[name]
         ]
         if changed:
             words = ", ".join(f"tfcaf.{name}" for name in changed)
             raise UserError(
                 f"llm={run.llm.name} has one function per task, and changing {words} asks for another one: choose an llm that can "
-                f"be asked ({', '.join(name for name in schema.CHOICES['llm'] if name != 'bundled')})."
+                f"be asked ({', '.join(name for name in registry.choices('llm') if name != 'bundled')})."
             )
         return Source(stored_function.bundled(run.env.name, run.env.task))
     key = key_of(run)
     return Source(store_of(run).path(key), key)
 
 
-def check_can_ask(run: schema.Run) -> None:
+def check_can_ask(run: schema.RunConfig) -> None:
     """UserError where the run's llm cannot be asked, e.g. for want of a key. LanguageModel nobody."""
     llm.make_backend(run.llm).check()
 
 
-def store_of(run: schema.Run) -> Store:
+def store_of(run: schema.RunConfig) -> Store:
     """The folder of generated functions that a run uses."""
     return Store(Path(run.tfcaf.cache).expanduser() if run.tfcaf.cache else cache_folder())
 
@@ -87,18 +89,18 @@ def _given(file: str, store: Store) -> Path:
     return Path(file)
 
 
-def enforced(run: schema.Run, env: TeamEnv) -> bool:
+def enforced(run: schema.RunConfig, env: TeamEnv) -> bool:
     """Whether the run has the IGM gate on."""
-    if not isinstance(run.mixer, schema.Tfcaf):
+    if not isinstance(run.mixer, schema.FunctionMixerConfig):
         raise UserError(f"mixer={run.mixer.name} is no written function. Leave it out, or say mixer=tfcaf.")
     return run.mixer.igm == "enforce" or (run.mixer.igm == "auto" and env.task.monotonic)
 
 
 @contextmanager
-def environment(run: schema.Run) -> Iterator[TeamEnv]:
+def environment(run: schema.RunConfig) -> Iterator[TeamEnv]:
     """The run's environment in a few copies, to describe it and to play in."""
-    small = replace(run.env, num_envs=8)
-    if isinstance(small, schema.Grf):
+    small: Any = replace(run.env, num_envs=8)
+    if hasattr(small, "workers"):  # its simulators are processes
         small = replace(small, num_envs=2, workers=1)
     env = make_env(small, int(small.num_envs), 0)
     try:
@@ -110,7 +112,7 @@ def environment(run: schema.Run) -> Iterator[TeamEnv]:
 _PROMPTS: dict[str, Prompts] = {}
 
 
-def prompts_of(run: schema.Run) -> Prompts:
+def prompts_of(run: schema.RunConfig) -> Prompts:
     """The prompts for a run. An environment is built once for all runs of its kind."""
     kept = canonical([identity_of(run.env), identity_of(run.mixer).get("igm"), run.tfcaf.state_description])
     if kept not in _PROMPTS:
@@ -119,7 +121,7 @@ def prompts_of(run: schema.Run) -> Prompts:
     return _PROMPTS[kept]
 
 
-def request_of(run: schema.Run) -> dict[str, Any]:
+def request_of(run: schema.RunConfig) -> dict[str, Any]:
     """All that shapes the answer: prompts, procedure, sample, model and sampling settings; no key, no address."""
     procedure = identity_of(run.tfcaf)
     if run.tfcaf.selection != "probe":
@@ -128,12 +130,12 @@ def request_of(run: schema.Run) -> dict[str, Any]:
     return {"version": VERSION, "prompts": prompts_of(run).hash, "procedure": procedure, "llm": model}
 
 
-def key_of(run: schema.Run) -> str:
+def key_of(run: schema.RunConfig) -> str:
     """What the function of a run is stored under: SHA-256 of `request_of`, 64 hex digits."""
     return hashlib.sha256(canonical(request_of(run)).encode()).hexdigest()
 
 
-def provide(run: schema.Run, rank: Ranker | None = None) -> Path:
+def provide(run: schema.RunConfig, rank: Ranker | None = None) -> Path:
     """The file of the run's function. It is generated when it is not there; of many processes that ask, one generates.
 
     Args:
@@ -152,7 +154,7 @@ def provide(run: schema.Run, rank: Ranker | None = None) -> Path:
     return source.path
 
 
-def _generated(run: schema.Run, key: str, store: Store, rank: Ranker | None) -> StoredFunction:
+def _generated(run: schema.RunConfig, key: str, store: Store, rank: Ranker | None) -> StoredFunction:
     options, prompts = run.tfcaf, prompts_of(run)
     procedure = in_words(options)
     log.info(
@@ -183,7 +185,9 @@ def _generated(run: schema.Run, key: str, store: Store, rank: Ranker | None) -> 
     return made
 
 
-def _entry(run: schema.Run, key: str, prompts: Prompts, outcome: coder_evaluator.Outcome, env: TeamEnv) -> StoredFunction:
+def _entry(
+    run: schema.RunConfig, key: str, prompts: Prompts, outcome: coder_evaluator.Outcome, env: TeamEnv
+) -> StoredFunction:
     rows = outcome.transcript
     prices = [row["cost_usd"] for row in rows if row["answer"]]
     models = sorted({row["model"] for row in rows if row["answer"]})
@@ -225,7 +229,7 @@ def _provenance(model: str, procedure: str) -> dict[str, str]:
     return {"model": model, "date": time.strftime("%Y-%m-%d"), "procedure": procedure, "qllm_exp": version("qllm_exp")}
 
 
-def in_words(options: schema.Generation) -> str:
+def in_words(options: schema.GenerationConfig) -> str:
     """The procedure in a few words."""
     rounds, candidates = options.rounds, options.candidates
     words = [f"{count(rounds, 'round')} of {count(candidates, 'candidate')}"]

@@ -62,7 +62,9 @@ class Store:
         """The files of all entries, oldest first."""
         return sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
 
-    def obtain(self, key: str, make: Callable[[], StoredFunction], waiting: Callable[[str], None] = lambda owner: None) -> StoredFunction:
+    def obtain(
+        self, key: str, make: Callable[[], StoredFunction], waiting: Callable[[str], None] = lambda owner: None
+    ) -> StoredFunction:
         """The entry of a key; where there is none, `make` is called by one process while the others wait for it.
 
         Args:

@@ -83,8 +83,5 @@ class Backend(ABC):
 
 def make_backend(config: Any) -> Backend:
     """The backend of an `llm` configuration; UserError where it has none."""
-    backend: Backend = registry.find("llm", config.backend, BACKENDS).make(config)
+    backend: Backend = registry.find("llm", config.backend).make(config)
     return backend
-
-
-BACKENDS = ("online", "folder")

@@ -7,6 +7,7 @@ The file of a call is named after the call and the hash of its conversation: an 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qllm_exp.config import schema
@@ -15,7 +16,17 @@ from qllm_exp.llm import Backend, CallFailed, Message, Reply, Request
 from qllm_exp.utils.files import write_atomically
 
 
-def make(config: schema.Folder) -> Backend:
+@dataclass
+class Config(schema.LlmConfig):
+    """Answers read from files, so that any language model can be asked by hand."""
+
+    name: str = "folder"
+    backend: str = "folder"
+    path: str = field(default="", metadata={"identity": False})
+    model: str = ""
+
+
+def make(config: Config) -> Backend:
     """The backend of a configuration; UserError where it names no folder."""
     if not config.path:
         raise UserError(
@@ -27,7 +38,7 @@ def make(config: schema.Folder) -> Backend:
 class FolderBackend(Backend):
     """See the module."""
 
-    def __init__(self, config: schema.Folder) -> None:
+    def __init__(self, config: Config) -> None:
         self._folder = Path(config.path).expanduser()
         self._model = config.model or "a large language model"
 

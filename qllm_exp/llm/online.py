@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qllm_exp.config import schema
@@ -26,6 +26,26 @@ from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, CallFailed, Reply, Request
 from qllm_exp.llm.redaction import redacted, without_secrets
 from qllm_exp.utils.text import count
+
+
+@dataclass
+class Config(schema.LlmConfig):
+    """A model behind an HTTP interface, called through litellm."""
+
+    name: str = ""
+    backend: str = "online"
+    model: str = ""
+    api_base: str = field(default="", metadata={"identity": False})
+    key_env: str = field(default="", metadata={"identity": False})
+    temperature: float | None = schema.number(1.0, 0, 2)
+    top_p: float | None = schema.number(None, 0, 1)
+    max_tokens: int = schema.number(8192, 1)
+    timeout_s: float = schema.number(300.0, 1, identity=False)
+    attempts: int = schema.number(6, 1, 100, identity=False)
+    concurrency: int = schema.number(8, 1, 1024, identity=False)
+    usd_per_million_in: float | None = schema.number(None, 0, identity=False)
+    usd_per_million_out: float | None = schema.number(None, 0, identity=False)
+
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +60,7 @@ _TOKENS_PER_MESSAGE = 16  # what a chat template adds
 _TRY_AGAIN = (408, 409, 425, 429)  # the only statuses below 500 that another attempt may mend
 
 
-def make(config: schema.Online) -> Backend:
+def make(config: Config) -> Backend:
     """The backend of a configuration; UserError where the model is missing or prices are given by half."""
     if not config.model:
         raise UserError("llm.model is empty: give it as provider/name, e.g. llm.model=openai/gpt-6.1-sol.")
@@ -83,7 +103,7 @@ class _Failure:
 class OnlineBackend(Backend):
     """See the module. Holds no key: it is read from the environment for every call. For one thread at a time."""
 
-    def __init__(self, config: schema.Online) -> None:
+    def __init__(self, config: Config) -> None:
         self._config = config
 
     def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
@@ -239,7 +259,7 @@ def wait_s(attempt: int, asked_s: float | None) -> float:
     return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt - 1, 30)) * _jitter.uniform(0.5, 1.0)
 
 
-def _key(config: schema.Online) -> str | None:
+def _key(config: Config) -> str | None:
     """The key to send; UserError where the environment has none. None leaves it to litellm."""
     if not config.key_env:
         # A server of one's own wants no key, but OpenAI's client wants one; without this litellm would send it
@@ -256,7 +276,7 @@ def _key(config: schema.Online) -> str | None:
     return key
 
 
-def _arguments(config: schema.Online) -> dict[str, Any]:
+def _arguments(config: Config) -> dict[str, Any]:
     sampling = {"temperature": config.temperature, "top_p": config.top_p}
     return {
         "model": config.model,

@@ -5,12 +5,18 @@
 With `q_learning` this is independent Q-learning, IQL; algorithms/iql.py says where it deviates from its publications.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
+
+
+@dataclass
+class Config(schema.MixerConfig):
+    name: str = "none"
 
 
 class Independent(Mixer):
@@ -24,5 +30,5 @@ class Independent(Mixer):
         return agent_qs
 
 
-def make(config: Any, env: TeamEnv, tfcaf: Any) -> Independent:
+def make(config: Config, env: TeamEnv) -> Independent:
     return Independent()

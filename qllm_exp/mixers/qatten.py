@@ -13,15 +13,24 @@ Deviations from the publication:
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.envs.layout import StateLayout
 from qllm_exp.mixers.base import Mixer
 from qllm_exp.networks.layers import ParallelLinear, side_by_side
+
+
+@dataclass
+class Config(schema.MixerConfig):
+    name: str = "qatten"
+    heads: int = schema.number(4, 1)
+    hidden: int = schema.number(64, 1)
+    embed: int = schema.number(32, 1)
 
 
 class Qatten(Mixer):
@@ -97,5 +106,5 @@ class OwnState(nn.Module):
         return torch.cat([whole, identity.expand(*lead, -1, -1)], -1)
 
 
-def make(config: Any, env: TeamEnv, tfcaf: Any) -> Qatten:
+def make(config: Config, env: TeamEnv) -> Qatten:
     return Qatten(env.n_agents, env.layout, config.heads, config.hidden, config.embed)

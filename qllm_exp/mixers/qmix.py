@@ -11,14 +11,22 @@ Deviations from the publication:
 2. Agents do not see their last action; with `algorithm.last_action=true` they do, as in the publication.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
+
+
+@dataclass
+class Config(schema.MixerConfig):
+    name: str = "qmix"
+    embed: int = schema.number(32, 1)
+    hypernet: int = schema.number(64, 0)
 
 
 class Qmix(Mixer):
@@ -55,5 +63,5 @@ class Qmix(Mixer):
         return q_tot
 
 
-def make(config: Any, env: TeamEnv, tfcaf: Any) -> Qmix:
+def make(config: Config, env: TeamEnv) -> Qmix:
     return Qmix(env.n_agents, env.state_dim, config.embed, config.hypernet)

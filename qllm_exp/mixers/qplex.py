@@ -20,14 +20,24 @@ which on lbf need 2.9 times the arithmetic of the agents' own networks. On a CPU
 some agent does not do its best; A' is 0 in the others.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import JointAction, Mixer
 from qllm_exp.networks.layers import ParallelLinear, side_by_side
+
+
+@dataclass
+class Config(schema.MixerConfig):
+    name: str = "qplex"
+    kernels: int = schema.number(10, 1)
+    hypernet: int = schema.number(64, 1)
+    adv_hypernet: int = schema.number(64, 1)
+
 
 _ABOVE_ZERO = 1e-10  # what keeps w and lambda positive where a network's output is 0
 
@@ -101,6 +111,6 @@ class Qplex(Mixer):
         return scale.abs() + _ABOVE_ZERO, shift
 
 
-def make(config: Any, env: TeamEnv, tfcaf: Any) -> Qplex:
+def make(config: Config, env: TeamEnv) -> Qplex:
     c = config
     return Qplex(env.n_agents, env.n_actions, env.state_dim, c.kernels, c.hypernet, c.adv_hypernet)

@@ -14,14 +14,23 @@ Deviations from the publication:
 2. lambda_nopt is 1, as in EPyMARL [lambda_nopt=0.1 is PyMARL's, which train=paper has].
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import JointAction, Mixer
 from qllm_exp.networks.layers import mlp
+
+
+@dataclass
+class Config(schema.MixerConfig):
+    name: str = "qtran"
+    embed: int = schema.number(64, 1)
+    lambda_opt: float = schema.number(1.0, 0)
+    lambda_nopt: float = schema.number(1.0, 0)
 
 
 class Qtran(Mixer):
@@ -72,6 +81,6 @@ class Qtran(Mixer):
         return q_jt
 
 
-def make(config: Any, env: TeamEnv, tfcaf: Any) -> Qtran:
+def make(config: Config, env: TeamEnv) -> Qtran:
     c = config
     return Qtran(env.n_agents, env.n_actions, env.state_dim, c.embed, c.lambda_opt, c.lambda_nopt)

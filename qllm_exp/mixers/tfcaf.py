@@ -19,15 +19,24 @@ Deviations from the publication:
 4. No return is shown to the evaluator, as published; `tfcaf.selection=probe` chooses by short training runs instead.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qllm_exp.config import schema
+from qllm_exp.credit import stored_function
 from qllm_exp.credit.probe_states import extreme_states
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.mixers.base import Mixer
+
+
+@dataclass
+class Config(schema.FunctionMixerConfig):
+    name: str = "tfcaf"
 
 
 class Tfcaf(Mixer):
@@ -64,10 +73,23 @@ class Tfcaf(Mixer):
         return n * affine.view(agent_qs.shape[:-1])
 
 
-def make(config: Any, env: TeamEnv, tfcaf: Any) -> Tfcaf:
-    """Raises UserError when the function is for other sizes than the environment's."""
-    if tfcaf is None:
+def make(config: Config, env: TeamEnv) -> Tfcaf:
+    """The mixer of the stored function in `config.file`.
+
+    Raises:
+        UserError: no file is given, or its function is for other sizes than the environment's.
+    """
+    if not config.file:
         raise UserError("mixer=tfcaf needs a credit-assignment function: llm=bundled, or mixer.file=PATH.")
-    tfcaf.check_fits(env)
-    enforce = config.igm == "enforce" or (config.igm == "auto" and env.task.monotonic)
-    return Tfcaf(tfcaf.program, tfcaf.program.affine(extreme_states(env)), enforce)
+    return mixer_of(stored_function.load(Path(config.file)), config.igm, env)
+
+
+def mixer_of(function: Any, igm: str, env: TeamEnv) -> Tfcaf:
+    """The mixer that runs a stored function, with the IGM gate on (igm='enforce'), off ('relax') or as the task declares ('auto').
+
+    Raises:
+        UserError: the function is for other sizes than the environment's.
+    """
+    function.check_fits(env)
+    enforce = igm == "enforce" or (igm == "auto" and env.task.monotonic)
+    return Tfcaf(function.program, function.program.affine(extreme_states(env)), enforce)

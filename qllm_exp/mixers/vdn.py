@@ -7,12 +7,18 @@ Deviations from the publication:
    `train.share_parameters=true` they share one network and tell themselves apart by their index, as its variants with roles do.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
+
+
+@dataclass
+class Config(schema.MixerConfig):
+    name: str = "vdn"
 
 
 class Vdn(Mixer):
@@ -25,5 +31,5 @@ class Vdn(Mixer):
         return agent_qs.sum(-1)
 
 
-def make(config: Any, env: TeamEnv, tfcaf: Any) -> Vdn:
+def make(config: Config, env: TeamEnv) -> Vdn:
     return Vdn()

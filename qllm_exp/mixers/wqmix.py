@@ -15,15 +15,25 @@ An update takes 3.2 times (mpe) to 3.9 times (lbf) as long as QMIX's (one CPU co
 of Q* beside those that act, and f, as wide as published, needs over three times the arithmetic of one set of agents.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import JointAction, Mixer
+from qllm_exp.mixers.qmix import Config as QmixConfig
 from qllm_exp.mixers.qmix import Qmix
 from qllm_exp.networks.layers import mlp
+
+
+@dataclass
+class Config(QmixConfig):
+    name: str = "wqmix"
+    weighting: str = schema.one_of("cw", "ow")
+    alpha: float = schema.number(0.1, 0, 1)
+    unrestricted: int = schema.number(256, 1)
 
 
 class FeedForward(Mixer):
@@ -75,6 +85,6 @@ class Wqmix(Qmix):
         return torch.where(is_best | (target > best), 1.0, self.alpha)
 
 
-def make(config: Any, env: TeamEnv, tfcaf: Any) -> Wqmix:
+def make(config: Config, env: TeamEnv) -> Wqmix:
     c = config
     return Wqmix(env.n_agents, env.state_dim, c.embed, c.hypernet, c.unrestricted, c.weighting, c.alpha)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qllm_exp.config.schema import Train
+from qllm_exp.config.schema import TrainConfig
 from qllm_exp.networks.recurrent import RecurrentAgent
 
 
@@ -42,7 +42,7 @@ class TeamNetwork(nn.Module):
         train: says which network, how wide, and whether the agents share it.
     """
 
-    def __init__(self, n_agents: int, n_inputs: int, n_outputs: int, train: Train) -> None:
+    def __init__(self, n_agents: int, n_inputs: int, n_outputs: int, train: TrainConfig) -> None:
         super().__init__()
         kind = RecurrentAgent if train.network == "gru" else FeedForwardAgent
         count = 1 if train.share_parameters else n_agents

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from qllm_exp.config import schema
+from qllm_exp.config import registry, schema
 from qllm_exp.config.load import check_field, load_run
 from qllm_exp.errors import UserError
 
@@ -39,10 +39,10 @@ class Composer:
 
     def __init__(self, compose: Callable[[Overrides], DictConfig], combinations: Sequence[Overrides]) -> None:
         self._compose = compose
-        self._bases: dict[Overrides, schema.Run | None] = {}
+        self._bases: dict[Overrides, schema.RunConfig | None] = {}
         self._varying = _varying_values(combinations)
 
-    def __call__(self, overrides: Overrides) -> schema.Run:
+    def __call__(self, overrides: Overrides) -> schema.RunConfig:
         """The run that the overrides describe. Raises what `compose` raises, and UserError as `config.load` does."""
         base: list[str] = []
         values: list[tuple[str, str]] = []
@@ -62,7 +62,7 @@ class Composer:
             return load_run(self._compose(overrides))
         return run
 
-    def _base(self, overrides: Overrides) -> schema.Run | None:
+    def _base(self, overrides: Overrides) -> schema.RunConfig | None:
         """The run without the values that vary; None where it cannot be had, or where other values are made from them."""
         if overrides not in self._bases:
             run = None
@@ -92,11 +92,11 @@ def varying_keys(combinations: Sequence[Overrides]) -> set[str]:
 def _varying_values(combinations: Sequence[Overrides]) -> set[str]:
     """Keys of plain values that differ among the combinations, each given once and no part of another key."""
     shapes = {tuple(override.partition("=")[0] for override in one) for one in combinations}  # few: one per case
-    scalars = {f.name for f in dataclasses.fields(schema.Run) if not dataclasses.is_dataclass(f.type)}
+    scalars = {f.name for f in dataclasses.fields(schema.RunConfig) if not dataclasses.is_dataclass(f.type)}
 
     def alone(key: str, among: Sequence[str]) -> bool:
         keys = [other.lstrip("+~") for other in among]
-        others = [other for other in keys if other != key and other not in schema.CHOICES]
+        others = [other for other in keys if other != key and other not in registry.GROUPS]
         return keys.count(key) <= 1 and not any(o.startswith(f"{key}.") or key.startswith(f"{o}.") for o in others)
 
     varying = varying_keys(combinations)

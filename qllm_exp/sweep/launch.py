@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from qllm_exp.config import overrides
-from qllm_exp.config.schema import Run
+from qllm_exp.config.schema import RunConfig
 from qllm_exp.errors import UserError, choose
 from qllm_exp.results.summary import summarise
 from qllm_exp.runs.run_directory import RunDirectory
@@ -115,7 +115,7 @@ def again(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launcher)
     return exit_code(directories, ended, launcher.waits)
 
 
-def _device(runs: Iterable[Run]) -> str:
+def _device(runs: Iterable[RunConfig]) -> str:
     """'cuda' when GPUs are to be handed round among the runs."""
     return "cuda" if any(run.device == "cuda" for run in runs) else "cpu"
 

@@ -40,7 +40,7 @@ class Plan:
     collapsed: list[str] = field(default_factory=list)
     pending: dict[Path, int] = field(default_factory=dict)
     generated: list[Path] = field(default_factory=list)
-    asked: schema.Sweep = field(default_factory=schema.Sweep)
+    asked: schema.SweepConfig = field(default_factory=schema.SweepConfig)
     dir: Path = Path("runs")
 
     def those(self, *states: str) -> list[Prepared]:
@@ -91,7 +91,7 @@ def make_plan(
         settle: from a device as configured to that of the machine that the runs will be on.
         before_asking: called with what is known of the plan before a language model is asked, if one has to be.
     """
-    checked, faults = list[schema.Run](), dict[str, list[str]]()
+    checked, faults = list[schema.RunConfig](), dict[str, list[str]]()
     composer = Composer(compose, combinations)
     for overrides in combinations:
         try:
@@ -121,7 +121,9 @@ def make_plan(
     return plan
 
 
-def _named(combinations: Sequence[Overrides], checked: Sequence[schema.Run], queue: Queue, first: schema.Run) -> Plan:
+def _named(
+    combinations: Sequence[Overrides], checked: Sequence[schema.RunConfig], queue: Queue, first: schema.RunConfig
+) -> Plan:
     """The plan for runs that are checked; a credit-assignment function that is missing is generated here, once."""
     plan, known, same = (
         Plan(asked=first.sweep, dir=Path(first.dir)),
@@ -144,7 +146,7 @@ def _named(combinations: Sequence[Overrides], checked: Sequence[schema.Run], que
     return plan
 
 
-def _check_sweep(run: schema.Run) -> None:
+def _check_sweep(run: schema.RunConfig) -> None:
     if not re.fullmatch(r"[\w.-]*", run.sweep.name) or run.sweep.name.startswith((".", "-")):
         raise UserError(f"sweep.name={run.sweep.name!r} is a folder's name: use letters, digits, '_', '-' and '.'.")
 

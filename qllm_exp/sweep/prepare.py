@@ -24,12 +24,12 @@ from qllm_exp.tracking import wandb_login
 class Prepared:
     """A run that is ready to start: its configuration, its folder, and the text of its TFCAF."""
 
-    run: schema.Run
+    run: schema.RunConfig
     directory: RunDirectory
     tfcaf: str | None
 
 
-def check(run: schema.Run, settle: DeviceResolver = resolve_device) -> schema.Run:
+def check(run: schema.RunConfig, settle: DeviceResolver = resolve_device) -> schema.RunConfig:
     """The run with what the configuration leaves open settled (device, device-dependent sizes).
 
     Raises UserError for whatever would keep it from starting. Nothing is written and no language model is asked.
@@ -41,9 +41,9 @@ def check(run: schema.Run, settle: DeviceResolver = resolve_device) -> schema.Ru
     run = with_num_envs(run, run.device.partition(":")[0])
     check_combination(run.algorithm.name, run.mixer.name)
     env_module(run.env.name).check(run.env)
-    if isinstance(run.tracking, schema.Wandb):
+    if isinstance(run.tracking, schema.WandbConfig):
         wandb_login.check(run.tracking, (*run.sweep.tags, *run.tracking.tags))
-    if isinstance(run.mixer, schema.Tfcaf):
+    if isinstance(run.mixer, schema.FunctionMixerConfig):
         from qllm_exp.generation import provide
 
         source = provide.locate(run)
@@ -54,9 +54,9 @@ def check(run: schema.Run, settle: DeviceResolver = resolve_device) -> schema.Ru
     return run
 
 
-def missing_function(run: schema.Run) -> Path | None:
+def missing_function(run: schema.RunConfig) -> Path | None:
     """Where the run's credit-assignment function will be once it is generated; None when it is there, or is not needed."""
-    if not isinstance(run.mixer, schema.Tfcaf):
+    if not isinstance(run.mixer, schema.FunctionMixerConfig):
         return None
     from qllm_exp.generation import provide
 
@@ -64,10 +64,10 @@ def missing_function(run: schema.Run) -> Path | None:
     return source.path if source.key and not source.is_there else None
 
 
-def prepare(run: schema.Run) -> Prepared:
+def prepare(run: schema.RunConfig) -> Prepared:
     """Provide the credit-assignment function of a checked run (a language model may be asked for it), and name its folder."""
     text, tfcaf_hash = None, None
-    if isinstance(run.mixer, schema.Tfcaf):
+    if isinstance(run.mixer, schema.FunctionMixerConfig):
         from qllm_exp.generation import provide
 
         path = provide.provide(run, ranking(run))
@@ -86,23 +86,23 @@ def _text(path: Path, stamp: int) -> str:
 _FIT: dict[tuple[Any, ...], str] = {}
 
 
-def _check_fits(run: schema.Run, path: Path) -> str:
+def _check_fits(run: schema.RunConfig, path: Path) -> str:
     """Hash of the function's program; UserError when it is for other sizes, or does not go with the gate. Once per pair."""
     from qllm_exp.credit import stored_function
     from qllm_exp.generation import provide
     from qllm_exp.mixers import make_mixer
 
+    assert isinstance(run.mixer, schema.FunctionMixerConfig)
     stamp = path.stat().st_mtime_ns if path.exists() else None
     pair = (repr(run.env), repr(run.mixer), path, stamp)
     if pair not in _FIT:
-        stored = stored_function.load(path)
         with provide.environment(run) as env:
-            make_mixer(run.mixer, env, stored)
-        _FIT[pair] = stored.program.hash
+            make_mixer(replace(run.mixer, file=str(path)), env)
+        _FIT[pair] = stored_function.load(path).program.hash
     return _FIT[pair]
 
 
-def ranking(run: schema.Run) -> Ranker:
+def ranking(run: schema.RunConfig) -> Ranker:
     """Gives each candidate the mean return, over `run.tfcaf.probe.seeds`, of the last evaluation of a short training with it."""
 
     def rank(candidates: Sequence[Accepted]) -> list[float]:
@@ -112,8 +112,8 @@ def ranking(run: schema.Run) -> Ranker:
     return rank
 
 
-def _short_training(run: schema.Run, candidate: Accepted, folder: Path) -> float:
-    assert isinstance(run.mixer, schema.Tfcaf)
+def _short_training(run: schema.RunConfig, candidate: Accepted, folder: Path) -> float:
+    assert isinstance(run.mixer, schema.FunctionMixerConfig)
     file = folder / "candidate.json"
     with provide.environment(run) as env:
         provide.imported(candidate, env, "a candidate").save(file)

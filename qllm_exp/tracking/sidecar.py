@@ -44,13 +44,13 @@ def command(*arguments: str) -> list[str]:
 class Mirror:
     """The mirror of one run. Does nothing for a run that is not tracked online."""
 
-    def __init__(self, directory: RunDirectory, tracking: schema.Tracking) -> None:
+    def __init__(self, directory: RunDirectory, tracking: schema.TrackingConfig) -> None:
         self._directory, self._tracking = directory, tracking
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Begin to send rows. Call it once the metrics file is cut to what the run goes on from."""
-        if not isinstance(self._tracking, schema.Wandb) or self._tracking.mode != "online":
+        if not isinstance(self._tracking, schema.WandbConfig) or self._tracking.mode != "online":
             return
         folder = self._directory.path.absolute()
         try:
@@ -71,7 +71,7 @@ class Mirror:
         """Call it once the run's status says how it ended. Returns when all is sent, or `finish_s` later, and says which."""
         if self._process is None:
             return
-        assert isinstance(self._tracking, schema.Wandb) and self._process.stdin is not None
+        assert isinstance(self._tracking, schema.WandbConfig) and self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.write(b"\n")
             self._process.stdin.close()

@@ -1,6 +1,6 @@
 """The process that reads a project of Weights & Biases into run folders, which then are like any others.
 
-`python -m qllm_exp.tracking.wandb_download CACHE ENTITY PROJECT GROUP` (ENTITY and GROUP may be empty; results/sources.py starts it)
+`python -m qllm_exp.tracking.wandb_download CACHE ENTITY PROJECT GROUP` (ENTITY and GROUP may be empty; sources.py starts it)
 prints one JSON object: {"entity", "project", "folders", "read", "foreign"}, or {"error": words}.
 
 Folders lie in CACHE/ENTITY/PROJECT. Runs are listed with all but their histories, in pages; a history, which is nearly all there

@@ -14,7 +14,7 @@ HOW = "there is no login for {server} here. Type `wandb login` first (or set WAN
 _SERVICE = "https://api.wandb.ai"
 
 
-def check(tracking: schema.Wandb, tags: tuple[str, ...]) -> None:
+def check(tracking: schema.WandbConfig, tags: tuple[str, ...]) -> None:
     """UserError for a run that could not be sent: nobody is logged in, or a name that the service does not take.
 
     Args:

@@ -28,19 +28,19 @@ def id_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def task_key(run: schema.Run) -> str:
+def task_key(run: schema.RunConfig) -> str:
     """'tasks/lbf/8x8-2p-2f-coop-2s': begins the names of figures of one task."""
     parts = ("".join(c if c.isalnum() or c in "_-" else "-" for c in part) for part in (run.env.name, run.env.task))
     return BY_TASK + "/".join(parts)
 
 
-def settings_of(directory: RunDirectory) -> schema.Wandb:
+def settings_of(directory: RunDirectory) -> schema.WandbConfig:
     """Where the run is sent; the defaults for one that is tracked in its folder only."""
     tracking = directory.read_config().tracking
-    return tracking if isinstance(tracking, schema.Wandb) else schema.Wandb()
+    return tracking if isinstance(tracking, schema.WandbConfig) else schema.WandbConfig()
 
 
-def words(run: schema.Run) -> dict[str, Any]:
+def words(run: schema.RunConfig) -> dict[str, Any]:
     """Group, kind and tags, by the names that the client gives them."""
     tags = sorted({*run.sweep.tags, *getattr(run.tracking, "tags", [])})
     return {"group": run.sweep.name or None, "job_type": f"{run.algorithm.name}/{run.mixer.name}", "tags": tags}
@@ -136,12 +136,12 @@ class UploadState:
         """Empty until the run was begun on the server."""
         return str(self._known.get("url", ""))
 
-    def begun_in(self, tracking: schema.Wandb) -> bool:
+    def begun_in(self, tracking: schema.WandbConfig) -> bool:
         """Whether it was begun from this folder, in the project that these settings name."""
         place = (self._known.get("project"), self._known.get("entity"))
         return bool(self.url) and place == (tracking.project, tracking.entity)
 
-    def write(self, tracking: schema.Wandb, url: str, rows: int, state: str) -> None:
+    def write(self, tracking: schema.WandbConfig, url: str, rows: int, state: str) -> None:
         place = {"folder": self.folder, "project": tracking.project, "entity": tracking.entity}
         self._known = {**place, "url": url, "rows": rows, "state": state}
         write_atomically(self._path, json.dumps(self._known, indent=1) + "\n")

@@ -164,7 +164,7 @@ def _configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.yaml. Of the tracking and of the folder of a run nothing is told."""
     whole = set(config.get(WHOLE) or ())
     own = {key: float(value) if key in whole else value for key, value in config.items()}
-    groups = {one.name for one in fields(schema.Run)} - {"tracking", "sweep"}
+    groups = {one.name for one in fields(schema.RunConfig)} - {"tracking", "sweep"}
     nested = _nested({key: value for key, value in own.items() if "." in key and key.partition(".")[0] in groups})
     sweep = {"name": str(config.get("sweep") or "")}
     return {**nested, "sweep": sweep, "seed": int(config["seed"]), "device": str(config.get("device") or "auto")}

@@ -61,7 +61,7 @@ class Session:
     """
 
     def __init__(
-        self, directory: RunDirectory, tracking: schema.Wandb, init_s: float, finish_s: float, adopt: bool = False
+        self, directory: RunDirectory, tracking: schema.WandbConfig, init_s: float, finish_s: float, adopt: bool = False
     ) -> None:
         self._directory, self._tracking = directory, tracking
         self._rows = Rows(directory.metrics)
@@ -245,10 +245,10 @@ def send_once(directory: RunDirectory, options: argparse.Namespace) -> str:
     """Send what the server lacks of a run; what was done, in words. Raises Unsent."""
     run = directory.read_config()
     tracking = wandb_payload.settings_of(directory)
-    if (not isinstance(run.tracking, schema.Wandb) or tracking.mode == "disabled") and not options.all:
+    if (not isinstance(run.tracking, schema.WandbConfig) or tracking.mode == "disabled") and not options.all:
         return "is not tracked by W&B (sync --all sends it all the same)"
     owner = directory.owner()
-    if owner and isinstance(run.tracking, schema.Wandb) and tracking.mode == "online":
+    if owner and isinstance(run.tracking, schema.WandbConfig) and tracking.mode == "online":
         return f"is run by {owner}, which sends it"
     rows, sent = Rows(directory.metrics), wandb_payload.UploadState(directory)
     rows.new()

@@ -12,7 +12,12 @@ _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}  # asking whether all copies are do
 
 
 def rollout(
-    env: TeamEnv, algorithm: Algorithm, into: EpisodeStorage, env_step: int | None, generator: torch.Generator, clock: Timer
+    env: TeamEnv,
+    algorithm: Algorithm,
+    into: EpisodeStorage,
+    env_step: int | None,
+    generator: torch.Generator,
+    clock: Timer,
 ) -> Tensor:
     """Fill `into` with one episode per copy and return the episode returns [N], undiscounted.
 

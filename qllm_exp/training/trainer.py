@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qllm_exp.algorithms.base import Algorithm
-from qllm_exp.config.schema import Train
+from qllm_exp.config.schema import TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import RunFailed
 from qllm_exp.training.checkpoint import CheckpointStore
@@ -42,7 +42,7 @@ class Trainer:
 
     def __init__(
         self,
-        train: Train,
+        train: TrainConfig,
         env: TeamEnv,
         algorithm: Algorithm,
         seed: int,

@@ -15,6 +15,9 @@ from pathlib import Path
 from qllm_exp.config import schema
 from qllm_exp.config.load import run_name, to_dict
 from qllm_exp.credit.stored_function import BUNDLED
+from qllm_exp.envs.lbf import Config as LbfConfig
+from qllm_exp.mixers.qmix import Config as QmixConfig
+from qllm_exp.mixers.tfcaf import Config as TfcafConfig
 from qllm_exp.results.records.collect import collect
 
 EVALUATIONS, TRAINING = 40, 200
@@ -22,14 +25,14 @@ RATES = 10
 TASKS = ("8x8-2p-2f-coop-2s", "10x10-3p-3f-2s", "15x15-4p-3f-2s")
 
 
-def runs(count: int) -> list[schema.Run]:
-    mixers = (schema.Qmix(), schema.Tfcaf())
+def runs(count: int) -> list[schema.RunConfig]:
+    mixers = (QmixConfig(), TfcafConfig())
     groups = [(task, mixer, rate) for task in TASKS for mixer in mixers for rate in range(RATES)]
     return [
-        schema.Run(
-            env=schema.Lbf(task=task, num_envs=128),
+        schema.RunConfig(
+            env=LbfConfig(task=task, num_envs=128),
             mixer=mixer,
-            train=schema.Train(learning_rate=1e-4 * (1 + rate)),
+            train=schema.TrainConfig(learning_rate=1e-4 * (1 + rate)),
             seed=at // len(groups),
         )
         for at in range(count)
@@ -37,7 +40,7 @@ def runs(count: int) -> list[schema.Run]:
     ]
 
 
-def metrics(run: schema.Run) -> str:
+def metrics(run: schema.RunConfig) -> str:
     every = run.train.total_steps // TRAINING
     lines = []
     for at in range(1, TRAINING + 1):
@@ -51,7 +54,7 @@ def metrics(run: schema.Run) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def make(folder: Path, every: list[schema.Run]) -> None:
+def make(folder: Path, every: list[schema.RunConfig]) -> None:
     from omegaconf import OmegaConf
 
     texts: dict[str, str] = {}
@@ -67,7 +70,7 @@ def make(folder: Path, every: list[schema.Run]) -> None:
         parameters = {"agent": 26310, "mixer": 0}
         result = {"final_return": 0.9, "absolute_return": 0.9, "parameters": parameters, "wall_s": 1234.5}
         (path / "result.json").write_text(json.dumps(result, indent=1))
-        if isinstance(run.mixer, schema.Tfcaf):
+        if isinstance(run.mixer, TfcafConfig):
             (path / "tfcaf.json").write_text((BUNDLED / "lbf" / f"{run.env.task}.json").read_text())
 
 

@@ -14,8 +14,8 @@ import gfootball.env
 import numpy as np
 import torch
 
-from qllm_exp.config import schema
 from qllm_exp.envs import make_env
+from qllm_exp.envs.grf.env import Config as GrfConfig
 
 MATCHES = 16
 SEGMENT_S = 1.0
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     given = parser.parse_args()
     generator = np.random.default_rng(0)
-    ours = make_env(schema.Grf(num_envs=MATCHES, workers=1), MATCHES, 0)
+    ours = make_env(GrfConfig(num_envs=MATCHES, workers=1), MATCHES, 0)
     theirs = gfootball.env.create_environment(
         env_name="academy_3_vs_1_with_keeper",
         representation="simple115v2",

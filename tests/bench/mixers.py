@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from qllm_exp.config.load import config_class
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BATCHES = ((32, 51), (32, 26))  # episodes, time steps
@@ -32,7 +34,6 @@ def main() -> None:
 def measure(rounds: int, device: str) -> list[dict[str, Any]]:
     import torch
 
-    from qllm_exp.config import schema
     from qllm_exp.credit.probe_states import extreme_states, task_states
     from qllm_exp.credit.stored_function import BUNDLED, load
     from qllm_exp.envs import make_env
@@ -43,7 +44,7 @@ def measure(rounds: int, device: str) -> list[dict[str, Any]]:
     found = []
     for path in sorted(BUNDLED.glob("*/*.json")):
         stored = load(path)
-        env = make_env(schema.CHOICES["env"][stored.env](task=stored.task), 2, 0, device)
+        env = make_env(config_class("env", stored.env)(task=stored.task), 2, 0, device)
         affine = stored.program.affine(extreme_states(env))
         played = task_states(env, 512)
         env.close()

@@ -39,8 +39,8 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
 
     from qllm_exp import experiment
     from qllm_exp.algorithms import make_algorithm
-    from qllm_exp.config.load import load_run, with_num_envs
-    from qllm_exp.credit import stored_function
+    from qllm_exp.config.load import config_class, load_run, with_num_envs
+    from qllm_exp.credit.stored_function import bundled
     from qllm_exp.envs import make_env
     from qllm_exp.mixers import make_mixer
     from qllm_exp.networks import gru_kernel
@@ -49,18 +49,19 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
     torch.set_num_threads(1)
     experiment.keep_freed_memory()
     env_name, mixer, hidden, batch, steps_per_update = SETTINGS[setting]
+    task = config_class("env", env_name)().task
+    written = {"file": str(bundled(env_name, task))} if mixer["name"] == "tfcaf" else {}
     run = load_run(
         {
             "env": {"name": env_name, "num_envs": num_envs or "auto"},
-            "mixer": mixer,
+            "mixer": mixer | written,
             "algorithm": {"name": "q_learning"},
             "train": {"name": "fair", "hidden": hidden, "batch_episodes": batch, "steps_per_update": steps_per_update},
         }
     )
     run = with_num_envs(run, device.partition(":")[0])
     env = make_env(run.env, run.env.num_envs, 0, device)
-    stored = stored_function.load(stored_function.bundled(env_name, run.env.task)) if mixer["name"] == "tfcaf" else None
-    algorithm = make_algorithm(run, env, make_mixer(run.mixer, env, stored))
+    algorithm = make_algorithm(run, env, make_mixer(run.mixer, env))
     trainer = Trainer(run.train, env, algorithm, 0, lambda _: 0, lambda _: None, lambda: False, exact_clock=True)
     trainer.cycle()
     startup = time.monotonic() - BEGIN

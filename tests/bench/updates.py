@@ -16,6 +16,9 @@ from typing import Any
 
 from mixers import clock
 
+from qllm_exp.config import registry
+from qllm_exp.config.load import config_class
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 EPISODES = 32
@@ -40,7 +43,6 @@ def measure(task: str, rounds: int, device: str, only: list[str] | None) -> dict
 
     from qllm_exp import experiment
     from qllm_exp.algorithms.base import EpisodeBatch
-    from qllm_exp.config import schema
     from qllm_exp.envs import make_env
 
     class Given:
@@ -60,7 +62,7 @@ def measure(task: str, rounds: int, device: str, only: list[str] | None) -> dict
     torch.set_num_threads(1)
     torch.manual_seed(0)
     experiment.keep_freed_memory()
-    env = make_env(schema.CHOICES["env"][task](), EPISODES, 0, device)
+    env = make_env(config_class("env", task)(), EPISODES, 0, device)
     made = {name: learner(task, name, env) for name in names(only)}
     explored = Given(episodes(env, made[BASIS]))
     times: dict[str, dict[str, list[float]]] = {name: {"random": [], "own": []} for name in made}
@@ -78,10 +80,9 @@ def measure(task: str, rounds: int, device: str, only: list[str] | None) -> dict
 
 def names(only: list[str] | None) -> list[str]:
     """'q_learning+MIXER' for every mixer, the basis first, then the other algorithms."""
-    from qllm_exp.config import schema
 
-    mixers = [f"q_learning+{name}" for name in schema.CHOICES["mixer"]]
-    others = [name for name in schema.CHOICES["algorithm"] if name != "q_learning"]
+    mixers = [f"q_learning+{name}" for name in registry.choices("mixer")]
+    others = [name for name in registry.choices("algorithm") if name != "q_learning"]
     every = [name for name in (*mixers, *others) if only is None or name.rpartition("+")[2] in only]
     return [BASIS, *(name for name in every if name != BASIS)]
 
@@ -93,15 +94,15 @@ def learner(task: str, name: str, env: Any) -> Any:
     from qllm_exp.mixers import make_mixer
 
     algorithm, _, mixer = name.partition("+")
-    accepts = registry.find("algorithm", algorithm, schema.CHOICES["algorithm"]).ACCEPTS
+    accepts = registry.find("algorithm", algorithm).ACCEPTS
     mixer = mixer or ("qmix" if accepts is None or "qmix" in accepts else accepts[0])
-    run = schema.Run(
-        env=schema.CHOICES["env"][task](),
-        algorithm=schema.CHOICES["algorithm"][algorithm](),
-        mixer=schema.CHOICES["mixer"][mixer](),
+    written = {"file": str(stored_function.bundled(task, env.task.task))} if mixer == "tfcaf" else {}
+    run = schema.RunConfig(
+        env=config_class("env", task)(),
+        algorithm=config_class("algorithm", algorithm)(),
+        mixer=config_class("mixer", mixer)(**written),
     )
-    stored = stored_function.load(stored_function.bundled(task, run.env.task)) if mixer == "tfcaf" else None
-    return make_algorithm(run, env, make_mixer(run.mixer, env, stored))
+    return make_algorithm(run, env, make_mixer(run.mixer, env))
 
 
 def episodes(env: Any, explorer: Any) -> Any:

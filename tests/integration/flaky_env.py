@@ -8,12 +8,12 @@ import signal
 import time
 from dataclasses import dataclass
 
-from qllm_exp.config import schema
 from qllm_exp.envs import matrix
+from qllm_exp.envs.matrix import Config as MatrixConfig
 
 
 @dataclass
-class Config(schema.Matrix):
+class Config(MatrixConfig):
     name: str = "flaky_env"
     fault: str = ""  # raise | exit | kill; any other word is no fault
 

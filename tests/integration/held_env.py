@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qllm_exp.config import schema
 from qllm_exp.envs import matrix
+from qllm_exp.envs.matrix import Config as MatrixConfig
 
 
 @dataclass
-class Config(schema.Matrix):
+class Config(MatrixConfig):
     name: str = "held_env"
 
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from qllm_exp.algorithms import q_learning
-from qllm_exp.config import schema
+from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 
 ACCEPTS = ("qmix",)
 
 
 @dataclass
-class Config(schema.QLearning):
+class Config(QLearningConfig):
     name: str = "picky_algorithm"
 
 

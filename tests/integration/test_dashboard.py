@@ -19,14 +19,14 @@ from qllm_exp.tracking import wandb_login
 
 ADDRESS = "wandb://team/p/figure_1"
 TASKS = {"lbf/8x8-2p-2f-coop-2s": "tasks/lbf/8x8-2p-2f-coop-2s", "mpe/simple_spread": "tasks/mpe/simple_spread"}
-OFFLINE = {"tracking": schema.Wandb(mode="offline", project="p"), "sweep": schema.Sweep(name="figure_1")}
+OFFLINE = {"tracking": schema.WandbConfig(mode="offline", project="p"), "sweep": schema.SweepConfig(name="figure_1")}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackWandb]:
     """With two tasks; of VDN with two sizes, of QMIX and a function with one each; and a run of no sweep."""
     home = tmp_path_factory.mktemp("home")
-    runs = [of("vdn", 0, train=schema.Train(hidden=hidden), **OFFLINE) for hidden in (32, 64)]
+    runs = [of("vdn", 0, train=schema.TrainConfig(hidden=hidden), **OFFLINE) for hidden in (32, 64)]
     runs += [of("qmix", 0, **OFFLINE), of("tfcaf", 0, **OFFLINE)]
     runs += [of("qmix", 0, env="mpe", task="simple_spread", **OFFLINE)]
     runs += [of("qmix", 0, env="mpe", task="simple_tag", tracking=OFFLINE["tracking"])]

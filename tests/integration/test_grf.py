@@ -10,8 +10,8 @@ import torch
 from football import RIGHT, SHOT, joint_action, restricted, wrappers
 from gfootball.env import scenario_builder
 
-from qllm_exp.config.schema import Grf
 from qllm_exp.envs import Step, make_env
+from qllm_exp.envs.grf.env import Config as GrfConfig
 from qllm_exp.envs.grf.env import FootballEnv, engine_seed, tasks
 from qllm_exp.errors import UserError
 
@@ -26,7 +26,7 @@ def make() -> Iterator[Make]:
     built = []
 
     def build(num_envs: int = 1, seed: int = 0, **config: Any) -> FootballEnv:
-        env = make_env(Grf(**{"workers": 1, **config}), num_envs, seed)
+        env = make_env(GrfConfig(**{"workers": 1, **config}), num_envs, seed)
         assert isinstance(env, FootballEnv)
         built.append(env)
         return env

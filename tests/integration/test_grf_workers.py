@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qllm_exp.config.schema import Grf
+from qllm_exp.envs.grf.env import Config as GrfConfig
 from qllm_exp.envs.grf.env import FootballEnv, make
 from qllm_exp.envs.grf.pool import WorkerError
 
@@ -28,7 +28,7 @@ STEP = "env.step(torch.zeros(2, 4, dtype=torch.long))\n"
 
 
 def two_workers() -> FootballEnv:
-    env = make(Grf(workers=2), 3, 0, torch.device("cpu"))
+    env = make(GrfConfig(workers=2), 3, 0, torch.device("cpu"))
     env.reset()
     return env
 

@@ -35,10 +35,10 @@ from loopback_llm import (
 )
 from omegaconf import OmegaConf
 
-from qllm_exp.config import schema
 from qllm_exp.config.compose import CONF
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, CallFailed, Reply, Request, make_backend, online
+from qllm_exp.llm.online import Config as OnlineConfig
 from qllm_exp.llm.redaction import redacted
 
 KEY = "sk-planted-4f9c2d71e8b3a605"
@@ -58,9 +58,9 @@ def planted(
     assert not [part for part in (KEY, KEY[:12], KEY[-8:]) if part in written]
 
 
-def settings(server: Loopback, **changes: Any) -> schema.Online:
+def settings(server: Loopback, **changes: Any) -> OnlineConfig:
     given: dict[str, Any] = {"name": "openai", "model": "openai/some", "api_base": server.url, "key_env": "PLANTED_KEY"}
-    return schema.Online(**(given | changes))
+    return OnlineConfig(**(given | changes))
 
 
 def backend(server: Loopback, **changes: Any) -> Backend:
@@ -389,7 +389,7 @@ def test_the_settings_of_every_provider_make_a_call(name: str, monkeypatch: pyte
     if written["key_env"]:
         monkeypatch.setenv(written["key_env"], KEY)
     with Loopback([failure(400, "heard")]) as server:
-        model = make_backend(schema.Online(**(written | {"api_base": server.root})))
+        model = make_backend(OnlineConfig(**(written | {"api_base": server.root})))
         assert model.worst_case_usd(requests("hello")) is not None
         with pytest.raises(UserError, match="refused the request"):
             model.ask(requests("hello"))

@@ -54,12 +54,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env = "matrix" if task == "climbing" else "lbf"
         for seed in range(5):
             for mixer in ("qmix", "vdn", "tfcaf"):
-                run = of(mixer, seed, task, env, train=schema.Train(learning_rate=3e-4 if mixer == "vdn" else 5e-4))
+                run = of(
+                    mixer, seed, task, env, train=schema.TrainConfig(learning_rate=3e-4 if mixer == "vdn" else 5e-4)
+                )
                 done = make(folder, run, 0.3 * at + seed / 10, program=1 if mixer == "tfcaf" else None)
                 (done / "versions.json").write_text(json.dumps({"qllm_exp": "0.1.0", "commit": "a" * 40}))
                 if mixer == "tfcaf" and env == "lbf":
                     give_function(done, env, task)
-        make(folder, of("vdn", 0, task, env, train=schema.Train(learning_rate=1e-5)), 0.7)
+        make(folder, of("vdn", 0, task, env, train=schema.TrainConfig(learning_rate=1e-5)), 0.7)
     playing = unfinished(folder, of("tfcaf", 9, "climbing", "matrix"), "failed", "RuntimeError: " + "no" * 300)
     give_function(playing)
     for seed, state in enumerate(("interrupted", "queued", "", "running"), 10):

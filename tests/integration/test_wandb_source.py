@@ -34,8 +34,8 @@ class World:
     by_hand: Path
 
 
-def tracked(project: str) -> schema.Wandb:
-    return schema.Wandb(mode="offline", project=project)
+def tracked(project: str) -> schema.WandbConfig:
+    return schema.WandbConfig(mode="offline", project=project)
 
 
 def send(world: World, folder: Path) -> None:
@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         made = World(server, home, runs / "figure_1", home / "by_hand")
         for seed in range(2):
             for hidden in (32, 64):
-                run = of("vdn", seed, train=schema.Train(hidden=hidden, gamma=1.0), tracking=tracked("by_hand"))
+                run = of("vdn", seed, train=schema.TrainConfig(hidden=hidden, gamma=1.0), tracking=tracked("by_hand"))
                 make(made.by_hand, run, 1.0 if seed else 0.1 + 0.2, usd=None)
         odd = of("qmix", 0, env="mpe", task="simple_tag", tracking=tracked("by_hand"))
         make(made.by_hand, odd, 2.0, returns=(math.nan, math.inf, -math.inf, 1e-7, 2.0))

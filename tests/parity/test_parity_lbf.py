@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.stats import chi2_contingency
 from torch import Tensor
 
-from qllm_exp.config.schema import Lbf
 from qllm_exp.envs.base import Observation
+from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.envs.lbf import LevelBasedForaging, parse_task, sample_start, tasks
 
 EPISODES = 200
@@ -94,7 +94,7 @@ def test_every_listed_task_is_compared() -> None:
 def test_same_actions_lead_to_the_same_steps(task: str) -> None:
     theirs = [package_env(task) for _ in range(EPISODES)]
     first = [env.reset(seed=seed)[0] for seed, env in enumerate(theirs)]
-    ours = LevelBasedForaging(Lbf(task=task), EPISODES, 0, CPU)
+    ours = LevelBasedForaging(LbfConfig(task=task), EPISODES, 0, CPU)
     agents, foods = (torch.tensor(np.array(rows)) for rows in zip(*map(package_state, theirs), strict=True))
     # Any order of the foods means the same state.
     now = ours.set_positions(agents, foods.flip(1))

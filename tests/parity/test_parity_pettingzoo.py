@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from qllm_exp.config.schema import Pettingzoo
 from qllm_exp.envs import Observation, Step, make_env
+from qllm_exp.envs.pettingzoo.env import Config as PettingzooConfig
 from qllm_exp.envs.pettingzoo.env import PettingzooEnv, episode_seed, tasks
 from qllm_exp.errors import UserError
 
@@ -16,7 +16,7 @@ from qllm_exp.errors import UserError
 @pytest.mark.parametrize("task", [*tasks(), "mpe2.simple_tag_v3"])
 @pytest.mark.parametrize("reward", ["sum", "mean"])
 def test_equals_a_plain_loop_with_the_same_seeds_and_actions(task: str, reward: str) -> None:
-    env = make_env(Pettingzoo(task=task, reward=reward, options={"max_cycles": 12}), 2, 4)
+    env = make_env(PettingzooConfig(task=task, reward=reward, options={"max_cycles": 12}), 2, 4)
     plain = importlib.import_module(task).parallel_env(max_cycles=12)
     rng = np.random.default_rng(0)
     for episode in range(2):
@@ -50,7 +50,7 @@ def test_equals_a_plain_loop_with_the_same_seeds_and_actions(task: str, reward: 
 
 
 def test_the_columns_of_simple_spread_hold_what_they_are_named_after() -> None:
-    env = make_env(Pettingzoo(options={"N": 4}), 1, 0)
+    env = make_env(PettingzooConfig(options={"N": 4}), 1, 0)
     assert isinstance(env, PettingzooEnv)
     plain = importlib.import_module("mpe2.simple_spread_v3").parallel_env(N=4)
     plain.reset(seed=0)
@@ -78,7 +78,7 @@ def test_the_columns_of_simple_spread_hold_what_they_are_named_after() -> None:
 
 
 def test_with_limited_sight_the_columns_are_only_numbered() -> None:
-    env = make_env(Pettingzoo(options={"num_agent_neighbors": 1}), 1, 0)
+    env = make_env(PettingzooConfig(options={"num_agent_neighbors": 1}), 1, 0)
     assert [field.label for field in env.layout] == [f"agent {agent} observation" for agent in range(3)]
     assert env.layout.size == env.reset().state.shape[1]
 
@@ -154,7 +154,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_masks_dead_agents_and_the_endings_of_an_episode(toy: str) -> None:
     for ending in ("truncate", "terminate"):
-        env = make_env(Pettingzoo(task=toy, options={"ending": ending}), 1, 0)
+        env = make_env(PettingzooConfig(task=toy, options={"ending": ending}), 1, 0)
         start = env.reset()
         assert start.available_actions[0].tolist() == [[True, False, True], [False, True, False]]
         assert start.obs[0].tolist() == [[0.0, 0.0, 0.0], [8.0, 8.0, 0.0]]
@@ -176,13 +176,13 @@ def test_masks_dead_agents_and_the_endings_of_an_episode(toy: str) -> None:
 
 
 def test_the_state_is_the_environments_own_or_else_all_observations(toy: str) -> None:
-    without = make_env(Pettingzoo(task=toy), 1, 0)
+    without = make_env(PettingzooConfig(task=toy), 1, 0)
     assert without.reset().state.tolist() == [[0.0, 0.0, 0.0, 8.0, 8.0]]
     assert [(field.label, len(field.components), field.high) for field in without.layout] == [
         ("agent 0 observation", 3, 9.0),
         ("agent 1 observation", 2, 9.0),
     ]
-    own = make_env(Pettingzoo(task=toy, options={"with_state": True}), 1, 0)
+    own = make_env(PettingzooConfig(task=toy, options={"with_state": True}), 1, 0)
     own.reset()
     assert own.step(torch.tensor([[0, 1]])).state.tolist() == [[1.0, 40.0, 41.0, 42.0]]
     assert [field.label for field in own.layout] == ["environment state"]
@@ -212,4 +212,4 @@ def test_every_copy_and_episode_has_a_seed_of_its_own() -> None:
 @pytest.mark.usefixtures("toy")
 def test_what_cannot_work_is_refused(task: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_env(Pettingzoo(task=task, options=options), 1, 0)
+        make_env(PettingzooConfig(task=task, options=options), 1, 0)

@@ -7,24 +7,30 @@ import torch
 from episode_batches import ENV, batch, otherwise_padded
 
 from qllm_exp.algorithms import make_algorithm
-from qllm_exp.algorithms.actor_critic import AgentsAndCritic
+from qllm_exp.algorithms.actor_critic import ActorCriticConfig, AgentsAndCritic
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.algorithms.running_moments import RunningMoments
-from qllm_exp.config import schema
+from qllm_exp.config import registry, schema
+from qllm_exp.config.load import config_class
+from qllm_exp.mixers.none import Config as NoMixerConfig
 from qllm_exp.mixers.none import Independent
 from qllm_exp.networks.agents import TeamNetwork
 
-NAMES = [name for name, config in schema.CHOICES["algorithm"].items() if issubclass(config, schema.AgentsAndCritic)]
+NAMES = [
+    name for name in registry.choices("algorithm") if issubclass(config_class("algorithm", name), ActorCriticConfig)
+]
 ON_POLICY = [name for name in NAMES if name not in ("riit", "maddpg")]
 
 
 def learner(name, train=None, **algorithm) -> AgentsAndCritic:
     torch.manual_seed(0)
-    config = schema.CHOICES["algorithm"][name](**algorithm)
+    config = config_class("algorithm", name)(**algorithm)
     settings = {"hidden": 8, "standardise_rewards": False} | (train or {})
     made = make_algorithm(
-        schema.Run(algorithm=config, mixer=schema.NoMixer(), train=schema.Train(**settings)), ENV, Independent()
+        schema.RunConfig(algorithm=config, mixer=NoMixerConfig(), train=schema.TrainConfig(**settings)),
+        ENV,
+        Independent(),
     )
     with torch.no_grad():  # so that critic and target differ
         made.target.values += 0.1 * torch.randn_like(made.target.values)
@@ -135,9 +141,7 @@ def test_rewards_are_standardised_where_it_is_asked_for(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_target_critic_follows_softly(name):
-    asked = (
-        {"target_update": "soft"} if "target_update" in schema.CHOICES["algorithm"][name].__dataclass_fields__ else {}
-    )
+    asked = {"target_update": "soft"} if "target_update" in config_class("algorithm", name).__dataclass_fields__ else {}
     made = learner(name, target_tau=0.25, **asked)
     before = made.target.values.detach().clone()
     made.learn(batch())

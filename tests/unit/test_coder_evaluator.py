@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from qllm_exp.config.schema import Generation
+from qllm_exp.config.schema import GenerationConfig
 from qllm_exp.credit.refused import Refused
 from qllm_exp.errors import UserError
 from qllm_exp.generation.coder_evaluator import Outcome, generate
@@ -17,7 +17,7 @@ from qllm_exp.generation.verify import Accepted
 from qllm_exp.llm import CallFailed, Reply, Request
 
 PROMPTS = Prompts("You write functions.\n", "Write one.\n", "You judge functions.\n")
-DEFAULT = Generation()
+DEFAULT = GenerationConfig()
 
 
 def answer(name: str) -> str:
@@ -59,7 +59,7 @@ def judge(sources: Sequence[str]) -> list[Accepted | Refused]:
     ]
 
 
-def run(model: Model, options: Generation = DEFAULT, **more: Any) -> Outcome:
+def run(model: Model, options: GenerationConfig = DEFAULT, **more: Any) -> Outcome:
     return generate(PROMPTS, options, model, judge, **more)
 
 

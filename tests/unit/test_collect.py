@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from qllm_exp.algorithms.mappo import Config as MappoConfig
 from qllm_exp.config import schema
+from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.errors import UserError
+from qllm_exp.llm.online import Config as OnlineConfig
+from qllm_exp.mixers.none import Config as NoMixerConfig
+from qllm_exp.mixers.qmix import Config as QmixConfig
+from qllm_exp.mixers.tfcaf import Config as TfcafConfig
+from qllm_exp.mixers.vdn import Config as VdnConfig
 from qllm_exp.results.records.collect import collect
 from qllm_exp.results.records.reader import Reader
 from qllm_exp.runs.metrics import read_rows
@@ -22,7 +29,9 @@ def row(step: int, value: float = 1.0, kind: str = "evaluation", **more: Any) ->
     return json.dumps({"kind": kind, "env_step": step, "return_mean": value, **more}) + "\n"
 
 
-def run_folder(path: Path, run: schema.Run, program: object = None, finished: bool = True, value: float = 1.0) -> Path:
+def run_folder(
+    path: Path, run: schema.RunConfig, program: object = None, finished: bool = True, value: float = 1.0
+) -> Path:
     path.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(dataclasses.asdict(run)), path / "config.yaml")
     lines = row(0, 0.0) + row(5, 0.5, "training", loss=0.1) + row(10, value, episodes=32) + row(10, value, "absolute")
@@ -41,15 +50,15 @@ def run_folder(path: Path, run: schema.Run, program: object = None, finished: bo
     return path
 
 
-def vdn(**more: Any) -> schema.Run:
-    return schema.Run(mixer=schema.Vdn(), **more)
+def vdn(**more: Any) -> schema.RunConfig:
+    return schema.RunConfig(mixer=VdnConfig(), **more)
 
 
 def names(paths: list[Path]) -> list[str]:
     return [one.method for one in collect(paths).finished]
 
 
-def named(tmp_path: Path, *runs: schema.Run, programs: list[Any] | None = None) -> list[str]:
+def named(tmp_path: Path, *runs: schema.RunConfig, programs: list[Any] | None = None) -> list[str]:
     given = programs or [None] * len(runs)
     pairs = enumerate(zip(runs, given, strict=True))
     return names([run_folder(tmp_path / str(at), run, program) for at, (run, program) in pairs])
@@ -59,7 +68,7 @@ def named(tmp_path: Path, *runs: schema.Run, programs: list[Any] | None = None) 
 
 
 def test_a_record_is_what_the_folder_says(tmp_path: Path) -> None:
-    path = run_folder(tmp_path / "one", schema.Run(seed=3), {"a": 1}, value=0.9)
+    path = run_folder(tmp_path / "one", schema.RunConfig(seed=3), {"a": 1}, value=0.9)
     (path / "versions.json").write_text(json.dumps({"qllm_exp": "0.1.0"}))
     (one,) = collect([path]).finished
     assert (one.path, one.name, one.task, one.method, one.seed) == (path, "one", "lbf/8x8-2p-2f-coop-2s", "tfcaf", 3)
@@ -157,7 +166,7 @@ def status(path: Path, state: str, **more: Any) -> None:
 
 def test_unfinished_runs_are_told_apart_with_how_they_stand(tmp_path: Path) -> None:
     for seed, name in enumerate(("done", "failed", "running", "dead", "stopped", "queued", "new")):
-        run_folder(tmp_path / name, vdn(seed=seed, env=schema.Mpe()), finished=name == "done")
+        run_folder(tmp_path / name, vdn(seed=seed, env=MpeConfig()), finished=name == "done")
     status(tmp_path / "failed", "failed", error="out of memory")
     status(tmp_path / "running", "running", heartbeat=time.time(), env_step=5, total_steps=10)
     status(tmp_path / "dead", "running", heartbeat=time.time() - 1000, env_step=5, total_steps=10)
@@ -205,7 +214,7 @@ def test_of_two_unfinished_copies_the_one_that_says_more_counts(tmp_path: Path) 
 @pytest.mark.parametrize("what", ["evaluation returns", "seed", "settings"])
 def test_copies_that_contradict_each_other_are_refused(tmp_path: Path, what: str) -> None:
     one = run_folder(tmp_path / "here" / "run", vdn())
-    changed = {"seed": vdn(seed=1), "settings": vdn(train=schema.Train(gamma=0.5))}.get(what, vdn())
+    changed = {"seed": vdn(seed=1), "settings": vdn(train=schema.TrainConfig(gamma=0.5))}.get(what, vdn())
     other = run_folder(tmp_path / "there" / "run", changed, value=2.0 if what == "evaluation returns" else 1.0)
     with pytest.raises(UserError, match=f"{one} and {other} .* their {what} differ"):
         collect([tmp_path / "here", tmp_path / "there"])
@@ -218,7 +227,7 @@ def test_one_seed_does_not_count_twice(tmp_path: Path) -> None:
 
 
 def test_grids_of_evaluations_make_methods_only_where_a_seed_has_two(tmp_path: Path) -> None:
-    often = schema.Train(evaluation=schema.Evaluation(every=5))
+    often = schema.TrainConfig(evaluation=schema.EvaluationConfig(every=5))
     assert named(tmp_path, vdn(), vdn(seed=1, train=often)) == ["vdn", "vdn"]
     run_folder(tmp_path / "2", vdn(seed=1))
     assert names([tmp_path]) == ["vdn every=50000", "vdn every=5", "vdn every=50000"]
@@ -228,15 +237,19 @@ def test_grids_of_evaluations_make_methods_only_where_a_seed_has_two(tmp_path: P
 
 
 def test_a_method_without_a_mixer_goes_by_its_algorithm(tmp_path: Path) -> None:
-    none = schema.NoMixer()
-    runs = [schema.Run(mixer=none), schema.Run(mixer=none, algorithm=schema.Mappo()), vdn()]
+    none = NoMixerConfig()
+    runs = [schema.RunConfig(mixer=none), schema.RunConfig(mixer=none, algorithm=MappoConfig()), vdn()]
     assert named(tmp_path, *runs) == ["none", "mappo", "vdn"]
     absent = sweep(tmp_path / "sweep", "lbf_8x8_mappo_none_s1_1a2b3c4d", "lbf_8x8_q-learning_none_s1_1a2b3c4d")
     assert [one.method for one in collect([absent]).unfinished] == ["mappo", "none"]
 
 
 def test_runs_with_other_functions_are_other_methods(tmp_path: Path) -> None:
-    runs = [schema.Run(seed=0), schema.Run(seed=1), schema.Run(seed=0, mixer=schema.Tfcaf(file="other.json"))]
+    runs = [
+        schema.RunConfig(seed=0),
+        schema.RunConfig(seed=1),
+        schema.RunConfig(seed=0, mixer=TfcafConfig(file="other.json")),
+    ]
     programs = [{"a": 1}, {"a": 1}, {"a": 2}]
     paths = [run_folder(tmp_path / str(i), *pair) for i, pair in enumerate(zip(runs, programs, strict=True))]
     one, same, other = names(paths)
@@ -245,18 +258,21 @@ def test_runs_with_other_functions_are_other_methods(tmp_path: Path) -> None:
 
 
 def test_who_writes_functions_is_nothing_to_a_mixer_that_uses_none(tmp_path: Path) -> None:
-    runs = [schema.Run(mixer=schema.Vdn()), schema.Run(mixer=schema.Vdn(), llm=schema.Online(name="openai"), seed=1)]
+    runs = [
+        schema.RunConfig(mixer=VdnConfig()),
+        schema.RunConfig(mixer=VdnConfig(), llm=OnlineConfig(name="openai"), seed=1),
+    ]
     assert names([run_folder(tmp_path / str(i), run) for i, run in enumerate(runs)]) == ["vdn", "vdn"]
 
 
 def test_settings_that_differ_are_named(tmp_path: Path) -> None:
-    runs = [schema.Run(mixer=schema.Vdn(), train=schema.Train(learning_rate=rate)) for rate in (1e-3, 1e-4)]
+    runs = [schema.RunConfig(mixer=VdnConfig(), train=schema.TrainConfig(learning_rate=rate)) for rate in (1e-3, 1e-4)]
     paths = [run_folder(tmp_path / str(i), run) for i, run in enumerate(runs)]
     assert names(paths) == ["vdn learning_rate=0.001", "vdn learning_rate=0.0001"]
 
 
-def online(name: str, model: str, **more: Any) -> schema.Run:
-    return schema.Run(llm=schema.Online(name=name, model=model), **more)
+def online(name: str, model: str, **more: Any) -> schema.RunConfig:
+    return schema.RunConfig(llm=OnlineConfig(name=name, model=model), **more)
 
 
 def test_a_model_is_enough_of_a_name(tmp_path: Path) -> None:
@@ -265,14 +281,14 @@ def test_a_model_is_enough_of_a_name(tmp_path: Path) -> None:
 
 
 def test_a_provider_names_what_has_no_model(tmp_path: Path) -> None:
-    runs = [schema.Run(), online("openai", "openai/x")]
+    runs = [schema.RunConfig(), online("openai", "openai/x")]
     assert named(tmp_path, *runs, programs=[1, 2]) == ["tfcaf llm=bundled", "tfcaf llm=openai"]
 
 
 def test_samples_of_one_procedure_are_one_method(tmp_path: Path) -> None:
     samples = [(1, 0), (1, 1), (3, 0), (3, 1)]
     runs = [
-        online("openai", "openai/x", tfcaf=schema.Generation(rounds=rounds, sample=sample))
+        online("openai", "openai/x", tfcaf=schema.GenerationConfig(rounds=rounds, sample=sample))
         for rounds, sample in samples
     ]
     assert named(tmp_path, *runs, programs=samples) == ["tfcaf rounds=1"] * 2 + ["tfcaf rounds=3"] * 2
@@ -280,54 +296,54 @@ def test_samples_of_one_procedure_are_one_method(tmp_path: Path) -> None:
 
 
 def test_functions_with_one_number_of_sample_are_no_samples_of_one_procedure(tmp_path: Path) -> None:
-    runs = [online("openai", "openai/x", tfcaf=schema.Generation(sample=sample)) for sample in (0, 0, 1)]
+    runs = [online("openai", "openai/x", tfcaf=schema.GenerationConfig(sample=sample)) for sample in (0, 0, 1)]
     first, second, third = named(tmp_path, *runs, programs=[1, 2, 3])
     assert len({first, second, third}) == 3 and all("function=" in one for one in (first, second))
 
 
 def test_one_function_is_one_method_whoever_wrote_it(tmp_path: Path) -> None:
-    runs = [online("openai", "openai/x", seed=0), schema.Run(seed=1), online("openai", "openai/z", seed=2)]
+    runs = [online("openai", "openai/x", seed=0), schema.RunConfig(seed=1), online("openai", "openai/z", seed=2)]
     assert named(tmp_path, *runs, programs=[1, 1, 2]) == ["tfcaf", "tfcaf", "tfcaf model=openai/z"]
 
 
 def test_a_setting_that_a_method_lacks_is_not_in_its_name(tmp_path: Path) -> None:
-    runs = [schema.Run(), online("openai", "openai/x"), online("openai", "openai/y")]
+    runs = [schema.RunConfig(), online("openai", "openai/x"), online("openai", "openai/y")]
     assert named(tmp_path, *runs, programs=[1, 2, 3]) == ["tfcaf", "tfcaf model=openai/x", "tfcaf model=openai/y"]
 
 
 def test_a_preset_stands_for_its_many_settings(tmp_path: Path) -> None:
-    paper = schema.Train(name="paper", learning_rate=1e-3, hidden=128, batch_episodes=64)
-    paths = [run_folder(tmp_path / str(at), vdn(train=train)) for at, train in enumerate((schema.Train(), paper))]
+    paper = schema.TrainConfig(name="paper", learning_rate=1e-3, hidden=128, batch_episodes=64)
+    paths = [run_folder(tmp_path / str(at), vdn(train=train)) for at, train in enumerate((schema.TrainConfig(), paper))]
     found = collect(paths).finished
     assert [one.method for one in found] == ["vdn train=fair", "vdn train=paper"]
     assert found[1].differs["train.hidden"] == 128 and found[1].differs["train.learning_rate"] == 1e-3
 
 
 def test_presets_with_equal_settings_are_one_method(tmp_path: Path) -> None:
-    assert named(tmp_path, vdn(), vdn(seed=1, train=schema.Train(name="quick"))) == ["vdn", "vdn"]
+    assert named(tmp_path, vdn(), vdn(seed=1, train=schema.TrainConfig(name="quick"))) == ["vdn", "vdn"]
 
 
 def test_settings_of_the_environment_are_named_where_they_differ_between_mixers(tmp_path: Path) -> None:
-    few, more = (schema.Mpe(options={"n_agents": number}, num_envs=number) for number in (2, 6))
-    qmix = schema.Run(mixer=schema.Qmix(), env=few)
+    few, more = (MpeConfig(options={"n_agents": number}, num_envs=number) for number in (2, 6))
+    qmix = schema.RunConfig(mixer=QmixConfig(), env=few)
     assert named(tmp_path / "two", qmix, vdn(env=more)) == ["qmix n_agents=2", "vdn n_agents=6"]
-    assert named(tmp_path / "three", qmix, vdn(env=schema.Mpe()), vdn()) == ["qmix n_agents=2", "vdn", "vdn"]
-    mean = schema.Mpe(reward="mean", num_envs=3)
-    assert named(tmp_path / "four", vdn(env=mean), vdn(env=schema.Mpe(), seed=1)) == [
+    assert named(tmp_path / "three", qmix, vdn(env=MpeConfig()), vdn()) == ["qmix n_agents=2", "vdn", "vdn"]
+    mean = MpeConfig(reward="mean", num_envs=3)
+    assert named(tmp_path / "four", vdn(env=mean), vdn(env=MpeConfig(), seed=1)) == [
         "vdn reward=mean",
         "vdn reward=sum",
     ]
-    assert named(tmp_path / "five", schema.Run(mixer=schema.Qmix(), env=mean), vdn(env=mean)) == ["qmix", "vdn"]
+    assert named(tmp_path / "five", schema.RunConfig(mixer=QmixConfig(), env=mean), vdn(env=mean)) == ["qmix", "vdn"]
 
 
 def test_settings_that_say_the_same_are_named_once(tmp_path: Path) -> None:
-    trains = [schema.Train(gamma=gamma, hidden=hidden) for gamma, hidden in ((0.9, 32), (0.99, 64), (0.9, 64))]
+    trains = [schema.TrainConfig(gamma=gamma, hidden=hidden) for gamma, hidden in ((0.9, 32), (0.99, 64), (0.9, 64))]
     both = [vdn(train=train) for train in trains]
     assert named(tmp_path, *both) == ["vdn gamma=0.9 hidden=32", "vdn gamma=0.99 hidden=64", "vdn gamma=0.9 hidden=64"]
     assert names([tmp_path / "0", tmp_path / "1"]) == ["vdn hidden=32", "vdn hidden=64"]
 
 
 def test_only_what_differs_on_a_task_is_named_there(tmp_path: Path) -> None:
-    low = schema.Train(learning_rate=1e-4)
-    runs = [vdn(), vdn(train=low), vdn(env=schema.Mpe())]
+    low = schema.TrainConfig(learning_rate=1e-4)
+    runs = [vdn(), vdn(train=low), vdn(env=MpeConfig())]
     assert named(tmp_path, *runs) == ["vdn learning_rate=0.0005", "vdn learning_rate=0.0001", "vdn"]

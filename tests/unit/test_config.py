@@ -10,16 +10,27 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from qllm_exp.algorithms import check_combination
-from qllm_exp.config import schema
+from qllm_exp.config import load, registry, schema
 from qllm_exp.config.compose import CONF
-from qllm_exp.config.load import group_class, load_run, run_name, to_dict, with_num_envs
+from qllm_exp.config.load import load_run, run_name, to_dict, with_num_envs
 from qllm_exp.envs import make_env
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import algorithm_of
+from qllm_exp.llm.online import Config as OnlineConfig
+from qllm_exp.mixers.none import Config as NoMixerConfig
+from qllm_exp.mixers.qmix import Config as QmixConfig
+from qllm_exp.mixers.qtran import Config as QtranConfig
+from qllm_exp.mixers.tfcaf import Config as TfcafConfig
 from qllm_exp.sweep import prepare
 
-CHOICES = [(group, path.stem) for group in schema.CHOICES for path in sorted((CONF / group).glob("*.yaml"))]
-ALL = list(itertools.product(schema.CHOICES["env"], schema.CHOICES["mixer"], schema.CHOICES["train"]))
+
+def config_class(group, name):
+    """The type of a choice; the YAML file of a language model names the module that asks it."""
+    return load.config_class(group, name, str(OmegaConf.load(CONF / group / f"{name}.yaml").get("backend", "")))
+
+
+CHOICES = [(group, path.stem) for group in registry.GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+ALL = list(itertools.product(registry.choices("env"), registry.choices("mixer"), registry.choices("train")))
 
 
 def composed(*overrides):
@@ -49,13 +60,11 @@ def values(group, name):
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_has_a_schema_with_exactly_its_keys(group, name):
     written = values(group, name)
-    assert yaml_keys(written) == keys(group_class(group, name))
+    assert yaml_keys(written) == keys(config_class(group, name))
     assert written["name"] == name
 
 
-PROVIDERS = [
-    (group, name) for group, name in CHOICES if group == "llm" and schema.CHOICES[group][name] is schema.Online
-]
+PROVIDERS = [(group, name) for group, name in CHOICES if group == "llm" and config_class(group, name) is OnlineConfig]
 PROVIDERS_OWN = {"name", "model", "api_base", "key_env", "temperature", "max_tokens", "timeout_s", "concurrency"} | {
     f"usd_per_million_{way}" for way in ("in", "out")
 }
@@ -66,20 +75,20 @@ PROVIDERS_OWN = {"name", "model", "api_base", "key_env", "temperature", "max_tok
 )
 def test_the_schema_defaults_are_the_values_of_the_yaml(group, name):
     written = values(group, name)
-    assert written == dataclasses.asdict(group_class(group, name)())
+    assert written == dataclasses.asdict(config_class(group, name)())
 
 
 @pytest.mark.parametrize(("group", "name"), PROVIDERS)
 def test_what_no_provider_has_of_its_own_has_the_schema_default(group, name):
     written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    default = dataclasses.asdict(schema.Online())
+    default = dataclasses.asdict(OnlineConfig())
     assert {k: v for k, v in written.items() if v != default[k]}.keys() <= PROVIDERS_OWN
-    assert load_run(composed(f"llm={name}")).llm == schema.Online(**written)
+    assert load_run(composed(f"llm={name}")).llm == OnlineConfig(**written)
 
 
 def test_the_options_of_a_generation_are_those_of_the_schema_and_commented():
     written = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))["tfcaf"]
-    assert written == dataclasses.asdict(schema.Generation())
+    assert written == dataclasses.asdict(schema.GenerationConfig())
     text = (CONF / "config.yaml").read_text().partition("tfcaf:  ")[2].partition("\nhydra:")[0]
     assert all("#" in line or line.strip() == "probe:" for line in text.strip().splitlines())
 
@@ -94,11 +103,6 @@ def test_who_wrote_a_function_does_not_define_a_run_that_has_another_mixer_or_th
     for mixer in ("vdn", "tfcaf"):
         one, other = (load_run(composed(f"mixer={mixer}", *more)) for more in ([], ["llm=openai", "tfcaf.rounds=1"]))
         assert run_name(one, "a") == run_name(other, "a")
-
-
-@pytest.mark.parametrize("group", schema.CHOICES)
-def test_every_choice_of_the_schema_has_a_file(group):
-    assert sorted(schema.CHOICES[group]) == sorted(name for g, name in CHOICES if g == group)
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
@@ -124,8 +128,8 @@ def test_every_combination_composes_and_loads(env, mixer, train):
     assert load_run(to_dict(run)) == run
 
 
-@pytest.mark.parametrize("algorithm", schema.CHOICES["algorithm"])
-@pytest.mark.parametrize(("env", "train"), list(itertools.product(schema.CHOICES["env"], schema.CHOICES["train"])))
+@pytest.mark.parametrize("algorithm", registry.choices("algorithm"))
+@pytest.mark.parametrize(("env", "train"), list(itertools.product(registry.choices("env"), registry.choices("train"))))
 def test_every_algorithm_composes_with_every_environment(algorithm, env, train):
     given = composed(f"env={env}", f"algorithm={algorithm}", f"train={train}")
     if train == "paper" and (env == "pettingzoo" or (env == "grf" and algorithm != "q_learning")):
@@ -134,13 +138,13 @@ def test_every_algorithm_composes_with_every_environment(algorithm, env, train):
         return
     run = load_run(given)
     assert (run.env.name, run.algorithm.name, run.train.name) == (env, algorithm, train)
-    assert type(run.algorithm) is schema.CHOICES["algorithm"][algorithm]
+    assert type(run.algorithm) is config_class("algorithm", algorithm)
     check_combination(algorithm, run.mixer.name)
 
 
 def test_an_algorithm_without_a_mixer_is_given_none_and_refuses_one_that_is_asked_for():
-    assert load_run(composed("algorithm=mappo")).mixer == schema.NoMixer()
-    assert load_run(composed("algorithm=q_learning")).mixer == schema.Tfcaf()
+    assert load_run(composed("algorithm=mappo")).mixer == NoMixerConfig()
+    assert load_run(composed("algorithm=q_learning")).mixer == TfcafConfig()
     for order in (["algorithm=mappo", "mixer=qmix"], ["mixer=qmix", "algorithm=mappo"]):
         run = load_run(composed(*order))
         with pytest.raises(UserError, match=r"algorithm=mappo does not accept mixer=qmix\. It accepts: none"):
@@ -156,8 +160,8 @@ def test_an_algorithm_that_takes_most_mixers_says_why_it_refuses_one():
     prepare.check(load_run(composed("algorithm=riit", "mixer=wqmix")))
 
 
-@pytest.mark.parametrize("algorithm", schema.CHOICES["algorithm"])
-@pytest.mark.parametrize("mixer", schema.CHOICES["mixer"])
+@pytest.mark.parametrize("algorithm", registry.choices("algorithm"))
+@pytest.mark.parametrize("mixer", registry.choices("mixer"))
 def test_an_algorithm_and_a_mixer_make_a_team_or_are_refused_with_both_names(algorithm, mixer, tmp_path):
     words = ["env=matrix", f"algorithm={algorithm}", f"mixer={mixer}", "env.num_envs=2", "train.hidden=4"]
     run = load_run(composed(*words, f"dir={tmp_path}"))
@@ -183,7 +187,7 @@ def test_a_rollout_of_an_on_policy_algorithm_is_what_its_update_learns_from():
     assert copies("algorithm=mappo") == copies("algorithm=coma", "env=mpe", "train=paper") == 10
     assert copies("algorithm=mappo", "algorithm.num_envs=32") == 32
     assert copies("algorithm=mappo", "algorithm.num_envs=32", "env.num_envs=7") == 7
-    assert copies("algorithm=q_learning") == schema.Env.auto_num_envs["cpu"]
+    assert copies("algorithm=q_learning") == schema.EnvConfig.auto_num_envs["cpu"]
 
 
 def test_copies_define_a_run_whichever_option_says_how_many():
@@ -213,10 +217,10 @@ def test_published_settings_of_on_policy_algorithms(algorithm):
 
 
 def test_riit_has_its_own_mixer_unless_another_is_asked_for_and_its_own_published_settings():
-    assert load_run(composed("algorithm=riit")).mixer == schema.Qmix()
+    assert load_run(composed("algorithm=riit")).mixer == QmixConfig()
     for order in (["algorithm=riit", "mixer=tfcaf"], ["mixer=tfcaf", "algorithm=riit"]):
-        assert load_run(composed(*order)).mixer == schema.Tfcaf()
-    for mixer, expected in (("qmix", schema.Qmix(hypernet=0)), ("tfcaf", schema.Tfcaf())):
+        assert load_run(composed(*order)).mixer == TfcafConfig()
+    for mixer, expected in (("qmix", QmixConfig(hypernet=0)), ("tfcaf", TfcafConfig())):
         run = load_run(composed("env=lbf", "train=paper", "algorithm=riit", f"mixer={mixer}"))
         train, algorithm = run.train, run.algorithm
         assert (train.source, run.mixer) == ("PyMARL2 public code, riit", expected)
@@ -263,9 +267,9 @@ def test_published_settings_of_lica_are_those_of_its_authors(env):
     )
 
 
-@pytest.mark.parametrize("env", schema.CHOICES["env"])
+@pytest.mark.parametrize("env", registry.choices("env"))
 def test_fair_settings_do_not_depend_on_the_mixer(env):
-    runs = [load_run(composed(f"env={env}", f"mixer={mixer}")) for mixer in schema.CHOICES["mixer"]]
+    runs = [load_run(composed(f"env={env}", f"mixer={mixer}")) for mixer in registry.choices("mixer")]
     assert all((r.train, r.algorithm, r.env) == (runs[0].train, runs[0].algorithm, runs[0].env) for r in runs)
 
 
@@ -289,10 +293,12 @@ def test_published_settings_of_a_mixer_are_never_those_of_another(env):
         assert (t.batch_episodes, t.standardise_rewards, t.steps_per_update) == (32, False, run.env.episode_limit)
         assert (a.targets, a.n_step, a.target_update, a.target_period) == ("n_step", 1, "periodic", 200)
         assert (a.epsilon_steps, a.epsilon_evaluation, a.last_action, run.env.num_envs) == (50_000, 0.0, True, 1)
-        assert run.mixer == (schema.Qtran(lambda_nopt=0.1) if mixer == "qtran" else schema.CHOICES["mixer"][mixer]())
+        assert run.mixer == (
+            QtranConfig(lambda_nopt=0.1) if mixer == "qtran" else config_class("mixer", mixer)()
+        )
 
 
-@pytest.mark.parametrize(("env", "train"), list(itertools.product(schema.CHOICES["env"], schema.CHOICES["train"])))
+@pytest.mark.parametrize(("env", "train"), list(itertools.product(registry.choices("env"), registry.choices("train"))))
 def test_q_learning_with_no_mixer_is_iql(env, train):
     if train == "paper" and env in ("pettingzoo", "grf"):
         return

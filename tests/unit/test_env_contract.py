@@ -8,20 +8,24 @@ import torch
 from meeting import Config as Meeting
 from torch import Tensor
 
-from qllm_exp.config.schema import Env, Lbf, Matrix, Mpe, Pettingzoo
+from qllm_exp.config.schema import EnvConfig
 from qllm_exp.envs import Observation, Step, TeamEnv, make_env
+from qllm_exp.envs.lbf import Config as LbfConfig
+from qllm_exp.envs.matrix import Config as MatrixConfig
+from qllm_exp.envs.mpe.env import Config as MpeConfig
+from qllm_exp.envs.pettingzoo.env import Config as PettingzooConfig
 
 N = 3
 LIMIT = 25
-CONFIGS: dict[str, Callable[[], Env]] = {
-    "mpe-simple_spread": lambda: Mpe(task="simple_spread"),
-    "mpe-simple_adversary": lambda: Mpe(task="simple_adversary"),
-    "mpe-simple_tag": lambda: Mpe(task="simple_tag"),
-    "matrix-climbing": lambda: Matrix(task="climbing"),
-    "matrix-penalty-100": lambda: Matrix(task="penalty-100"),
-    "pettingzoo-mpe2.simple_spread_v3": lambda: Pettingzoo(task="mpe2.simple_spread_v3"),
+CONFIGS: dict[str, Callable[[], EnvConfig]] = {
+    "mpe-simple_spread": lambda: MpeConfig(task="simple_spread"),
+    "mpe-simple_adversary": lambda: MpeConfig(task="simple_adversary"),
+    "mpe-simple_tag": lambda: MpeConfig(task="simple_tag"),
+    "matrix-climbing": lambda: MatrixConfig(task="climbing"),
+    "matrix-penalty-100": lambda: MatrixConfig(task="penalty-100"),
+    "pettingzoo-mpe2.simple_spread_v3": lambda: PettingzooConfig(task="mpe2.simple_spread_v3"),
     "meeting-3p": lambda: Meeting(task="3p", episode_limit=LIMIT),
-    "lbf-8x8-2p-2f-coop-2s": lambda: Lbf(task="8x8-2p-2f-coop-2s", episode_limit=LIMIT),
+    "lbf-8x8-2p-2f-coop-2s": lambda: LbfConfig(task="8x8-2p-2f-coop-2s", episode_limit=LIMIT),
 }
 
 Make = Callable[..., TeamEnv]

@@ -157,7 +157,7 @@ def test_improvement_is_of_each_pair(records: list[Record], drawn: list[Figure])
 def test_an_improvement_is_over_one_method_where_pairs_are_too_many(tmp_path: Path, drawn: list[Figure]) -> None:
     for at in range(7):
         for seed in range(2):
-            make(tmp_path, of("vdn", seed, train=schema.Train(hidden=at + 1)), 0.5 + at)
+            make(tmp_path, of("vdn", seed, train=schema.TrainConfig(hidden=at + 1)), 0.5 + at)
     every = collect([tmp_path]).finished
     with pytest.raises(UserError, match=r"7 methods are 21 pairs.*--against 'vdn hidden=7'"):
         across_tasks.improvement(every, Path("x.png"))
@@ -185,7 +185,7 @@ def test_many_methods_have_their_legend_beside_the_curves(tmp_path: Path, drawn:
     """One for all tasks where they have the same methods."""
     for at in range(8):
         for task in (OTHER, "8x8-2p-2f-coop")[: 1 + (alike or at > 0)]:
-            make(tmp_path, of("vdn", task=task, train=schema.Train(learning_rate=1e-4 * (at + 1))), 0.5)
+            make(tmp_path, of("vdn", task=task, train=schema.TrainConfig(learning_rate=1e-4 * (at + 1))), 0.5)
     per_task.curves(collect([tmp_path]).finished, Path("x.png"))
     drawn[0].draw_without_rendering()
     owners = drawn[0].legends if alike else [axis.get_legend() for axis in drawn[0].axes]

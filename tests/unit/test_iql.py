@@ -8,18 +8,21 @@ from episode_batches import ENV, batch
 from hydra import compose, initialize_config_dir
 
 from qllm_exp.algorithms import make_algorithm
+from qllm_exp.algorithms.iql import Config as IqlConfig
+from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 from qllm_exp.algorithms.q_learning import QLearning
-from qllm_exp.config import schema
+from qllm_exp.config import registry, schema
 from qllm_exp.config.compose import CONF
 from qllm_exp.config.load import load_run, to_dict
+from qllm_exp.mixers.none import Config as NoMixerConfig
 from qllm_exp.mixers.none import Independent
 
 
 def test_an_update_is_that_of_q_learning_bit_by_bit():
     values = []
-    for algorithm in (schema.Iql(), schema.QLearning()):
+    for algorithm in (IqlConfig(), QLearningConfig()):
         torch.manual_seed(0)
-        run = schema.Run(algorithm=algorithm, mixer=schema.NoMixer(), train=schema.Train(hidden=8))
+        run = schema.RunConfig(algorithm=algorithm, mixer=NoMixerConfig(), train=schema.TrainConfig(hidden=8))
         made = make_algorithm(run, ENV, Independent())
         assert isinstance(made, QLearning)
         before = made.online.values.detach().clone()
@@ -31,7 +34,7 @@ def test_an_update_is_that_of_q_learning_bit_by_bit():
 
 
 @pytest.mark.parametrize("train", ["fair", "quick"])
-@pytest.mark.parametrize("env", schema.CHOICES["env"])
+@pytest.mark.parametrize("env", registry.choices("env"))
 def test_its_settings_are_those_of_q_learning(env, train):
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         one, other = (

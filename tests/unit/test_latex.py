@@ -9,6 +9,7 @@ import pytest
 from run_folders import make, of, unfinished
 
 from qllm_exp.config import schema
+from qllm_exp.llm.online import Config as OnlineConfig
 from qllm_exp.results.records.collect import collect
 from qllm_exp.results.statistics.aggregate import Estimate
 from qllm_exp.results.tables.costs import spent
@@ -47,13 +48,13 @@ def sheet(columns: int, rows: int, long: str = "", cell: Cell | str | None = Non
 def test_tables_of_every_kind_compile(tmp_path: Path) -> None:
     for task in ("8x8-2p-2f-coop-2s", OTHER):
         for sample in range(2):
-            llm = schema.Online(name="openai", model="openai/gpt_5&x%#$^~{}")
+            llm = OnlineConfig(name="openai", model="openai/gpt_5&x%#$^~{}")
             for seed in range(2):
-                run = of("tfcaf", seed, task, tfcaf=schema.Generation(sample=sample), llm=llm)
+                run = of("tfcaf", seed, task, tfcaf=schema.GenerationConfig(sample=sample), llm=llm)
                 make(tmp_path / "runs", run, 0.5 + 0.1 * seed, program=sample)
         for rate in (5e-4, 1e-3):
             for seed in range(2):
-                train = schema.Train(learning_rate=rate)
+                train = schema.TrainConfig(learning_rate=rate)
                 make(tmp_path / "runs", of("qmix", seed, task, train=train), 0.4 + 0.1 * seed)
     unfinished(tmp_path / "runs", of("vdn", 7), "failed")
     found = collect([tmp_path / "runs"])

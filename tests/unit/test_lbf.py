@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qllm_exp.config.schema import Lbf
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import Observation
 from qllm_exp.envs.lbf import ACTIONS, LevelBasedForaging, parse_task, sample_start, tasks
+from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.errors import UserError
 
 NONE, NORTH, SOUTH, WEST, EAST, LOAD = range(6)
@@ -20,7 +20,7 @@ TASK = "8x8-2p-2f"
 
 
 def build(task: str = TASK, num_envs: int = 1, seed: int = 0, **other: object) -> LevelBasedForaging:
-    env = make_env(Lbf(task=task, **other), num_envs, seed)  # type: ignore[arg-type]
+    env = make_env(LbfConfig(task=task, **other), num_envs, seed)  # type: ignore[arg-type]
     assert isinstance(env, LevelBasedForaging)
     return env
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from qllm_exp.algorithms.flat_parameters import FlatParameters, optimiser
 from qllm_exp.algorithms.lica import MixingCritic
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
-from qllm_exp.config.schema import Train
+from qllm_exp.config.schema import TrainConfig
 
 N, A = ENV.n_agents, ENV.n_actions
 
@@ -45,7 +45,7 @@ def test_the_critic_learns_what_no_monotone_mixer_can():
     actions = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     joint, value = F.one_hot(actions, 2).float(), torch.tensor([0.0, 1.0, 1.0, 0.0])
     parameters = FlatParameters([made])
-    descent = optimiser(Train(learning_rate=2e-2), parameters)
+    descent = optimiser(TrainConfig(learning_rate=2e-2), parameters)
     for _ in range(100):
         parameters.gradient.zero_()
         (made(joint, state) - value).square().mean().backward()

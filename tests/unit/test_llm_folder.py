@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qllm_exp.config import schema
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, Message, Reply, Request, make_backend
+from qllm_exp.llm.folder import Config as FolderConfig
 from qllm_exp.llm.folder import stem
 
 SYSTEM: Message = {"role": "system", "content": "You write functions.\n"}
@@ -21,7 +21,7 @@ LONG = Request(
 
 
 def backend(folder: Path, model: str = "") -> Backend:
-    return make_backend(schema.Folder(path=str(folder), model=model))
+    return make_backend(FolderConfig(path=str(folder), model=model))
 
 
 def answer(folder: Path, request: Request, content: bytes) -> None:
@@ -93,7 +93,7 @@ def test_an_answer_that_is_none_is_named(tmp_path: Path, content: bytes, words: 
 
 def test_a_folder_is_needed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"llm\.path="):
-        make_backend(schema.Folder())
+        make_backend(FolderConfig())
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"llm\.path=.*cannot be written"):
         backend(tmp_path / "file" / "deeper").ask([SHORT])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from qllm_exp.config import schema
+from qllm_exp.config import registry
 from qllm_exp.results.figures.style import Style, lightness, looks
 from qllm_exp.results.records.keys import ORDER, sort_key
 from qllm_exp.results.statistics.aggregate import Array
@@ -75,7 +75,7 @@ def test_lightness_is_that_of_cielab() -> None:
 
 
 def test_every_mixer_of_the_package_is_known() -> None:
-    assert set(schema.CHOICES["mixer"]) <= set(ORDER)
+    assert set(registry.choices("mixer")) <= set(ORDER)
 
 
 @pytest.mark.parametrize(

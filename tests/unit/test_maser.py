@@ -11,34 +11,43 @@ from test_config import composed
 
 from qllm_exp.algorithms import check_combination, make_algorithm
 from qllm_exp.algorithms.base import EpisodeBatch
+from qllm_exp.algorithms.maser import Config as MaserConfig
 from qllm_exp.algorithms.maser import Maser, action_distance, from_uniform, subgoals, tail_mean
+from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 from qllm_exp.algorithms.q_learning import QLearning
 from qllm_exp.algorithms.running_moments import RunningMoments
 from qllm_exp.config import schema
 from qllm_exp.config.load import load_run
-from qllm_exp.credit.stored_function import BUNDLED, load
+from qllm_exp.credit.stored_function import BUNDLED
 from qllm_exp.mixers import make_mixer
+from qllm_exp.mixers.none import Config as NoMixerConfig
+from qllm_exp.mixers.qatten import Config as QattenConfig
+from qllm_exp.mixers.qmix import Config as QmixConfig
+from qllm_exp.mixers.qplex import Config as QplexConfig
+from qllm_exp.mixers.qtran import Config as QtranConfig
+from qllm_exp.mixers.tfcaf import Config as TfcafConfig
+from qllm_exp.mixers.vdn import Config as VdnConfig
+from qllm_exp.mixers.wqmix import Config as WqmixConfig
 
 N, A = ENV.n_agents, ENV.n_actions
 MIXERS = {
-    "vdn": schema.Vdn(),
-    "none": schema.NoMixer(),
-    "qmix": schema.Qmix(embed=4, hypernet=5),
-    "qatten": schema.Qatten(heads=2, hidden=4, embed=4),
-    "qplex": schema.Qplex(kernels=2, hypernet=5, adv_hypernet=6),
-    "qtran": schema.Qtran(embed=6),
-    "wqmix": schema.Wqmix(embed=4, hypernet=5, unrestricted=6),
-    "tfcaf": schema.Tfcaf(),
+    "vdn": VdnConfig(),
+    "none": NoMixerConfig(),
+    "qmix": QmixConfig(embed=4, hypernet=5),
+    "qatten": QattenConfig(heads=2, hidden=4, embed=4),
+    "qplex": QplexConfig(kernels=2, hypernet=5, adv_hypernet=6),
+    "qtran": QtranConfig(embed=6),
+    "wqmix": WqmixConfig(embed=4, hypernet=5, unrestricted=6),
+    "tfcaf": TfcafConfig(file=str(BUNDLED / "lbf" / f"{ENV.task.task}.json")),
 }
 NOTHING = {"intrinsic": 0.0, "individual": 0.0, "exploration": 0.0, "distance": 0.0}
 
 
-def made_of(algorithm: schema.Algorithm, mixer="qmix", **train) -> QLearning:
+def made_of(algorithm: schema.AlgorithmConfig, mixer="qmix", **train) -> QLearning:
     torch.manual_seed(0)
     settings = {"hidden": 8, "standardise_rewards": False, "grad_norm_clip": 1e9} | train
-    run = schema.Run(algorithm=algorithm, mixer=MIXERS[mixer], train=schema.Train(**settings))
-    function = load(BUNDLED / "lbf" / f"{ENV.task.task}.json") if mixer == "tfcaf" else None
-    made = make_algorithm(run, ENV, make_mixer(run.mixer, ENV, function))
+    run = schema.RunConfig(algorithm=algorithm, mixer=MIXERS[mixer], train=schema.TrainConfig(**settings))
+    made = make_algorithm(run, ENV, make_mixer(run.mixer, ENV))
     with torch.no_grad():  # so that online and target differ, and which actions are best
         g = torch.Generator().manual_seed(1)
         made.target.values += 0.3 * torch.randn(made.target.values.shape, generator=g)
@@ -46,7 +55,7 @@ def made_of(algorithm: schema.Algorithm, mixer="qmix", **train) -> QLearning:
 
 
 def learner(mixer="qmix", train=None, **algorithm) -> Maser:
-    made = made_of(schema.Maser(**({"targets": "n_step", "phi_hidden": 7} | algorithm)), mixer, **(train or {}))
+    made = made_of(MaserConfig(**({"targets": "n_step", "phi_hidden": 7} | algorithm)), mixer, **(train or {}))
     assert isinstance(made, Maser)
     return made
 
@@ -175,7 +184,7 @@ def test_an_update_is_its_definition(mixer, targets, double_q):
     literal = loss_by_hand(made, b)
     reward = literal.pop("reward")
     # the loss of Q_tot is Q-learning's (test_q_learning.py), with the rewards of the team in the place of those of the episodes
-    plain = made_of(schema.QLearning(targets=targets, td_lambda=0.6, double_q=double_q), mixer)
+    plain = made_of(QLearningConfig(targets=targets, td_lambda=0.6, double_q=double_q), mixer)
     expected_td = plain.learn(b._replace(reward=reward))
     agents = list(made.agents.parameters())
     further = 0.5 * literal["individual_loss"] + 0.3 * literal["exploration_loss"]
@@ -251,7 +260,7 @@ def test_the_further_losses_train_the_agents_and_not_the_mixer():
 @pytest.mark.parametrize("mixer", ["qmix", "none", "wqmix"])
 def test_with_all_weights_0_it_is_q_learning_bit_by_bit(network, shared, mixer):
     train = {"network": network, "share_parameters": shared, "standardise_rewards": True, "grad_norm_clip": 0.5}
-    maser, plain = learner(mixer, train, targets="td_lambda", **NOTHING), made_of(schema.QLearning(), mixer, **train)
+    maser, plain = learner(mixer, train, targets="td_lambda", **NOTHING), made_of(QLearningConfig(), mixer, **train)
     for seed in range(3):
         b = batch(seed=seed)
         figures = []
@@ -332,9 +341,9 @@ def test_a_reloaded_learner_goes_on_as_the_saved_one(optimiser):
 
 
 def test_its_mixer_is_qmix_unless_another_is_asked_for():
-    assert load_run(composed("algorithm=maser")).mixer == schema.Qmix()
+    assert load_run(composed("algorithm=maser")).mixer == QmixConfig()
     for given in (["algorithm=maser", "mixer=tfcaf"], ["mixer=tfcaf", "algorithm=maser"]):
-        assert load_run(composed(*given)).mixer == schema.Tfcaf()
+        assert load_run(composed(*given)).mixer == TfcafConfig()
 
 
 @pytest.mark.parametrize(("env", "steps"), [("lbf", 50), ("mpe", 25), ("matrix", 25)])
@@ -349,7 +358,7 @@ def test_published_settings(env, steps, mixer):
     assert (algorithm.alpha, algorithm.intrinsic, algorithm.targets, algorithm.n_step) == (0.5, 0.03, "n_step", 1)
     assert algorithm.individual == algorithm.exploration == algorithm.distance == 1e-3
     if mixer == "qmix":
-        assert run.mixer == schema.Qmix(embed=32, hypernet=0)
+        assert run.mixer == QmixConfig(embed=32, hypernet=0)
 
 
 @pytest.mark.parametrize("env", ["grf", "mpe"])

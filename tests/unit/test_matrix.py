@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qllm_exp.config.schema import Matrix
 from qllm_exp.envs import make_env
+from qllm_exp.envs.matrix import Config as MatrixConfig
 from qllm_exp.envs.matrix import tasks
 from qllm_exp.errors import UserError
 
@@ -21,7 +21,7 @@ def claus_penalty(k: int) -> np.ndarray:
 
 def played_payoffs(task: str, reward: str = "mean") -> np.ndarray:
     """The payoff matrix as the environment pays it, every joint action in a copy of its own."""
-    env = make_env(Matrix(task=task, reward=reward), 9, 0)
+    env = make_env(MatrixConfig(task=task, reward=reward), 9, 0)
     env.reset()
     joint = torch.tensor(list(itertools.product(range(3), repeat=2)))
     return env.step(joint).reward.view(3, 3).numpy()
@@ -41,7 +41,7 @@ def test_sum_adds_the_payoffs_of_both_agents() -> None:
 
 
 def test_the_state_is_the_last_joint_action_and_the_observation_is_constant() -> None:
-    env = make_env(Matrix(reward="mean"), 2, 0)
+    env = make_env(MatrixConfig(reward="mean"), 2, 0)
     start = env.reset()
     assert start.state.tolist() == [[-1.0, -1.0], [-1.0, -1.0]]
     step = env.step(torch.tensor([[0, 2], [1, 0]]))
@@ -54,11 +54,11 @@ def test_the_state_is_the_last_joint_action_and_the_observation_is_constant() ->
 
 def test_the_games_are_not_monotonic_and_their_description_gives_the_payoffs() -> None:
     for task in tasks():
-        env = make_env(Matrix(task=task), 1, 0)
+        env = make_env(MatrixConfig(task=task), 1, 0)
         assert not env.task.monotonic
         assert str(played_payoffs(task).astype(int).tolist()) in env.task.reward
 
 
 def test_an_unknown_game_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="Did you mean 'penalty-100'"):
-        make_env(Matrix(task="penalty-1000"), 1, 0)
+        make_env(MatrixConfig(task="penalty-1000"), 1, 0)

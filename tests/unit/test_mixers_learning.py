@@ -7,23 +7,27 @@ import pytest
 import torch
 from test_q_learning import ENV, batch
 
+from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 from qllm_exp.algorithms.q_learning import QLearning
 from qllm_exp.config import schema
 from qllm_exp.mixers import make_mixer
+from qllm_exp.mixers.qplex import Config as QplexConfig
+from qllm_exp.mixers.qtran import Config as QtranConfig
+from qllm_exp.mixers.wqmix import Config as WqmixConfig
 
 N, A = ENV.n_agents, ENV.n_actions
 CONFIGS = {
-    "qplex": schema.Qplex(kernels=2, hypernet=5, adv_hypernet=6),
-    "qtran": schema.Qtran(embed=6, lambda_opt=0.7, lambda_nopt=0.3),
-    "cw": schema.Wqmix(embed=4, hypernet=5, unrestricted=6, alpha=0.3),
-    "ow": schema.Wqmix(embed=4, hypernet=5, unrestricted=6, alpha=0.3, weighting="ow"),
+    "qplex": QplexConfig(kernels=2, hypernet=5, adv_hypernet=6),
+    "qtran": QtranConfig(embed=6, lambda_opt=0.7, lambda_nopt=0.3),
+    "cw": WqmixConfig(embed=4, hypernet=5, unrestricted=6, alpha=0.3),
+    "ow": WqmixConfig(embed=4, hypernet=5, unrestricted=6, alpha=0.3, weighting="ow"),
 }
 
 
 def learner(name: str, double_q: bool) -> QLearning:
     torch.manual_seed(0)
-    train = schema.Train(hidden=8, grad_norm_clip=1e9, standardise_rewards=False)
-    made = QLearning(schema.QLearning(targets="n_step", double_q=double_q), train, ENV, make_mixer(CONFIGS[name], ENV))
+    train = schema.TrainConfig(hidden=8, grad_norm_clip=1e9, standardise_rewards=False)
+    made = QLearning(QLearningConfig(targets="n_step", double_q=double_q), train, ENV, make_mixer(CONFIGS[name], ENV))
     with torch.no_grad():  # so that online and target differ
         made.target.values += 0.3 * torch.randn_like(made.target.values)
     return made

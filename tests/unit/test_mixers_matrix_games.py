@@ -10,13 +10,21 @@ import pytest
 import torch
 
 from qllm_exp.algorithms.base import EpisodeBatch
+from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 from qllm_exp.algorithms.q_learning import QLearning
 from qllm_exp.config import schema
 from qllm_exp.envs import make_env
+from qllm_exp.envs.matrix import Config as MatrixConfig
 from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.base import JointAction
+from qllm_exp.mixers.qatten import Config as QattenConfig
+from qllm_exp.mixers.qmix import Config as QmixConfig
+from qllm_exp.mixers.qplex import Config as QplexConfig
+from qllm_exp.mixers.qtran import Config as QtranConfig
+from qllm_exp.mixers.vdn import Config as VdnConfig
+from qllm_exp.mixers.wqmix import Config as WqmixConfig
 
-ENV = make_env(schema.Matrix(num_envs=1), 1, 0)
+ENV = make_env(MatrixConfig(num_envs=1), 1, 0)
 ALL = torch.tensor(list(itertools.product(range(3), repeat=2)))  # [9, 2]
 PUBLISHED = torch.tensor([[8.0, -12.0, -12.0], [-12.0, 0.0, 0.0], [-12.0, 0.0, 0.0]])
 CLIMBING = torch.tensor([[11.0, -30.0, 0.0], [-30.0, 7.0, 0.0], [0.0, 6.0, 5.0]])
@@ -31,13 +39,13 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def learnt(config: schema.Mixer, payoff: torch.Tensor, updates: int, seed: int = 0) -> tuple[float, torch.Tensor]:
+def learnt(config: schema.MixerConfig, payoff: torch.Tensor, updates: int, seed: int = 0) -> tuple[float, torch.Tensor]:
     """The payoff of the joint action that the agents come to prefer, and the value [3, 3] of every joint action."""
     torch.manual_seed(seed)
-    train = schema.Train(
+    train = schema.TrainConfig(
         network="mlp", hidden=32, optimiser="rmsprop", learning_rate=2e-3, gamma=0.0, standardise_rewards=False
     )
-    made = QLearning(schema.QLearning(targets="n_step"), train, ENV, make_mixer(config, ENV))
+    made = QLearning(QLearningConfig(targets="n_step"), train, ENV, make_mixer(config, ENV))
     obs, state = torch.ones(2, 9, 2, 1), torch.full((2, 9, 2), -1.0)
     happened = torch.ones(1, 9, dtype=torch.bool)
     available = torch.ones(2, 9, 2, 3, dtype=torch.bool)
@@ -51,35 +59,35 @@ def learnt(config: schema.Mixer, payoff: torch.Tensor, updates: int, seed: int =
         return float(payoff[tuple(joint.best_actions[0, 0])]), made.mixer.value(joint, state[:1]).view(3, 3)
 
 
-@pytest.mark.parametrize("config", [schema.Vdn(), schema.Qmix(), schema.Qatten()], ids=lambda one: one.name)
+@pytest.mark.parametrize("config", [VdnConfig(), QmixConfig(), QattenConfig()], ids=lambda one: one.name)
 def test_monotone_mixers_settle_for_a_joint_action_that_is_not_best(config):
     payoff, values = learnt(config, PUBLISHED, 500)
     assert payoff == 0 and (values - PUBLISHED).abs().max() > 5
 
 
 def test_vdn_ends_at_the_least_squares_fit_of_its_form():
-    _, values = learnt(schema.Vdn(), PUBLISHED, 1000)
+    _, values = learnt(VdnConfig(), PUBLISHED, 1000)
     rows, columns, mean = PUBLISHED.mean(1, keepdim=True), PUBLISHED.mean(0, keepdim=True), PUBLISHED.mean()
     assert torch.allclose(values, rows + columns - mean, atol=0.3)
 
 
 def test_qtran_finds_the_best_joint_action_and_the_payoffs():
     for game in (PUBLISHED, CLIMBING):
-        payoff, values = learnt(schema.Qtran(), game, 1200)
+        payoff, values = learnt(QtranConfig(), game, 1200)
         assert payoff == game.max() and torch.allclose(values, game, atol=0.5)
 
 
 @pytest.mark.parametrize("game", [PUBLISHED, CLIMBING], ids=["published", "climbing"])
 def test_qplex_finds_the_best_joint_action_and_can_represent_the_game(game):
-    payoff, values = learnt(schema.Qplex(), game, 1600)
+    payoff, values = learnt(QplexConfig(), game, 1600)
     assert payoff == game.max()
     assert torch.allclose(values, game, atol=0.5)
 
 
 @pytest.mark.parametrize("weighting", ["cw", "ow"])
 def test_weighted_qmix_finds_the_best_joint_action_though_it_is_as_monotone_as_qmix(weighting):
-    payoff, values = learnt(schema.Wqmix(weighting=weighting, unrestricted=64), PUBLISHED, 800)
+    payoff, values = learnt(WqmixConfig(weighting=weighting, unrestricted=64), PUBLISHED, 800)
     assert payoff == 8 and abs(values[0, 0] - 8) < 1  # what it is worth is learnt for the best one
     assert (values - PUBLISHED).abs().max() > 3  # and cannot be for all
-    equal, _ = learnt(schema.Wqmix(weighting=weighting, unrestricted=64, alpha=1.0), PUBLISHED, 800)
+    equal, _ = learnt(WqmixConfig(weighting=weighting, unrestricted=64, alpha=1.0), PUBLISHED, 800)
     assert equal == 0  # equal weights: QMIX

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from test_mixers import gradient
 from torch import nn
 
-from qllm_exp.config import schema
+from qllm_exp.config import registry
+from qllm_exp.config.load import config_class
 from qllm_exp.envs import make_env
 from qllm_exp.envs.layout import StateField, StateLayout
 from qllm_exp.explain.watch_episode import credit
@@ -84,7 +85,7 @@ def test_an_agent_without_fields_of_its_own_is_told_by_its_index():
 
 @pytest.mark.parametrize("env", ["lbf", "mpe", "matrix", "pettingzoo"])
 def test_the_environments_name_each_agents_part_of_the_state(env):
-    made = make_env(schema.CHOICES["env"][env](), 2, 0)
+    made = make_env(config_class("env", env)(), 2, 0)
     own = OwnState(made.n_agents, made.layout)
     assert own.by_name and own(made.reset().state).shape == (2, made.n_agents, own.width)
     made.close()
@@ -208,13 +209,13 @@ def test_the_unrestricted_mixer_is_its_formula_and_may_fall_where_a_q_rises():
     assert not free.monotone and (gradient(free, qs, state) < 0).any()
 
 
-@pytest.mark.parametrize("name", sorted(schema.CHOICES["mixer"].keys() - {"tfcaf", "none"}))
+@pytest.mark.parametrize("name", sorted(set(registry.choices("mixer")) - {"tfcaf", "none"}))
 @pytest.mark.parametrize("env", ["lbf", "matrix"])
 def test_every_mixer_gives_each_agent_its_credit(name, env):
     torch.manual_seed(0)
-    made = make_env(schema.CHOICES["env"][env](), 5, 0)
+    made = make_env(config_class("env", env)(), 5, 0)
     mixer, qs, state = (
-        make_mixer(schema.CHOICES["mixer"][name](), made),
+        make_mixer(config_class("mixer", name)(), made),
         torch.randn(5, made.n_agents),
         made.reset().state,
     )

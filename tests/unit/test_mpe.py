@@ -8,15 +8,15 @@ import torch
 import vmas
 from torch import Tensor
 
-from qllm_exp.config.schema import Mpe
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import Observation
+from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.envs.mpe.env import MpeEnv, tasks
 from qllm_exp.errors import UserError
 
 
 def build(task: str, num_envs: int = 4, seed: int = 3, **settings: object) -> MpeEnv:
-    env = make_env(Mpe(task=task, **settings), num_envs, seed)  # type: ignore[arg-type]
+    env = make_env(MpeConfig(task=task, **settings), num_envs, seed)  # type: ignore[arg-type]
     assert isinstance(env, MpeEnv)
     return env
 

@@ -10,6 +10,7 @@ from run_folders import make, of
 from qllm_exp.config import schema
 from qllm_exp.config.compose import compose_run
 from qllm_exp.errors import UserError
+from qllm_exp.mixers.qmix import Config as QmixConfig
 from qllm_exp.results.figures import across_tasks, per_task
 from qllm_exp.results.figures.ablation_effects import effects
 from qllm_exp.results.records.collect import Collection, collect
@@ -22,7 +23,7 @@ from qllm_exp.utils.notebook import shell
 def runs(tmp_path: Path) -> Collection:
     for rate, worth in ((0.0005, 0.4), (0.001, 0.6), (0.002, 0.3)):
         for seed in range(3):
-            run = of("qmix", seed, train=schema.Train(learning_rate=rate))
+            run = of("qmix", seed, train=schema.TrainConfig(learning_rate=rate))
             make(tmp_path / "runs", run, worth + 0.03 * seed)
     return collect([tmp_path / "runs"])
 
@@ -50,7 +51,7 @@ def test_a_command_that_fails_is_an_error_after_it_said_why(capsys: pytest.Captu
 
 def test_words_make_the_configuration_that_the_command_makes() -> None:
     run = compose_run(["env=matrix", "env.task=climbing", "mixer=qmix", "train.gamma=0.5"])
-    assert isinstance(run.mixer, schema.Qmix) and (run.env.task, run.train.gamma) == ("climbing", 0.5)
+    assert isinstance(run.mixer, QmixConfig) and (run.env.task, run.train.gamma) == ("climbing", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_a_panel_of_effects_per_task(tmp_path: Path) -> None:
     for task in ("8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"):
         for rate in (0.0005, 0.001):
             for seed in range(2):
-                run = of("qmix", seed, task, train=schema.Train(learning_rate=rate))
+                run = of("qmix", seed, task, train=schema.TrainConfig(learning_rate=rate))
                 make(tmp_path, run, rate * 100 + 0.01 * seed)
     figure = effects(ablation(collect([tmp_path]), ["train.learning_rate"])[0])
     assert {axis.get_title() for axis in figure.axes} == {"lbf/8x8-2p-2f-coop-2s", "lbf/10x10-3p-3f-2s"}

@@ -7,7 +7,9 @@ import pytest
 from run_folders import make, of, unfinished
 
 from qllm_exp.config import schema
+from qllm_exp.envs.grf.env import Config as GrfConfig
 from qllm_exp.errors import UserError
+from qllm_exp.mixers.vdn import Config as VdnConfig
 from qllm_exp.results.records.collect import Collection, collect, narrow
 
 OTHER = "10x10-3p-3f-2s"
@@ -20,9 +22,9 @@ def found(tmp_path: Path) -> Collection:
             for seed in range(3):
                 make(tmp_path, of(mixer, seed, task), 0.5)
     for rate in (1e-3, 1e-4):
-        make(tmp_path, of("qmix", 0, "climbing", "matrix", train=schema.Train(learning_rate=rate)), 1.0)
+        make(tmp_path, of("qmix", 0, "climbing", "matrix", train=schema.TrainConfig(learning_rate=rate)), 1.0)
     unfinished(tmp_path, of("vdn", 7), "failed")
-    unfinished(tmp_path, of("qmix", 8, "climbing", "matrix", train=schema.Train(learning_rate=1e-4)), "failed")
+    unfinished(tmp_path, of("qmix", 8, "climbing", "matrix", train=schema.TrainConfig(learning_rate=1e-4)), "failed")
     (tmp_path / "sweep").mkdir()
     absent = ["lbf_10x10-3p-3f-2s_q-learning_none_s9_00000000", "x"]
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"runs": absent}))
@@ -74,7 +76,7 @@ def test_a_run_that_is_not_there_is_known_by_its_name(tmp_path: Path) -> None:
 
 def test_a_value_with_a_comma_is_given_as_a_whole(tmp_path: Path) -> None:
     for rewards in ("scoring", "scoring,checkpoints"):
-        run = schema.Run(env=schema.Grf(rewards=rewards), mixer=schema.Vdn())
+        run = schema.RunConfig(env=GrfConfig(rewards=rewards), mixer=VdnConfig())
         make(tmp_path, run, 0.5)
     both = collect([tmp_path])
     assert kept(both, "env.rewards=scoring,checkpoints")[0] == kept(both, "env.rewards=scoring")[0] == 1

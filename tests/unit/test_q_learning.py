@@ -8,6 +8,7 @@ from episode_batches import ENV, batch, otherwise_padded
 
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.flat_parameters import FlatParameters
+from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 from qllm_exp.algorithms.q_learning import QLearning
 from qllm_exp.algorithms.running_moments import RunningMoments
 from qllm_exp.config import schema
@@ -21,8 +22,8 @@ MIXERS = {"qmix": lambda: Qmix(ENV.n_agents, ENV.state_dim, 4, 8), "vdn": Vdn, "
 def learner(mixer="vdn", train=None, **algorithm) -> QLearning:
     torch.manual_seed(0)
     made = QLearning(
-        schema.QLearning(**({"targets": "n_step"} | algorithm)),
-        schema.Train(hidden=8, **(train or {})),
+        QLearningConfig(**({"targets": "n_step"} | algorithm)),
+        schema.TrainConfig(hidden=8, **(train or {})),
         ENV,
         MIXERS[mixer](),
     )

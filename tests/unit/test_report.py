@@ -46,7 +46,9 @@ def runs(tmp_path: Path) -> Path:
     """qmix on two tasks, vdn on one of them."""
     for seed in range(3):
         for mixer, task, worth in (("qmix", TASK, 0.5), ("qmix", OTHER, 0.2), ("vdn", TASK, 0.3)):
-            run = make(tmp_path / "runs", of(mixer, seed, task, sweep=schema.Sweep(tags=["night"])), worth + 0.1 * seed)
+            run = make(
+                tmp_path / "runs", of(mixer, seed, task, sweep=schema.SweepConfig(tags=["night"])), worth + 0.1 * seed
+            )
             versions = {
                 "qllm_exp": "0.1.0",
                 "commit": "abc123def4567",
@@ -146,7 +148,7 @@ def test_one_task_has_no_aggregated_curves_of_its_own(tmp_path: Path) -> None:
 
 def test_many_methods_are_rows_and_many_columns_are_parts(tmp_path: Path) -> None:
     for hidden in (8, 16, 24, 32, 40):
-        make(tmp_path, of("vdn", train=schema.Train(hidden=hidden)), hidden / 100)
+        make(tmp_path, of("vdn", train=schema.TrainConfig(hidden=hidden)), hidden / 100)
     rows = page_of(tmp_path).rows
     assert rows.count(["method", f"lbf {TASK}"]) == rows.count(["vdn hidden=16", "0.160 (n=1)"]) == 2
     for task in (
@@ -160,7 +162,7 @@ def test_many_methods_are_rows_and_many_columns_are_parts(tmp_path: Path) -> Non
         "6x6-3p-1f",
     ):
         for hidden in range(10):
-            make(tmp_path, of("vdn", 0, task, train=schema.Train(hidden=hidden + 1)), hidden / 10)
+            make(tmp_path, of("vdn", 0, task, train=schema.TrainConfig(hidden=hidden + 1)), hidden / 10)
     heads = [row for row in page_of(tmp_path).rows if row[:1] == ["method"]]
     assert [len(row) for row in heads] == [9, 2, 9, 2] and len(set(heads[0][1:] + heads[1][1:])) == 9
 
@@ -171,7 +173,7 @@ def test_many_methods_are_rows_and_many_columns_are_parts(tmp_path: Path) -> Non
 def test_an_axis_of_the_sweep_asks_for_an_ablation(tmp_path: Path) -> None:
     for rate in (1e-3, 3e-4):
         for mixer in ("qmix", "vdn"):
-            make(tmp_path, of(mixer, train=schema.Train(learning_rate=rate)), 100 * rate)
+            make(tmp_path, of(mixer, train=schema.TrainConfig(learning_rate=rate)), 100 * rate)
     assert axes(collect([tmp_path]).finished) == ["train.learning_rate"]
     page = page_of(tmp_path)
     assert [row[:3] for row in page.rows if row[-1] == "default"] == [
@@ -182,7 +184,7 @@ def test_an_axis_of_the_sweep_asks_for_an_ablation(tmp_path: Path) -> None:
 def test_environment_mixer_seed_and_written_functions_are_no_axes(runs: Path) -> None:
     make(runs, of("tfcaf"), 0.5, program=1)
     for sample in (1, 2):
-        make(runs, of("tfcaf", tfcaf=schema.Generation(sample=sample)), 0.5, program=sample + 1)
+        make(runs, of("tfcaf", tfcaf=schema.GenerationConfig(sample=sample)), 0.5, program=sample + 1)
     assert axes(collect([runs]).finished) == []
     assert "Ablation" not in page_of(runs).words
 
@@ -349,7 +351,7 @@ HOSTILE = "</pre></script><img src=x onerror=alert(1)><b>&amp;\x01$\\frac$"
 def test_nothing_from_a_run_becomes_markup(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     for seed in range(2):
-        hostile = of("tfcaf", seed, "climbing", "matrix", sweep=schema.Sweep(tags=[HOSTILE]))
+        hostile = of("tfcaf", seed, "climbing", "matrix", sweep=schema.SweepConfig(tags=[HOSTILE]))
         hostile.env.task = HOSTILE
         run = make(folder, hostile, 1.0 + seed, program=1)
         give_function(
@@ -363,8 +365,8 @@ def test_nothing_from_a_run_becomes_markup(tmp_path: Path) -> None:
         )
         (run / "versions.json").write_text(json.dumps({"commit": HOSTILE, HOSTILE: HOSTILE}))
         run.rename(folder / f"<i onclick=x>{seed}")
-    make(folder, of("vdn", 0, "climbing", "matrix", train=schema.Train(name=HOSTILE, optimiser=HOSTILE)), 1.0)
-    make(folder, of("vdn", 0, "climbing", "matrix", train=schema.Train(name="b", optimiser="b")), 1.0)
+    make(folder, of("vdn", 0, "climbing", "matrix", train=schema.TrainConfig(name=HOSTILE, optimiser=HOSTILE)), 1.0)
+    make(folder, of("vdn", 0, "climbing", "matrix", train=schema.TrainConfig(name="b", optimiser="b")), 1.0)
     unfinished(folder, of("vdn", 7), "failed", HOSTILE).rename(folder / "<i onclick=y>")
     names = sorted(one.name for one in folder.iterdir())
     text = text_of(sweep(folder / "<u>", [*names, "<s>"], HOSTILE))

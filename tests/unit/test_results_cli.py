@@ -18,7 +18,7 @@ from qllm_exp.results.summary import summarise
 def runs(tmp_path: Path) -> Path:
     for seed in range(3):
         make(tmp_path / "runs", of("qmix", seed), 0.5 + 0.1 * seed)
-        make(tmp_path / "runs", of("vdn", seed, train=schema.Train(hidden=32)), 0.3 + 0.1 * seed)
+        make(tmp_path / "runs", of("vdn", seed, train=schema.TrainConfig(hidden=32)), 0.3 + 0.1 * seed)
     return tmp_path / "runs"
 
 
@@ -67,7 +67,7 @@ def test_the_ending_of_the_file_says_the_format(
 
 def test_an_ablation_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for hidden in (32, 64):
-        make(tmp_path, of("vdn", train=schema.Train(hidden=hidden)), 0.3)
+        make(tmp_path, of("vdn", train=schema.TrainConfig(hidden=hidden)), 0.3)
     assert main(["ablation", str(tmp_path), "--axis", "train.hidden"]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("| lbf")]
     assert [line[3] for line in table] == ["32", "64"] and table[1][-2] == "default"

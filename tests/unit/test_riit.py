@@ -11,19 +11,24 @@ from test_mixers_learning import CONFIGS, best, one_hot, picked, value_loss
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.algorithms.riit import ActionValues, CriticJointAction, Riit
+from qllm_exp.algorithms.riit import Config as RiitConfig
 from qllm_exp.config import schema
 from qllm_exp.credit.stored_function import BUNDLED, load
 from qllm_exp.explain.watch_episode import credit
 from qllm_exp.mixers import make_mixer
+from qllm_exp.mixers.none import Config as NoMixerConfig
+from qllm_exp.mixers.qatten import Config as QattenConfig
+from qllm_exp.mixers.qmix import Config as QmixConfig
 from qllm_exp.mixers.tfcaf import Tfcaf
+from qllm_exp.mixers.vdn import Config as VdnConfig
 
 N, A = ENV.n_agents, ENV.n_actions
 WEIGHTED = {name: CONFIGS[name] for name in ("cw", "ow")}
 MIXERS = WEIGHTED | {
-    "none": schema.NoMixer(),
-    "vdn": schema.Vdn(),
-    "qmix": schema.Qmix(embed=4, hypernet=5),
-    "qatten": schema.Qatten(heads=2, hidden=5, embed=4),
+    "none": NoMixerConfig(),
+    "vdn": VdnConfig(),
+    "qmix": QmixConfig(embed=4, hypernet=5),
+    "qatten": QattenConfig(heads=2, hidden=5, embed=4),
 }
 NAMES = [*MIXERS, "tfcaf"]
 
@@ -37,7 +42,7 @@ def mixer_of(name):
 def learner(name="qmix", train=None, **algorithm) -> Riit:
     torch.manual_seed(0)
     settings = {"hidden": 8, "grad_norm_clip": 1e9, "standardise_rewards": False} | (train or {})
-    made = Riit(schema.Riit(**({"critic_hidden": 8} | algorithm)), schema.Train(**settings), ENV, mixer_of(name))
+    made = Riit(RiitConfig(**({"critic_hidden": 8} | algorithm)), schema.TrainConfig(**settings), ENV, mixer_of(name))
     with torch.no_grad():  # so that critic and target differ, and the policy is not uniform
         made.target.values += 0.3 * torch.randn_like(made.target.values)
         made.actor_parameters.values *= 3
@@ -209,7 +214,9 @@ def test_what_a_mixer_asks_for_without_gradients_it_can_learn_from_later():
     joint = CriticJointAction(made.critic.values, made.inputs.at(b.obs[:-1], None), b.available_actions[:-1], b.actions)
     with torch.no_grad():
         known = joint.best_actions
-        fixed = CriticJointAction(made.critic.values, made.inputs.at(b.obs[:-1], None), b.available_actions[:-1], b.actions)
+        fixed = CriticJointAction(
+            made.critic.values, made.inputs.at(b.obs[:-1], None), b.available_actions[:-1], b.actions
+        )
     assert joint.all_qs.requires_grad and joint.qs.requires_grad and not fixed.all_qs.requires_grad
     torch.testing.assert_close(joint.qs, joint.all_qs.gather(-1, b.actions.unsqueeze(-1)).squeeze(-1))
     for t in range(b.steps):

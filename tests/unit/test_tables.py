@@ -13,6 +13,7 @@ from run_folders import make, of, unfinished
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
+from qllm_exp.llm.online import Config as OnlineConfig
 from qllm_exp.results.records.collect import collect
 from qllm_exp.results.records.keys import methods, sort_key
 from qllm_exp.results.statistics.aggregate import Estimate, bootstrap_mean
@@ -74,7 +75,7 @@ def test_rows_are_tasks_and_columns_methods_in_a_fixed_order(tmp_path: Path) -> 
 def test_any_key_makes_rows_and_columns(tmp_path: Path) -> None:
     for rate in (1e-3, 1e-4):
         for seed in range(2):
-            make(tmp_path, of("vdn", seed, train=schema.Train(learning_rate=rate)), rate * 1000 + seed)
+            make(tmp_path, of("vdn", seed, train=schema.TrainConfig(learning_rate=rate)), rate * 1000 + seed)
     found = collect([tmp_path])
     sheet, _ = comparison(found, rows=["train.learning_rate", "mixer"], columns=["seed"])
     assert list(sheet.labels) == ["train.learning_rate", "mixer"] and sheet.columns == ["seed=0", "seed=1"]
@@ -84,7 +85,7 @@ def test_any_key_makes_rows_and_columns(tmp_path: Path) -> None:
 
 def test_a_cell_does_not_mix_methods(tmp_path: Path) -> None:
     for rate in (1e-3, 1e-4):
-        make(tmp_path, of("vdn", train=schema.Train(learning_rate=rate)), 1.0)
+        make(tmp_path, of("vdn", train=schema.TrainConfig(learning_rate=rate)), 1.0)
     with pytest.raises(UserError, match=r"mixer=vdn differ in train\.learning_rate, and would be mixed as one"):
         comparison(collect([tmp_path]), columns=["mixer"])
     assert comparison(collect([tmp_path]))[0].columns == ["vdn learning_rate=0.0001", "vdn learning_rate=0.001"]
@@ -229,7 +230,7 @@ def test_a_run_that_diverged_is_named_and_not_averaged_away(tmp_path: Path) -> N
 
 
 def generation(**more: object) -> dict[str, object]:
-    return {"tfcaf": schema.Generation(**more), "llm": schema.Online(name="openai", model="openai/x")}  # type: ignore[arg-type]
+    return {"tfcaf": schema.GenerationConfig(**more), "llm": OnlineConfig(name="openai", model="openai/x")}  # type: ignore[arg-type]
 
 
 def test_an_ablation_compares_with_the_default(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_an_ablation_compares_with_the_default(tmp_path: Path) -> None:
 def test_without_a_run_of_the_default_most_runs_decide(tmp_path: Path) -> None:
     for rate, seeds in ((1e-3, 2), (1e-4, 3)):
         for seed in range(seeds):
-            make(tmp_path, of("vdn", seed, train=schema.Train(learning_rate=rate)), rate)
+            make(tmp_path, of("vdn", seed, train=schema.TrainConfig(learning_rate=rate)), rate)
     sheet, _ = ablation(collect([tmp_path]), ["train.learning_rate"])
     assert any(
         note.startswith(
@@ -265,7 +266,7 @@ def gammas(
 ) -> None:
     for gamma in found:
         for seed in range(2):
-            train = schema.Train(gamma=gamma, **more)  # type: ignore[arg-type]
+            train = schema.TrainConfig(gamma=gamma, **more)  # type: ignore[arg-type]
             make(folder, of(mixer, seed, task, env, train=train), middle + gamma + 0.01 * seed)
 
 
@@ -289,7 +290,7 @@ def test_every_row_has_the_default_of_its_own_mixer_and_preset(tmp_path: Path) -
     """In conf/train/preset/mixer/paper_mpe_q_learning_tfcaf.yaml the learning rate is 0.001, for QMIX that of paper.yaml."""
     for mixer in ("tfcaf", "qmix"):
         for rate in (3e-4, 1e-3):
-            train = schema.Train(name="paper", learning_rate=rate)
+            train = schema.TrainConfig(name="paper", learning_rate=rate)
             make(
                 tmp_path,
                 of(mixer, 0, "simple_spread", "mpe", train=train),
@@ -318,7 +319,7 @@ def test_of_several_axes_the_combination_is_the_default(tmp_path: Path) -> None:
     """Where each default was run but not both together, the combination that most runs have is compared with."""
     for task, found in ((TASK, [(0.99, 64), (0.9, 64)]), (OTHER, [(0.99, 32), (0.9, 64), (0.9, 64)])):
         for seed, (gamma, hidden) in enumerate(found):
-            train = schema.Train(gamma=gamma, hidden=hidden)
+            train = schema.TrainConfig(gamma=gamma, hidden=hidden)
             make(tmp_path, of("vdn", seed, task, train=train), gamma)
     sheet, _ = ablation(collect([tmp_path]), ["train.gamma", "train.hidden"])
     assert [row[1:] for row, cells in sheet.rows if cells[1] == "default"] == [(TASK, 0.99, 64), (OTHER, 0.9, 64)]
@@ -349,7 +350,7 @@ def test_several_axes_have_a_row_for_each_combination_that_was_run(tmp_path: Pat
     for gamma, hidden in ((0.99, 64), (0.9, 64), (0.99, 32)):
         for mixer in ("qmix", "vdn"):
             for seed in range(2):
-                train = schema.Train(gamma=gamma, hidden=hidden)
+                train = schema.TrainConfig(gamma=gamma, hidden=hidden)
                 make(tmp_path, of(mixer, seed, train=train), gamma + hidden + seed * 0.1)
     assert methods(collect([tmp_path]).finished)[0] == "qmix gamma=0.9 hidden=64"
     sheet, _ = ablation(collect([tmp_path]), ["train.gamma", "train.hidden"])

@@ -11,7 +11,7 @@ T, N, AGENTS, INPUTS, OUTPUTS = 5, 3, 2, 4, 6
 
 def network(kind: str, shared: bool) -> TeamNetwork:
     torch.manual_seed(0)
-    return TeamNetwork(AGENTS, INPUTS, OUTPUTS, schema.Train(network=kind, share_parameters=shared, hidden=8))
+    return TeamNetwork(AGENTS, INPUTS, OUTPUTS, schema.TrainConfig(network=kind, share_parameters=shared, hidden=8))
 
 
 @pytest.mark.parametrize("kind", ["gru", "mlp"])

@@ -10,17 +10,22 @@ from typing import Any, cast
 
 import pytest
 
-from qllm_exp.config import schema
+from qllm_exp.config import registry, schema
+from qllm_exp.config.load import config_class
 from qllm_exp.credit import stored_function as entry_module
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.stored_function import StoredFunction, bundled, load
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
+from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.errors import UserError
 from qllm_exp.generation import provide
 from qllm_exp.generation.coder_evaluator import generate
 from qllm_exp.generation.verify import Accepted, verify_all
 from qllm_exp.llm import CallFailed, Reply, Request
+from qllm_exp.llm.folder import Config as FolderConfig
+from qllm_exp.mixers.qmix import Config as QmixConfig
+from qllm_exp.mixers.tfcaf import Config as TfcafConfig
 
 PROGRAM = {
     "version": 1,
@@ -200,10 +205,10 @@ class Recorded:
 def test_what_is_bundled_is_what_the_procedure_makes_of_the_recorded_answers_to_todays_prompts(path: Path) -> None:
     """Fails when a prompt, a task's description, a state layout or the procedure has changed: the function is then stale."""
     stored = load(path)
-    options = schema.Generation(**{**stored.request["procedure"], "probe": schema.Probe()})
-    llm = schema.Folder(**{"path": "answers", **stored.request["llm"]})
-    env_config = schema.CHOICES["env"][stored.env](task=stored.task)
-    run = schema.Run(env=env_config, mixer=schema.Tfcaf(), llm=llm, tfcaf=options)
+    options = schema.GenerationConfig(**{**stored.request["procedure"], "probe": schema.ProbeConfig()})
+    llm = FolderConfig(**{"path": "answers", **stored.request["llm"]})
+    env_config = config_class("env", stored.env)(task=stored.task)
+    run = schema.RunConfig(env=env_config, mixer=TfcafConfig(), llm=llm, tfcaf=options)
     prompts = provide.prompts_of(run)
     assert stored.prompts == {"coder": prompts.coder_system, "evaluator": prompts.evaluator_system}
     assert (stored.request, stored.key) == (provide.request_of(run), provide.key_of(run))
@@ -217,18 +222,18 @@ def test_what_is_bundled_is_what_the_procedure_makes_of_the_recorded_answers_to_
 
 def test_every_default_task_and_every_task_of_the_papers_has_a_bundled_function() -> None:
     filed = {(path.parent.name, path.stem) for path in BUNDLED_FILES}
-    assert {(name, choice().task) for name, choice in schema.CHOICES["env"].items()} <= filed
+    assert {(name, config_class("env", name)().task) for name in registry.choices("env")} <= filed
     assert {(name, task) for name, tasks in PAPER_TASKS.items() for task in tasks} <= filed
 
 
 def test_the_same_source_imported_for_another_size_of_a_task_is_another_function() -> None:
     accepted = Accepted("def f(): ...", "f", cast(Any, SimpleNamespace(hash="")), True, ())
-    sizes = [schema.Mpe(), schema.Mpe(options={"n_agents": 6}), schema.Mpe()]
+    sizes = [MpeConfig(), MpeConfig(options={"n_agents": 6}), MpeConfig()]
     keys = [provide.imported(accepted, make_env(env, 2, 0), "a file").key for env in sizes]
     assert keys[0] == keys[2] != keys[1]
 
 
 def test_a_mixer_that_is_no_written_function_has_no_gate_to_ask_for() -> None:
-    run = schema.Run(mixer=schema.Qmix())
+    run = schema.RunConfig(mixer=QmixConfig())
     with pytest.raises(UserError, match=r"mixer=qmix is no written function.*mixer=tfcaf"):
         provide.enforced(run, make_env(run.env, 2, 0))

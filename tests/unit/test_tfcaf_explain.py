@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from qllm_exp.config import schema
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout
+from qllm_exp.envs.lbf import Config as LbfConfig
+from qllm_exp.envs.matrix import Config as MatrixConfig
 from qllm_exp.errors import UserError
 from qllm_exp.explain import attribution as numbers
 from qllm_exp.explain.episodes import Episode, entities, events, moments, play, random_policy, visited
@@ -51,7 +52,9 @@ def program(source: str, n_agents: int, state_dim: int) -> Program:
 
 
 def entry(source: str, env: TeamEnv) -> StoredFunction:
-    return StoredFunction(env.task.env, env.task.task, source, "credit_assignment", program(source, env.n_agents, env.state_dim))
+    return StoredFunction(
+        env.task.env, env.task.task, source, "credit_assignment", program(source, env.n_agents, env.state_dim)
+    )
 
 
 class Scripted(TeamEnv):
@@ -204,7 +207,7 @@ def test_recording_stops_when_the_first_copy_ends(steps: int, length: int, ended
 
 
 def test_a_time_limit_is_told_from_an_end() -> None:
-    env = make_env(schema.Matrix(episode_limit=5), 1, 0)
+    env = make_env(MatrixConfig(episode_limit=5), 1, 0)
     episode = play(env, random_policy(0, env.device), 100)
     assert (len(episode.rewards), episode.ended) == (5, "truncated")
 
@@ -301,7 +304,7 @@ def check_files(paths: list[Path], folder: Path) -> dict[str, str]:
 
 
 def test_explain_writes_pictures_and_tables_and_leaves_the_environment(tmp_path: Path) -> None:
-    env = make_env(schema.Lbf(task="5x5-2p-1f", episode_limit=20), 4, 3)
+    env = make_env(LbfConfig(task="5x5-2p-1f", episode_limit=20), 4, 3)
     before = env.state_dict()["generator"].clone()
     level = """
 def credit_assignment(agents_q, global_state):
@@ -322,7 +325,7 @@ def credit_assignment(agents_q, global_state):
 
 
 def test_explain_shows_joint_actions_where_nothing_has_a_place(tmp_path: Path) -> None:
-    env = make_env(schema.Matrix(), 2, 0)
+    env = make_env(MatrixConfig(), 2, 0)
     product = entry(PRODUCT, env)
     with pytest.raises(UserError, match="affine"):
         explain(product, env, tmp_path / "refused", enforce=True)
@@ -331,7 +334,7 @@ def test_explain_shows_joint_actions_where_nothing_has_a_place(tmp_path: Path) -
 
 
 def test_explain_repeats_itself_and_plays_a_given_policy(tmp_path: Path) -> None:
-    env = make_env(schema.Matrix(episode_limit=6), 1, 0)
+    env = make_env(MatrixConfig(episode_limit=6), 1, 0)
     mean = entry("def credit_assignment(q, s):\n    return q.mean(dim=1, keepdim=True)\n", env)
     policy = Cycle()
     for name in ("a", "b"):
@@ -344,6 +347,11 @@ def test_explain_repeats_itself_and_plays_a_given_policy(tmp_path: Path) -> None
 
 
 def test_explain_refuses_a_function_for_another_task(tmp_path: Path) -> None:
-    env = make_env(schema.Matrix(), 1, 0)
+    env = make_env(MatrixConfig(), 1, 0)
     with pytest.raises(UserError, match="agents"):
-        explain(StoredFunction("lbf", "8x8", SIGNED, "credit_assignment", program(SIGNED, 3, 5)), env, tmp_path, enforce=True)
+        explain(
+            StoredFunction("lbf", "8x8", SIGNED, "credit_assignment", program(SIGNED, 3, 5)),
+            env,
+            tmp_path,
+            enforce=True,
+        )

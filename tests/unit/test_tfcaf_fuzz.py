@@ -11,9 +11,9 @@ import pytest
 from hostile_functions import CANARY, HOSTILE, Hostile
 from tfcaf_functions import DETACHED, GROUPS, INDEXED, MAXIMUM, QLLM_NAME, SPREAD, SPREAD_COLLISIONS, VDN
 
-from qllm_exp.config.schema import Mpe
 from qllm_exp.credit.refused import MAX_REASON, Refused
 from qllm_exp.envs import TeamEnv, make_env
+from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.generation import sandbox
 from qllm_exp.generation.sandbox_child import landlock_version
 from qllm_exp.generation.verify import Accepted, verify_all
@@ -26,7 +26,7 @@ Tried = list[tuple[Hostile, Accepted | Refused]]
 
 @pytest.fixture(scope="module")
 def env() -> TeamEnv:
-    return make_env(Mpe(task="simple_spread"), 8, 0)
+    return make_env(MpeConfig(task="simple_spread"), 8, 0)
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from qllm_exp.config.schema import Lbf
 from qllm_exp.credit.operations import FASTER
 from qllm_exp.credit.probe_states import describe, extreme_states, moderate, task_states
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs import Observation, StateField, StateLayout, Step, TaskDescription, TeamEnv, make_env
+from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.generation import verify as verifier
 from qllm_exp.generation.verify import MAX_BIAS, MAX_WEIGHT, Accepted, verify, verify_all
 
@@ -325,7 +325,7 @@ BODIES = {
 
 
 def test_the_whole_cascade_judges_each_candidate_apart() -> None:
-    env = make_env(Lbf(), 8, 0)
+    env = make_env(LbfConfig(), 8, 0)
     verdicts = dict(zip(BODIES, verify_all([HEAD + body for body in BODIES.values()], env, enforce=True), strict=True))
     mean, loaded = verdicts["mean"], verdicts["loaded"]
     assert isinstance(mean, Accepted) and isinstance(loaded, Accepted)

@@ -8,6 +8,8 @@ import pytest
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
+from qllm_exp.llm.online import Config as OnlineConfig
+from qllm_exp.mixers.tfcaf import Config as TfcafConfig
 from qllm_exp.results.__main__ import main
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import run_folders
@@ -29,20 +31,20 @@ def nobody(tmp_path, monkeypatch):
 
 def refused(*tags, **tracking):
     with pytest.raises(UserError) as caught:
-        wandb_login.check(schema.Wandb(**tracking), tags)
+        wandb_login.check(schema.WandbConfig(**tracking), tags)
     return str(caught.value)
 
 
 def test_nobody_is_logged_in_to_begin_with_and_nobody_need_be_offline():
     assert "https://api.wandb.ai" in refused()
     for mode in ("offline", "disabled"):
-        wandb_login.check(schema.Wandb(mode=mode), ())
+        wandb_login.check(schema.WandbConfig(mode=mode), ())
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"])
 def test_a_key_or_a_token_in_the_environment_is_a_login(monkeypatch, name):
     monkeypatch.setenv(name, "x")
-    wandb_login.check(schema.Wandb(), ())
+    wandb_login.check(schema.WandbConfig(), ())
 
 
 @pytest.mark.parametrize("place", [".netrc", "_netrc", "elsewhere"])
@@ -51,7 +53,7 @@ def test_a_netrc_entry_is_a_login_for_its_own_server(tmp_path, monkeypatch, plac
     (tmp_path / place).chmod(0o600)
     if place == "elsewhere":
         monkeypatch.setenv("NETRC", str(tmp_path / place))
-    wandb_login.check(schema.Wandb(), ())
+    wandb_login.check(schema.WandbConfig(), ())
     for known in (wandb_login.logged_in, wandb_login.server):
         known.cache_clear()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/")
@@ -64,13 +66,13 @@ def test_the_server_that_somebody_logged_in_to_is_the_one_that_counts(tmp_path):
     assert "https://wandb.example.org here" in refused()
     (tmp_path / ".netrc").write_text("machine wandb.example.org login user password x\n")
     wandb_login.logged_in.cache_clear()
-    wandb_login.check(schema.Wandb(), ())
+    wandb_login.check(schema.WandbConfig(), ())
 
 
 def test_a_sweep_asks_once(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x")
     for _ in range(100):
-        wandb_login.check(schema.Wandb(), ())
+        wandb_login.check(schema.WandbConfig(), ())
     assert wandb_login.logged_in.cache_info().misses == 1
 
 
@@ -106,8 +108,8 @@ def test_kinds_of_rows_have_names_of_their_own():
 
 
 def test_the_configuration_is_flat_and_tells_no_path_and_no_address(tmp_path):
-    llm = schema.Online(name="openai", api_base="http://user:secret@host", key_env="MY_KEY")
-    run = schema.Run(llm=llm, mixer=schema.Tfcaf(file="/home/me/f.json"), dir="/home/me/runs", device="cuda:1")
+    llm = OnlineConfig(name="openai", api_base="http://user:secret@host", key_env="MY_KEY")
+    run = schema.RunConfig(llm=llm, mixer=TfcafConfig(file="/home/me/f.json"), dir="/home/me/runs", device="cuda:1")
     for tfcaf in ('{"hash": "0123456789abcdef"}', None):
         directory = RunDirectory(tmp_path / str(tfcaf is None))
         directory.create(run, tfcaf)
@@ -146,7 +148,7 @@ def test_folders_of_runs_of_sweeps_and_of_several_runs_are_understood(tmp_path):
 
 
 def test_sync_without_a_login_is_one_clear_error(tmp_path, capsys):
-    RunDirectory(tmp_path / "run").create(schema.Run(), None)
+    RunDirectory(tmp_path / "run").create(schema.RunConfig(), None)
     assert main(["sync", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "`wandb login`" in said

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from qllm_exp.algorithms import make_algorithm
-from qllm_exp.config import schema
+from qllm_exp.config import registry, schema
+from qllm_exp.config.load import config_class
 from qllm_exp.envs import make_env
 from qllm_exp.errors import RunFailed
 from qllm_exp.mixers import make_mixer
@@ -15,21 +16,21 @@ from qllm_exp.training.checkpoint import CheckpointStore
 from qllm_exp.training.trainer import Interrupted, Trainer
 
 
-def small_run(env="lbf", mixer="qmix", num_envs=4, algorithm="q_learning", **train) -> schema.Run:
+def small_run(env="lbf", mixer="qmix", num_envs=4, algorithm="q_learning", **train) -> schema.RunConfig:
     settings = {"total_steps": 1500, "steps_per_update": 100, "batch_episodes": 4, "buffer_episodes": 10, "hidden": 8}
-    evaluation = schema.Evaluation(every=500, episodes=6, absolute_episodes=8)
-    return schema.Run(
-        env=schema.CHOICES["env"][env](num_envs=num_envs),
-        algorithm=schema.CHOICES["algorithm"][algorithm](),
-        mixer=schema.CHOICES["mixer"][mixer](),
-        train=schema.Train(**(settings | {"evaluation": evaluation} | train)),
+    evaluation = schema.EvaluationConfig(every=500, episodes=6, absolute_episodes=8)
+    return schema.RunConfig(
+        env=config_class("env", env)(num_envs=num_envs),
+        algorithm=config_class("algorithm", algorithm)(),
+        mixer=config_class("mixer", mixer)(),
+        train=schema.TrainConfig(**(settings | {"evaluation": evaluation} | train)),
     )
 
 
 class Bench:
     """A trainer with its rows kept in a list, which may be stopped after a number of cycles."""
 
-    def __init__(self, run: schema.Run, folder: Path, stop_after: int = 10**9) -> None:
+    def __init__(self, run: schema.RunConfig, folder: Path, stop_after: int = 10**9) -> None:
         self.rows: list[dict] = []
         self.cycles, self.stop_after = -1, stop_after
         env = make_env(run.env, run.env.num_envs, 0)
@@ -58,7 +59,7 @@ def test_stopped_after_every_cycle_and_resumed_is_bit_for_bit_the_same(tmp_path,
     check_resuming(small_run(env, mixer, num_envs=16 if env == "mpe" else 4, **extra), tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("algorithm", [name for name in schema.CHOICES["algorithm"] if name != "q_learning"])
+@pytest.mark.parametrize("algorithm", [name for name in registry.choices("algorithm") if name != "q_learning"])
 @pytest.mark.parametrize("env", ["lbf", "matrix"])
 @pytest.mark.parametrize(
     "extra",
@@ -112,7 +113,9 @@ def test_evaluations_stand_at_the_same_steps_for_any_number_of_copies(tmp_path):
 
 def test_evaluating_leaves_no_trace_in_training(tmp_path):
     often = Bench(small_run("lbf", total_steps=3000), tmp_path / "often")
-    rarely = Bench(small_run("lbf", total_steps=3000, evaluation=schema.Evaluation(10**6, 1, 1)), tmp_path / "rarely")
+    rarely = Bench(
+        small_run("lbf", total_steps=3000, evaluation=schema.EvaluationConfig(10**6, 1, 1)), tmp_path / "rarely"
+    )
     for bench in (often, rarely):
         bench.trainer.train(bench.store)
     one, two = (b.trainer.algorithm.policy_state_dict() for b in (often, rarely))

@@ -11,6 +11,7 @@ from run_folders import STEPS, make, of
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
+from qllm_exp.llm.online import Config as OnlineConfig
 from qllm_exp.results.figures import across_tasks, per_task
 from qllm_exp.results.records.collect import collect
 from qllm_exp.results.records.keys import methods
@@ -27,8 +28,8 @@ SEEDS = (4, 4, 2)
 
 
 def sampled(folder: Path, task: str, sample: int, seed: int, final: float) -> None:
-    llm = schema.Online(name="openai", model="openai/x")
-    run = of("tfcaf", seed, task, tfcaf=schema.Generation(sample=sample), llm=llm)
+    llm = OnlineConfig(name="openai", model="openai/x")
+    run = of("tfcaf", seed, task, tfcaf=schema.GenerationConfig(sample=sample), llm=llm)
     make(folder, run, final, program=[task, sample])
 
 
@@ -155,7 +156,7 @@ def test_methods_may_be_made_of_any_keys(records: list[Record], tmp_path: Path) 
     assert renamed(records, ["method"]) == records
     assert methods(renamed(records, ["mixer", "seed"]))[:2] == ["tfcaf seed=0", "tfcaf seed=1"]
     for hidden in (32, 64):
-        make(tmp_path, of("vdn", train=schema.Train(hidden=hidden)), 0.5)
+        make(tmp_path, of("vdn", train=schema.TrainConfig(hidden=hidden)), 0.5)
     every = collect([tmp_path]).finished
     with pytest.raises(UserError, match=r"mixer=vdn differ in train\.hidden.*--only train\.hidden=32"):
         renamed(every, ["mixer"])

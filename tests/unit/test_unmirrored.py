@@ -49,7 +49,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    train = schema.Train(gamma=1.0, grad_norm_clip=0.5)
+    train = schema.TrainConfig(gamma=1.0, grad_norm_clip=0.5)
     return make(tmp_path / "here", of("qmix", 3, env="mpe", task="simple_tag", train=train), 4.0)
 
 

@@ -20,19 +20,33 @@ GRF runs of QLLM do: a goal of n agents is worth 2n. `reward=mean` divides that 
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qllm_exp.config.schema import Grf
+from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.grf.pool import WorkerError, WorkerPool
 from qllm_exp.envs.grf.worker import ACTIONS, ACTIVE, MODE, OBS_DIM, PLAYERS, Facts
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 from qllm_exp.errors import UserError, choose
+
+
+@dataclass
+class Config(schema.EnvConfig):
+    name: str = "grf"
+    task: str = "academy_3_vs_1_with_keeper"
+    episode_limit: int = schema.number(150, 1)
+    workers: int = schema.number(0, 0, 1024, identity=False)
+    goalkeeper: bool = True
+    rewards: str = schema.one_of("scoring,checkpoints", "scoring")
+    reward: str = schema.one_of("mean", "sum")
+    auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 16, "cuda": 16}
+
 
 # The academy scenarios of gfootball 2.10.2, for when it is not installed.
 _ACADEMY = (
@@ -88,14 +102,14 @@ def tasks() -> list[str]:
     return sorted(file.stem for file in (folder / "scenarios").glob("academy_*.py"))
 
 
-def check(config: Grf) -> None:
+def check(config: Config) -> None:
     """UserError when gfootball is not installed or has no such scenario."""
     choose("env.task", config.task, tasks())
     if _gfootball_folder() is None or not _found("gfootball_engine"):
         raise UserError("env=grf needs the football engine, which is not installed. Type: make grf")
 
 
-def make(config: Grf, num_envs: int, seed: int, device: torch.device) -> "FootballEnv":
+def make(config: Config, num_envs: int, seed: int, device: torch.device) -> "FootballEnv":
     """`num_envs` matches of the scenario `config.task`. UserError as in `check`, and when the engine does not load."""
     check(config)
     try:
@@ -116,7 +130,7 @@ class FootballEnv(TeamEnv):
         WorkerError: (`reset`, `step`) a worker process died; names it, its matches and the cause. The environment is closed then.
     """
 
-    def __init__(self, config: Grf, num_envs: int, seed: int, device: torch.device) -> None:
+    def __init__(self, config: Config, num_envs: int, seed: int, device: torch.device) -> None:
         self.num_envs, self.device = num_envs, device
         self._mean = config.reward == "mean"
         self.pool = WorkerPool(
@@ -219,7 +233,7 @@ def _state_fields(facts: Facts) -> Iterator[tuple[Any, StateField]]:
     yield np.r_[MODE], StateField("match", None, "mode", _MODES, 0.0, 1.0, special=one_hot)
 
 
-def _describe(config: Grf, facts: Facts, episode_limit: int) -> TaskDescription:
+def _describe(config: Config, facts: Facts, episode_limit: int) -> TaskDescription:
     who = "; ".join(f"agent {i} is our {_ROLES[facts.roles[player]]}" for i, player in enumerate(facts.agents))
     others = len(facts.roles) - len(facts.agents)
     goal = (

@@ -1,5 +1,5 @@
 """VMAS particle worlds: simple_spread, simple_adversary, simple_tag and every other scenario of VMAS."""
 
-from qllm_exp.envs.mpe.env import check, make, tasks
+from qllm_exp.envs.mpe.env import Config, check, make, tasks
 
-__all__ = ["check", "make", "tasks"]
+__all__ = ["Config", "check", "make", "tasks"]

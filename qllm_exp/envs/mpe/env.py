@@ -16,6 +16,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from vmas.simulator.dynamics.holonomic import Holonomic
 from vmas.simulator.scenario import BaseScenario
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import TaskDescription
 from qllm_exp.envs.mpe.physics import CirclePhysics, is_plain
@@ -32,6 +34,14 @@ from qllm_exp.envs.mpe.sides import SIDES
 from qllm_exp.envs.mpe.state import WorldState
 from qllm_exp.envs.mpe.texts import TEXTS
 from qllm_exp.errors import UserError, choose, nearest
+
+
+@dataclass
+class Config(schema.EnvConfig):
+    name: str = "mpe"
+    task: str = "simple_spread"
+    options: dict[str, Any] = field(default_factory=dict)
+
 
 _AXES = (("left", "right"), ("down", "up"))
 

@@ -8,16 +8,26 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.pettingzoo.layout import describe, state_layout
 from qllm_exp.errors import UserError, nearest
+
+
+@dataclass
+class Config(schema.EnvConfig):
+    name: str = "pettingzoo"
+    task: str = "mpe2.simple_spread_v3"
+    options: dict[str, Any] = field(default_factory=dict)
+    auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 8, "cuda": 8}
 
 
 def tasks() -> list[str]:

@@ -5,37 +5,40 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from qllm_exp.config import schema
 from qllm_exp.config.load import method_name
 from qllm_exp.errors import UserError
 from qllm_exp.runs.metrics import read_rows
+from qllm_exp.runs.run_directory import NOT_IDENTITY
 
 EVERY = "train.evaluation.every"
 
 
-def _where_or_how(cls: type, at: str = "") -> Iterator[str]:
-    """How dotted keys begin that do not define a run, by the schema."""
-    for one in fields(cls):
-        nested = one.default_factory if is_dataclass(one.default_factory) else None
-        key = f"{at}{one.name}{'.' if nested else ''}"
-        if not one.metadata.get("identity", True):
-            yield key
-        elif nested:
-            for choice in {nested, *schema.CHOICES.get(key[:-1], {}).values()}:
-                yield from _where_or_how(choice, key)
-
-
-# Settings that do not say what a method is: those, the task, the seed, and names that stand for other settings.
+# Settings that do not say what a method is: the task, the seed, names that stand for other settings, and where and how it ran.
 _NOT_A_METHOD = (
-    *sorted(set(_where_or_how(schema.Run))),
-    *("seed", "env.name", "env.task", "mixer.file", "train.name", "train.source", EVERY, "llm.backend"),
+    *(
+        "seed",
+        "env.name",
+        "env.task",
+        "mixer.file",
+        "train.name",
+        "train.source",
+        EVERY,
+        "llm.backend",
+        "train.checkpoint.",
+    ),
+    *("tfcaf.budget_usd", "tfcaf.cache", "tracking.", "sweep.", "device", "dir"),
+)
+# What the first line of config.yaml says since version 0.2 of the choices' own options; for runs that have no such line.
+_UNMARKED = (
+    *("env.workers", "algorithm.num_envs", "llm.api_base", "llm.key_env", "llm.timeout_s", "llm.attempts"),
+    *("llm.concurrency", "llm.usd_per_million_in", "llm.usd_per_million_out", "llm.path"),
 )
 _OF_THE_FUNCTION = ("llm.", "tfcaf.")  # how a credit-assignment function came about: nothing to a mixer that uses none
 FUNCTION = "mixer.function"  # the setting that stands for the credit-assignment function: digits of its program's hash
@@ -160,7 +163,9 @@ class Reader:
         key = (*(block for block in blocks if not _OF_ONE_RUN.match(block)), function.digits)
         try:
             if key not in self._methods:
-                self._methods[key] = _method([self._block(block) for block in key[:-1]], function.digits)
+                self._methods[key] = _method(
+                    [self._block(block) for block in key[:-1]], _marked(key[0]), function.digits
+                )
             seed = next(int(self._block(block)["seed"]) for block in own if block.startswith("seed:"))
         except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration) as error:
             said = " ".join(str(error).split()) or "no seed"
@@ -204,12 +209,17 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _method(blocks: list[dict[str, Any]], function: str) -> Method:
+def _marked(block: str) -> tuple[str, ...]:
+    """Keys that do not define the run, by the line that a configuration begins with."""
+    return tuple(block.removeprefix(NOT_IDENTITY).split()) if block.startswith(NOT_IDENTITY) else _UNMARKED
+
+
+def _method(blocks: list[dict[str, Any]], not_identity: tuple[str, ...], function: str) -> Method:
     config: dict[str, Any] = {}
     for block in blocks:
         config |= block
     algorithm, mixer, env = config["algorithm"]["name"], config["mixer"]["name"], config["env"]
-    left_out = _NOT_A_METHOD + (() if mixer == "tfcaf" else _OF_THE_FUNCTION)
+    left_out = _NOT_A_METHOD + not_identity + (() if mixer == "tfcaf" else _OF_THE_FUNCTION)
     settings = {key: value for key, value in _flat(config).items() if not key.startswith(left_out)}
     identity = settings
     if function:  # then the function itself counts, and not who wrote it or how

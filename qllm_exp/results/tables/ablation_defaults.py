@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from qllm_exp.config import schema
+from qllm_exp.config import registry, schema
 from qllm_exp.errors import UserError
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.reader import Record
@@ -84,7 +84,7 @@ def _configured(axes: Sequence[str], record: Record) -> Values:
     except UserError:  # a choice of one's own that is not on this machine
         return (None,) * len(axes)
     names = {group: str(getattr(run, group).name) for group in _GROUPS if f"{group}.name" not in axes}
-    own = {group for group, name in names.items() if name not in schema.CHOICES[group]}
+    own = {group for group, name in names.items() if name not in registry.choices(group)}
     if not any(axis.startswith("llm.") for axis in axes):
         names.pop("llm", None)  # some want to be told their model before they are a configuration
     composed = _composed(tuple(f"{group}={name}" for group, name in names.items() if group not in own))
@@ -92,7 +92,7 @@ def _configured(axes: Sequence[str], record: Record) -> Values:
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> schema.Run | None:
+def _composed(overrides: tuple[str, ...]) -> schema.RunConfig | None:
     from qllm_exp.config.compose import compose_run  # Hydra takes its time
 
     try:
