@@ -154,7 +154,7 @@ def test_an_algorithm_without_a_mixer_is_given_none_and_refuses_one_that_is_aske
 def test_an_algorithm_that_takes_most_mixers_says_why_it_refuses_one():
     for mixer in ("qplex", "qtran"):
         with pytest.raises(
-            UserError, match=rf"algorithm=riit does not accept mixer={mixer}: its individual Qs .* It accepts: vdn"
+            UserError, match=rf"algorithm=riit does not accept mixer={mixer}: its individual Qs .* It accepts: none, qatten, qmix, tfcaf, vdn, wqmix\."
         ):
             prepare.check(load_run(composed("algorithm=riit", f"mixer={mixer}")))
     prepare.check(load_run(composed("algorithm=riit", "mixer=wqmix")))
