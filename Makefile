@@ -1,6 +1,6 @@
 # `make run` and `make test` do everything on a fresh machine. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help install dev grf slurm run test tools lint types unit bench clean
+.PHONY: help install dev grf slurm run check test tools lint types unit bench docs release wheelhouse clean
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt
@@ -46,6 +46,9 @@ run: .venv/bin/python  ## a small real sweep: mpe, lbf and grf, tfcaf against qm
 	@envs=mpe,lbf; $(BIN)/python -c 'import gfootball' 2>/dev/null && envs=$$envs,grf; \
 	  set -x; $(BIN)/python -m qllm_exp -m env=$$envs mixer=tfcaf,qmix seed=0-1 train=quick
 
+check: lint types  ## lint, types and the fast tests, for while you work: under 3 minutes
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow' tests/unit
+
 test: .venv/bin/python  ## lint, types and all tests, on the real football engine, a real one-node Slurm and a real browser
 	@$(call beside_engine,dev tools)
 	@launch/install_grf.sh
@@ -67,8 +70,23 @@ types: .venv/dev  ## mypy
 unit: .venv/dev  ## the tests alone
 	$(BIN)/pytest -n 4 --dist worksteal --durations=20
 
+docs: .venv/dev  ## the documentation site, into docs/site
+	$(BIN)/python docs/generate_methods.py
+	$(BIN)/python docs/generate_configuration.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+
 bench: .venv/dev  ## speed, beside JaxMARL, BenchMARL and gfootball from their published packages
 	@tests/bench/run.sh
 
-clean:  ## everything that was installed or made; runs stay
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+release: .venv/dev  ## sdist and wheel in dist/, checked, and tried in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/pytest tests/integration/test_wheel.py
+
+wheelhouse: .venv/installed  ## all wheels for machines without internet, in wheelhouse/
+	$(BIN)/python -m pip wheel --quiet -c launch/constraints.txt -w wheelhouse '.[pettingzoo]'
+	@cp .wheels/*.whl wheelhouse/ 2>/dev/null || echo "without the football engine: make grf first, then again"
+	@echo "there: pip install --no-index --find-links wheelhouse 'qllm_exp[pettingzoo]'"
+
+clean:  ## remove what was installed or generated; keep runs
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist wheelhouse docs/site

@@ -1,60 +1,100 @@
-"""Writes notebooks/methods: a page per algorithm and mixer, and the table of what they reach.
+"""Generate docs/pages/methods: a page per algorithm and mixer, and the table of their results.
 
-    python tests/pages.py                 from the modules' docstrings, the YAML files and measured.csv
-    python tests/pages.py runs/methods    measured.csv and the figures from these runs as well (experiment=methods)
+    python docs/generate_methods.py                  from the docstrings of the modules, the YAML files and measured.csv
+    python docs/generate_methods.py runs/methods     first replace measured.csv and the figures by those of a sweep
+                                                     (experiment=methods)
 
-A page repeats nothing by hand, so that it cannot say other than the code; tests/unit/test_pages.py fails where it does.
+tests/unit/test_generate_methods.py fails when a page differs from its sources.
 """
 
 import ast
 import csv
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
-from qllm_exp.config import schema
-from qllm_exp.config.load import of_name
-
 ROOT = Path(__file__).parents[1]
-PAGES = ROOT / "notebooks" / "methods"
+PAGES = ROOT / "docs" / "pages" / "methods"
 MEASURED = PAGES / "measured.csv"
-MARK = "<!-- From here on tests/pages.py writes. -->"
+MARK = "<!-- docs/generate_methods.py writes everything below this line. -->"
 GROUPS = ("algorithm", "mixer")
-FIGURES = {  # name of a figure: the methods in it, as parts of the names of their run folders
-    "mixers": [f"q-learning_{name}" for name in schema.CHOICES["mixer"] if name != "none"] + ["iql_none"],
-    "plugged": [f"{one}_{mixer}" for one in ("q-learning", "riit", "maser") for mixer in ("qmix", "tfcaf")],
-    "policies": [
-        f"{name}_none" for name, c in schema.CHOICES["algorithm"].items() if not issubclass(c, schema.QLearning)
-    ]
-    + ["q-learning_qmix"],
+OPEN, CLOSE = '<div class="numbers" markdown>', "</div>"  # around a table whose cells stay on one line
+
+# The order of the pages in the index; a method that is not listed comes last.
+_ORDER = (
+    *("q_learning", "iql", "riit", "maser", "coma", "maddpg", "ippo", "mappo", "lica"),
+    *("vdn", "none", "qmix", "qatten", "qplex", "qtran", "wqmix", "tfcaf"),
+)
+
+
+def _choices(group: str) -> list[str]:
+    names = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+    return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
+CHOICES = {group: _choices(group) for group in GROUPS}
+
+
+def _learns_a_policy(algorithm: str) -> bool:
+    """Whether the algorithm has a stochastic policy, and so the option `evaluation` (sample or greedy)."""
+    return "\nevaluation:" in (ROOT / "conf" / "algorithm" / f"{algorithm}.yaml").read_text()
+
+
+# Name of a figure: the methods in it, as parts of the names of their run folders.
+FIGURES = {
+    "mixers": [f"q-learning_{mixer}" for mixer in CHOICES["mixer"] if mixer != "none"] + ["iql_none"],
+    "plugged": [f"{algorithm}_{mixer}" for algorithm in ("q-learning", "riit", "maser") for mixer in ("qmix", "tfcaf")],
+    "policies": [f"{name}_none" for name in CHOICES["algorithm"] if _learns_a_policy(name)] + ["q-learning_qmix"],
+}
+_CAPTIONS = {
+    "mixers": "Learning curves of Q-learning with each mixer",
+    "plugged": "Learning curves of Q-learning, RIIT and MASER with QMIX's network and with a written function",
+    "policies": "Learning curves of the policy-gradient methods, and of QMIX",
 }
 
 
 def pages() -> dict[str, str]:
-    """The text of each file in PAGES, by its name."""
-    found = {f"{name}.md": _page(group, name) for group in GROUPS for name in schema.CHOICES[group]}
-    return found | {"README.md": _index()}
+    """The text of each generated page, by its file name."""
+    written = {f"{name}.md": _page(group, name) for group in GROUPS for name in CHOICES[group]}
+    return written | {"index.md": _index()}
 
 
 def _page(group: str, name: str) -> str:
     module = ROOT / "qllm_exp" / f"{group}s" / f"{name}.py"
-    title, _, body = (ast.get_docstring(ast.parse(module.read_text())) or "").partition("\n")
+    title, _, body = (ast.get_docstring(ast.parse(module.read_text())) or "").partition("\n\n")
     options = (ROOT / "conf" / group / f"{name}.yaml").read_text()
-    parts = [f"# {name}", title, body.strip("\n")]
+    parts = [f"# {name}", _markdown(title), _markdown(body.strip("\n"))]
     parts += [f"## Settings\n\n`conf/{group}/{name}.yaml`:\n\n```yaml\n{options}```", _presets(group, name)]
-    parts += [f"## Measured\n\n{_measured(group, name)}"]
-    parts += [f"Module: [{module.relative_to(ROOT)}](../../{module.relative_to(ROOT)})"]
+    parts += [f"## Results\n\n{_measured(group, name)}"]
+    parts += [f"Module: `{module.relative_to(ROOT)}`"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _markdown(docstring: str) -> str:
+    """A docstring as Markdown: a blank line before each list, which Markdown requires and docstrings omit."""
+    lines: list[str] = []
+    for line in docstring.splitlines():
+        starts_list = re.match(r"(1\.|-) ", line) is not None
+        continues_list = bool(lines) and re.match(r"(\d+\.|-) |   ?\S", lines[-1]) is not None
+        if starts_list and lines and lines[-1] and not continues_list:
+            lines.append("")
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def _presets(group: str, name: str) -> str:
-    """What the training presets change for it."""
+    """The settings that the training presets change for this algorithm or mixer."""
     files = sorted((ROOT / "conf" / "train" / "preset" / group).glob(f"*_{name}.yaml"))
     if not files:
         return ""
-    texts = [f"# {one.stem.removesuffix(f'_{name}').replace('_', ', ', 2)}\n{one.read_text().strip()}" for one in files]
-    return "What the training presets (`train=fair`, `paper`, `quick`) change for it, by environment:\n\n```yaml\n{}\n```".format(
-        "\n".join(texts)
+    texts = [
+        f"# {path.stem.removesuffix(f'_{name}').replace('_', ', ', 2)}\n{path.read_text().strip()}" for path in files
+    ]
+    return (
+        "The training presets (`train=fair`, `paper`, `quick`) change these settings, by environment:\n\n"
+        "```yaml\n{}\n```".format("\n".join(texts))
     )
 
 
@@ -65,35 +105,45 @@ def _rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _is_of(group: str, name: str, method: str) -> bool:
-    plain = method.partition(" ")[0]
-    if group == "mixer" and plain == "iql":
-        return name == "none"
-    return name == (plain if plain in schema.CHOICES["algorithm"] else of_name(plain)[GROUPS.index(group)])
+def _parts(method: str) -> tuple[str, str]:
+    """Algorithm and mixer of a method's name: 'riit+tfcaf', 'iql' (no mixer), 'qmix' (Q-learning)."""
+    algorithm, plus, mixer = method.partition(" ")[0].partition("+")
+    if plus:
+        return algorithm, mixer
+    return (algorithm, "none") if algorithm in CHOICES["algorithm"] else ("q_learning", algorithm)
+
+
+def _is_method_of(group: str, name: str, method: str) -> bool:
+    algorithm, mixer = _parts(method)
+    if group == "mixer":
+        return name == mixer and (mixer != "none" or algorithm == "iql")
+    return name == algorithm
 
 
 def _measured(group: str, name: str) -> str:
-    mine = [row for row in _rows() if _is_of(group, name, row["method"])]
+    mine = [row for row in _rows() if _is_method_of(group, name, row["method"])]
+    command = f"```bash\nqllm-exp -m experiment=methods {group}={name}\n```"
     if not mine:
-        return f"Not yet: `python -m qllm_exp -m experiment=methods {group}={name}`."
-    table = ["| method | task | return of the last evaluation |", "|---|---|---|"]
+        return f"Not measured yet:\n\n{command}"
+    table = [OPEN, "", "| method | task | return of the last evaluation |", "|---|---|---|"]
     table += [f"| {row['method']} | {row['env']}/{row['task']} | {_cell(row)} |" for row in mine]
-    axes = f"mixer={name}" if group == "mixer" else f"algorithm={name}"
-    pictures = [figure for figure in FIGURES if (PAGES / f"{figure}.png").exists() and _shown(figure, mine)]
+    shown = [figure for figure in FIGURES if (PAGES / f"{figure}.png").exists() and _is_shown(figure, mine)]
     return "\n".join(
         [
-            f"    python -m qllm_exp -m experiment=methods {axes}\n",
+            f"{command}\n",
             *table,
             "",
-            "All methods under the same settings, and what the columns mean: [README.md](README.md).",
-            *(f"\n![learning curves]({figure}.png)" for figure in pictures),
+            CLOSE,
+            "",
+            "[The index](index.md) has all methods under the same settings, and explains the columns.",
+            *(f"\n![{_CAPTIONS[figure]}]({figure}.png)" for figure in shown),
         ]
     )
 
 
-def _shown(figure: str, mine: list[dict[str, str]]) -> bool:
-    names = {f"{a.replace('_', '-')}_{m}" for a, m in (of_name(row["method"].partition(" ")[0]) for row in mine)}
-    return not names.isdisjoint(FIGURES[figure])
+def _is_shown(figure: str, rows: list[dict[str, str]]) -> bool:
+    parts = (_parts(row["method"]) for row in rows)
+    return not {f"{algorithm.replace('_', '-')}_{mixer}" for algorithm, mixer in parts}.isdisjoint(FIGURES[figure])
 
 
 def _cell(row: dict[str, str]) -> str:
@@ -104,28 +154,37 @@ def _cell(row: dict[str, str]) -> str:
 
 
 def _index() -> str:
-    head, mark, _ = (PAGES / "README.md").read_text().partition(MARK)
+    head, mark, _ = (PAGES / "index.md").read_text().partition(MARK)
     rows = _rows()
     tasks = list(dict.fromkeys((row["env"], row["task"]) for row in rows))
     cells = {(row["env"], row["task"], row["method"]): row for row in rows}
-    table = ["| method | " + " | ".join("/".join(task) for task in tasks) + " |", "|---|" + "---|" * len(tasks)]
+    table = [
+        OPEN,
+        "",
+        "| method | " + " | ".join("/".join(task) for task in tasks) + " |",
+        "|---|" + "---|" * len(tasks),
+    ]
     for method in dict.fromkeys(row["method"] for row in rows):
-        found = [cells.get((*task, method)) for task in tasks]
-        table.append(f"| {method} | " + " | ".join(_cell(one) if one else "-" for one in found) + " |")
-    links = [f"- {group}s: " + ", ".join(f"[{name}]({name}.md)" for name in schema.CHOICES[group]) for group in GROUPS]
-    pictures = [f"![{figure}]({figure}.png)" for figure in FIGURES if (PAGES / f"{figure}.png").exists()]
-    return "\n\n".join([head + mark, "\n".join(links), "\n".join(table) if rows else "", *pictures]).strip() + "\n"
+        row_cells = [cells.get((*task, method)) for task in tasks]
+        table.append(f"| {method} | " + " | ".join(_cell(cell) if cell else "-" for cell in row_cells) + " |")
+    table += ["", CLOSE]
+    links = [f"- {group}s: " + ", ".join(f"[{name}]({name}.md)" for name in CHOICES[group]) for group in GROUPS]
+    pictures = [f"![{_CAPTIONS[figure]}]({figure}.png)" for figure in FIGURES if (PAGES / f"{figure}.png").exists()]
+    sections = ["## Pages", "\n".join(links), "## All methods", "\n".join(table) if rows else "", *pictures]
+    return "\n\n".join([head + mark, *sections]).strip() + "\n"
 
 
-def measure(folder: Path) -> None:
-    """measured.csv and the figures, from the runs of a sweep."""
-    from qllm_exp.results.__main__ import main
-
-    runs = [folder.parent / name for name in json.loads((folder / "sweep.json").read_text())["runs"]]
-    main(["table", str(folder), "-o", str(MEASURED)])
+def measure(sweep: Path) -> None:
+    """Write measured.csv and the figures from the runs of a sweep."""
+    runs = [sweep.parent / name for name in json.loads((sweep / "sweep.json").read_text())["runs"]]
+    _results("table", sweep, "-o", MEASURED)
     for figure, methods in FIGURES.items():
-        shown = [str(run) for run in runs if any(f"_{name}_s" in run.name for name in methods)]
-        main(["curves", *shown, "-o", str(PAGES / f"{figure}.png")])
+        shown = [run for run in runs if any(f"_{name}_s" in run.name for name in methods)]
+        _results("curves", *shown, "-o", PAGES / f"{figure}.png")
+
+
+def _results(*arguments: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "qllm_exp.results", *map(str, arguments)], check=True)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ records, missing = runs.finished, notes_on_missing(runs)
 print(runs.counts())
 print("methods:", ", ".join(keys.methods(records)))
 print("tasks:  ", ", ".join(keys.tasks(records)))
-unequal = [key for key in keys.differing(records) if key.startswith(("train.", "algorithm."))]
+unequal = [key for key in keys.differing_keys(records) if key.startswith(("train.", "algorithm."))]
 print("settings of the training that differ:", ", ".join(unequal) or "none")
 
 # %% [markdown]
@@ -103,7 +103,7 @@ across_tasks.improvement(records, missing=missing)
 # The differences between two methods, in normalised score, with three answers to "is it chance?":
 
 # %%
-scores = across_tasks.common(records).scores("final")
+scores = across_tasks.shared_tasks(records).scores("final")
 first, *others = keys.methods(records)
 for other in others:
     found = difference(scores[first], scores[other])

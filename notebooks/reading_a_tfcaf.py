@@ -25,11 +25,11 @@ from qllm_exp.credit import stored_function
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs import make_env
 from qllm_exp.explain.attribution import credits, curve, dependence
-from qllm_exp.explain.episodes import random_policy, visited
-from qllm_exp.explain.explain import telling_episode
+from qllm_exp.explain.episodes import random_policy, visited_states
+from qllm_exp.explain.explain import informative_episode
 from qllm_exp.explain.figures import FONTS, credit_figure
 from qllm_exp.generation.prompt_rendering import state_table
-from qllm_exp.generation.provide import enforced, imported
+from qllm_exp.generation.provide import igm_enforced, import_function
 from qllm_exp.generation.verify import verify_all
 from qllm_exp.mixers import make_mixer
 
@@ -40,7 +40,7 @@ from qllm_exp.mixers import make_mixer
 # wrote, give `entry.load` the run's `tfcaf.json`.
 
 # %%
-function = stored_function.load(stored_function.bundled("lbf", "8x8-2p-2f-coop-2s"))
+function = stored_function.load(stored_function.bundled_path("lbf", "8x8-2p-2f-coop-2s"))
 print({**function.provenance, **function.cost})
 print(function.verdict)
 Markdown(f"```python\n{function.source}\n```")
@@ -103,7 +103,7 @@ print("by credits: ", credits(function, mixer.affine, mixer.enforce, state[None]
 # changes (permutation importance, in units of credit).
 
 # %%
-states = visited(env, random_policy(0, env.device), 256)
+states = visited_states(env, random_policy(0, env.device), 256)
 
 
 def credit(rows: torch.Tensor) -> torch.Tensor:
@@ -130,11 +130,11 @@ plt.show()
 # ## Credit along an episode
 #
 # The first episode of a random team in which something is paid. For a trained team, put
-# `load_policy(Path("runs/..."), env)` of `qllm_exp.policy` in the place of `random_policy`.
+# `load_policy(Path("runs/..."), env)` of `qllm_exp.explain.policy` in the place of `random_policy`.
 
 # %%
 env.seed(2)
-episode, number = telling_episode(env, random_policy(2, env.device))
+episode, number = informative_episode(env, random_policy(2, env.device))
 print(f"episode {number}: return {float(episode.rewards.sum()):g} in {len(episode.rewards)} steps")
 generator = torch.Generator().manual_seed(0)
 title = f"{run.env.task}, uniformly random actions, episode {number} of seed 2"
@@ -170,7 +170,7 @@ OTHERS = {
     "no weighted sum": HEAD + "    return agents_q.amin(dim=1, keepdim=True)\n",
     "looks around": "import os\n\n" + HEAD + "    os.listdir('/')\n    return agents_q.mean(dim=1, keepdim=True)\n",
 }
-gate = enforced(run, env)
+gate = igm_enforced(run, env)
 nearer, *judged = verify_all([NEARER, *OTHERS.values()], env, gate)
 print(f"nearer: accepted; affine: {nearer.affine}; notes: {nearer.notes}")
 
@@ -200,6 +200,6 @@ plt.show()
 # `python -m qllm_exp.tfcaf import FILE env=lbf`.)
 
 # %%
-imported(nearer, env, "a notebook").save("runs/nearer.json")
+import_function(nearer, env, "a notebook").save("runs/nearer.json")
 env.close()
 print("python -m qllm_exp -m env=lbf mixer=tfcaf mixer.file=runs/nearer.json seed=0-4")

@@ -1,8 +1,10 @@
-"""`python -m qllm_exp [-m] [OVERRIDE ...]`: compose the configuration, check it, run it, show what came out."""
+"""The command `qllm-exp`, which is also `python -m qllm_exp`: a run, a sweep, or one of the other commands by its name."""
 
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -10,42 +12,102 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qllm_exp.config import overrides
-from qllm_exp.config.compose import explain
+import qllm_exp
+from qllm_exp.config import help, overrides
+from qllm_exp.config.compose import explain_error
 from qllm_exp.config.registry import CONF
 from qllm_exp.errors import RunFailed, UserError
 
+_COMMANDS = {
+    "results": "qllm_exp.results.__main__",
+    "tfcaf": "qllm_exp.tfcaf",
+    "status": "qllm_exp.cluster.status",
+    "watch": "qllm_exp.cluster.watch",
+    "logs": "qllm_exp.cluster.logs",
+    "cancel": "qllm_exp.cluster.cancel",
+    "retry": "qllm_exp.cluster.retry",
+}
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+
 def run(composed: DictConfig) -> float:
-    """One run in this process. Returns the final evaluation return, so that any Hydra sweeper can optimise it."""
+    """Execute one run in this process.
+
+    Returns:
+        The return of the last evaluation, so that any Hydra sweeper can optimise it.
+    """
     from qllm_exp.sweep.single_run import run_one
 
     try:
-        overrides.check_one_run(HydraConfig.get())
+        overrides.check_single_run(HydraConfig.get())
         return run_one(composed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
+def _task(arguments: list[str]) -> Callable[[DictConfig], float]:
+    """Return the function that Hydra calls for a single run, and hands to the launcher of a sweep.
+
+    Args:
+        arguments: arguments as typed. The launcher reads them from the function, for the record of the sweep: Hydra itself
+            receives them rewritten.
+    """
+
+    def task(composed: DictConfig) -> float:
+        return run(composed)
+
+    task.arguments = arguments  # type: ignore[attr-defined]  # functions have no declared attributes
+    return task
+
+
 def main() -> int:
-    """Exit codes: 0 all done, 1 a run failed, 2 nothing was started, 3 stopped at a checkpoint."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
+    """Execute the command line.
+
+    Returns:
+        Exit code. Of runs: 0 everything is finished, 1 a run failed, 2 nothing was started, 3 interrupted at a checkpoint.
+    """
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in _COMMANDS:
+        module = importlib.import_module(_COMMANDS[arguments[0]])
+        return int(module.main(arguments[1:]))
+    if "--version" in arguments:
+        print(f"qllm_exp {qllm_exp.__version__}")
+        return 0
+    if "--help" in arguments or "-h" in arguments:
+        return _help(arguments)
+    return _train()
+
+
+def _help(arguments: Sequence[str]) -> int:
+    """Print the overview of all choices, or every value of those that are named."""
     try:
-        overrides.typed[:] = sys.argv[1:]
-        sys.argv[1:] = overrides.arrange([overrides.expand_ranges(argument) for argument in sys.argv[1:]])
-        run()
+        names, folders = help.parse(arguments)
+        print(help.values(names, folders) if names else help.overview(folders), end="")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, e.g. head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _train() -> int:
+    """Compose and check the configuration of a run or sweep, execute it and show the result."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise errors to this function; Hydra would print them
+    try:
+        task = _task(sys.argv[1:])
+        sys.argv[1:] = overrides.to_hydra_arguments([overrides.expand_ranges(argument) for argument in sys.argv[1:]])
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2
-    except KeyboardInterrupt:  # while the runs were planned; runs in progress end at a checkpoint
-        print("stopped; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt:  # while planning; runs that have started stop at a checkpoint
+        print("interrupted; the same command resumes from here", file=sys.stderr)
         return 3
     except (HydraException, OmegaConfBaseException) as error:
-        typed = [a for a in sys.argv[1:] if not a.startswith("-")]
-        print(f"error: {explain(error, typed, CONF)}", file=sys.stderr)
+        arguments = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+        print(f"error: {explain_error(error, arguments, CONF)}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,26 +1,35 @@
-"""The one exception that means "the user can mend this": its message is printed alone, without a traceback."""
+"""Errors that the user can fix: their message is printed alone, without a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Says what was given, what is allowed and what to type instead."""
+    """An error that the user can fix. The message says what is wrong, what is allowed and what to type instead."""
 
 
 class RunFailed(UserError):
-    """A run ended with an error; others of its sweep may have gone well."""
+    """A run failed; other runs of its sweep may have finished."""
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """' Did you mean X?' for the allowed word closest to the given one, or '' when none is close."""
-    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return ' Did you mean X?' for the allowed word closest to `word`, or '' if none is close."""
+    matches = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
-def choose(what: str, given: str, allowed: Iterable[str]) -> str:
-    """Return `given` if it is one of `allowed`, else raise a UserError that lists them."""
+def choose(option: str, value: str, allowed: Iterable[str]) -> str:
+    """Return `value` if it is allowed.
+
+    Args:
+        option: name of the option, for the message.
+        value: value of the option.
+        allowed: all allowed values.
+
+    Raises:
+        UserError: the value is not allowed; the message lists the allowed ones.
+    """
     allowed = list(allowed)
-    if given not in allowed:
-        raise UserError(f"{what}={given!r} is unknown.{nearest(given, allowed)} Allowed: {', '.join(allowed)}.")
-    return given
+    if value not in allowed:
+        raise UserError(f"{option}={value!r} is unknown.{nearest(value, allowed)} Allowed: {', '.join(allowed)}.")
+    return value

@@ -1,4 +1,4 @@
-"""One run from one configuration, start to result. `python -m qllm_exp.experiment RUN_FOLDER` starts it, or goes on with it."""
+"""One run, from its directory to its result. `python -m qllm_exp.experiment RUN_FOLDER` starts or resumes it."""
 
 import contextlib
 import ctypes
@@ -12,99 +12,113 @@ import time
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
+from qllm_exp.runs.metrics import MetricsRow
 from qllm_exp.runs.run_directory import Busy, RunDirectory
-from qllm_exp.tracking.sidecar import Mirror
+from qllm_exp.tracking.sidecar import Sidecar
 
 log = logging.getLogger(__name__)
 
-FAILED, INTERRUPTED, BUSY = 1, 3, 4  # exit codes of a run's process; 0: finished, 2: it could not start
-PARENT = "QLLM_EXP_PARENT"  # environment variable: the process that started this one, and that it is not to outlive
+FAILED, INTERRUPTED, BUSY = 1, 3, 4  # exit codes of a run's process; 0: finished, 2: the command line is wrong
+PARENT = "QLLM_EXP_PARENT"  # environment variable: id of the parent process, which this process must not outlive
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves."""
+    """Result of a finished run.
+
+    Attributes:
+        path: the run directory.
+        final_return: mean return of the last evaluation.
+        absolute_return: mean return of the absolute metric: the best parameters, evaluated once more on more episodes.
+    """
 
     path: Path
-    final_return: float  # evaluation at the end of training, mean episode return
-    absolute_return: float  # the best parameters of the run, evaluated once more on more episodes
+    final_return: float
+    absolute_return: float
 
 
 def execute(directory: RunDirectory, show: bool = True) -> RunResult:
-    """Run what a folder's config.yaml describes, from its checkpoint if there is one, and return the result.
+    """Execute the run of a directory, from its checkpoint if there is one.
 
     Args:
-        show: progress bar or lines on the console.
+        directory: directory of the run; its config.yaml defines the run.
+        show: whether to show progress on the console.
 
     Raises:
-        UserError: for what the user can mend. Interrupted: asked to stop by SIGINT, SIGTERM or SIGUSR2.
+        UserError: an error that the user can fix.
+        Interrupted: the run was requested to stop, by SIGINT, SIGTERM, SIGUSR2 or through its directory.
     """
     run = directory.read_config()
-    finished = _finished(directory)
-    if finished is not None:
-        return finished
+    result = _finished_result(directory)
+    if result is not None:
+        return result
     directory.lock()
-    finished = _finished(directory)  # by the process that had the folder until now
-    if finished is not None:
+    result = _finished_result(directory)  # the previous owner of the lock may have finished the run
+    if result is not None:
         directory.close()
-        return finished
-    handler = _log_file(directory.log)
-    mirror = Mirror(directory, run.tracking)
+        return result
+    handler = _log_to(directory.log)
+    sidecar = Sidecar(directory, run.tracking)
     try:
-        return _locked(run, directory, show, mirror)
+        return _train(run, directory, show, sidecar)
     except Exception as error:
-        mended = _user_error(error, directory)
-        _say_how_it_ended(directory, error if mended is None else mended)
-        if mended is not None and mended is not error:
-            raise mended from error
+        user_error = _as_user_error(error, directory)
+        _record_error(directory, error if user_error is None else user_error)
+        if user_error is not None and user_error is not error:
+            raise user_error from error
         raise
     except KeyboardInterrupt:
         directory.set_status("interrupted")
         raise
     finally:
-        mirror.close()
+        sidecar.close()
         logging.getLogger().removeHandler(handler)
         handler.close()
         directory.close()
 
 
-def _finished(directory: RunDirectory) -> RunResult | None:
-    done = directory.result()
-    if done is None:
+def _finished_result(directory: RunDirectory) -> RunResult | None:
+    """Return the result of a finished run, None if the run is not finished."""
+    result = directory.result()
+    if result is None:
         return None
-    log.info("%s is finished already (return %.3f); nothing to do.", directory.path, done["final_return"])
-    return RunResult(directory.path, done["final_return"], done["absolute_return"])
+    log.info("%s is already finished (return %.3f).", directory.path, result["final_return"])
+    return RunResult(directory.path, result["final_return"], result["absolute_return"])
 
 
-def _user_error(error: Exception, directory: RunDirectory) -> UserError | None:
-    """The error in the user's terms: what it is when it is meant for the user, a full disk, or None."""
+def _as_user_error(error: Exception, directory: RunDirectory) -> UserError | None:
+    """Return the error as a UserError if the user can fix it, such as a full disk; None otherwise."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-        go_on = "The same command goes on from the last checkpoint once there is room"
         return UserError(
-            f"Cannot write to {directory.path}: {error.strerror}. {go_on} (or choose another folder: dir=...)."
+            f"Cannot write to {directory.path}: {error.strerror}. Free some space and run the same command again to resume "
+            "from the last checkpoint, or choose another location with dir=..."
         )
     return None
 
 
-def _say_how_it_ended(directory: RunDirectory, error: Exception) -> None:
+def _record_error(directory: RunDirectory, error: Exception) -> None:
+    """Write to the status file how the run ended, and the traceback of an unexpected error to its log."""
     from qllm_exp.training.trainer import Interrupted
 
-    state, text = "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     if isinstance(error, Interrupted):
-        state, text = "interrupted", ""
-    elif not isinstance(error, UserError):
+        state, message = "interrupted", ""
+    elif isinstance(error, UserError):
+        state, message = "failed", str(error)
+    else:
+        state, message = "failed", f"{type(error).__name__}: {error}"
         log.debug("%s", "".join(traceback.format_exception(error)))
-    with contextlib.suppress(OSError):  # a full disk does not take this either; the error itself is on its way up
-        directory.set_status(state, error=text)
+    with contextlib.suppress(OSError):  # on a full disk this fails too; `error` itself is raised by the caller
+        directory.set_status(state, error=message)
 
 
-def _locked(run: schema.RunConfig, directory: RunDirectory, show: bool, mirror: Mirror) -> RunResult:
+def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: Sidecar) -> RunResult:
+    """Train from the checkpoint or from the start, evaluate, and write the result. The directory is locked."""
     import torch
 
     from qllm_exp.envs import make_env
@@ -119,37 +133,30 @@ def _locked(run: schema.RunConfig, directory: RunDirectory, show: bool, mirror: 
     _write_versions(directory)
     directory.set_status("running", error="", env_step=0, total_steps=run.train.total_steps, started=time.time())
     stop = _StopRequest()
-    heartbeat = Heartbeat(directory, stop.ask)
+    heartbeat = Heartbeat(directory, stop.request)
     env = None
     try:
         env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), run.device)
-        algorithm = algorithm_of(run, directory, env)
-        shown: list[Any] = []  # the progress display, once it is known where the run starts
-
-        def progress(figures: dict[str, Any]) -> None:
-            steps_per_s = round(shown[0].speed(figures["env_step"]), 1)
-            directory.note(env_step=figures["env_step"], steps_per_s=steps_per_s, **{"return": figures["return"]})
-            if show:
-                shown[0](figures)
-
+        algorithm = build_algorithm(run, directory, env)
+        progress = _ProgressReport(directory, run, show)
         trainer = Trainer(run.train, env, algorithm, run.seed, directory.append, progress, stop)
-        c = run.train.checkpoint
-        checkpoints = CheckpointStore(directory.checkpoint, trainer.buffer, c.every_s, c.max_share)
+        options = run.train.checkpoint
+        checkpoints = CheckpointStore(directory.checkpoint, trainer.buffer, options.every_s, options.max_share)
         saved = checkpoints.load()
         if saved is not None:
             trainer.load_state_dict(saved)
-            log.info("going on from the checkpoint at %s environment steps", f"{trainer.env_steps:,}")
+            log.info("resuming from the checkpoint at %s environment steps", f"{trainer.env_steps:,}")
         directory.open_metrics(trainer.offset)
-        mirror.start()
-        shown.append(_progress(directory, run, trainer.env_steps))
+        sidecar.start()
+        progress.start(trainer.env_steps)
         start_s = imports_s + time.monotonic() - begin
         log.info("%s: ready after %.1f s", directory.path.name, start_s)
         try:
             trainer.train(checkpoints)
-            trainer.clock.seconds["checkpoint"] = checkpoints.seconds
+            trainer.timer.seconds["checkpoint"] = checkpoints.seconds
             result = _finish(run, directory, trainer, start_s)
         finally:
-            shown[0].close()
+            progress.close()
     finally:
         stop.restore()
         heartbeat.close()
@@ -160,8 +167,44 @@ def _locked(run: schema.RunConfig, directory: RunDirectory, show: bool, mirror: 
     return result
 
 
-def algorithm_of(run: schema.RunConfig, directory: RunDirectory, env: Any) -> Any:
-    """The algorithm with its first parameters. Equal seeds give equal agents, whatever parameters the mixer has."""
+class _ProgressReport:
+    """Reports progress to the status file and, with `show`, on the console.
+
+    The trainer gets it before a checkpoint is loaded; `start` is called once the first step of this process is known.
+    """
+
+    def __init__(self, directory: RunDirectory, run: schema.RunConfig, show: bool) -> None:
+        self._directory, self._run, self._show = directory, run, show
+        self._display: Any = None
+
+    def start(self, env_step: int) -> None:
+        """Begin the display at the environment step at which this process starts."""
+        from qllm_exp.runs.progress_bar import Progress
+
+        self._display = Progress(self._directory.path.name, self._run.train.total_steps, env_step)
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        """Report {'env_step': ..., 'return': that of the last evaluation or None}."""
+        step = progress["env_step"]
+        steps_per_s = round(self._display.speed(step), 1)
+        self._directory.note_progress(env_step=step, steps_per_s=steps_per_s, **{"return": progress["return"]})
+        if self._show:
+            self._display(progress)
+
+    def close(self) -> None:
+        self._display.close()
+
+
+def build_algorithm(run: schema.RunConfig, directory: RunDirectory, env: Any) -> Any:
+    """Return the algorithm of a run with its initial parameters.
+
+    Mixer and networks have their own seeds: equal seeds give equal agents, however many parameters the mixer has.
+
+    Args:
+        run: configuration of the run.
+        directory: directory of the run, with its copy of the credit-assignment function.
+        env: environment of the run.
+    """
     import torch
 
     from qllm_exp.algorithms import make_algorithm
@@ -169,7 +212,7 @@ def algorithm_of(run: schema.RunConfig, directory: RunDirectory, env: Any) -> An
     from qllm_exp.training.seeds import derive
 
     config = run.mixer
-    if isinstance(config, schema.FunctionMixerConfig):  # the run has a copy of its function
+    if isinstance(config, schema.FunctionMixerConfig):
         config = replace(config, file=str(directory.tfcaf))
     torch.manual_seed(derive(run.seed, "mixer"))
     mixer = make_mixer(config, env)
@@ -178,18 +221,22 @@ def algorithm_of(run: schema.RunConfig, directory: RunDirectory, env: Any) -> An
 
 
 def _finish(run: schema.RunConfig, directory: RunDirectory, trainer: Any, start_s: float) -> RunResult:
-    """The absolute metric (Gorsane et al. 2022), the parameters, and the result file, which marks the run as finished."""
+    """Evaluate the absolute metric (Gorsane et al. 2022), and write the parameters and the result.
+
+    The result file is written last, since it marks the run as finished.
+    """
     import torch
 
     policies = {"last": trainer.algorithm.policy_state_dict(), "best": trainer.best_policy}
     torch.save(policies, directory.policy)
     trainer.algorithm.load_policy_state_dict(trainer.best_policy)
     absolute = trainer.evaluate(run.train.evaluation.absolute_episodes, "absolute")
-    directory.append({"kind": "absolute", "env_step": run.train.total_steps, **absolute.row()})
-    final = float(trainer.last_evaluation)
+    row = {"kind": "absolute", "env_step": run.train.total_steps, **absolute.row()}
+    directory.append(cast(MetricsRow, row))
+    final_return = float(trainer.last_evaluation)
     directory.finish(
         {
-            "final_return": final,
+            "final_return": final_return,
             "absolute_return": absolute.return_mean,
             "env_steps": trainer.env_steps,
             "episodes": trainer.episodes,
@@ -197,16 +244,10 @@ def _finish(run: schema.RunConfig, directory: RunDirectory, trainer: Any, start_
             "parameters": trainer.algorithm.parameter_counts(),
             "wall_s": round(trainer.wall_s, 3),
             "start_s": round(start_s, 3),
-            "seconds": {part: round(s, 2) for part, s in trainer.clock.seconds.items()},
+            "seconds": {part: round(seconds, 2) for part, seconds in trainer.timer.seconds.items()},
         }
     )
-    return RunResult(directory.path, final, absolute.return_mean)
-
-
-def _progress(directory: RunDirectory, run: schema.RunConfig, start: int) -> Any:
-    from qllm_exp.runs.progress_bar import Progress
-
-    return Progress(directory.path.name, run.train.total_steps, start)
+    return RunResult(directory.path, final_return, absolute.return_mean)
 
 
 def _write_versions(directory: RunDirectory) -> None:
@@ -217,7 +258,8 @@ def _write_versions(directory: RunDirectory) -> None:
     path.write_text(json.dumps(versions() | {"network_kernel": gru_kernel.status()}, indent=1) + "\n")
 
 
-def _log_file(path: Path) -> logging.Handler:
+def _log_to(path: Path) -> logging.Handler:
+    """Write all log messages to a file, debug messages of this module included. The caller removes the handler."""
     handler = logging.FileHandler(path)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -227,7 +269,7 @@ def _log_file(path: Path) -> logging.Handler:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: an update frees and takes the same ones again, and page faults cost time."""
+    """Let glibc keep large freed blocks. Each update allocates the same blocks again, and page faults would slow it down."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
@@ -237,56 +279,76 @@ def keep_freed_memory() -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ask the kernel (Linux) for SIGTERM when the parent ends, so that a sweep that is killed leaves no run behind."""
+    """Let the kernel (Linux) send SIGTERM when the parent ends, so that a killed sweep leaves no run behind.
+
+    Args:
+        parent: process id of the parent.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # it ended before prctl was called
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _StopRequest:
-    """Asked to stop, by a signal or through the run's folder: the trainer sees it after its cycle. A second SIGINT ends it."""
+    """Request to stop, by a signal or through the run directory. The trainer checks it after each cycle.
+
+    A second SIGINT raises KeyboardInterrupt at once.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before = {s: signal.signal(s, self._signalled) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+        self._requested = False
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+        self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in signals}
 
-    def _signalled(self, number: int, frame: Any) -> None:
-        if self.asked and number == signal.SIGINT:
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.ask()
+        self.request()
 
-    def ask(self) -> None:
-        self.asked = True
+    def request(self) -> None:
+        """Request the run to stop at its next checkpoint."""
+        self._requested = True
 
     def __call__(self) -> bool:
-        return self.asked
+        """Whether a stop was requested."""
+        return self._requested
 
     def restore(self) -> None:
-        for number, handler in self._before.items():
+        """Restore the previous signal handlers."""
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
 
 def main(arguments: list[str]) -> int:
-    """Run the folder given; the exit code says how it ended."""
+    """Execute the run of a directory from the command line.
+
+    Args:
+        arguments: the run directory.
+
+    Returns:
+        Exit code: 0 finished, 2 wrong arguments, or FAILED, INTERRUPTED or BUSY.
+    """
     from qllm_exp.training.trainer import Interrupted
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m qllm_exp.experiment RUN_FOLDER    (start a run, or go on with it)", file=sys.stderr)
+        print("usage: python -m qllm_exp.experiment RUN_FOLDER    (start or resume a run)", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     directory = RunDirectory(Path(arguments[0]))
     if PARENT in os.environ:
         _end_with_parent(int(os.environ.pop(PARENT)))
-    else:
-        directory.stop_request.unlink(missing_ok=True)  # by hand: what was asked of an earlier process does not hold
+    else:  # started by hand: a stop request for an earlier process no longer holds
+        directory.stop_request.unlink(missing_ok=True)
     try:
         execute(directory)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BUSY if isinstance(error, Busy) else FAILED
     except Interrupted:
-        print(f"stopped at a checkpoint; to go on: python -m qllm_exp.experiment {directory.path}", file=sys.stderr)
+        print(
+            f"interrupted at a checkpoint; to resume: python -m qllm_exp.experiment {directory.path}", file=sys.stderr
+        )
         return INTERRUPTED
     return 0
 

@@ -1,68 +1,115 @@
-"""`python -m qllm_exp.tfcaf`: generate, list, show, explain, verify and import credit-assignment functions."""
+"""The command `python -m qllm_exp.tfcaf`: generate, list, show, explain, verify and import credit-assignment functions."""
 
 import argparse
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qllm_exp.config import schema
 from qllm_exp.config.compose import compose_run
-from qllm_exp.config.overrides import search_in
+from qllm_exp.config.overrides import search_path_override
 from qllm_exp.errors import UserError
 
+if TYPE_CHECKING:  # torch is imported only when a command needs it
+    from qllm_exp.credit.stored_function import StoredFunction
+
+_DESCRIPTION = """\
+Training-free credit-assignment functions (TFCAFs): Python functions that a language model writes and that take the place
+of a trained mixing network. This command generates, lists, shows, explains, verifies and imports them.
+"""
+_EPILOG = """\
+examples:
+  %(prog)s generate env=lbf llm=openai --dry-run       prompts and cost estimate, without a call
+  %(prog)s generate env=lbf llm=openai                 generate the function, or find the stored one
+  %(prog)s list                                        keys of all stored and bundled functions
+  %(prog)s show lbf/8x8-2p-2f-coop-2s --transcript     the calls that led to a bundled function
+  %(prog)s explain 3f9a2c --output figures             figures and tables of its credit
+  %(prog)s import my_function.py env=lbf               verify and store a function of your own
+
+To train with a stored function: python -m qllm_exp env=lbf mixer=tfcaf mixer.file=KEY
+
+exit codes: 0 done, 1 refused by verification, 2 invalid command or no function, 3 interrupted
+"""
 _COMMANDS = {
-    "generate": "ask a language model for the function of a task, or find the one it wrote before",
-    "list": "all stored functions",
-    "show": "a stored function: source and where it comes from",
-    "explain": "pictures and tables of the credit that a function gives",
-    "verify": "put a Python file with a function through the verifier",
-    "import": "verify a Python file and store its function, for mixer.file=KEY",
+    "generate": "generate the function of a task with a language model, or find the stored one; print its file",
+    "list": "list all stored and bundled functions",
+    "show": "print the source of a function and its origin",
+    "explain": "write figures and tables of the credit that a function assigns",
+    "verify": "verify a Python file with a function",
+    "import": "verify a Python file with a function and store it; print its key for mixer.file=KEY",
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m qllm_exp.tfcaf", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    of = {
-        name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="qllm-exp tfcaf",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = {
+        name: subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
         for name, text in _COMMANDS.items()
     }
     for name in ("show", "explain"):
-        of[name].add_argument(
-            "function", metavar="HASH", help="first digits of its key, or a file, or ENV/TASK of a bundled one"
+        commands[name].add_argument(
+            "function",
+            metavar="HASH",
+            help="the first digits of the function's key, a file, or ENV/TASK of a bundled function",
         )
     for name in ("verify", "import"):
-        of[name].add_argument("file", metavar="FILE", type=Path, help="Python file with the one function")
-    of["generate"].add_argument("--dry-run", action="store_true", help="print prompts and the estimated cost; no call")
-    of["generate"].add_argument(
+        commands[name].add_argument("file", metavar="FILE", type=Path, help="Python file with a single function")
+    commands["generate"].add_argument(
+        "--dry-run", action="store_true", help="print the prompts and the estimated cost; make no call"
+    )
+    commands["generate"].add_argument(
         "--output", type=Path, metavar="FILE", help="also write the stored function to this file"
     )
-    of["show"].add_argument("--prompt", action="store_true", help="the prompts")
-    of["show"].add_argument(
-        "--transcript", action="store_true", help="every call with its answer and what became of it"
+    commands["show"].add_argument("--prompt", action="store_true", help="print the prompts instead")
+    commands["show"].add_argument(
+        "--transcript", action="store_true", help="print every call with its answer and its outcome instead"
     )
-    of["explain"].add_argument("--output", type=Path, metavar="FOLDER", help="where to write; default: tfcaf_KEY")
-    of["explain"].add_argument(
-        "--policy", type=Path, metavar="RUN_FOLDER", help="act as this finished run; default: at random"
+    commands["explain"].add_argument(
+        "--output", type=Path, metavar="FOLDER", help="folder to write to (default: tfcaf_KEY)"
     )
-    overrides = "KEY=VALUE of the configuration, e.g. env=lbf env.task=10x10-3p-3f-2s llm=openai tfcaf.rounds=1"
-    for one in of.values():
-        one.add_argument(
-            "--config-dir", metavar="FOLDER", help="YAML files of your own, as python -m qllm_exp takes them"
+    commands["explain"].add_argument(
+        "--policy",
+        type=Path,
+        metavar="RUN_FOLDER",
+        help="play with the policy of this finished run (default: random actions)",
+    )
+    for command in commands.values():
+        command.add_argument(
+            "--config-dir", metavar="FOLDER", help="folder with YAML files of your own, as for python -m qllm_exp"
         )
-        one.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides)
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="KEY=VALUE",
+            help="configuration overrides, e.g. env=lbf env.task=10x10-3p-3f-2s llm=openai tfcaf.rounds=1",
+        )
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 done, 1 refused by the verifier, 2 wrong call or no function, 3 stopped by Ctrl-C."""
-    given = _parser().parse_args(arguments)
+    """Run the command.
+
+    Args:
+        arguments: the command line, without the name of the program.
+
+    Returns:
+        The exit code: 0 done, 1 refused by verification, 2 invalid command or no function, 3 interrupted by Ctrl-C.
+    """
+    parsed_args = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    command = {
+    commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "generate": _generate,
         "list": _list,
         "show": _show,
@@ -71,47 +118,49 @@ def main(arguments: Sequence[str]) -> int:
         "import": _import,
     }
     try:
-        if given.config_dir is not None:
-            given.overrides.insert(0, search_in(given.config_dir))
-        return command[given.command](given)
+        if parsed_args.config_dir is not None:
+            parsed_args.overrides.insert(0, search_path_override(parsed_args.config_dir))
+        return commands[parsed_args.command](parsed_args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the answers so far", file=sys.stderr)
+        print("interrupted; the same command resumes from the answers so far", file=sys.stderr)
         return 3
-    except BrokenPipeError:  # the reader has seen enough, e.g. head
+    except BrokenPipeError:  # the reader, e.g. head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _run(overrides: Sequence[str]) -> schema.RunConfig:
-    """The checked configuration for these overrides, with mixer=tfcaf."""
+    """Compose and check the configuration of these overrides with mixer=tfcaf."""
     return compose_run(["mixer=tfcaf", *overrides])
 
 
-def _generate(given: argparse.Namespace) -> int:
+def _generate(parsed_args: argparse.Namespace) -> int:
+    """Generate the function of a task, or find the stored one."""
     from qllm_exp.credit import stored_function
     from qllm_exp.generation import provide
     from qllm_exp.sweep.prepare import check, prepare
 
-    run = _run(given.overrides)
-    if given.dry_run:
+    run = _run(parsed_args.overrides)
+    if parsed_args.dry_run:
         return _dry_run(run)
-    ready = prepare(check(run))
-    path = provide.locate(ready.run).path
-    stored = stored_function.load(path)
-    if given.output:
-        stored.save(given.output)
-    print(given.output or path)
+    prepared = prepare(check(run))
+    path = provide.locate(prepared.config).path
+    function = stored_function.load(path)
+    if parsed_args.output:
+        function.save(parsed_args.output)
+    print(parsed_args.output or path)
     return 0
 
 
-def _dry_run(run: Any) -> int:
+def _dry_run(run: schema.RunConfig) -> int:
+    """Print the prompts and the cost estimate of a generation."""
     from qllm_exp.generation import provide
-    from qllm_exp.generation.cost_estimate import estimate
+    from qllm_exp.generation.cost_estimate import describe_cost
 
-    prompts = provide.prompts_of(run)
+    prompts = provide.prompts_for(run)
     for title, text in (
         ("coder, system", prompts.coder_system),
         ("coder, first message", prompts.coder_request),
@@ -119,20 +168,21 @@ def _dry_run(run: Any) -> int:
     ):
         print(f"--- {title} ---\n{text}")
     if not hasattr(run.llm, "backend"):
-        print(f"llm={run.llm.name} asks nobody.")
+        print(f"llm={run.llm.name} makes no calls.")
         return 0
-    source = provide.locate(run)
-    print(f"key {source.key}\n{provide.in_words(run.tfcaf)}; {estimate(prompts, run.tfcaf, run.llm)}")
-    if source.is_there:
-        print(f"stored already, so no call would be made: {source.path}")
+    file = provide.locate(run)
+    print(f"key {file.key}\n{provide.describe_procedure(run.tfcaf)}; {describe_cost(prompts, run.tfcaf, run.llm)}")
+    if file.exists:
+        print(f"already stored, so no call would be made: {file.path}")
     return 0
 
 
-def _list(given: argparse.Namespace) -> int:
+def _list(parsed_args: argparse.Namespace) -> int:
+    """List all stored and bundled functions."""
     from qllm_exp.credit import stored_function
     from qllm_exp.generation import provide
 
-    store = provide.store_of(_run(given.overrides))
+    store = provide.function_store(_run(parsed_args.overrides))
     rows: list[tuple[str, ...]] = [("key", "env/task", "model", "date", "procedure", "USD")]
     for path in store.paths():
         rows.append(_row(path.stem[:12], path))
@@ -145,107 +195,120 @@ def _list(given: argparse.Namespace) -> int:
 
 
 def _row(key: str, path: Path) -> tuple[str, ...]:
+    """Return the row of a stored function in the list."""
     from qllm_exp.credit import stored_function
 
     try:
-        one = stored_function.load(path)
+        function = stored_function.load(path)
     except UserError as error:
         return key, f"not valid: {error}", "", "", "", ""
-    usd = one.cost.get("usd")
-    of = one.provenance
-    words = (of.get("model", ""), of.get("date", ""), of.get("procedure", ""), "" if usd is None else f"{usd:.4f}")
-    return (key, f"{one.env}/{one.task}", *words)
+    usd = function.cost.get("usd")
+    return (
+        key,
+        f"{function.env}/{function.task}",
+        function.provenance.get("model", ""),
+        function.provenance.get("date", ""),
+        function.provenance.get("procedure", ""),
+        "" if usd is None else f"{usd:.4f}",
+    )
 
 
-def _found(name: str, run: Any) -> Any:
-    """The stored function that a user means: a file, a bundled task, or the first digits of a key."""
-    from qllm_exp.credit import stored_function
-    from qllm_exp.generation import provide
+def _show(parsed_args: argparse.Namespace) -> int:
+    """Print a stored function, its prompts or its transcript."""
+    from qllm_exp.generation.provide import find_function
 
-    if Path(name).is_file():
-        return stored_function.load(name)
-    env, _, task = name.partition("/")
-    if task:
-        return stored_function.load(stored_function.bundled(env, task))
-    return stored_function.load(provide.store_of(run).find(name))
-
-
-def _show(given: argparse.Namespace) -> int:
-    one = _found(given.function, _run(given.overrides))
-    if given.prompt:
-        first = next((row["messages"][-1]["content"] for row in one.transcript), "")
-        for title, text in (*one.prompts.items(), ("first message", first)):
+    function = find_function(parsed_args.function, _run(parsed_args.overrides))
+    if parsed_args.prompt:
+        for title, text in function.prompts.items():
             print(f"--- {title} ---\n{text}")
-        return 0
-    if given.transcript:
-        for row in one.transcript:
+        first_message = function.transcript[0]["messages"][-1]["content"] if function.transcript else ""
+        print(f"--- first message ---\n{first_message}")
+    elif parsed_args.transcript:
+        for row in function.transcript:
             print(f"--- {row['call']}: {row['outcome']} ---\n{row['messages'][-1]['content']}\n\n{row['answer']}\n")
-        return 0
-    facts = {"env/task": f"{one.env}/{one.task}", **one.provenance, "key": one.key, "calls": one.cost.get("calls", 0)}
-    facts |= {"cost": json.dumps(one.cost), "verdict": one.verdict, "file": one.path}
-    for name, value in facts.items():
-        print(f"# {name}: {value}")
-    print(f"\n{one.source}", end="")
+    else:
+        _print_source(function)
     return 0
 
 
-def _explain(given: argparse.Namespace) -> int:
+def _print_source(function: "StoredFunction") -> None:
+    """Print where a function comes from, as comments, and its source."""
+    details = {
+        "env/task": f"{function.env}/{function.task}",
+        **function.provenance,
+        "key": function.key,
+        "calls": function.cost.get("calls", 0),
+        "cost": json.dumps(function.cost),
+        "verdict": function.verdict,
+        "file": function.path,
+    }
+    for name, value in details.items():
+        print(f"# {name}: {value}")
+    print(f"\n{function.source}", end="")
+
+
+def _explain(parsed_args: argparse.Namespace) -> int:
+    """Write figures and tables of the credit that a function assigns; print their files."""
     from qllm_exp.explain.explain import explain
     from qllm_exp.explain.policy import load_policy
     from qllm_exp.generation import provide
 
-    run = _run(given.overrides)
-    one = _found(given.function, run)
-    if not any(word.partition("=")[0] in ("env", "env.name") for word in given.overrides):
-        run = _run([f"env={one.env}", f"env.task={one.task}", *given.overrides])
-    folder = given.output or Path(f"tfcaf_{one.key[:12]}")
-    with provide.environment(run) as env:
-        one.check_fits(env)
-        act = load_policy(given.policy, env) if given.policy else None
-        for path in explain(one, env, folder, provide.enforced(run, env), act):
+    run = _run(parsed_args.overrides)
+    function = provide.find_function(parsed_args.function, run)
+    overridden_keys = [override.partition("=")[0] for override in parsed_args.overrides]
+    if "env" not in overridden_keys and "env.name" not in overridden_keys:
+        run = _run([f"env={function.env}", f"env.task={function.task}", *parsed_args.overrides])
+    folder = parsed_args.output or Path(f"tfcaf_{function.key[:12]}")
+    with provide.small_environment(run) as env:
+        function.check_fits(env)
+        policy = load_policy(parsed_args.policy, env) if parsed_args.policy else None
+        for path in explain(function, env, folder, provide.igm_enforced(run, env), policy):
             print(path)
     return 0
 
 
-def _accepted(given: argparse.Namespace, env: Any, enforce: bool) -> Any:
-    from qllm_exp.generation.verify import verify
-
-    try:
-        source = given.file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{given.file} cannot be read: {error}.") from None
-    return verify(source, env, enforce)
+def _verify(parsed_args: argparse.Namespace) -> int:
+    """Verify a Python file."""
+    return _verify_file(parsed_args, store=False)
 
 
-def _verify(given: argparse.Namespace) -> int:
-    return _judge(given, keep=False)
+def _import(parsed_args: argparse.Namespace) -> int:
+    """Verify a Python file and store its function."""
+    return _verify_file(parsed_args, store=True)
 
 
-def _import(given: argparse.Namespace) -> int:
-    return _judge(given, keep=True)
-
-
-def _judge(given: argparse.Namespace, keep: bool) -> int:
+def _verify_file(parsed_args: argparse.Namespace, store: bool) -> int:
+    """Verify a Python file, print the verdict, and store the function if `store` is true and it is accepted."""
     from qllm_exp.credit.refused import Refused
     from qllm_exp.generation import provide
+    from qllm_exp.generation.verify import verify
 
-    run = _run(given.overrides)
-    with provide.environment(run) as env:
-        gate = provide.enforced(run, env)
+    run = _run(parsed_args.overrides)
+    with provide.small_environment(run) as env:
+        enforce = provide.igm_enforced(run, env)
         try:
-            accepted = _accepted(given, env, gate)
+            accepted = verify(_read_source(parsed_args.file), env, enforce)
         except Refused as refused:
             print(f"refused ({refused.stage}): {refused.reason}", file=sys.stderr)
             return 1
-        affine = "affine in the agents' Qs" if accepted.affine else "not affine in the agents' Qs"
-        print(f"accepted for {run.env.name}/{run.env.task}, IGM gate {'on' if gate else 'off'}: {affine}")
+        gate = "on" if enforce else "off"
+        affine = "affine" if accepted.affine else "not affine"
+        print(f"accepted for {run.env.name}/{run.env.task}, IGM gate {gate}: {affine} in the agents' Qs")
         for note in accepted.notes:
             print(f"  {note}")
-        if keep:
-            made = provide.imported(accepted, env, f"file {given.file.name}")
-            path = provide.store_of(run).add(made.key, made)
-            print(f"stored: {path}\nuse it with: mixer=tfcaf mixer.file={made.key[:12]}")
+        if store:
+            function = provide.import_function(accepted, env, f"file {parsed_args.file.name}")
+            path = provide.function_store(run).add(function.key, function)
+            print(f"stored: {path}\nuse it with: mixer=tfcaf mixer.file={function.key[:12]}")
     return 0
+
+
+def _read_source(path: Path) -> str:
+    """Read a Python file of the user; raises a UserError if that fails."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ ENV = make_env(LbfConfig(num_envs=3), 3, 0)
 
 
 def batch(steps: int = 6, episodes: int = 4, seed: int = 0) -> EpisodeBatch:
-    """Four episodes of different lengths, of which two terminated and two were truncated, of random numbers."""
+    """Random episodes of four different lengths; two terminated and two were truncated."""
     g = torch.Generator().manual_seed(seed)
     n, a = ENV.n_agents, ENV.n_actions
     available = torch.rand(steps + 1, episodes, n, a, generator=g) < 0.6
@@ -31,9 +31,9 @@ def batch(steps: int = 6, episodes: int = 4, seed: int = 0) -> EpisodeBatch:
 
 
 def otherwise_padded(b: EpisodeBatch, seed: int = 9) -> EpisodeBatch:
-    """The same episodes with other numbers where nothing happened: unavailable actions and large rewards among them."""
+    """The same episodes with different padding, including unavailable actions and large rewards."""
     g = torch.Generator().manual_seed(seed)
-    over = torch.cat([torch.zeros_like(b.mask[:1]), ~b.mask])  # beyond the last observation
+    over = torch.cat([torch.zeros_like(b.mask[:1]), ~b.mask])  # after the last observation
     obs, state, available = b.obs.clone(), b.state.clone(), b.available_actions.clone()
     actions, reward, terminated = b.actions.clone(), b.reward.clone(), b.terminated.clone()
     obs[over] = torch.randn(obs[over].shape, generator=g)

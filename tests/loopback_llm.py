@@ -1,10 +1,10 @@
-"""A language model behind HTTP on this machine: what litellm talks to in tests, answering from a script.
+"""A language model behind HTTP on this machine that answers from a script, for tests with litellm.
 
     with Loopback(["first answer", failure(500), "second answer"]) as server:
         ...  # llm=openai llm.model=openai/any llm.api_base=<server.url>
 
-A script is a list, one entry per call in the order of arrival, or a function of the `Call`, which several threads
-call at once. An entry is an `Answer`, or a text for an ordinary one. OpenAI's form of requests is understood, and Ollama's.
+A script is a list with an answer per call in the order of arrival, or a function of the `Call`, which several threads may
+call at once. An answer is an `Answer`, or a text for an ordinary one. The interfaces of OpenAI and of Ollama are supported.
 """
 
 import json
@@ -19,13 +19,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Call:
-    """A request as it arrived. `number`: from 0. `headers`: by lower-case name. `at`: time.monotonic(), in seconds."""
+    """A received request.
+
+    Attributes:
+        number: number of the request, from 0.
+        path: path of the address.
+        body: parsed JSON.
+        headers: headers by lower-case name.
+        time_s: time of arrival by time.monotonic(), in seconds.
+    """
 
     number: int
     path: str
     body: dict[str, Any]
     headers: Mapping[str, str]
-    at: float
+    time_s: float
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -39,22 +47,27 @@ class Call:
 
     @property
     def key(self) -> str:
-        """The key that came with it; '' where none did."""
+        """The API key of the request; '' if it has none."""
         return self.headers.get("authorization", "").removeprefix("Bearer ")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server does with a call.
+    """How the server answers a call.
 
     Attributes:
-        text: the model's words; None for a null in their place.
-        finish: why the model stopped, 'length' where it ran into its limit.
-        raw: the body to send in place of a completion.
-        declared: the length that is announced, where it is not that of the body.
-        before: called before anything is sent, e.g. the wait of a barrier.
-        wait_s: seconds before anything is sent; drip_s: seconds between two bytes.
-        drop: close the connection without an answer.
+        text: text of the model; None sends a null in its place.
+        finish: why the model stopped; 'length' if it reached its limit.
+        tokens_in: reported tokens of the prompt.
+        tokens_out: reported tokens of the answer.
+        status: HTTP status.
+        headers: additional headers.
+        raw: body to send in place of a completion.
+        declared: announced length of the body; None for the true one.
+        before: called before anything is sent, e.g. to wait at a barrier.
+        wait_s: seconds before anything is sent.
+        drip_s: seconds between two bytes.
+        drop: whether to close the connection without an answer.
     """
 
     text: str | None = ""
@@ -74,25 +87,25 @@ class Answer:
 Script = Callable[[Call], Answer | str] | Sequence[Answer | str]
 
 
-def failure(status: int, message: str = "the server says no", **headers: str) -> Answer:
-    """An error in OpenAI's form; `Retry_After='1'` gives the header Retry-After."""
+def failure(status: int, message: str = "the server refuses", **headers: str) -> Answer:
+    """Make an error in the format of OpenAI; `Retry_After='1'` sets the header Retry-After."""
     body = {"error": {"message": message, "type": "error", "code": str(status)}}
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status=status, raw=json.dumps(body).encode(), headers=named)
+    http_headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status=status, raw=json.dumps(body).encode(), headers=http_headers)
 
 
 def cut(text: str = "half a") -> Answer:
-    """An answer that ran into max_tokens."""
+    """Make an answer that reached max_tokens."""
     return Answer(text, finish="length")
 
 
 def slow(text: str, seconds: float) -> Answer:
-    """An answer that is long in coming."""
+    """Make an answer that is sent after a wait."""
     return Answer(text, wait_s=seconds)
 
 
 def drip(text: str, seconds: float) -> Answer:
-    """An answer of which a byte comes every so many seconds."""
+    """Make an answer that is sent byte by byte, with `seconds` between two bytes."""
     return Answer(text, drip_s=seconds)
 
 
@@ -106,12 +119,17 @@ SHORTER_THAN_DECLARED = Answer(raw=b'{"id": "x", "object"', declared=500)
 
 
 class Loopback:
-    """The server; it listens on a free port of 127.0.0.1 while the `with` block runs.
+    """A server that listens on a free port of 127.0.0.1 inside its `with` block.
+
+    Args:
+        script: the answers.
+        model: name of the model in the answers.
 
     Attributes:
-        url: the api_base of an OpenAI-compatible provider; root: the same without '/v1', as Ollama wants it.
+        url: api_base of an OpenAI-compatible provider.
+        root: the same without '/v1', as Ollama requires it.
         calls: every request so far, in the order of arrival.
-        most_in_flight: the largest number of requests that were open at a time.
+        most_in_flight: largest number of requests that were open at the same time.
     """
 
     def __init__(self, script: Script, model: str = "loopback-1") -> None:
@@ -131,14 +149,16 @@ class Loopback:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stopping.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """Does with a request what the script says."""
+        """Answer a request as the script says."""
         body = json.loads(request.rfile.read(int(request.headers.get("Content-Length", 0))) or b"{}")
         headers = {name.lower(): value for name, value in request.headers.items()}
         with self._lock:
@@ -154,12 +174,12 @@ class Loopback:
 
     def _scripted(self, call: Call) -> Answer:
         if callable(self._script):
-            given = self._script(call)
+            answer = self._script(call)
         elif call.number < len(self._script):
-            given = self._script[call.number]
-        else:  # a status that nobody tries again
-            given = failure(400, f"the script has {len(self._script)} answers, and this is call {call.number + 1}")
-        return Answer(given) if isinstance(given, str) else given
+            answer = self._script[call.number]
+        else:  # a status that clients do not retry
+            answer = failure(400, f"the script has {len(self._script)} answers, and this is call {call.number + 1}")
+        return Answer(answer) if isinstance(answer, str) else answer
 
     def _send(self, request: BaseHTTPRequestHandler, call: Call, answer: Answer) -> None:
         if answer.before is not None:
@@ -186,24 +206,21 @@ class Loopback:
     def _completion(self, call: Call, answer: Answer) -> bytes:
         message = {"role": "assistant", "content": answer.text}
         if call.path.startswith("/api/"):
-            counts = {
-                "prompt_eval_count": answer.tokens_in,
-                "eval_count": answer.tokens_out,
-                "done_reason": answer.finish,
-            }
-            made = {
+            completion = {
                 "model": self.model,
                 "created_at": "2026-01-01T00:00:00Z",
                 "message": message,
                 "done": True,
-                **counts,
+                "prompt_eval_count": answer.tokens_in,
+                "eval_count": answer.tokens_out,
+                "done_reason": answer.finish,
             }
-            return json.dumps(made).encode()
+            return json.dumps(completion).encode()
         usage = {"prompt_tokens": answer.tokens_in, "completion_tokens": answer.tokens_out}
         usage["total_tokens"] = answer.tokens_in + answer.tokens_out
         choice = {"index": 0, "message": message, "finish_reason": answer.finish}
-        made = {"id": f"call-{call.number}", "object": "chat.completion", "created": 1, "model": self.model}
-        return json.dumps(made | {"choices": [choice], "usage": usage}).encode()
+        completion = {"id": f"call-{call.number}", "object": "chat.completion", "created": 1, "model": self.model}
+        return json.dumps(completion | {"choices": [choice], "usage": usage}).encode()
 
 
 class _Server(ThreadingHTTPServer):
@@ -211,17 +228,17 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that left early is no news."""
+        """Ignore clients that disconnect early."""
 
 
 def _handler(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # connections are kept, as providers keep them
+        protocol_version = "HTTP/1.1"  # keeps connections open, as providers do
 
         def do_POST(self) -> None:
             loopback.answer(self)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Tests are quiet."""
+            """Log nothing."""
 
     return Handler

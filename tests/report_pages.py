@@ -1,4 +1,4 @@
-"""Reading a report's page, for tests: what is in it, as a browser would find it; and making what a report is about."""
+"""Helpers for tests of reports: parse a page as a browser would, and create what a report is about."""
 
 import json
 from collections.abc import Sequence
@@ -9,30 +9,32 @@ from typing import Any
 
 from qllm_exp.credit import stored_function
 
-_NO_END = ("meta",)
+_VOID_ELEMENTS = ("meta",)
 
 
 class Page(HTMLParser):
-    """A page, whose elements must all be closed in order.
+    """A parsed page; all its elements must be closed in order.
 
     Attributes:
-        elements: (tag, attributes) in order. words: all text but that of style and script. rows: texts of the cells of table rows.
+        elements: (tag, attributes) in order.
+        text: all text except that of style and script.
+        rows: text of the cells of each table row.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[list[str]] = []
         self._open: list[str] = []
         self._parts: list[str] = []
-        self.feed(text)
+        self.feed(html)
         self.close()
         assert self._open == []
-        self.words = " ".join(" ".join(self._parts).split())
+        self.text = " ".join(" ".join(self._parts).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in _NO_END:
+        if tag not in _VOID_ELEMENTS:
             self._open.append(tag)
         if tag == "tr":
             self.rows.append([])
@@ -52,17 +54,17 @@ class Page(HTMLParser):
                 self.rows[-1][-1] += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """The attributes of all elements of a kind."""
-        return [attributes for one, attributes in self.elements if one == tag]
+        """Return the attributes of all elements with a tag."""
+        return [attributes for element, attributes in self.elements if element == tag]
 
-    def row(self, *begin: str) -> list[str]:
-        """The one row whose first cells are these."""
-        (found,) = [row for row in self.rows if row[: len(begin)] == list(begin)]
-        return found
+    def row(self, *first_cells: str) -> list[str]:
+        """Return the only row that starts with these cells."""
+        (row,) = [row for row in self.rows if row[: len(first_cells)] == list(first_cells)]
+        return row
 
 
-def sweep(folder: Path, names: Sequence[str], command: str, started: str = "2026-11-20 21:00:00") -> Path:
-    """The folder of a sweep with these runs, which are or would be beside it."""
+def make_sweep(folder: Path, names: Sequence[str], command: str, started: str = "2026-11-20 21:00:00") -> Path:
+    """Create the directory of a sweep of runs, which are beside it or do not exist."""
     folder.mkdir(parents=True)
     record = {"command": command, "started": started, "runs": list(names), "launcher": {"name": "local"}}
     (folder / "sweep.json").write_text(json.dumps(record))
@@ -70,5 +72,6 @@ def sweep(folder: Path, names: Sequence[str], command: str, started: str = "2026
 
 
 def give_function(run: Path, env: str = "matrix", task: str = "climbing", **changes: Any) -> None:
-    """Put the bundled function of a task into a run's folder, with other texts where they are given."""
-    replace(stored_function.load(stored_function.bundled(env, task)), **changes).save(run / "tfcaf.json")
+    """Put the bundled function of a task into a run directory, with some fields changed."""
+    function = stored_function.load(stored_function.bundled_path(env, task))
+    replace(function, **changes).save(run / "tfcaf.json")

@@ -1,4 +1,4 @@
-"""Folders of runs, for tests: making some that were never run, and reading what a run found."""
+"""Helpers for tests: create run directories without running anything, and read the results of a run."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from qllm_exp.config.load import config_class, run_name
 STEPS = (0, 50_000, 100_000, 150_000, 200_000)
 
 
-def make(
+def make_run(
     folder: Path,
     run: schema.RunConfig,
     final: float,
@@ -24,13 +24,26 @@ def make(
     program: Any = None,
     usd: float | None = 0.25,
 ) -> Path:
-    """A finished run, whose evaluations rise to `final` where no others are given. `program`: of a function, any JSON."""
+    """Create the directory of a finished run.
+
+    Args:
+        folder: where to create it.
+        run: configuration.
+        final: final return.
+        absolute: absolute metric; None: as `final`.
+        returns: returns of the evaluations; None: they rise linearly to `final`.
+        steps: environment steps of the evaluations.
+        program: program of the credit-assignment function, any JSON; None: no function.
+        usd: price of the function.
+    """
     path = folder / run_name(run, json.dumps(program))
     path.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(dataclasses.asdict(run)), path / "config.yaml")
-    every = returns if returns is not None else [final * at / (len(steps) - 1) for at in range(len(steps))]
+    if returns is None:
+        returns = [final * index / (len(steps) - 1) for index in range(len(steps))]
     rows = [
-        {"kind": "evaluation", "env_step": step, "return_mean": value} for step, value in zip(steps, every, strict=True)
+        {"kind": "evaluation", "env_step": step, "return_mean": value}
+        for step, value in zip(steps, returns, strict=True)
     ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = {
@@ -46,8 +59,8 @@ def make(
     return path
 
 
-def unfinished(folder: Path, run: schema.RunConfig, state: str, error: str = "") -> Path:
-    """A run that stands as `state` says: 'failed', 'interrupted', ..."""
+def make_unfinished_run(folder: Path, run: schema.RunConfig, state: str, error: str = "") -> Path:
+    """Create the directory of a run whose status file has a state: 'failed', 'interrupted', ..."""
     path = folder / run_name(run, "")
     path.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(dataclasses.asdict(run)), path / "config.yaml")
@@ -55,16 +68,20 @@ def unfinished(folder: Path, run: schema.RunConfig, state: str, error: str = "")
     return path
 
 
-def of(mixer: str, seed: int = 0, task: str = "8x8-2p-2f-coop-2s", env: str = "lbf", **more: Any) -> schema.RunConfig:
-    """A configuration by the names of its mixer and task."""
-    chosen = {"env": config_class("env", env)(task=task), "mixer": config_class("mixer", mixer)()}
-    return schema.RunConfig(**chosen, seed=seed, **more)
+def run_config(
+    mixer: str, seed: int = 0, task: str = "8x8-2p-2f-coop-2s", env: str = "lbf", **options: Any
+) -> schema.RunConfig:
+    """Return a configuration by the names of its mixer and task."""
+    env_config = config_class("env", env)(task=task)
+    mixer_config = config_class("mixer", mixer)()
+    return schema.RunConfig(env=env_config, mixer=mixer_config, seed=seed, **options)
 
 
-def final(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All that a finished run found, but for what the clock decides: its rows, and its final figures."""
+def run_outcome(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the metrics rows and final results of a run, without wall times."""
     result = json.loads((run / "result.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("wall_s", None)
-    return rows, {k: result[k] for k in ("final_return", "absolute_return", "env_steps", "episodes", "updates")}
+    keys = ("final_return", "absolute_return", "env_steps", "episodes", "updates")
+    return rows, {key: result[key] for key in keys}

@@ -1,7 +1,7 @@
-"""Algorithms, found by name: `algorithm.name=q_learning` is the module of that name here; any other is the user's own.
+"""Algorithms, selected by name: `algorithm.name=q_learning` is the module of that name here; any other name is a user's own.
 
-Each module has `make(run, env, mixer) -> Algorithm`, and `ACCEPTS`, the names of the mixers it can be combined with (None: all
-of them). It may have `REFUSES`, the mixers that it cannot be combined with all the same, each with the reason.
+Each module has a function `make(run, env, mixer) -> Algorithm` and `ACCEPTS`, the names of the mixers that it can be combined
+with (None: all). It may have `REFUSES`, a mapping from mixers that it cannot be combined with after all to the reasons.
 """
 
 from typing import Any
@@ -20,7 +20,15 @@ def _module(name: str) -> Any:
 
 
 def check_combination(algorithm: str, mixer: str) -> None:
-    """Raise UserError, naming both, when the algorithm cannot be used with the mixer."""
+    """Check that an algorithm can be combined with a mixer.
+
+    Args:
+        algorithm: Name of the algorithm.
+        mixer: Name of the mixer.
+
+    Raises:
+        UserError: It cannot; the message names both and lists the mixers that the algorithm accepts.
+    """
     module = _module(algorithm)
     accepts, refuses = module.ACCEPTS, getattr(module, "REFUSES", {})
     if accepts is not None and mixer not in accepts:
@@ -31,7 +39,16 @@ def check_combination(algorithm: str, mixer: str) -> None:
 
 
 def make_algorithm(run: Any, env: TeamEnv, mixer: Mixer) -> Algorithm:
-    """Build the algorithm that `run.algorithm.name` names."""
+    """Build an algorithm.
+
+    Args:
+        run: The configuration of the run; `run.algorithm.name` selects the module.
+        env: The environment, for its sizes and its device.
+        mixer: The mixer of `run.mixer`.
+
+    Raises:
+        UserError: The algorithm does not accept the mixer.
+    """
     check_combination(run.algorithm.name, run.mixer.name)
     algorithm: Algorithm = _module(run.algorithm.name).make(run, env, mixer)
     return algorithm

@@ -1,8 +1,8 @@
-"""What algorithms share whose agents have a policy: a critic of their own, its targets, and how agents and critic learn.
+"""Base classes of algorithms whose agents have a policy and a critic.
 
-`ActorCritic` is for those that learn on-policy. The agents' networks are those of `train`. Agents and critic have an optimiser
-each, with one learning rate. The critic's targets are n-step or TD(lambda) returns (returns.py) with the values of a target
-critic; after an episode that was truncated they bootstrap.
+The agents' networks are those of `train`. Agents and critic have one optimiser each, with the same learning rate. The critic
+learns n-step or TD(lambda) returns (targets.py) that bootstrap from a target critic, also at the end of a truncated episode.
+`OnPolicyActorCritic` is the base class of algorithms that learn on-policy.
 """
 
 import copy
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qllm_exp.algorithms.agent_inputs import AgentInputs
 from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience
-from qllm_exp.algorithms.flat_parameters import FlatParameters, TargetNetworkConfig, follow, optimiser
+from qllm_exp.algorithms.flat_parameters import FlatParameters, TargetNetworkConfig, make_optimiser, update_target
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.algorithms.running_moments import RunningMoments
 from qllm_exp.algorithms.targets import n_step, td_lambda
@@ -27,7 +27,7 @@ from qllm_exp.networks.agents import TeamNetwork
 
 @dataclass
 class ActorCriticConfig(TargetNetworkConfig):
-    """What every algorithm has that learns a policy, and a critic for it."""
+    """Options shared by all algorithms that learn a policy and a critic."""
 
     targets: str = schema.one_of("n_step", "td_lambda")
     n_step: int = schema.number(5, 1)
@@ -37,20 +37,22 @@ class ActorCriticConfig(TargetNetworkConfig):
 
 @dataclass
 class OnPolicyConfig(ActorCriticConfig):
-    """What those have that learn from the latest episodes."""
+    """Options shared by on-policy actor-critics."""
 
-    num_envs: int = schema.number(10, 1, identity=False)  # through env.num_envs, which is a part of what defines a run
+    num_envs: int = schema.number(10, 1, identity=False)  # env.num_envs takes this value and is part of the identity
     entropy: float = schema.number(0.001, 0)
 
 
-class AgentsAndCritic(Algorithm):
+class ActorCritic(Algorithm):
     """Agents, critic, target critic and two optimisers.
 
-    Training draws from the policy, and so does evaluation, since a policy is trained for what it earns when it is drawn from; or
-    evaluation takes its most probable action (`config.evaluation`).
+    Training samples from the policy. So does evaluation, because a policy is trained for the return that it earns when it is
+    sampled; with `evaluation=greedy` evaluation takes the most probable actions instead.
 
     Args:
-        config: the `algorithm` group. train: the `train` group. env: what it acts in (sizes and device).
+        config: The `algorithm` group.
+        train: The `train` group.
+        env: The environment, for its sizes and its device.
     """
 
     def __init__(self, config: ActorCriticConfig, train: TrainConfig, env: TeamEnv) -> None:
@@ -63,61 +65,81 @@ class AgentsAndCritic(Algorithm):
         self.actor_parameters, self.critic_parameters = FlatParameters([self.agents]), FlatParameters([self.critic])
         self.target = FlatParameters([self.target_critic])
         self.target.values.requires_grad_(False)
-        self.actor_optimiser = optimiser(train, self.actor_parameters)
-        self.critic_optimiser = optimiser(train, self.critic_parameters)
+        self.actor_optimiser = make_optimiser(train, self.actor_parameters)
+        self.critic_optimiser = make_optimiser(train, self.critic_parameters)
         self.rewards = RunningMoments(env.device)
         self.updates = 0
 
     @abstractmethod
     def build_critic(self, env: TeamEnv) -> nn.Module:
-        """The critic with its first parameters."""
+        """Build the critic with its initial parameters."""
 
     def feed_forward(self, n_inputs: int, n_outputs: int) -> TeamNetwork:
-        """Linear and ReLU, twice, then Linear: one for all agents or one each, as the agents' own networks are."""
+        """Build a feed-forward network with two hidden layers, shared or per agent like the agents' own networks.
+
+        Args:
+            n_inputs: Inputs of each agent.
+            n_outputs: Outputs of each agent.
+        """
         return TeamNetwork(self.n_agents, n_inputs, n_outputs, replace(self.train, network="mlp"))
 
     # Acting
 
     def initial_memory(self, num_envs: int) -> tuple[Tensor, Tensor | None]:
-        return self.agents.initial_hidden(num_envs, self.device), self.inputs.before(num_envs)
+        """Initial hidden states [N, n, H] and encoded last actions [N, n, A] or None."""
+        return self.agents.initial_hidden(num_envs, self.device), self.inputs.initial_last_action(num_envs)
 
     @torch.no_grad()
     def act(
         self, obs: Tensor, available_actions: Tensor, memory: Any, env_step: int | None, generator: torch.Generator
     ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
-        hidden, last = memory
-        logits, hidden = self.agents.step(self.inputs.at(obs, last), hidden)
+        """Sample a joint action, or take the most probable one in greedy evaluation; see `Algorithm.act`."""
+        hidden, last_action = memory
+        logits, hidden = self.agents.step(self.inputs.step_inputs(obs, last_action), hidden)
         policy = self.policy(logits, available_actions, env_step)
         greedy = env_step is None and self.config.evaluation == "greedy"
         actions = policy.best if greedy else policy.sample(generator)
-        return actions, (hidden, self.inputs.after(actions, obs))
+        return actions, (hidden, self.inputs.encode_last_action(actions, obs))
 
     def policy(self, logits: Tensor, available_actions: Tensor, env_step: int | None) -> MaskedCategorical:
-        """What the agents draw from, logits and available_actions [N, n, A]. env_step: as `act`'s."""
+        """The distribution that the agents act by.
+
+        Args:
+            logits: [N, n, A].
+            available_actions: [N, n, A] bool.
+            env_step: Environment steps so far; None for evaluation.
+        """
         return MaskedCategorical(logits, available_actions)
 
     def exploration(self, env_step: int) -> dict[str, float]:
-        return {}  # the policy explores; its entropy is among the figures of an update
+        """Nothing: the policy explores, and `update` logs its entropy."""
+        return {}
 
     # Learning
 
     def observe(self, rewards: Tensor, mask: Tensor) -> None:
+        """Update the moments of the rewards [T, N], if rewards are standardised."""
         if self.train.standardise_rewards:
             self.rewards.update(rewards, mask)
 
     @abstractmethod
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        """One update, from a batch."""
+        """Perform one update on a batch and return metrics to log."""
 
-    def of_each_agent(self, values: Tensor) -> Tensor:
-        """[..., n, D]: what all agents have in common, values [..., D], once for each."""
+    def broadcast_to_agents(self, values: Tensor) -> Tensor:
+        """Repeat values [..., D] that all agents share for each agent: [..., n, D]."""
         return values.unsqueeze(-2).expand(*values.shape[:-1], self.n_agents, values.shape[-1])
 
     def targets(self, batch: EpisodeBatch, next_value: Tensor, one_step: bool = False) -> Tensor:
-        """What the critic is to say of each step, from what follows it: next_value [T, B], or [T, B, n] with one for each agent.
+        """Value targets of the critic.
 
         Args:
-            one_step: bootstrap after one step, whatever the configuration says.
+            batch: The episodes.
+            next_value: Target critic's values of the next states: [T, B], or [T, B, n] with one per agent.
+            one_step: Whether to bootstrap after one step, whatever the configuration says.
+
+        Returns:
+            Of the shape of `next_value`.
         """
         reward = self.rewards.standardise(batch.reward) if self.train.standardise_rewards else batch.reward
         terminated, mask = batch.terminated, batch.mask
@@ -128,29 +150,32 @@ class AgentsAndCritic(Algorithm):
             return n_step(reward, next_value, terminated, mask, self.train.gamma, steps)
         return td_lambda(reward, next_value, terminated, mask, self.train.gamma, self.config.td_lambda)
 
-    def improve_agents(self, loss: Tensor) -> Tensor:
-        """One gradient step of the agents. Returns the norm of the gradient."""
-        return self._descend(loss, self.agents, self.actor_parameters, self.actor_optimiser)
+    def update_agents(self, loss: Tensor) -> Tensor:
+        """Take one gradient step of the agents and return the norm of the gradient."""
+        return self._gradient_step(loss, self.agents, self.actor_parameters, self.actor_optimiser)
 
-    def improve_critic(self, loss: Tensor) -> Tensor:
-        """One gradient step of the critic. Returns the norm of the gradient."""
-        return self._descend(loss, self.critic, self.critic_parameters, self.critic_optimiser)
+    def update_critic(self, loss: Tensor) -> Tensor:
+        """Take one gradient step of the critic and return the norm of the gradient."""
+        return self._gradient_step(loss, self.critic, self.critic_parameters, self.critic_optimiser)
 
-    def _descend(self, loss: Tensor, of: nn.Module, all_of: FlatParameters, by: torch.optim.Optimizer) -> Tensor:
-        all_of.gradient.zero_()
-        torch.autograd.backward(loss, inputs=list(of.parameters()))
-        norm = all_of.clip_(self.train.grad_norm_clip)
-        by.step()
+    def _gradient_step(
+        self, loss: Tensor, module: nn.Module, parameters: FlatParameters, optimiser: torch.optim.Optimizer
+    ) -> Tensor:
+        parameters.gradient.zero_()
+        torch.autograd.backward(loss, inputs=list(module.parameters()))
+        norm = parameters.clip_(self.train.grad_norm_clip)
+        optimiser.step()
         return norm
 
-    def update_target(self) -> None:
-        """Count an update, and let the targets follow."""
+    def update_targets(self) -> None:
+        """Count an update, and update the target networks."""
         self.updates += 1
-        follow(self.config, self.updates, self.target, self.critic_parameters)
+        update_target(self.config, self.updates, self.target, self.critic_parameters)
 
-    # Keeping
+    # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
+        """Parameters, optimisers and statistics; see `Algorithm.state_dict`."""
         return {
             "actor": self.actor_parameters.values.data,
             "critic": self.critic_parameters.values.data,
@@ -162,6 +187,7 @@ class AgentsAndCritic(Algorithm):
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
         self.actor_parameters.values.data.copy_(saved["actor"])
         self.critic_parameters.values.data.copy_(saved["critic"])
         self.target.values.data.copy_(saved["target"])
@@ -171,59 +197,85 @@ class AgentsAndCritic(Algorithm):
         self.updates = saved["updates"]
 
     def policy_state_dict(self) -> dict[str, Tensor]:
+        """Copies of the agents' parameters."""
         return {name: value.clone() for name, value in self.agents.state_dict().items()}
 
     def load_policy_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """Restore the result of `policy_state_dict`."""
         self.agents.load_state_dict(saved)
 
     def parameter_counts(self) -> dict[str, int]:
+        """Number of parameters of the agents and of the critic."""
         parts: dict[str, nn.Module] = {"agent": self.agents, "critic": self.critic}
-        return {name: sum(p.numel() for p in one.parameters()) for name, one in parts.items()}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
-class ActorCritic(AgentsAndCritic):
-    """One that learns from batches that were played with the parameters as they are.
+class OnPolicyActorCritic(ActorCritic):
+    """An actor-critic that learns from batches collected with its current parameters.
 
     Args:
-        as `AgentsAndCritic`'s.
+        config: The `algorithm` group.
+        train: The `train` group.
+        env: The environment, for its sizes and its device.
     """
 
     on_policy = True
     config: OnPolicyConfig
 
     def update(self, experience: Experience) -> dict[str, Tensor]:
-        return self.learn(experience.fresh())
+        """Learn from the last rollout and return metrics to log."""
+        return self.learn(experience.last_rollout())
 
 
-class ActionCritic(AgentsAndCritic):
-    """With a critic of what the agents do.
+class ActionValueActorCritic(ActorCritic):
+    """An actor-critic whose critic is an action-value function of the joint action.
 
-    At the end of an episode that was truncated, it judges the last state by a joint action drawn from the policy.
+    The last state of a truncated episode has no action. Its value is that of a joint action sampled from the policy.
 
     Args:
-        as `AgentsAndCritic`'s.
+        config: The `algorithm` group.
+        train: The `train` group.
+        env: The environment, for its sizes and its device.
     """
 
     def __init__(self, config: ActorCriticConfig, train: TrainConfig, env: TeamEnv) -> None:
         super().__init__(config, train, env)
-        self.generator = torch.Generator(env.device)  # of the joint actions that follow an episode
+        self.generator = torch.Generator(env.device)  # samples the joint actions that follow the end of an episode
         self.generator.manual_seed(int(torch.randint(2**62, ())))
 
     def all_actions(self, batch: EpisodeBatch, policy: MaskedCategorical) -> Tensor:
-        """[T + 1, B, n] what the agents did, and where an episode is over, what they would do by their policy [T + 1, B, n, A]."""
-        drawn = policy.sample(self.generator)
-        return torch.cat([torch.where(batch.mask.unsqueeze(-1), batch.actions, drawn[:-1]), drawn[-1:]])
+        """Actions taken in the episodes, continued by sampled actions after their end.
+
+        Args:
+            batch: The episodes.
+            policy: The current policy, [T + 1, B, n, A].
+
+        Returns:
+            [T + 1, B, n] int64.
+        """
+        sampled = policy.sample(self.generator)
+        return torch.cat([torch.where(batch.mask.unsqueeze(-1), batch.actions, sampled[:-1]), sampled[-1:]])
 
     def state_dict(self) -> dict[str, Any]:
+        """Parameters, optimisers, statistics and the generator; see `Algorithm.state_dict`."""
         return super().state_dict() | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
         super().load_state_dict(saved)
         self.generator.set_state(saved["generator"])
 
 
-def mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Over the steps that happened, and over agents where values [T, B] or [T, B, n] have them; mask [T, B] bool."""
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the steps of episodes without padding, and over agents.
+
+    Args:
+        values: [T, B] or [T, B, n].
+        mask: Whether the step is part of the episode, [T, B] bool.
+
+    Returns:
+        A scalar.
+    """
     weight = mask.unsqueeze(-1) if values.dim() > mask.dim() else mask
     weight = weight.expand_as(values).to(values.dtype)
     return (values * weight).sum() / weight.sum()

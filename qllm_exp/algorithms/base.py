@@ -1,6 +1,6 @@
 """The contract of an algorithm: how a team acts, and how it learns from a batch of episodes.
 
-Shapes: T steps, B episodes of a batch, N copies of the environment, n agents, A actions.
+Shapes: T steps, B episodes of a batch, N environment copies, n agents, A actions.
 """
 
 from abc import ABC, abstractmethod
@@ -13,18 +13,29 @@ from qllm_exp.mixers.base import Mixer
 
 
 class EpisodeBatch(NamedTuple):
-    """Whole episodes, time first, padded to the longest. Padding is marked by `mask`."""
+    """Whole episodes, time first, padded to the longest.
 
-    obs: Tensor  # [T + 1, B, n, obs_dim]
-    state: Tensor  # [T + 1, B, state_dim]
-    available_actions: Tensor  # [T + 1, B, n, A] bool
-    actions: Tensor  # [T, B, n] int64
-    reward: Tensor  # [T, B]
-    terminated: Tensor  # [T, B] bool; an episode that ends without it was truncated
-    mask: Tensor  # [T, B] bool, the steps that happened
+    Attributes:
+        obs: Observations, [T + 1, B, n, obs_dim].
+        state: Global states, [T + 1, B, state_dim].
+        available_actions: [T + 1, B, n, A] bool.
+        actions: [T, B, n] int64.
+        reward: Team rewards, [T, B].
+        terminated: Whether the step terminated the task, [T, B] bool. An episode that ends without it was truncated.
+        mask: Whether the step is part of the episode rather than padding, [T, B] bool.
+    """
+
+    obs: Tensor
+    state: Tensor
+    available_actions: Tensor
+    actions: Tensor
+    reward: Tensor
+    terminated: Tensor
+    mask: Tensor
 
     @property
     def steps(self) -> int:
+        """Number of steps T."""
         return self.actions.shape[0]
 
 
@@ -32,21 +43,22 @@ class Experience(Protocol):
     """The episodes that an algorithm can learn from."""
 
     def sample(self, count: int) -> EpisodeBatch:
-        """So many different ones of those that are kept, uniformly."""
+        """Sample `count` distinct stored episodes uniformly."""
 
     def latest(self, count: int) -> EpisodeBatch:
-        """The last ones, the oldest of them first."""
+        """The `count` most recent episodes, oldest first."""
 
-    def fresh(self) -> EpisodeBatch:
-        """Those of the last rollout, one from each copy of the environment, played with the parameters as they are now."""
+    def last_rollout(self) -> EpisodeBatch:
+        """The episodes of the last rollout, one per environment copy, collected with the current parameters."""
 
 
 class Algorithm(ABC):
     """A team of agents that learns.
 
     Attributes:
-        mixer: what makes Q_tot of the agents' Qs; None for an algorithm without one.
-        on_policy: it learns from the last rollout alone: `update` is called once after each, and nothing older is kept.
+        mixer: The mixer that computes Q_tot from the agents' Qs; None for an algorithm without mixer.
+        on_policy: Whether the algorithm learns from the last rollout alone. `update` is then called once after each rollout,
+            and older episodes are not stored.
     """
 
     mixer: Mixer | None = None
@@ -54,7 +66,11 @@ class Algorithm(ABC):
 
     @abstractmethod
     def initial_memory(self, num_envs: int) -> Any:
-        """What the agents carry from step to step, at the start of an episode."""
+        """Initial recurrent state.
+
+        Args:
+            num_envs: Number of environment copies N.
+        """
 
     @abstractmethod
     def act(
@@ -63,55 +79,81 @@ class Algorithm(ABC):
         """Choose a joint action.
 
         Args:
-            obs: [N, n, obs_dim]; available_actions: [N, n, A] bool.
-            memory: from `initial_memory` or the call before.
-            env_step: environment steps so far, for exploration schedules; None to evaluate.
-            generator: where every random number comes from.
+            obs: Observations, [N, n, obs_dim].
+            available_actions: [N, n, A] bool.
+            memory: Recurrent state from `initial_memory` or from the previous call.
+            env_step: Environment steps so far, for exploration schedules; None for evaluation.
+            generator: Source of all random numbers.
 
         Returns:
-            actions [N, n] int64, and the memory for the next step.
+            Actions [N, n] int64, and the recurrent state for the next step.
         """
 
-    def observe(self, rewards: Tensor, mask: Tensor) -> None:  # noqa: B027 - most algorithms have no use for it
-        """See the rewards [T, N] of a new rollout, where mask [T, N] is True; called once for every rollout."""
+    def observe(self, rewards: Tensor, mask: Tensor) -> None:  # noqa: B027 - most algorithms do not use it
+        """Observe the rewards of a new rollout; called once per rollout.
+
+        Args:
+            rewards: [T, N].
+            mask: Whether the step is part of the episode, [T, N] bool.
+        """
 
     @abstractmethod
     def update(self, experience: Experience) -> dict[str, Tensor]:
-        """One update. Returns figures to log, as tensors without gradient (no host synchronisation)."""
-
-    def action_qs(self, obs: Tensor, actions: Tensor) -> Tensor | None:
-        """Individual Qs [T, B, n] of the actions taken along episodes, without gradient; None where agents have no Qs.
+        """Perform one update.
 
         Args:
-            obs: [T + 1, B, n, obs_dim]; actions: [T, B, n] int64. All begin at the start of an episode.
+            experience: The episodes to learn from.
+
+        Returns:
+            Metrics to log: scalar tensors without gradient, so that no synchronisation with a GPU is needed.
+        """
+
+    def action_qs(self, obs: Tensor, actions: Tensor) -> Tensor | None:
+        """Individual Qs of the actions taken along whole episodes, without gradient.
+
+        Args:
+            obs: Observations from the start of each episode, [T + 1, B, n, obs_dim].
+            actions: [T, B, n] int64.
+
+        Returns:
+            [T, B, n], or None if the agents have no Qs.
         """
         return None
 
     @abstractmethod
     def exploration(self, env_step: int) -> dict[str, float]:
-        """Figures of the exploration schedule, to log."""
+        """Metrics of the exploration schedule, to log.
+
+        Args:
+            env_step: Environment steps so far.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that learning has changed: networks, targets, optimiser, statistics."""
+        """Everything that learning changes: networks, target networks, optimisers, statistics."""
 
     @abstractmethod
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the result of `state_dict`."""
 
     @abstractmethod
     def policy_state_dict(self) -> dict[str, Tensor]:
-        """The parameters that decide how the team acts, and the mixer's, named 'mixer....', copied."""
+        """Copies of the agents' parameters, and of the mixer's parameters under names with the prefix 'mixer.'."""
 
     @abstractmethod
     def load_policy_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Act and mix with these parameters from now on. RuntimeError or KeyError where they are not of these networks."""
+        """Restore the result of `policy_state_dict`.
+
+        Raises:
+            RuntimeError: Names or shapes do not match the agents' networks.
+            KeyError: A parameter of the mixer is missing.
+        """
 
     @abstractmethod
     def parameter_counts(self) -> dict[str, int]:
-        """Trainable parameters of each part, e.g. {'agent': 31000, 'mixer': 9000}."""
+        """Number of trainable parameters of each part, e.g. {'agent': 31000, 'mixer': 9000}."""
 
 
-def linear(start: float, end: float, steps: int, env_step: int) -> float:
-    """`start` at the first step, `end` from `steps` on, and on the line between them before."""
+def linear_schedule(start: float, end: float, steps: int, env_step: int) -> float:
+    """Value that moves linearly from `start` at step 0 to `end` at step `steps`, and stays there."""
     return start + (end - start) * min(1.0, env_step / steps)

@@ -1,4 +1,4 @@
-"""All parameters of some modules in one contiguous tensor: the optimiser, clipping and target updates are one operation each."""
+"""All parameters of some modules in one contiguous tensor, so that optimiser, clipping and target updates are one operation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from qllm_exp.config.schema import TrainConfig
 
 @dataclass
 class TargetNetworkConfig(schema.AlgorithmConfig):
-    """What every algorithm with target networks has."""
+    """Options shared by all algorithms with target networks."""
 
     target_update: str = schema.one_of("soft", "periodic")
     target_tau: float = schema.number(0.01, 0, 1)
@@ -20,7 +20,15 @@ class TargetNetworkConfig(schema.AlgorithmConfig):
 
 
 class FlatParameters:
-    """Re-points the parameters of `modules`, and their gradients, to views of `values` and `gradient`, both [P]."""
+    """Parameters of modules, and their gradients, as views of two contiguous tensors.
+
+    Args:
+        modules: Modules whose parameters and gradients are replaced by views.
+
+    Attributes:
+        values: All parameters in order, [P].
+        gradient: Their gradients, [P].
+    """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         parameters = [p for module in modules for p in module.parameters()]
@@ -36,17 +44,24 @@ class FlatParameters:
                 start = stop
 
     def clip_(self, max_norm: float) -> Tensor:
-        """Scale the gradient down to `max_norm` where it is longer; returns its norm before, a scalar."""
+        """Scale the gradient in place to a norm of at most `max_norm`.
+
+        Returns:
+            Norm before clipping, a scalar.
+        """
         norm: Tensor = torch.linalg.vector_norm(self.gradient)
         self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
 
-def follow(config: TargetNetworkConfig, updates: int, target: FlatParameters, online: FlatParameters) -> None:
-    """Let a target network follow its online one after an update: softly, or by a copy now and then.
+def update_target(config: TargetNetworkConfig, updates: int, target: FlatParameters, online: FlatParameters) -> None:
+    """Update a target network after an update of its online network: by a soft update, or by a periodic copy.
 
     Args:
-        config: says how (conf/algorithm). updates: how many there were, this one included.
+        config: The `algorithm` group: kind, rate and period of target updates.
+        updates: Number of updates so far, including this one.
+        target: Parameters of the target network.
+        online: Parameters of the online network.
     """
     if config.target_update == "soft":
         target.values.data.lerp_(online.values.data, config.target_tau)
@@ -54,13 +69,15 @@ def follow(config: TargetNetworkConfig, updates: int, target: FlatParameters, on
         target.values.data.copy_(online.values.data)
 
 
-def optimiser(
+def make_optimiser(
     train: TrainConfig, parameters: FlatParameters, learning_rate: float | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser that `train` names, for those parameters.
+    """Build the optimiser that `train` selects.
 
     Args:
-        learning_rate: another than `train.learning_rate`.
+        train: The `train` group.
+        parameters: The parameters to optimise.
+        learning_rate: Learning rate; None for `train.learning_rate`.
     """
     rate = train.learning_rate if learning_rate is None else learning_rate
     if train.optimiser == "adam":

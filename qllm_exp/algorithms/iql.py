@@ -1,16 +1,17 @@
-"""IQL, independent Q-learning: each agent learns from the team's reward as if it were alone (Tan 1993; with deep networks
-Tampuu et al. 2017, arXiv 1511.08779).
+"""IQL, independent Q-learning: each agent learns from the team's reward as if it were alone.
+
+Sources: Tan (1993); with deep networks, Tampuu et al. (2017), arXiv 1511.08779.
 
     y_t  = r_t + gamma (1 - terminated_t) Q_i^-(h_{t+1}, argmax_a Q_i(h_{t+1}, a))      agent i, or its TD(lambda) form
     loss = mean over agents and steps [(Q_i(h_t, a_t) - y_t)^2]
 
-This is `q_learning` with `mixer=none`, number for number, under the name that the field has for it. `train=paper` has EPyMARL's
+This is `q_learning` with `mixer=none`, with identical numbers, under the name that the field uses. `train=paper` has EPyMARL's
 settings.
 
 Deviations from the publications:
-1. Agents are recurrent, remember whole episodes and share one network (`train.network`, `train.share_parameters`), where Tan's
-   have tables and Tampuu's convolutions: as in EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869).
-2. `train=fair` is the common setting: TD(0.6) targets and a target network that follows softly.
+1. Agents are recurrent, remember whole episodes and share one network (`train.network`, `train.share_parameters`), as in
+   EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869). Tan's agents have tables, Tampuu's have convolutional networks.
+2. `train=fair` is the common setting of all methods: TD(0.6) targets and soft target updates.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 
 @dataclass
 class Config(QLearningConfig):
+    """Options of `algorithm=iql`; conf/algorithm/iql.yaml explains them."""
+
     name: str = "iql"
 
 

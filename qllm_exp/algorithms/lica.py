@@ -4,25 +4,26 @@
     learns:     minimise mean [(Q(s_t, u_t) - y_t)^2], u_t the actions taken, one-hot, y_t a TD(lambda) return of target Q
     agents:     maximise mean Q(s, pi_1 .. pi_n) + entropy * H / |H|, end to end, pi_i the probabilities of the available actions
 
-H is the mean entropy of the policies in the batch, |H| its value held fixed: the gradient of the entropy is divided by the
-entropy. W1 and w2 come from hypernetworks with one hidden layer, b1 is linear in the state, b2 has one hidden layer.
+H is the mean entropy of the policies in the batch, and |H| is its value held fixed: the gradient of the entropy is divided by
+the entropy. W1 and w2 come from hypernetworks with one hidden layer. b1 is linear in the state; b2 has one hidden layer.
 
-Where it deviates from the authors' code (github.com/mzho7212/LICA), whose settings train=paper has:
-1. There are 10 episodes in a batch [num_envs=32] and the target critic follows softly [target_update=periodic]: 32 episodes of 50
-   steps would be 1250 updates in two million steps, and a copy of the critic every 200 of them.
-2. Agents and critic have one learning rate [agents_rate=5]; the weight of the entropy is 0.5 [entropy=0.06], and rewards are
-   standardised. At the published weight the policies are all but certain before the critic knows anything (see below).
+Deviations from the authors' code (github.com/mzho7212/LICA), whose settings train=paper has:
+1. A batch has 10 episodes [num_envs=32], and the target critic follows softly [target_update=periodic]. With 32 episodes of 50
+   steps there would be 1250 updates in two million steps, and a copy of the critic every 200 of them.
+2. Agents and critic have the same learning rate [agents_rate=5]. The weight of the entropy is 0.5 [entropy=0.06], and rewards
+   are standardised. At the published weight the policies become nearly deterministic before the critic has learned (see below).
 3. The agents do not see their last action [last_action=true].
-4. Evaluation draws from the policy [evaluation=greedy].
-5. The hidden layer that makes W1 is 64 wide, as in PyMARL2, where the authors have embed * n * A.
-The publication divides the entropy's gradient agent by agent; the authors' code, and this, by the mean over the batch.
+4. Evaluation samples from the policy [evaluation=greedy].
+5. The hidden layer of the hypernetwork of W1 has width 64, as in PyMARL2; the authors use embed * n * A.
 
-At the published weight the policies' entropy on lbf 8x8-2p-2f-coop-2s was 0.2 nats after 50k steps, and the return 0.07 after 300k
-(one seed; 0.24 with the default). The default keeps a policy from being certain where one action is right: on the matrix games the
-most probable actions reach the best return in most seeds, of which the policy that is drawn from gives a fifth to a third away.
+The publication divides the entropy's gradient per agent. The authors' code, like this module, divides it by the batch mean.
 
-An update takes 1.8 times (lbf) to 2.4 times (mpe) as long as one of Q-learning with QMIX on as many episodes, as W1 has
-n * A * embed elements that are made from the state three times: for the targets, for the critic and for the agents.
+At the published weight the policies' entropy on lbf 8x8-2p-2f-coop-2s was 0.2 nats after 50k steps, and the return 0.07 after
+300k (one seed; 0.24 with the default). The default keeps a policy uncertain where one action is right. On the matrix games the
+most probable actions reach the best return in most seeds; the sampled policy loses a fifth to a third of it.
+
+An update takes 1.8 times (lbf) to 2.4 times (mpe) as long as an update of Q-learning with QMIX on the same number of episodes.
+W1 has n * A * embed elements, which are computed from the state three times: for the targets, the critic and the agents.
 """
 
 from dataclasses import dataclass
@@ -31,9 +32,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import ActionCritic, ActorCritic, OnPolicyConfig, mean
+from qllm_exp.algorithms.actor_critic import ActionValueActorCritic, OnPolicyActorCritic, OnPolicyConfig, masked_mean
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.flat_parameters import optimiser
+from qllm_exp.algorithms.flat_parameters import make_optimiser
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.config import schema
 from qllm_exp.config.schema import RunConfig, TrainConfig
@@ -43,6 +44,8 @@ from qllm_exp.mixers.base import Mixer
 
 @dataclass
 class Config(OnPolicyConfig):
+    """Options of `algorithm=lica`; conf/algorithm/lica.yaml explains them."""
+
     name: str = "lica"
     targets: str = schema.one_of("td_lambda", "n_step")
     td_lambda: float = schema.number(0.8, 0, 1)
@@ -54,20 +57,23 @@ class Config(OnPolicyConfig):
 
 ACCEPTS = ("none",)
 
-_LEAST_ENTROPY = 1e-6  # nats; below it the gradient is divided by no less
+_MIN_ENTROPY = 1e-6  # nats; lower bound of the entropy that its gradient is divided by
 
 
 class MixingCritic(nn.Module):
-    """Q of a joint action, or of the agents' action probabilities, with weights that the state makes.
+    """Q of a joint action, or of the agents' action probabilities, with state-dependent weights.
 
     Args:
-        n_inputs: n * A. state_dim: S. embed: width E of the mixing network. hypernet: hidden width of what makes W1 and w2.
+        n_inputs: Size of a joint action, n * A.
+        state_dim: Size of the global state.
+        embed: Width E of the mixing network.
+        hypernet: Hidden width of the hypernetworks of W1 and w2.
     """
 
     def __init__(self, n_inputs: int, state_dim: int, embed: int, hypernet: int) -> None:
         super().__init__()
         self.shape = (n_inputs, embed)
-        # Hidden layers of W1 and w2, b1, hidden layer of b2: one product.
+        # All layers that read the state are one product: hidden layers of W1 and w2, b1, hidden layer of b2.
         self.parts = (hypernet, hypernet, embed, embed)
         self.from_state = nn.Linear(state_dim, sum(self.parts))
         self.weights1 = nn.Linear(hypernet, n_inputs * embed)
@@ -75,19 +81,29 @@ class MixingCritic(nn.Module):
         self.bias2 = nn.Linear(embed, 1)
 
     def forward(self, probs: Tensor, state: Tensor) -> Tensor:
-        """Q [...] from probs [..., n, A], one-hot for actions, and state [..., S]."""
+        """Q of a joint action.
+
+        Args:
+            probs: Action probabilities, or one-hot actions, [..., n, A].
+            state: [..., state_dim].
+
+        Returns:
+            [...].
+        """
         w1, w2, b1, b2 = self.from_state(state).split(self.parts, -1)
-        mix = self.weights1(F.relu(w1)).unflatten(-1, self.shape)
-        hidden = F.relu((probs.flatten(-2).unsqueeze(-2) @ mix).squeeze(-2) + b1)
+        w1 = self.weights1(F.relu(w1)).unflatten(-1, self.shape)
+        hidden = F.relu((probs.flatten(-2).unsqueeze(-2) @ w1).squeeze(-2) + b1)
         q: Tensor = torch.linalg.vecdot(hidden, self.weights2(F.relu(w2))) + self.bias2(F.relu(b2)).squeeze(-1)
         return q
 
 
-class Lica(ActionCritic, ActorCritic):
+class Lica(ActionValueActorCritic, OnPolicyActorCritic):
     """Agents, and a critic that mixes their policies.
 
     Args:
-        as `ActorCritic`'s.
+        config: The `algorithm` group.
+        train: The `train` group.
+        env: The environment, for its sizes and its device.
     """
 
     config: Config
@@ -96,32 +112,41 @@ class Lica(ActionCritic, ActorCritic):
 
     def __init__(self, config: Config, train: TrainConfig, env: TeamEnv) -> None:
         super().__init__(config, train, env)
-        self.actor_optimiser = optimiser(train, self.actor_parameters, config.agents_rate * train.learning_rate)
+        learning_rate = config.agents_rate * train.learning_rate
+        self.actor_optimiser = make_optimiser(train, self.actor_parameters, learning_rate)
 
     def build_critic(self, env: TeamEnv) -> MixingCritic:
+        """Build the critic with its initial parameters."""
         return MixingCritic(env.n_agents * env.n_actions, env.state_dim, self.config.embed, self.config.hypernet)
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        """One gradient step of the critic, then one of the agents."""
-        inputs = self.inputs.along(batch.obs, batch.actions)
+        """Take one gradient step of the critic, then one of the agents, and return metrics to log."""
+        inputs = self.inputs.sequence_inputs(batch.obs, batch.actions)
         policy = MaskedCategorical(self.agents.unroll(inputs), batch.available_actions)  # [T + 1, B, n, A]
-        done = F.one_hot(self.all_actions(batch, policy), self.n_actions).to(batch.state.dtype)
+        actions = F.one_hot(self.all_actions(batch, policy), self.n_actions).to(batch.state.dtype)
         state = batch.state[:-1]
         with torch.no_grad():
-            target = self.targets(batch, self.target_critic(done[1:], batch.state[1:]))
-        q = self.critic(done[:-1], state)
-        error = mean((q - target).square(), batch.mask)
-        critic_norm = self.improve_critic(error)
-        gain = mean(self.critic(policy.probs[:-1], state), batch.mask)
-        entropy = mean(policy.entropy[:-1], batch.mask)
-        adaptive = self.config.entropy * entropy / entropy.detach().clamp(min=_LEAST_ENTROPY)
-        norm = self.improve_agents(-gain - adaptive)
-        self.update_target()
-        figures = {"policy_loss": -gain, "value_loss": error, "entropy": entropy, "q": mean(q, batch.mask)}
-        figures |= {"grad_norm": norm, "critic_grad_norm": critic_norm}
-        return {name: value.detach() for name, value in figures.items()}
+            target = self.targets(batch, self.target_critic(actions[1:], batch.state[1:]))
+        q = self.critic(actions[:-1], state)
+        value_loss = masked_mean((q - target).square(), batch.mask)
+        critic_norm = self.update_critic(value_loss)
+        objective = masked_mean(self.critic(policy.probs[:-1], state), batch.mask)
+        entropy = masked_mean(policy.entropy[:-1], batch.mask)
+        entropy_bonus = self.config.entropy * entropy / entropy.detach().clamp(min=_MIN_ENTROPY)
+        norm = self.update_agents(-objective - entropy_bonus)
+        self.update_targets()
+        metrics = {
+            "policy_loss": -objective,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "q": masked_mean(q, batch.mask),
+            "grad_norm": norm,
+            "critic_grad_norm": critic_norm,
+        }
+        return {name: value.detach() for name, value in metrics.items()}
 
 
 def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Lica:
+    """Build the algorithm of `algorithm=lica`."""
     assert isinstance(run.algorithm, Config)
     return Lica(run.algorithm, run.train, env)

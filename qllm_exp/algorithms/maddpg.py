@@ -2,19 +2,19 @@
 
     critic:     minimise mean [(Q^a(s_t, u_t) - y_t)^2],  y_t = r_t + gamma (1 - terminated_t) Q^a-(s_{t+1}, u'_1 .. u'_n)
     targets:    u'_b = the most probable available action of agent b's target policy in s_{t+1}
-    agents:     maximise mean [Q^a(s, u_1 .. u_n) - regularisation * |z^a|^2 / A], where u_a alone is differentiated
+    agents:     maximise mean [Q^a(s, u_1 .. u_n) - regularisation * |z^a|^2 / A], differentiated through u_a alone
     u_a:        one-hot of argmax (log pi^a + g), with the gradient of softmax((log pi^a + g) / temperature), g Gumbel noise
 
-Episodes are replayed. z^a are the logits of the available actions, the others count as 0. Sampling by Gumbel noise is sampling
-from pi^a, which is how the agents act in training (Jang et al. 2017, arXiv 1611.01144; straight-through).
+Episodes are replayed. z^a are the logits of agent a; those of unavailable actions count as 0. Adding Gumbel noise and taking the
+argmax samples from pi^a, which is also how the agents act in training (straight-through; Jang et al. 2017, arXiv 1611.01144).
 
-Where it deviates from the publication, it does as EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869; its settings: train=paper):
-1. In the loss of agent a, the other agents' actions are drawn from their policies as they are now, not taken from the replay.
-2. All agents have the team reward, and share one critic, which sees who it judges, if they share their network.
+Deviations from the publication. The first three are those of EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869), whose settings
+train=paper has:
+1. In the loss of agent a, the other agents' actions are sampled from their current policies, not taken from the replay.
+2. All agents receive the team reward. They share one critic, which sees the agent's index, if they share their network.
 3. The critic sees the state, not all observations.
-Where it deviates from EPyMARL's code:
-4. Every step that happened counts, and no other: there the last step of an episode, with its reward, is left out of the losses
-   and the padding after it is in them. An episode that was truncated bootstraps; there it counts as terminated.
+4. Unlike EPyMARL's, the losses cover exactly the steps of each episode. EPyMARL leaves out the last step of an episode, with its
+   reward, and includes the padding after it. A truncated episode bootstraps; in EPyMARL it counts as terminated.
 """
 
 import copy
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import ActorCriticConfig, AgentsAndCritic, mean
+from qllm_exp.algorithms.actor_critic import ActorCritic, ActorCriticConfig, masked_mean
 from qllm_exp.algorithms.base import EpisodeBatch, Experience
-from qllm_exp.algorithms.flat_parameters import FlatParameters, follow
+from qllm_exp.algorithms.flat_parameters import FlatParameters, update_target
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.config import schema
 from qllm_exp.config.schema import RunConfig, TrainConfig
@@ -38,6 +38,8 @@ from qllm_exp.networks.agents import TeamNetwork
 
 @dataclass
 class Config(ActorCriticConfig):
+    """Options of `algorithm=maddpg`; conf/algorithm/maddpg.yaml explains them."""
+
     name: str = "maddpg"
     n_step: int = schema.number(1, 1)
     temperature: float = schema.number(1.0, 0.01)
@@ -47,11 +49,13 @@ class Config(ActorCriticConfig):
 ACCEPTS = ("none",)
 
 
-class Maddpg(AgentsAndCritic):
+class Maddpg(ActorCritic):
     """Agents, a critic of state and joint action, and target copies of both.
 
     Args:
-        as `AgentsAndCritic`'s.
+        config: The `algorithm` group.
+        train: The `train` group.
+        env: The environment, for its sizes and its device.
     """
 
     config: Config
@@ -63,85 +67,124 @@ class Maddpg(AgentsAndCritic):
         self.target_agents = copy.deepcopy(self.agents)
         self.target_actor = FlatParameters([self.target_agents])
         self.target_actor.values.requires_grad_(False)
-        self.generator = torch.Generator(env.device)  # of the actions that the agents' loss is about
+        self.generator = torch.Generator(env.device)  # samples the actions in the agents' loss
         self.generator.manual_seed(int(torch.randint(2**62, ())))
         self.own = torch.eye(env.n_agents, dtype=torch.bool, device=env.device).unsqueeze(-1)  # [n, n, 1]
 
     def build_critic(self, env: TeamEnv) -> TeamNetwork:
-        size = env.state_dim + env.n_agents * self.config.agent_id + env.n_agents * env.n_actions
+        """Build the critic: one value per agent."""
+        size = env.state_dim + env.n_agents * env.n_actions
+        if self.config.agent_id:
+            size += env.n_agents
         return self.feed_forward(size, 1)
 
     def update(self, experience: Experience) -> dict[str, Tensor]:
+        """Learn from replayed episodes and return metrics to log."""
         return self.learn(experience.sample(self.train.batch_episodes))
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        """One gradient step of the critic, then one of the agents."""
-        inputs = self.inputs.along(batch.obs, batch.actions)
+        """Take one gradient step of the critic, then one of the agents, and return metrics to log."""
+        inputs = self.inputs.sequence_inputs(batch.obs, batch.actions)
         state, available = batch.state[:-1], batch.available_actions[:-1]
-        done = self.of_each_agent(self._one_hot(batch.actions, state))
+        joint = self.broadcast_to_agents(self._one_hot(batch.actions, state))
         with torch.no_grad():
             target = self.targets(batch, self._next_value(batch, inputs))
-        q = self.value(self.critic, state, done)
-        error = mean((q - target).square(), batch.mask)
-        critic_norm = self.improve_critic(error)
+        q = self.critic_values(self.critic, state, joint)
+        value_loss = masked_mean((q - target).square(), batch.mask)
+        critic_norm = self.update_critic(value_loss)
         logits = self.agents.unroll(inputs[:-1])
         policy = MaskedCategorical(logits, available)
-        gain = mean(self.value(self.critic, state, self._drawn(policy)), batch.mask)
-        squares = mean(logits.masked_fill(~available, 0.0).square().mean(-1), batch.mask)
-        norm = self.improve_agents(self.config.regularisation * squares - gain)
-        self.update_target()
-        figures = {"policy_loss": -gain, "value_loss": error, "entropy": mean(policy.entropy, batch.mask)}
-        figures |= {"q": mean(q, batch.mask), "grad_norm": norm, "critic_grad_norm": critic_norm}
-        return {name: value.detach() for name, value in figures.items()}
+        objective = masked_mean(self.critic_values(self.critic, state, self._sample_joint(policy)), batch.mask)
+        squared_logits = masked_mean(logits.masked_fill(~available, 0.0).square().mean(-1), batch.mask)
+        norm = self.update_agents(self.config.regularisation * squared_logits - objective)
+        self.update_targets()
+        metrics = {
+            "policy_loss": -objective,
+            "value_loss": value_loss,
+            "entropy": masked_mean(policy.entropy, batch.mask),
+            "q": masked_mean(q, batch.mask),
+            "grad_norm": norm,
+            "critic_grad_norm": critic_norm,
+        }
+        return {name: value.detach() for name, value in metrics.items()}
 
-    def value(self, critic: TeamNetwork, state: Tensor, joint: Tensor) -> Tensor:
-        """Q^a [T, B, n] of the joint action that each agent is judged with.
+    def critic_values(self, critic: TeamNetwork, state: Tensor, joint: Tensor) -> Tensor:
+        """Q^a of each agent.
 
         Args:
-            state: [T, B, S]; joint: [T, B, n, n * A], one-hot.
+            critic: The critic or the target critic.
+            state: [T, B, state_dim].
+            joint: One-hot joint action in each agent's value, [T, B, n, n * A].
+
+        Returns:
+            [T, B, n].
         """
-        return critic.unroll(torch.cat([self.inputs.at(self.of_each_agent(state), None), joint], -1)).squeeze(-1)
+        state_inputs = self.inputs.step_inputs(self.broadcast_to_agents(state), None)
+        return critic.unroll(torch.cat([state_inputs, joint], -1)).squeeze(-1)
 
     def _next_value(self, batch: EpisodeBatch, inputs: Tensor) -> Tensor:
-        """[T, B, n] what the target critic says of the target agents' best actions after each step."""
-        best = MaskedCategorical(self.target_agents.unroll(inputs), batch.available_actions).best[1:]
-        state = batch.state[1:]
-        return self.value(self.target_critic, state, self.of_each_agent(self._one_hot(best, state)))
+        """Target critic's values [T, B, n] of the target agents' most probable actions after each step.
 
-    def _drawn(self, policy: MaskedCategorical) -> Tensor:
-        """[T, B, n, n * A] a joint action of the policy, for each agent with a gradient to its own action alone."""
+        Args:
+            batch: The episodes.
+            inputs: Inputs of the agents' networks, [T + 1, B, n, agent inputs].
+        """
+        best_actions = MaskedCategorical(self.target_agents.unroll(inputs), batch.available_actions).best[1:]
+        state = batch.state[1:]
+        joint = self.broadcast_to_agents(self._one_hot(best_actions, state))
+        return self.critic_values(self.target_critic, state, joint)
+
+    def _sample_joint(self, policy: MaskedCategorical) -> Tensor:
+        """Sample a joint action, copied for each agent with a gradient through that agent's own action alone.
+
+        Args:
+            policy: [T, B, n, A].
+
+        Returns:
+            One-hot joint actions, [T, B, n, n * A].
+        """
         noise = gumbel(policy.log_probs, self.generator)
-        action = straight_through(policy.log_probs, noise, self.config.temperature).unsqueeze(-3)
-        return torch.where(self.own, action, action.detach()).flatten(-2)
+        actions = straight_through(policy.log_probs, noise, self.config.temperature).unsqueeze(-3)
+        return torch.where(self.own, actions, actions.detach()).flatten(-2)
 
     def _one_hot(self, actions: Tensor, like: Tensor) -> Tensor:
-        """[..., n * A] from actions [..., n] int64, as numbers of the type of `like`."""
+        """One-hot encoding [..., n * A] of joint actions [..., n] int64, in the dtype of `like`."""
         return F.one_hot(actions, self.n_actions).flatten(-2).to(like.dtype)
 
-    def update_target(self) -> None:
-        super().update_target()
-        follow(self.config, self.updates, self.target_actor, self.actor_parameters)
+    def update_targets(self) -> None:
+        """Count an update, and update the target critic and the target agents."""
+        super().update_targets()
+        update_target(self.config, self.updates, self.target_actor, self.actor_parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"target_actor": self.target_actor.values.data, "generator": self.generator.get_state()}
-        return super().state_dict() | own
+        """Parameters, optimisers, statistics and the generator; see `Algorithm.state_dict`."""
+        state = super().state_dict()
+        state["target_actor"] = self.target_actor.values.data
+        state["generator"] = self.generator.get_state()
+        return state
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
         super().load_state_dict(saved)
         self.target_actor.values.data.copy_(saved["target_actor"])
         self.generator.set_state(saved["generator"])
 
 
 def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Gumbel noise, -log of exponential noise, of the shape and type of `like`; finite."""
+    """Finite Gumbel noise, -log of exponential noise, of the shape and dtype of `like`."""
     return -torch.empty_like(like).exponential_(generator=generator).clamp_(min=torch.finfo(like.dtype).tiny).log_()
 
 
 def straight_through(log_probs: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """One-hot [..., A] of argmax (log_probs + noise), with the gradient of softmax((log_probs + noise) / temperature).
+    """One-hot argmax (log_probs + noise), with the gradient of softmax((log_probs + noise) / temperature).
 
     Args:
-        log_probs, noise: [..., A]. temperature: above 0.
+        log_probs: [..., A].
+        noise: Gumbel noise, [..., A].
+        temperature: Above 0.
+
+    Returns:
+        [..., A].
     """
     soft = F.softmax((log_probs + noise) / temperature, -1)
     hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
@@ -149,5 +192,6 @@ def straight_through(log_probs: Tensor, noise: Tensor, temperature: float) -> Te
 
 
 def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Maddpg:
+    """Build the algorithm of `algorithm=maddpg`."""
     assert isinstance(run.algorithm, Config)
     return Maddpg(run.algorithm, run.train, env)

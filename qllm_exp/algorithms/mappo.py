@@ -4,18 +4,19 @@
     agents:     maximise mean [min(r A, clip(r, 1 - c, 1 + c) A) + entropy * H(pi)], r = pi(u | h) / pi_old(u | h)
     critic:     minimise mean [(V(s_t, a) - G_t)^2]
 
-An update is `epochs` gradient steps on all the episodes of a rollout, so that it takes three to four times as long as one of
-Q-learning with QMIX on as many episodes (proximal.py).
+An update consists of `epochs` gradient steps on all episodes of a rollout. It takes three to four times as long as an update of
+Q-learning with QMIX on the same number of episodes (ppo.py).
 
-Where it deviates from the publication, the defaults are those of EPyMARL (Papoudakis et al.
-2021); what the publication does instead is in brackets, where an option gives it:
-1. 5-step returns with a target critic that follows softly [targets=td_lambda target_tau=1].
+Deviations from the publication, with defaults from EPyMARL (Papoudakis et al. 2021). The options in brackets select the
+publication's choice, where there is one:
+1. 5-step returns with a softly updated target critic [targets=td_lambda target_tau=1].
 2. Advantages and values are not normalised [normalise_advantages=true, normalise_values=true]. Values are normalised by the
-   moments of all targets so far, where the publication forgets old ones slowly.
-3. The critic's loss is a plain squared error: neither Huber's, nor clipped. It is feed-forward even where the agents remember.
-4. The critic sees the state and who it judges, not the agent's own observation beside it.
-5. Evaluation draws from the policy [evaluation=greedy].
-6. All episodes of a rollout are one batch, played to their end.
+   moments of all targets so far; the publication forgets old targets slowly.
+3. The critic's loss is a plain squared error, neither Huber loss nor clipped. The critic is feed-forward even if the agents are
+   recurrent.
+4. The critic sees the state and the index of the agent, not the agent's observation in addition.
+5. Evaluation samples from the policy [evaluation=greedy].
+6. All episodes of a rollout form one batch and are played to their end.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.ppo import PpoConfig, Proximal
+from qllm_exp.algorithms.ppo import Ppo, PpoConfig
 from qllm_exp.config.schema import RunConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
@@ -31,22 +32,29 @@ from qllm_exp.mixers.base import Mixer
 
 @dataclass
 class Config(PpoConfig):
+    """Options of `algorithm=mappo`; conf/algorithm/mappo.yaml explains them."""
+
     name: str = "mappo"
 
 
 ACCEPTS = ("none",)
 
 
-class Mappo(Proximal):
-    """The critic sees the state, and whose value it is to say."""
+class Mappo(Ppo):
+    """PPO whose critic sees the state and the index of the agent."""
 
     def critic_size(self, env: TeamEnv) -> int:
-        return env.state_dim + env.n_agents * self.config.agent_id
+        """Size of the state and of the one-hot index."""
+        if self.config.agent_id:
+            return env.state_dim + env.n_agents
+        return env.state_dim
 
     def critic_inputs(self, batch: EpisodeBatch) -> Tensor:
-        return self.inputs.at(self.of_each_agent(batch.state), None)
+        """State and one-hot index of each agent, [T + 1, B, n, critic_size]."""
+        return self.inputs.step_inputs(self.broadcast_to_agents(batch.state), None)
 
 
 def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Mappo:
+    """Build the algorithm of `algorithm=mappo`."""
     assert isinstance(run.algorithm, Config)
     return Mappo(run.algorithm, run.train, env)

@@ -1,17 +1,19 @@
-"""Deep recurrent Q-learning (Hausknecht and Stone 2015, arXiv 1507.06527) with a mixer, in which IQL, VDN, QMIX and QLLM differ.
+"""Deep recurrent Q-learning (Hausknecht and Stone 2015, arXiv 1507.06527) with a mixer.
+
+IQL, VDN, QMIX and QLLM are this algorithm with different mixers.
 
     y_t  = r_t + gamma (1 - terminated_t) Q_tot^-(s_{t+1}, argmax_a Q(s_{t+1}, a))      or its n-step or TD(lambda) form
-    loss = mean over the steps that happened [(Q_tot(s_t, a_t) - y_t)^2]
+    loss = mean over the steps of episodes [(Q_tot(s_t, a_t) - y_t)^2]
 
-The argmax is by the network in training (double Q, van Hasselt et al. 2016, arXiv 1509.06461) or by the target network
-[double_q=false]. A mixer may add to the loss (mixers/base.py). Agents act by epsilon-greedy choice among the available actions.
+The argmax is by the online network (double Q-learning, van Hasselt et al. 2016, arXiv 1509.06461), or by the target network
+[double_q=false]. A mixer may add to the loss (mixers/base.py). Agents act epsilon-greedily among the available actions.
 
 Deviations from the publications:
-1. Whole episodes are replayed, each agent's memory from the first step on; the publication replays from random points, too.
-2. An episode that a time limit cut bootstraps from its last state; in QLLM's public code it counts as ended.
-3. `train=fair` is one setting for all mixers: TD(0.6) targets, a target network that follows softly, standardised rewards.
-   `train=paper` has the settings of public code: QLLM's with tfcaf and qmix, EPyMARL's for IQL with none, and PyMARL's with the
-   others (its authors' VDN and QTRAN; Qatten's, QPLEX's and Weighted QMIX's authors keep them).
+1. Whole episodes are replayed, and each agent's memory starts at the first step. The publication also replays from random steps.
+2. An episode that was truncated by a time limit bootstraps from its last state; in QLLM's public code it counts as terminated.
+3. `train=fair` is one setting for all mixers: TD(0.6) targets, soft target updates, standardised rewards. `train=paper` has the
+   settings of public code: QLLM's for tfcaf and qmix, EPyMARL's for none (IQL), and PyMARL's for all others (its authors' VDN
+   and QTRAN; the authors of Qatten, QPLEX and Weighted QMIX keep them).
 """
 
 import copy
@@ -22,19 +24,21 @@ import torch
 from torch import Tensor
 
 from qllm_exp.algorithms.agent_inputs import AgentInputs
-from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience, linear
-from qllm_exp.algorithms.flat_parameters import FlatParameters, TargetNetworkConfig, follow, optimiser
+from qllm_exp.algorithms.base import Algorithm, EpisodeBatch, Experience, linear_schedule
+from qllm_exp.algorithms.flat_parameters import FlatParameters, TargetNetworkConfig, make_optimiser, update_target
 from qllm_exp.algorithms.running_moments import RunningMoments
 from qllm_exp.algorithms.targets import n_step, td_lambda
 from qllm_exp.config import schema
 from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.mixers.base import JointAction, Mixer, greedy, mixing_loss
+from qllm_exp.mixers.base import JointAction, Mixer, greedy_actions, mixing_loss
 from qllm_exp.networks.agents import TeamNetwork
 
 
 @dataclass
 class Config(TargetNetworkConfig):
+    """Options of `algorithm=q_learning`; conf/algorithm/q_learning.yaml explains them."""
+
     name: str = "q_learning"
     double_q: bool = True
     targets: str = schema.one_of("td_lambda", "n_step")
@@ -47,33 +51,48 @@ class Config(TargetNetworkConfig):
 
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer
-_MIXER = "mixer."  # how the names of the mixer's parameters begin, among those of a policy
+_MIXER_PREFIX = "mixer."  # of the names of the mixer's parameters in a policy
 
 
 class QValues(NamedTuple):
-    """The agents' Qs along the episodes of a batch, what follows the last step included."""
+    """The agents' Qs along the episodes of a batch, including the state after the last step.
 
-    online: Tensor  # [T + 1, B, n, A] of the agents in training, differentiable
-    target: Tensor  # [T + 1, B, n, A] of their target copies
-    best: Tensor  # [T + 1, B, n] int64, the available actions that targets take for the best
+    Attributes:
+        online: Qs of the online agents, [T + 1, B, n, A], differentiable.
+        target: Qs of the target agents, [T + 1, B, n, A].
+        best: Available actions that the targets treat as best, [T + 1, B, n] int64.
+    """
+
+    online: Tensor
+    target: Tensor
+    best: Tensor
 
 
 class AuxiliaryUpdate(NamedTuple):
-    """What an algorithm that is built on this one adds to an update."""
+    """Shaped reward and auxiliary loss of a subclass of QLearning.
 
-    reward: Tensor  # [T, B], what Q_tot learns from
-    loss: Tensor | None  # a scalar, beside the squared error of Q_tot
-    figures: dict[str, Tensor]  # to log
+    Attributes:
+        reward: Reward that Q_tot learns from, [T, B].
+        loss: Scalar that is added to the loss of Q_tot; None if there is none.
+        metrics: Metrics to log.
+    """
+
+    reward: Tensor
+    loss: Tensor | None
+    metrics: dict[str, Tensor]
 
 
 class QLearning(Algorithm):
     """Agents, mixer, their target copies and one optimiser.
 
-    A mixer with an `unrestricted` one has a second set of agents, `central`, whose Qs that one mixes; nobody acts by them.
+    A mixer with an `unrestricted` mixer gets a second set of agents, `central`, whose Qs the unrestricted mixer mixes. They do
+    not act.
 
     Args:
-        config: the `algorithm` group. train: the `train` group.
-        env: what it acts in (sizes and device). mixer: any mixer; it is moved to the environment's device.
+        config: The `algorithm` group.
+        train: The `train` group.
+        env: The environment, for its sizes and its device.
+        mixer: Any mixer; it is moved to the environment's device.
     """
 
     def __init__(self, config: Config, train: TrainConfig, env: TeamEnv, mixer: Mixer) -> None:
@@ -85,117 +104,152 @@ class QLearning(Algorithm):
         self.central: TeamNetwork | None = None
         if mixer.unrestricted is not None:
             self.central = TeamNetwork(env.n_agents, self.inputs.size, env.n_actions, train).to(env.device)
-        parts = (self.agents, self.mixer, self.central)
-        self.target_agents, self.target_mixer, self.target_central = copy.deepcopy(parts)
-        self.online = FlatParameters(one for one in parts if one is not None)
-        targets = (self.target_agents, self.target_mixer, self.target_central)
-        self.target = FlatParameters(one for one in targets if one is not None)
+        online_modules = (self.agents, self.mixer, self.central)
+        self.target_agents, self.target_mixer, self.target_central = copy.deepcopy(online_modules)
+        target_modules = (self.target_agents, self.target_mixer, self.target_central)
+        self.online = FlatParameters(module for module in online_modules if module is not None)
+        self.target = FlatParameters(module for module in target_modules if module is not None)
         self.target.values.requires_grad_(False)
-        self.optimiser = optimiser(train, self.online)
+        self.optimiser = make_optimiser(train, self.online)
         self.rewards = RunningMoments(env.device)
         self.updates = 0
 
     # Acting
 
     def initial_memory(self, num_envs: int) -> tuple[Tensor, Tensor | None]:
-        return self.agents.initial_hidden(num_envs, self.device), self.inputs.before(num_envs)
+        """Initial hidden states [N, n, H] and encoded last actions [N, n, A] or None."""
+        return self.agents.initial_hidden(num_envs, self.device), self.inputs.initial_last_action(num_envs)
 
     @torch.no_grad()
     def act(
         self, obs: Tensor, available_actions: Tensor, memory: Any, env_step: int | None, generator: torch.Generator
     ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
-        hidden, last = memory
-        q, hidden = self.agents.step(self.inputs.at(obs, last), hidden)
-        actions = greedy(q, available_actions)
+        """Choose a joint action epsilon-greedily; see `Algorithm.act`."""
+        hidden, last_action = memory
+        q, hidden = self.agents.step(self.inputs.step_inputs(obs, last_action), hidden)
+        actions = greedy_actions(q, available_actions)
         epsilon = self.config.epsilon_evaluation if env_step is None else self._epsilon(env_step)
         if epsilon > 0:
-            draw = torch.rand(*actions.shape, self.n_actions + 1, generator=generator, device=self.device)
-            anything = torch.where(available_actions, draw[..., 1:], -1.0).argmax(-1)  # uniform over what is available
-            actions = torch.where(draw[..., 0] < epsilon, anything, actions)
-        return actions, (hidden, self.inputs.after(actions, obs))
+            # Column 0 decides whether to explore. The largest of the others selects uniformly among the available actions.
+            uniform = torch.rand(*actions.shape, self.n_actions + 1, generator=generator, device=self.device)
+            random_actions = torch.where(available_actions, uniform[..., 1:], -1.0).argmax(-1)
+            actions = torch.where(uniform[..., 0] < epsilon, random_actions, actions)
+        return actions, (hidden, self.inputs.encode_last_action(actions, obs))
 
     def _epsilon(self, env_step: int) -> float:
         c = self.config
-        return linear(c.epsilon_start, c.epsilon_end, c.epsilon_steps, env_step)
+        return linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, env_step)
 
     def exploration(self, env_step: int) -> dict[str, float]:
+        """Current epsilon."""
         return {"epsilon": self._epsilon(env_step)}
 
     @torch.no_grad()
     def action_qs(self, obs: Tensor, actions: Tensor) -> Tensor:
-        all_qs = self.agents.unroll(self.inputs.along(obs, actions))
+        """Individual Qs [T, B, n] of the actions taken; see `Algorithm.action_qs`."""
+        all_qs = self.agents.unroll(self.inputs.sequence_inputs(obs, actions))
         return all_qs[:-1].gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     # Learning
 
     def observe(self, rewards: Tensor, mask: Tensor) -> None:
+        """Update the moments of the rewards [T, N], if rewards are standardised."""
         if self.train.standardise_rewards:
             self.rewards.update(rewards, mask)
 
     def update(self, experience: Experience) -> dict[str, Tensor]:
+        """Learn from replayed episodes and return metrics to log."""
         return self.learn(experience.sample(self.train.batch_episodes))
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        """One gradient update on a batch."""
-        inputs = self.inputs.along(batch.obs, batch.actions)
-        values = self._values(batch, inputs)
-        now = JointAction(values.online[:-1], batch.available_actions[:-1], batch.actions)
+        """Take one gradient step on a batch and return metrics to log."""
+        inputs = self.inputs.sequence_inputs(batch.obs, batch.actions)
+        values = self._q_values(batch, inputs)
+        joint = JointAction(values.online[:-1], batch.available_actions[:-1], batch.actions)
         state = batch.state[:-1]
-        q_tot = self.mixer.value(now, state)
+        q_tot = self.mixer.q_tot(joint, state)
         reward = self.rewards.standardise(batch.reward) if self.train.standardise_rewards else batch.reward
-        further = self.further(batch, values, reward)
-        target, weight = self._target(batch, inputs, values, further.reward, q_tot)
+        auxiliary = self.auxiliary_loss(batch, values, reward)
+        target, weight = self._targets_and_mask(batch, inputs, values, auxiliary.reward, q_tot)
         central = None
         if self.central is not None:
-            central = JointAction(self.central.unroll(inputs)[:-1], now.available, batch.actions)
-        loss = mixing_loss(self.mixer, now, central, state, q_tot, target)
+            central = JointAction(self.central.unroll(inputs)[:-1], joint.available, batch.actions)
+        losses = mixing_loss(self.mixer, joint, central, state, q_tot, target)
         count = weight.sum()
-        total = (loss * weight).sum() / count
-        if further.loss is not None:
-            total = total + further.loss
+        loss = (losses * weight).sum() / count
+        if auxiliary.loss is not None:
+            loss = loss + auxiliary.loss
         self.online.gradient.zero_()
-        torch.autograd.backward(total)
+        torch.autograd.backward(loss)
         norm = self.online.clip_(self.train.grad_norm_clip)
         self.optimiser.step()
         self.updates += 1
-        follow(self.config, self.updates, self.target, self.online)
+        update_target(self.config, self.updates, self.target, self.online)
         with torch.no_grad():
-            error = (q_tot - target).square()
-            td_error, mean_q = (error * weight).sum() / count, (q_tot * weight).sum() / count
-        return {"loss": td_error, "grad_norm": norm, "q_tot": mean_q} | further.figures
+            squared_error = (q_tot - target).square()
+            td_error, mean_q = (squared_error * weight).sum() / count, (q_tot * weight).sum() / count
+        return {"loss": td_error, "grad_norm": norm, "q_tot": mean_q} | auxiliary.metrics
 
-    def further(self, batch: EpisodeBatch, values: QValues, reward: Tensor) -> AuxiliaryUpdate:
-        """What to learn from instead of `reward` [T, B], and what to improve besides; for algorithms that are built on this one."""
+    def auxiliary_loss(self, batch: EpisodeBatch, values: QValues, reward: Tensor) -> AuxiliaryUpdate:
+        """Hook for subclasses: shaped reward and optional auxiliary loss.
+
+        Args:
+            batch: The episodes.
+            values: The agents' Qs in them.
+            reward: Rewards, standardised if configured, [T, B].
+        """
         return AuxiliaryUpdate(reward, None, {})
 
-    def _values(self, batch: EpisodeBatch, inputs: Tensor) -> QValues:
+    def _q_values(self, batch: EpisodeBatch, inputs: Tensor) -> QValues:
         online = self.agents.unroll(inputs)
         with torch.no_grad():
             target = self.target_agents.unroll(inputs)
-            best = greedy(online if self.config.double_q else target, batch.available_actions)
+            best = greedy_actions(online if self.config.double_q else target, batch.available_actions)
         return QValues(online, target, best)
 
     @torch.no_grad()
-    def _target(
+    def _targets_and_mask(
         self, batch: EpisodeBatch, inputs: Tensor, values: QValues, reward: Tensor, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the values, shaped like `like`, are to be, and the weight of each: 1 where the step happened, else 0."""
+        """TD targets and the padding mask.
+
+        Args:
+            batch: The episodes.
+            inputs: Inputs of the agents' networks, [T + 1, B, n, I].
+            values: The agents' Qs.
+            reward: Reward that Q_tot learns from, [T, B].
+            like: Q_tot, [T, B], or [T, B, n] of a mixer that is `per_agent`.
+
+        Returns:
+            TD targets, and 1 for steps of the episodes or 0 for padding; both of the shape of `like`.
+        """
         target_qs, mixer = values.target[1:], self.target_mixer
         if self.target_central is not None and mixer.unrestricted is not None:
             target_qs, mixer = self.target_central.unroll(inputs)[1:], mixer.unrestricted
-        next_value = mixer.value(JointAction(target_qs, batch.available_actions[1:], values.best[1:]), batch.state[1:])
-        return self.returns(batch, reward, next_value), of_each(batch.mask, like).to(like.dtype)
+        next_joint = JointAction(target_qs, batch.available_actions[1:], values.best[1:])
+        next_value = mixer.q_tot(next_joint, batch.state[1:])
+        return self.returns(batch, reward, next_value), expand_agents(batch.mask, like).to(like.dtype)
 
     def returns(self, batch: EpisodeBatch, reward: Tensor, next_value: Tensor) -> Tensor:
-        """The configured n-step or TD(lambda) returns, shaped like `next_value` [T, B] or [T, B, n]; reward: either."""
-        reward, terminated, mask = (of_each(x, next_value) for x in (reward, batch.terminated, batch.mask))
+        """n-step or TD(lambda) returns, as configured.
+
+        Args:
+            batch: The episodes.
+            reward: [T, B] or [T, B, n].
+            next_value: Values of the next states, [T, B] or [T, B, n].
+
+        Returns:
+            Of the shape of `next_value`.
+        """
+        reward, terminated, mask = (expand_agents(x, next_value) for x in (reward, batch.terminated, batch.mask))
         if self.config.targets == "n_step":
             return n_step(reward, next_value, terminated, mask, self.train.gamma, self.config.n_step)
         return td_lambda(reward, next_value, terminated, mask, self.train.gamma, self.config.td_lambda)
 
-    # Keeping
+    # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
+        """Parameters, optimiser and statistics; see `Algorithm.state_dict`."""
         return {
             "online": self.online.values.data,
             "target": self.target.values.data,
@@ -205,6 +259,7 @@ class QLearning(Algorithm):
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
         self.online.values.data.copy_(saved["online"])
         self.target.values.data.copy_(saved["target"])
         self.optimiser.load_state_dict(saved["optimiser"])
@@ -212,25 +267,33 @@ class QLearning(Algorithm):
         self.updates = saved["updates"]
 
     def policy_state_dict(self) -> dict[str, Tensor]:
-        mixer = {f"{_MIXER}{name}": value.detach().clone() for name, value in self.mixer.named_parameters()}
-        return {name: value.clone() for name, value in self.agents.state_dict().items()} | mixer
+        """Copies of the agents' and the mixer's parameters; see `Algorithm.policy_state_dict`."""
+        agents = {name: value.clone() for name, value in self.agents.state_dict().items()}
+        mixer = {f"{_MIXER_PREFIX}{name}": value.detach().clone() for name, value in self.mixer.named_parameters()}
+        return agents | mixer
 
     def load_policy_state_dict(self, saved: dict[str, Tensor]) -> None:
-        self.agents.load_state_dict({name: value for name, value in saved.items() if not name.startswith(_MIXER)})
+        """Restore the result of `policy_state_dict`."""
+        agents = {name: value for name, value in saved.items() if not name.startswith(_MIXER_PREFIX)}
+        self.agents.load_state_dict(agents)
         with torch.no_grad():
             for name, value in self.mixer.named_parameters():
-                value.copy_(saved[f"{_MIXER}{name}"])
+                value.copy_(saved[f"{_MIXER_PREFIX}{name}"])
 
     def parameter_counts(self) -> dict[str, int]:
-        parts = {"agent": self.agents, "mixer": self.mixer, "central": self.central}
-        return {name: sum(p.numel() for p in one.parameters()) for name, one in parts.items() if one is not None}
+        """Number of parameters of agents and mixer, and of the central agents if there are any."""
+        modules = {"agent": self.agents, "mixer": self.mixer, "central": self.central}
+        return {
+            name: sum(p.numel() for p in module.parameters()) for name, module in modules.items() if module is not None
+        }
 
 
-def of_each(values: Tensor, like: Tensor) -> Tensor:
-    """What a team has in common [T, B], once for each agent where `like` is [T, B, n]; else as it is."""
+def expand_agents(values: Tensor, like: Tensor) -> Tensor:
+    """Repeat values [T, B] of the team for each agent if `like` is [T, B, n]; otherwise return them unchanged."""
     return values.unsqueeze(-1).expand_as(like) if like.dim() > values.dim() else values
 
 
 def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> QLearning:
+    """Build the algorithm of `algorithm=q_learning`."""
     assert isinstance(run.algorithm, Config)
     return QLearning(run.algorithm, run.train, env, mixer)

@@ -5,25 +5,29 @@
     replay:     the same with y_t = r_t + gamma Q_tot^-(s_{t+1}, u_{t+1}), u_{t+1} as stored; the critic alone
     agents:     maximise mean [Q_tot(s, pi_1, ..., pi_n)] + c H / |H|, H the mean entropy of the policies, |H| held fixed
 
-The agents' loss puts the probabilities pi_i where the critic has a one-hot action: neither a sample nor an expectation, but the
-critic between the actions that it has learnt of. An update is a step of the critic on replay, one on the latest episodes and
-one of the agents on these. The mixer is QMIX's unless another is asked for; the agents' loss goes through its `forward`, the
-critic's is the mixer's own. With mixer=none each agent has a critic of its own. qplex and qtran are refused: what is best by
-their Q_i is right, but how much better is not, and that is what the agents' loss climbs and weighs against the entropy (a team
-that learnt by them kept playing nearly at random).
+The agents' loss passes the probabilities pi_i to the critic in place of a one-hot action. The result is neither a sample nor an
+expectation, but the critic's interpolation between the actions that it has learned. An update has three steps: one of the critic
+on replayed episodes, one of the critic on the latest episodes, and one of the agents on the latest episodes.
 
-An update takes three times as long as one of Q-learning with QMIX on as many of the latest episodes (tests/bench/updates.py), as
-two of its three steps are the critic's, and far longer with wqmix, whose weights ask the critics for every action.
+The default mixer is QMIX. The agents' loss uses the mixer's `forward`, the critic's loss the mixer's own loss. With mixer=none
+each agent has its own critic. qplex and qtran are refused: their Q_i rank actions correctly, but the differences between them
+are not meaningful, and the agents' loss climbs these differences and weighs them against the entropy. A team that learned from
+them kept acting almost at random.
 
-What is not said here is as in the public code. Where it deviates:
-1. An episode that was truncated goes on with an action drawn from the policy, where the public code has no action at all.
-2. Learning begins with `batch_episodes` episodes, where the public code waits for 128; there `latest` is the newest of these.
-3. The critic's loss is the squared error, not half of it, and the target network is a copy every 25 updates (200 episodes of 8
-   copies of the environment) whatever the ratio of steps to updates [target_update=soft: it follows softly].
-4. Of the public code's own mixer the hypernetworks are linear, as its file does not ask for a second layer [mixer.hypernet=0].
+An update takes three times as long as an update of Q-learning with QMIX on the same number of latest episodes
+(tests/bench/updates.py), because two of its three steps are the critic's. It takes far longer with wqmix, whose weights need the
+critics' values of all actions.
+
+Everything else is as in the public code. Deviations from it:
+1. A truncated episode continues with an action sampled from the policy; the public code has no action there.
+2. Learning begins with `batch_episodes` episodes. The public code waits for 128, and its `latest` is the newest of these.
+3. The critic's loss is the squared error, not half of it. The target network is a copy every 25 updates (200 episodes of 8
+   environment copies) whatever the ratio of steps to updates [target_update=soft: soft updates].
+4. The hypernetworks of the public code's mixer are linear, because its file does not request a second layer [mixer.hypernet=0].
    Here they are those of mixer=qmix; train=paper makes them linear.
-5. The agents see no last action and are as wide as `train` says [algorithm.last_action=true train.hidden=64, as train=paper has].
-6. Evaluation draws from the policy [evaluation=greedy].
+5. The agents do not see their last action and have the width of `train` [algorithm.last_action=true train.hidden=64, as in
+   train=paper].
+6. Evaluation samples from the policy [evaluation=greedy].
 """
 
 from collections.abc import Callable
@@ -34,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qllm_exp.algorithms.actor_critic import ActionCritic, OnPolicyConfig, mean
+from qllm_exp.algorithms.actor_critic import ActionValueActorCritic, OnPolicyConfig, masked_mean
 from qllm_exp.algorithms.base import EpisodeBatch, Experience
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.config import schema
@@ -46,6 +50,8 @@ from qllm_exp.networks.agents import FeedForwardAgent, TeamNetwork
 
 @dataclass
 class Config(OnPolicyConfig):
+    """Options of `algorithm=riit`; conf/algorithm/riit.yaml explains them."""
+
     name: str = "riit"
     num_envs: int = schema.number(8, 1, identity=False)
     targets: str = schema.one_of("td_lambda", "n_step")
@@ -57,73 +63,94 @@ class Config(OnPolicyConfig):
     critic_hidden: int = schema.number(128, 1)
 
 
-ACCEPTS: tuple[str, ...] | None = None  # every mixer, but for
+ACCEPTS: tuple[str, ...] | None = None  # every mixer except those in REFUSES
 REFUSES = dict.fromkeys(
     ("qplex", "qtran"),
-    "its individual Qs say which action is best, not by how much, and the agents' loss climbs these differences",
+    "its individual Qs rank the actions, but the agents' loss also needs meaningful differences between them",
 )
-_PARTS = ("mixer.", "critic.")  # how the names of parameters begin that are not the agents', among those of a policy
-_NO_ENTROPY = 1e-6  # nats; what |H| is at least
+_MIXER_PREFIX, _CRITIC_PREFIX = "mixer.", "critic."  # of parameter names in a policy; the agents' names have no prefix
+_MIN_ENTROPY = 1e-6  # nats; lower bound of |H|
 
 
 class ActionValues(TeamNetwork):
-    """Q_i of what an agent sees and does: Linear and ReLU, twice, then Linear, for all agents or one each.
+    """Q_i of an agent's inputs and action: a feed-forward network, shared by all agents or separate for each.
 
     Args:
-        n_inputs: what an agent's critic sees, I. train: says how wide it is, and whether the agents share it.
+        n_agents: Number of agents n.
+        n_inputs: Inputs I of each agent's critic, without the action.
+        n_actions: Actions A of each agent.
+        train: The `train` group: width of the network, and whether the agents share its parameters.
     """
 
     def __init__(self, n_agents: int, n_inputs: int, n_actions: int, train: TrainConfig) -> None:
         super().__init__(n_agents, n_inputs + n_actions, 1, replace(train, network="mlp"))
         self.sizes = [n_inputs, n_actions]
 
-    def of(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        """[T, B, n] of inputs [T, B, n, I] and of actions [T, B, n, A], one-hot or probabilities."""
+    def q(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        """Individual Qs of actions.
+
+        Args:
+            inputs: [T, B, n, I].
+            actions: One-hot actions or probabilities, [T, B, n, A].
+
+        Returns:
+            [T, B, n].
+        """
         return self.unroll(torch.cat([inputs, actions], -1)).squeeze(-1)
 
-    def of_all(self, inputs: Tensor) -> Tensor:
-        """[T, B, n, A] of inputs [T, B, n, I] and each action."""
+    def q_all(self, inputs: Tensor) -> Tensor:
+        """Individual Qs [T, B, n, A] of all actions, from inputs [T, B, n, I]."""
         if len(self.members) == 1:
-            return self._of_all(self.members[0], inputs)
-        return torch.stack([self._of_all(one, inputs[:, :, i]) for i, one in enumerate(self.members)], 2)
+            return self._network_q_all(self.members[0], inputs)
+        qs = [self._network_q_all(network, inputs[:, :, i]) for i, network in enumerate(self.members)]
+        return torch.stack(qs, 2)
 
-    def _of_all(self, one: nn.Module, inputs: Tensor) -> Tensor:
-        assert isinstance(one, FeedForwardAgent)
-        of_inputs, of_action = torch.split(one.fc_in.weight, self.sizes, 1)
-        first = F.linear(inputs, of_inputs, one.fc_in.bias).unsqueeze(-2) + of_action.T  # linear in a one-hot action
-        values: Tensor = one.fc_out(F.relu(one.fc_hidden(F.relu(first))))
+    def _network_q_all(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Qs [..., A] of all actions by one network, from inputs [..., I]."""
+        assert isinstance(network, FeedForwardAgent)
+        input_weight, action_weight = torch.split(network.fc_in.weight, self.sizes, 1)
+        # The first layer is linear in a one-hot action: each action adds one column of the weight.
+        first = F.linear(inputs, input_weight, network.fc_in.bias).unsqueeze(-2) + action_weight.T
+        values: Tensor = network.fc_out(F.relu(network.fc_hidden(F.relu(first))))
         return values.squeeze(-1)
 
 
 class CriticJointAction(JointAction):
-    """A joint action, and what a critic thinks of it; the actions that were not taken are judged when a mixer asks for them.
+    """A joint action with the Qs of a critic, which evaluates the actions that were not taken only if a mixer needs them.
 
     Args:
-        values: the critic. inputs: [T, B, n, I] what it sees. available: [T, B, n, A] bool. actions: [T, B, n] int64.
+        values: The critic.
+        inputs: Its inputs, [T, B, n, I].
+        available: [T, B, n, A] bool.
+        actions: [T, B, n] int64.
     """
 
     def __init__(self, values: ActionValues, inputs: Tensor, available: Tensor, actions: Tensor) -> None:
         self._values, self._inputs = values, inputs
-        self._grad = torch.is_grad_enabled()  # a mixer may ask within no_grad for what it learns from later
+        # A mixer may first read a value within no_grad and later learn from it, so the mode at construction applies.
+        self._grad = torch.is_grad_enabled()
         self.available, self.actions = available, actions
 
     @cached_property
-    def all_qs(self) -> Tensor:  # type: ignore[override]  # what is there in a JointAction is made here
+    def all_qs(self) -> Tensor:  # type: ignore[override]  # an attribute of JointAction that is computed on demand here
+        """Individual Qs of all actions, [T, B, n, A]."""
         with torch.set_grad_enabled(self._grad):
-            return self._values.of_all(self._inputs)
+            return self._values.q_all(self._inputs)
 
     @cached_property
     def qs(self) -> Tensor:
+        """Individual Qs [T, B, n] of the joint action."""
         with torch.set_grad_enabled(self._grad):
-            taken = F.one_hot(self.actions, self.available.shape[-1]).to(self._inputs.dtype)
-            return self._values.of(self._inputs, taken)
+            one_hot = F.one_hot(self.actions, self.available.shape[-1]).to(self._inputs.dtype)
+            return self._values.q(self._inputs, one_hot)
 
 
 class MixedCritic(nn.Module):
-    """Q_i, the mixer, and for a mixer with an `unrestricted` one the Q_i that it mixes.
+    """Q_i and the mixer, and for a mixer with an `unrestricted` mixer a second set of Q_i for that one.
 
     Args:
-        make_values: makes the Q_i with their first parameters.
+        mixer: The mixer.
+        make_values: Builds the Q_i with their initial parameters.
     """
 
     def __init__(self, mixer: Mixer, make_values: Callable[[], ActionValues]) -> None:
@@ -131,26 +158,45 @@ class MixedCritic(nn.Module):
         self.values, self.mixer = make_values(), mixer
         self.central = None if mixer.unrestricted is None else make_values()
 
-    def joints(
+    def joint_actions(
         self, inputs: Tensor, available: Tensor, actions: Tensor
     ) -> tuple[CriticJointAction, CriticJointAction | None]:
-        """A joint action as the mixer judges it, and as its unrestricted one does; shapes as `CriticJointAction`'s."""
+        """A joint action with the Qs for the mixer, and with those for its unrestricted mixer, if there is one.
+
+        Args:
+            inputs: Inputs of the critic, [T, B, n, I].
+            available: [T, B, n, A] bool.
+            actions: [T, B, n] int64.
+        """
         central = None if self.central is None else CriticJointAction(self.central, inputs, available, actions)
         return CriticJointAction(self.values, inputs, available, actions), central
 
     def bootstrap(self, inputs: Tensor, available: Tensor, actions: Tensor, state: Tensor) -> Tensor:
-        """What targets say of a joint action in a state [T, B, S]: [T, B], or [T, B, n] of a mixer that is `per_agent`."""
-        joint, central = self.joints(inputs, available, actions)
+        """Value of a joint action that targets bootstrap from.
+
+        Args:
+            inputs: Inputs of the critic, [T, B, n, I].
+            available: [T, B, n, A] bool.
+            actions: [T, B, n] int64.
+            state: [T, B, state_dim].
+
+        Returns:
+            [T, B], or [T, B, n] of a mixer that is `per_agent`.
+        """
+        joint, central = self.joint_actions(inputs, available, actions)
         if central is not None and self.mixer.unrestricted is not None:
-            return self.mixer.unrestricted.value(central, state)
-        return self.mixer.value(joint, state)
+            return self.mixer.unrestricted.q_tot(central, state)
+        return self.mixer.q_tot(joint, state)
 
 
-class Riit(ActionCritic):
-    """Agents, and a critic of each whose values a mixer puts together.
+class Riit(ActionValueActorCritic):
+    """Agents, and a critic per agent whose values a mixer combines.
 
     Args:
-        config, train, env: as `AgentsAndCritic`'s. mixer: any mixer; it is moved to the environment's device.
+        config: The `algorithm` group.
+        train: The `train` group.
+        env: The environment, for its sizes and its device.
+        mixer: Any accepted mixer; it is moved to the environment's device.
     """
 
     config: Config
@@ -163,85 +209,109 @@ class Riit(ActionCritic):
         super().__init__(config, train, env)
 
     def build_critic(self, env: TeamEnv) -> MixedCritic:
-        size = env.obs_dim + env.n_agents * self.config.agent_id
+        """Build the critic, which includes the mixer."""
+        size = env.obs_dim
+        if self.config.agent_id:
+            size += env.n_agents
         train = replace(self.train, hidden=self.config.critic_hidden)
         return MixedCritic(self.mixer, lambda: ActionValues(env.n_agents, size, env.n_actions, train))
 
     @torch.no_grad()
     def action_qs(self, obs: Tensor, actions: Tensor) -> Tensor:
-        return self.critic.values.of(self._seen(obs[:-1]), F.one_hot(actions, self.n_actions).to(obs.dtype))
+        """Critic's individual Qs [T, B, n] of the actions taken; see `Algorithm.action_qs`."""
+        one_hot = F.one_hot(actions, self.n_actions).to(obs.dtype)
+        return self.critic.values.q(self._critic_inputs(obs[:-1]), one_hot)
 
-    def _seen(self, obs: Tensor) -> Tensor:
-        """What the critic sees of each agent [..., n, I], besides what it does."""
-        return self.inputs.at(obs, None)
+    def _critic_inputs(self, obs: Tensor) -> Tensor:
+        """Inputs of the critic [..., n, I] without the action, from obs [..., n, obs_dim]."""
+        return self.inputs.step_inputs(obs, None)
 
     def update(self, experience: Experience) -> dict[str, Tensor]:
-        figures = {}
+        """Train the critic on replayed episodes, then critic and agents on the latest; return metrics to log."""
+        metrics = {}
         if self.config.replay_episodes:
             batch = experience.sample(self.config.replay_episodes)
             with torch.no_grad():
                 policy = self._policy(batch)
-            figures["replay_loss"] = self._learn_values(batch, policy, one_step=True)["value_loss"]
-        return self.learn(experience.latest(self.train.batch_episodes)) | figures
+            metrics["replay_loss"] = self._learn_critic(batch, policy, one_step=True)["value_loss"]
+        return self.learn(experience.latest(self.train.batch_episodes)) | metrics
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        """One gradient step of the critic and one of the agents, on the latest episodes."""
+        """Take one gradient step of the critic and one of the agents on the latest episodes; return metrics to log."""
         policy = self._policy(batch)
-        figures = self._learn_values(batch, policy, one_step=False) | self._learn_policy(batch, policy)
-        self.update_target()
-        return figures
+        metrics = self._learn_critic(batch, policy, one_step=False) | self._learn_policy(batch, policy)
+        self.update_targets()
+        return metrics
 
     def _policy(self, batch: EpisodeBatch) -> MaskedCategorical:
-        """[T + 1, B, n, A]"""
-        return MaskedCategorical(
-            self.agents.unroll(self.inputs.along(batch.obs, batch.actions)), batch.available_actions
-        )
+        """The agents' policy along the episodes, [T + 1, B, n, A]."""
+        logits = self.agents.unroll(self.inputs.sequence_inputs(batch.obs, batch.actions))
+        return MaskedCategorical(logits, batch.available_actions)
 
-    def _learn_values(self, batch: EpisodeBatch, policy: MaskedCategorical, one_step: bool) -> dict[str, Tensor]:
-        seen, actions = self._seen(batch.obs), self.all_actions(batch, policy)
+    def _learn_critic(self, batch: EpisodeBatch, policy: MaskedCategorical, one_step: bool) -> dict[str, Tensor]:
+        """One gradient step of the critic.
+
+        Args:
+            batch: The episodes.
+            policy: The agents' policy, [T + 1, B, n, A].
+            one_step: Whether targets bootstrap after one step.
+        """
+        inputs, actions = self._critic_inputs(batch.obs), self.all_actions(batch, policy)
+        available, state = batch.available_actions, batch.state
         with torch.no_grad():
-            beyond = self.target_critic.bootstrap(seen[1:], batch.available_actions[1:], actions[1:], batch.state[1:])
-            target = self.targets(batch, beyond, one_step)
-        now, central = self.critic.joints(seen[:-1], batch.available_actions[:-1], actions[:-1])
-        q_tot = self.mixer.value(now, batch.state[:-1])
-        loss = mixing_loss(self.mixer, now, central, batch.state[:-1], q_tot, target)
-        norm = self.improve_critic(mean(loss, batch.mask))
+            next_value = self.target_critic.bootstrap(inputs[1:], available[1:], actions[1:], state[1:])
+            target = self.targets(batch, next_value, one_step)
+        joint, central = self.critic.joint_actions(inputs[:-1], available[:-1], actions[:-1])
+        q_tot = self.mixer.q_tot(joint, state[:-1])
+        loss = mixing_loss(self.mixer, joint, central, state[:-1], q_tot, target)
+        norm = self.update_critic(masked_mean(loss, batch.mask))
         with torch.no_grad():
-            error = mean((q_tot - target).square(), batch.mask)
-            return {"value_loss": error, "q_tot": mean(q_tot, batch.mask), "critic_grad_norm": norm}
+            value_loss = masked_mean((q_tot - target).square(), batch.mask)
+            return {"value_loss": value_loss, "q_tot": masked_mean(q_tot, batch.mask), "critic_grad_norm": norm}
 
     def _learn_policy(self, batch: EpisodeBatch, policy: MaskedCategorical) -> dict[str, Tensor]:
-        qs = self.critic.values.of(self._seen(batch.obs[:-1]), policy.probs[:-1])
-        gain = mean(self.mixer(qs, batch.state[:-1]), batch.mask)
-        entropy = mean(policy.entropy[:-1], batch.mask)
-        norm = self.improve_agents(-gain - self.config.entropy * entropy / entropy.detach().clamp(min=_NO_ENTROPY))
-        return {"policy_loss": -gain.detach(), "entropy": entropy.detach(), "grad_norm": norm}
+        """One gradient step of the agents."""
+        qs = self.critic.values.q(self._critic_inputs(batch.obs[:-1]), policy.probs[:-1])
+        objective = masked_mean(self.mixer(qs, batch.state[:-1]), batch.mask)
+        entropy = masked_mean(policy.entropy[:-1], batch.mask)
+        entropy_bonus = self.config.entropy * entropy / entropy.detach().clamp(min=_MIN_ENTROPY)
+        norm = self.update_agents(-objective - entropy_bonus)
+        return {"policy_loss": -objective.detach(), "entropy": entropy.detach(), "grad_norm": norm}
 
     def policy_state_dict(self) -> dict[str, Tensor]:
-        """The critic's parameters too, which say what the agents' actions are worth."""
-        return super().policy_state_dict() | {name: value.detach().clone() for name, value in self._judges().items()}
+        """Copies of the parameters of the agents, the mixer and the critic, which evaluates the agents' actions."""
+        values = {name: value.detach().clone() for name, value in self._value_parameters().items()}
+        return super().policy_state_dict() | values
 
     def load_policy_state_dict(self, saved: dict[str, Tensor]) -> None:
-        super().load_policy_state_dict({name: value for name, value in saved.items() if not name.startswith(_PARTS)})
+        """Restore the result of `policy_state_dict`."""
+        prefixes = (_MIXER_PREFIX, _CRITIC_PREFIX)
+        agents = {name: value for name, value in saved.items() if not name.startswith(prefixes)}
+        super().load_policy_state_dict(agents)
         with torch.no_grad():
-            for name, value in self._judges().items():
+            for name, value in self._value_parameters().items():
                 value.copy_(saved[name])
 
-    def _judges(self) -> dict[str, nn.Parameter]:
-        """The mixer's and the critic's parameters."""
-        pairs = zip(_PARTS, (self.mixer, self.critic.values), strict=True)
-        return {f"{part}{name}": value for part, of in pairs for name, value in of.named_parameters()}
+    def _value_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the mixer and of the Q_i, by their names in a policy."""
+        mixer = {f"{_MIXER_PREFIX}{name}": value for name, value in self.mixer.named_parameters()}
+        values = {f"{_CRITIC_PREFIX}{name}": value for name, value in self.critic.values.named_parameters()}
+        return mixer | values
 
     def parameter_counts(self) -> dict[str, int]:
-        parts = {
+        """Number of parameters of agents, critic and mixer, and of the central critic if there is one."""
+        modules = {
             "agent": self.agents,
             "critic": self.critic.values,
             "mixer": self.mixer,
             "central": self.critic.central,
         }
-        return {name: sum(p.numel() for p in one.parameters()) for name, one in parts.items() if one is not None}
+        return {
+            name: sum(p.numel() for p in module.parameters()) for name, module in modules.items() if module is not None
+        }
 
 
 def make(run: RunConfig, env: TeamEnv, mixer: Mixer) -> Riit:
+    """Build the algorithm of `algorithm=riit`."""
     assert isinstance(run.algorithm, Config)
     return Riit(run.algorithm, run.train, env, mixer)

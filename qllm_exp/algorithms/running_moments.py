@@ -1,11 +1,15 @@
-"""Running mean and variance, for the standardisation of rewards and of values."""
+"""Running mean and variance, for the standardisation of rewards and values."""
 
 import torch
 from torch import Tensor
 
 
 class RunningMoments:
-    """Mean and variance of everything seen so far (Chan et al. 1979, merging of batches), in float64."""
+    """Mean and variance of all values so far, in float64 (merging of batches by Chan et al. 1979).
+
+    Args:
+        device: Device of the moments.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.count = torch.zeros((), dtype=torch.float64, device=device)
@@ -13,7 +17,12 @@ class RunningMoments:
         self.square = torch.zeros((), dtype=torch.float64, device=device)  # sum of squared deviations
 
     def update(self, values: Tensor, mask: Tensor) -> None:
-        """Take in the values where mask is True; both of one shape."""
+        """Include new values.
+
+        Args:
+            values: Tensor of any shape.
+            mask: Which values count; bool, of the same shape.
+        """
         weight = mask.double()
         count = weight.sum()
         mean = (values * weight).sum() / count.clamp(min=1)
@@ -25,11 +34,11 @@ class RunningMoments:
         self.count = self.count + count
 
     def standardise(self, values: Tensor) -> Tensor:
-        """(values - mean) / standard deviation, in the dtype of values; a deviation of 0 counts as 1."""
+        """(values - mean) / standard deviation, in the dtype of `values`. A deviation of 0 is replaced by 1."""
         return (values - self.mean.to(values.dtype)) / self._deviation().to(values.dtype)
 
     def restore(self, values: Tensor) -> Tensor:
-        """What was standardised to these values."""
+        """Inverse of `standardise`."""
         return values * self._deviation().to(values.dtype) + self.mean.to(values.dtype)
 
     def _deviation(self) -> Tensor:
@@ -37,8 +46,10 @@ class RunningMoments:
         return torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
 
     def state_dict(self) -> dict[str, Tensor]:
+        """The moments, for a checkpoint."""
         return {"count": self.count, "mean": self.mean, "square": self.square}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """Restore the result of `state_dict`."""
         device = self.count.device
-        self.count, self.mean, self.square = (saved[k].to(device) for k in ("count", "mean", "square"))
+        self.count, self.mean, self.square = (saved[key].to(device) for key in ("count", "mean", "square"))

@@ -1,7 +1,9 @@
-"""Value targets over whole episodes. Truncation and termination are kept apart.
+"""Value targets along whole episodes, with truncation and termination kept apart.
 
-Shapes: T steps, B episodes, [...] any further dimensions (an agent axis). `next_value[t]` is the value of the state
-after step t; it counts unless step t terminated the task. An episode that was truncated bootstraps from its last state.
+Shapes: T steps, B episodes, [...] any further dimensions (an agent axis).
+
+`next_value[t]` is the value of the state after step t. It is ignored if step t terminated the task. A truncated episode
+bootstraps from its last state.
 """
 
 import torch
@@ -9,35 +11,51 @@ from torch import Tensor
 
 
 def n_step(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor, gamma: float, n: int) -> Tensor:
-    """G_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_{t+m}, with m = n, or fewer where the episode ends earlier.
+    """n-step returns.
+
+    G_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_{t+m}, with m = n, or fewer if the episode ends earlier.
 
     Args:
-        reward, next_value: [T, B, ...]; terminated, mask: [T, B, ...] bool.
+        reward: [T, B, ...].
+        next_value: Values of the next states, [T, B, ...].
+        terminated: [T, B, ...] bool.
+        mask: Whether the step is part of the episode, [T, B, ...] bool.
+        gamma: Discount factor.
+        n: Number of steps, at least 1.
 
     Returns:
-        [T, B, ...]; meaningless where mask is False.
+        [T, B, ...]; undefined where `mask` is False.
     """
-    keep = gamma * (~terminated).to(reward.dtype)
-    target = reward + keep * next_value
-    goes_on = mask[1:]
+    discount = gamma * (~terminated).to(reward.dtype)
+    target = reward + discount * next_value
+    continues = mask[1:]
     for _ in range(n - 1):
-        beyond = next_value.clone()
-        beyond[:-1] = torch.where(goes_on, target[1:], next_value[:-1])
-        target = reward + keep * beyond
+        bootstrap = next_value.clone()
+        bootstrap[:-1] = torch.where(continues, target[1:], next_value[:-1])
+        target = reward + discount * bootstrap
     return target
 
 
 def td_lambda(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """G_t = r_t + gamma [(1 - lam) V_{t+1} + lam G_{t+1}], and r_t + gamma V_{t+1} at the last step of an episode.
+    """TD(lambda) returns (Sutton and Barto 2018, equation 12.18), without bootstrap where step t terminated the task.
 
-    Sutton & Barto (2018), equation 12.18, with the bootstrap dropped where step t terminated.
+    G_t = r_t + gamma [(1 - lam) V_{t+1} + lam G_{t+1}], and r_t + gamma V_{t+1} at the last step of an episode.
 
-    Args and returns: as `n_step`.
+    Args:
+        reward: [T, B, ...].
+        next_value: Values of the next states, [T, B, ...].
+        terminated: [T, B, ...] bool.
+        mask: Whether the step is part of the episode, [T, B, ...] bool.
+        gamma: Discount factor.
+        lam: Lambda, 0 to 1.
+
+    Returns:
+        [T, B, ...]; undefined where `mask` is False.
     """
-    keep = gamma * (~terminated).to(reward.dtype)
+    discount = gamma * (~terminated).to(reward.dtype)
     target = torch.empty_like(next_value)
-    target[-1] = reward[-1] + keep[-1] * next_value[-1]
+    target[-1] = reward[-1] + discount[-1] * next_value[-1]
     for t in range(reward.shape[0] - 2, -1, -1):
-        beyond = torch.where(mask[t + 1], torch.lerp(next_value[t], target[t + 1], lam), next_value[t])
-        target[t] = reward[t] + keep[t] * beyond
+        bootstrap = torch.where(mask[t + 1], torch.lerp(next_value[t], target[t + 1], lam), next_value[t])
+        target[t] = reward[t] + discount[t] * bootstrap
     return target

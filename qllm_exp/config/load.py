@@ -1,4 +1,4 @@
-"""From a composed configuration to a checked `Run`, and from a `Run` to what identifies it."""
+"""Validate a composed configuration, and derive the identity and the name of its run."""
 
 import dataclasses
 import hashlib
@@ -17,22 +17,22 @@ _GROUP_TYPES: dict[str, type] = {"train": schema.TrainConfig, "tracking": schema
 
 
 def config_class(group: str, name: str, backend: str = "") -> Any:
-    """The dataclass that describes the options of a choice.
+    """Return the dataclass that describes the options of a choice.
 
     Args:
         group: one of GROUPS.
-        name: of the choice.
-        backend: of a language model that is asked, the module that asks it.
+        name: name of the choice.
+        backend: for a language model that is called, the module that calls it.
 
     Raises:
-        UserError: there is no such choice, or its module has no dataclass `Config`.
+        UserError: there is no such choice, or its module does not define a dataclass named Config.
     """
     if (group, name) in _TYPES:
         return _TYPES[group, name]
     if group in _GROUP_TYPES:
-        if name not in registry.choices(group):
-            allowed = ", ".join(registry.choices(group))
-            raise UserError(f"{group}={name!r} is unknown.{nearest(name, registry.choices(group))} Allowed: {allowed}.")
+        allowed = registry.choices(group)
+        if name not in allowed:
+            raise UserError(f"{group}={name!r} is unknown.{nearest(name, allowed)} Allowed: {', '.join(allowed)}.")
         return _GROUP_TYPES[group]
     module = registry.find(group, backend or name)
     config = getattr(module, "Config", None)
@@ -41,86 +41,124 @@ def config_class(group: str, name: str, backend: str = "") -> Any:
     return config
 
 
-# The fields of a run that no choice of a group fills.
-_WITHOUT_CHOICES = dataclasses.make_dataclass(
+# The options of a run that belong to no group.
+_UNGROUPED_OPTIONS = dataclasses.make_dataclass(
     "RunConfig",
     [
-        (one.name, one.type, dataclasses.field(default=one.default, default_factory=one.default_factory))
-        for one in dataclasses.fields(schema.RunConfig)
-        if one.name not in registry.GROUPS
+        (field.name, field.type, dataclasses.field(default=field.default, default_factory=field.default_factory))
+        for field in dataclasses.fields(schema.RunConfig)
+        if field.name not in registry.GROUPS
     ],
 )
 
 
 def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
-    """Check types, names, allowed values and bounds. Raises UserError for the first thing that is wrong."""
-    given = OmegaConf.create(composed) if isinstance(composed, dict) else composed
-    top = {f.name for f in dataclasses.fields(schema.RunConfig)}
-    for key in given:
-        if key != "hydra" and key not in top:
-            raise UserError(f"Unknown key {key!r}.{nearest(str(key), top)}")
-    missing = sorted(str(k) for k in OmegaConf.missing_keys(given) if not str(k).startswith("hydra."))
-    if "train.source" in missing:
-        raise UserError(
-            f"train=paper has no published settings for env={given.env.name} with algorithm={given.algorithm.name}. "
-            "Use train=fair, or env=mpe, lbf or matrix (or grf, with algorithm=q_learning)."
-        )
-    if missing:
-        raise UserError(f"No value for {', '.join(missing)}. Give one on the command line, e.g. {missing[0]}=...")
-    parts: dict[str, Any] = {}
-    for one in dataclasses.fields(schema.RunConfig):
-        if one.name in registry.GROUPS and one.name in given:
-            name, backend = (str(given[one.name].get(key, "")) for key in ("name", "backend"))
-            parts[one.name] = _typed(config_class(one.name, name, backend), given[one.name], one.name)
-    others = {k: given[k] for k in top if k not in parts and k in given}
-    typed = _typed(_WITHOUT_CHOICES, OmegaConf.create(others), "")
-    run = schema.RunConfig(**parts, **{one.name: getattr(typed, one.name) for one in dataclasses.fields(typed)})
+    """Return the configuration of a run with checked types, names, allowed values and bounds.
+
+    Args:
+        composed: as Hydra composes it, or as `to_dict` returns it.
+
+    Raises:
+        UserError: the first problem found.
+    """
+    config = OmegaConf.create(composed) if isinstance(composed, dict) else composed
+    run_fields = dataclasses.fields(schema.RunConfig)
+    top_level = {field.name for field in run_fields}
+    for key in config:
+        if key != "hydra" and key not in top_level:
+            raise UserError(f"Unknown key {key!r}.{nearest(str(key), top_level)}")
+    _check_complete(config)
+    groups: dict[str, Any] = {}
+    for field in run_fields:
+        if field.name in registry.GROUPS and field.name in config:
+            options = config[field.name]
+            cls = config_class(field.name, str(options.get("name", "")), str(options.get("backend", "")))
+            groups[field.name] = _to_dataclass(cls, options, field.name)
+    ungrouped = {key: config[key] for key in top_level if key not in groups and key in config}
+    others = _to_dataclass(_UNGROUPED_OPTIONS, OmegaConf.create(ungrouped), "")
+    run = schema.RunConfig(
+        **groups, **{field.name: getattr(others, field.name) for field in dataclasses.fields(others)}
+    )
     _check(run, "")
     if run.train.buffer_episodes < run.train.batch_episodes:
         raise UserError(
-            f"train.buffer_episodes={run.train.buffer_episodes} never holds the train.batch_episodes="
-            f"{run.train.batch_episodes} that an update learns from. Make it larger."
+            f"train.buffer_episodes={run.train.buffer_episodes} is smaller than "
+            f"train.batch_episodes={run.train.batch_episodes}, so that no update could take place. "
+            f"Use train.buffer_episodes={run.train.batch_episodes} or more."
         )
     return run
 
 
-def _typed(cls: type, given: Any, at: str) -> Any:
-    known = {f.name for f in dataclasses.fields(cls)}
-    for key in given:
+def _check_complete(config: DictConfig) -> None:
+    """Raise UserError if an option that must be given has no value."""
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(config) if not str(key).startswith("hydra."))
+    if "train.source" in missing:
+        raise UserError(
+            f"train=paper has no published settings for env={config.env.name} with algorithm={config.algorithm.name}. "
+            "Use train=fair, or env=mpe, lbf or matrix (or grf, with algorithm=q_learning)."
+        )
+    if missing:
+        raise UserError(f"No value for {', '.join(missing)}. Set it on the command line: {missing[0]}=...")
+
+
+def _to_dataclass(cls: type, options: Any, prefix: str) -> Any:
+    """Convert options to their dataclass.
+
+    Args:
+        cls: dataclass of the options.
+        options: part of a composed configuration.
+        prefix: key of that part, for messages; '' for the top level.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key in options:
         if key not in known:
-            full = f"{at}.{key}" if at else str(key)
-            raise UserError(f"Unknown key {full!r}.{nearest(str(key), known)} Known: {', '.join(sorted(known))}.")
+            path = f"{prefix}.{key}" if prefix else str(key)
+            raise UserError(f"Unknown key {path!r}.{nearest(str(key), known)} Known: {', '.join(sorted(known))}.")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), options))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or ""
-        where = ".".join(part for part in (at, str(key)) if part)
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+        path = ".".join(part for part in (prefix, str(key)) if part)
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def _check(node: Any, at: str) -> None:
-    for one in dataclasses.fields(node):
-        path = f"{at}.{one.name}" if at else one.name
-        if dataclasses.is_dataclass(getattr(node, one.name)):
-            _check(getattr(node, one.name), path)
-        check_field(node, one.name, one.metadata, path)
+def _check(node: Any, prefix: str) -> None:
+    """Check the values of a configuration and of everything below it."""
+    for field in dataclasses.fields(node):
+        path = f"{prefix}.{field.name}" if prefix else field.name
+        if dataclasses.is_dataclass(getattr(node, field.name)):
+            _check(getattr(node, field.name), path)
+        check_field(node, field.name, field.metadata, path)
 
 
 def check_field(node: Any, name: str, meta: Mapping[str, Any], path: str = "") -> None:
-    """UserError when a field's value is none of those allowed, or out of bounds. `path`: the whole key, for the message."""
+    """Raise UserError if the value of a field is not allowed or out of bounds.
+
+    Args:
+        node: configuration that has the field.
+        name: name of the field.
+        meta: metadata of the field, as `schema.one_of` and `schema.number` write it.
+        path: dotted key of the field, for the message.
+    """
     value = getattr(node, name)
     if "allowed" in meta and value not in meta["allowed"]:
         allowed = ", ".join(map(str, meta["allowed"]))
         raise UserError(f"{path}={value!r} is not allowed.{nearest(str(value), meta['allowed'])} Allowed: {allowed}.")
     if "low" in meta and value is not None and not meta["low"] <= value <= meta["high"]:
-        raise UserError(f"{path}={value} is out of bounds: it goes from {meta['low']} to {meta['high']}.")
-    if "auto_or_at_least" in meta and value != "auto" and not _whole(value, meta["auto_or_at_least"]):
-        raise UserError(f"{path}={value!r}: give a whole number from {meta['auto_or_at_least']}, or auto.")
+        bounds = f"at least {meta['low']}" if meta["high"] == float("inf") else f"{meta['low']} to {meta['high']}"
+        raise UserError(f"{path}={value} is out of bounds. Allowed: {bounds}.")
+    if "auto_or_at_least" in meta and value != "auto" and not _is_integer_from(value, meta["auto_or_at_least"]):
+        raise UserError(
+            f"{path}={value!r} is not allowed. Allowed: whole numbers from {meta['auto_or_at_least']}, or auto."
+        )
     if "device" in meta:
         _check_device(value)
 
 
-def _whole(value: Any, low: int) -> bool:
+def _is_integer_from(value: Any, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
@@ -131,86 +169,111 @@ def _check_device(device: str) -> None:
 
 
 def with_num_envs(run: schema.RunConfig, device_kind: str) -> schema.RunConfig:
-    """The same run with `env.num_envs=auto` replaced: by its algorithm's own figure, where an update learns from the latest
-    episodes, and else by the simulator's for 'cpu' or 'cuda'.
+    """Return the run with a number in place of `env.num_envs=auto`.
+
+    The number is `algorithm.num_envs` if an update of the algorithm learns from the latest episodes. Otherwise it is the default
+    of the environment for the kind of device.
+
+    Args:
+        run: configuration of the run.
+        device_kind: 'cpu' or 'cuda'.
     """
     if run.env.num_envs != "auto":
         return run
-    own = getattr(run.algorithm, "num_envs", None)
-    count = run.env.auto_num_envs[device_kind] if own is None else own
-    return dataclasses.replace(run, env=dataclasses.replace(run.env, num_envs=count))
+    num_envs = getattr(run.algorithm, "num_envs", None)
+    if num_envs is None:
+        num_envs = run.env.auto_num_envs[device_kind]
+    return dataclasses.replace(run, env=dataclasses.replace(run.env, num_envs=num_envs))
 
 
 def to_dict(run: schema.RunConfig) -> dict[str, Any]:
-    """Plain dicts, lists, numbers and strings; `load_run` reads them back."""
+    """Return a configuration as plain dicts, lists, numbers and strings, which `load_run` reads back."""
     return dataclasses.asdict(run)
 
 
 def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
-    """What defines a run: environment, task, algorithm, mixer, TFCAF, training, seed; not where or when it runs.
+    """Return what defines a run: environment, task, algorithm, mixer, TFCAF, training, seed; not where or when it runs.
 
     Args:
-        tfcaf_hash: content hash of the credit-assignment function, None for a mixer that has none.
+        run: configuration of the run.
+        tfcaf_hash: content hash of the credit-assignment function, None for a mixer without one.
     """
-    kept = identity_of(run)
+    kept = identifying_options(run)
     kept["train"].pop("name")
-    kept["train"].pop("source")  # two presets with equal settings are the same run
+    kept["train"].pop("source")  # two presets with equal settings define the same run
     kept["mixer"].pop("file", None)  # the function counts, not the path it was read from
     for group in ("llm", "tfcaf"):
-        kept.pop(group)  # likewise the function, not who wrote it or how
+        kept.pop(group)  # the function counts, not which model wrote it or how
     if tfcaf_hash is not None:
         kept["tfcaf"] = tfcaf_hash
     return kept
 
 
-def identity_of(node: Any) -> dict[str, Any]:
-    """The part of a configuration that says what, not where or how."""
+def identifying_options(node: Any) -> dict[str, Any]:
+    """Return the options of a configuration that define what is run, without those that say where or how."""
     kept: dict[str, Any] = {}
-    for name in _identifying(type(node)):
+    for name in _identifying_fields(type(node)):
         value = getattr(node, name)
-        kept[name] = identity_of(value) if hasattr(value, "__dataclass_fields__") else value
+        kept[name] = identifying_options(value) if hasattr(value, "__dataclass_fields__") else value
     return kept
 
 
-def not_identity(node: Any, at: str = "") -> list[str]:
-    """Dotted keys of a configuration, or their beginnings, that say where or how and not what: the others of `identity_of`."""
+def non_identifying_keys(node: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys that `identifying_options` leaves out: options that say where or how, not what.
+
+    Args:
+        node: configuration, or a part of one.
+        prefix: beginning of the keys of that part, e.g. 'env.'.
+
+    Returns:
+        Keys; for a group that is left out as a whole, its prefix, e.g. 'tracking.'.
+    """
     keys: list[str] = []
-    for one in dataclasses.fields(node):
-        value = getattr(node, one.name)
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
         nested = dataclasses.is_dataclass(value)
-        key = f"{at}{one.name}{'.' if nested else ''}"
-        if not one.metadata.get("identity", True):
+        key = f"{prefix}{field.name}." if nested else f"{prefix}{field.name}"
+        if not field.metadata.get("identity", True):
             keys.append(key)
         elif nested:
-            keys += not_identity(value, key)
+            keys += non_identifying_keys(value, key)
     return keys
 
 
-_IDENTIFYING: dict[type, tuple[str, ...]] = {}
+_IDENTIFYING_FIELDS: dict[type, tuple[str, ...]] = {}  # cached: a sweep may have tens of thousands of runs
 
 
-def _identifying(cls: type) -> tuple[str, ...]:
-    if cls not in _IDENTIFYING:
-        _IDENTIFYING[cls] = tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("identity", True))
-    return _IDENTIFYING[cls]
+def _identifying_fields(cls: type) -> tuple[str, ...]:
+    if cls not in _IDENTIFYING_FIELDS:
+        names = tuple(field.name for field in dataclasses.fields(cls) if field.metadata.get("identity", True))
+        _IDENTIFYING_FIELDS[cls] = names
+    return _IDENTIFYING_FIELDS[cls]
 
 
 def run_name(run: schema.RunConfig, tfcaf_hash: str | None) -> str:
-    """Folder name of a run: readable parts, then eight digits of the hash of everything that defines it."""
+    """Return the folder name of a run: readable parts and eight hexadecimal digits of the hash of its identity.
+
+    Args:
+        run: configuration of the run.
+        tfcaf_hash: as for `identity`.
+    """
     digest = hashlib.sha256(json.dumps(identity(run, tfcaf_hash), sort_keys=True).encode()).hexdigest()[:8]
     parts = (run.env.name, run.env.task, run.algorithm.name, run.mixer.name, f"s{run.seed}", digest)
     return "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in part) for part in parts)
 
 
 def method_name(algorithm: str, mixer: str) -> str:
-    """Q-learning goes by the name of its mixer, an algorithm that mixes nothing by its own, any other by both."""
+    """Return the short name of a method.
+
+    Q-learning is named after its mixer, an algorithm without a mixer by itself, and any other by both: 'riit+tfcaf'.
+    """
     if algorithm == "q_learning":
         return mixer
     return algorithm if mixer == "none" else f"{algorithm}+{mixer}"
 
 
-def of_name(method: str) -> tuple[str, str]:
-    """Algorithm and mixer of what `method_name` made of them."""
+def parse_method_name(method: str) -> tuple[str, str]:
+    """Return the algorithm and the mixer of a method, the inverse of `method_name`."""
     algorithm, plus, mixer = method.partition("+")
     if plus:
         return algorithm, mixer

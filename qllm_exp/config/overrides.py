@@ -1,4 +1,4 @@
-"""The command line before and after Hydra: ranges such as seed=0-4, and errors that say what to type instead."""
+"""The command line before Hydra reads it: ranges such as seed=0-4, shorthands, and the runs of a sweep."""
 
 import itertools
 import re
@@ -8,19 +8,23 @@ from typing import Any
 
 from qllm_exp.errors import UserError
 
-typed: list[str] = []  # the command line as it was typed, for records
+_RANGE = r"\d+(?:-\d+)?"
+_RANGES = re.compile(rf"(?P<key>[+~]{{0,2}}[\w./@-]+)=(?P<value>{_RANGE}(?:,{_RANGE})*)")
+_NOT_NUMERIC = ("hydra.", "sweep.name", "dir")  # their values may look like ranges: 1-12 is a time limit or a name
 
-_PART = r"\d+(?:-\d+)?"
-_RANGES = re.compile(rf"(?P<key>[+~]{{0,2}}[\w./@-]+)=(?P<value>{_PART}(?:,{_PART})*)")
-
-
-_NO_NUMBERS = ("hydra.", "sweep.name", "dir")  # here, 1-12 is a day and twelve hours, or a name
+_MULTIRUN = ("-m", "--multirun")
+_CONFIG_DIR = ("--config-dir", "-cd")
+_OPEN_ENDED = ("env.options.", "hydra.launcher.sbatch")  # options that no YAML file lists
 
 
 def expand_ranges(argument: str) -> str:
-    """'seed=0-2,7' becomes 'seed=0,1,2,7'; anything that is not made of whole numbers and ranges stays as it is."""
+    """Expand ranges of whole numbers: 'seed=0-2,7' becomes 'seed=0,1,2,7'. Other arguments are returned unchanged.
+
+    Raises:
+        UserError: the end of a range is smaller than its start.
+    """
     match = _RANGES.fullmatch(argument)
-    if match is None or "-" not in match["value"] or match["key"].startswith(_NO_NUMBERS):
+    if match is None or "-" not in match["value"] or match["key"].startswith(_NOT_NUMERIC):
         return argument
     values: list[str] = []
     for part in match["value"].split(","):
@@ -31,143 +35,205 @@ def expand_ranges(argument: str) -> str:
     return f"{match['key']}={','.join(dict.fromkeys(values))}"
 
 
-def arrange(arguments: Sequence[str]) -> list[str]:
-    """What Hydra wants otherwise: -m in front of all overrides, --dry-run and --config-dir as two of them, ++ before options of
-    others', and an option of a choice that is swept as a list of one, since Hydra looks for the others' in the default choice.
+def to_hydra_arguments(arguments: Sequence[str]) -> list[str]:
+    """Rewrite the command line in the form that Hydra expects.
+
+    - `-m` may stand anywhere; Hydra wants it first.
+    - `--config-dir FOLDER` becomes an entry of Hydra's search path.
+    - `--dry-run` becomes `sweep.dry_run=true`.
+    - `~` at the start of a value becomes the home folder.
+    - Options of a simulator and of sbatch get `++`, since no YAML file lists them.
+    - In a sweep, an option of a choice that varies becomes a list; see `_options_as_lists`.
 
     Raises:
-        UserError: the folder of --config-dir is not there.
+        UserError: the folder of --config-dir does not exist.
     """
-    several = [a for a in arguments if a in ("-m", "--multirun")]
-    others = _own_folders([a for a in arguments if a not in ("-m", "--multirun")])
-    others = [
-        "sweep.dry_run=true" if a == "--dry-run" else re.sub(r"(?<==)~(?=/|$)", str(Path.home()), a) for a in others
-    ]
-    others = [f"++{a}" if a.startswith(("env.options.", "hydra.launcher.sbatch")) else a for a in others]
-    return several[:1] + (_with_lists_of_one(others) if several else others)
+    is_sweep = any(argument in _MULTIRUN for argument in arguments)
+    others = [argument for argument in arguments if argument not in _MULTIRUN]
+    others = _replace_config_dirs(others)
+    others = ["sweep.dry_run=true" if argument == "--dry-run" else argument for argument in others]
+    others = [re.sub(r"(?<==)~(?=/|$)", str(Path.home()), argument) for argument in others]
+    others = [f"++{argument}" if argument.startswith(_OPEN_ENDED) else argument for argument in others]
+    if not is_sweep:
+        return others
+    multirun = next(argument for argument in arguments if argument in _MULTIRUN)
+    return [multirun, *_options_as_lists(others)]
 
 
-def _with_lists_of_one(arguments: Sequence[str]) -> list[str]:
-    """['algorithm=lica,riit', 'algorithm.evaluation=greedy'] has 'algorithm.evaluation=choice(greedy)' in the end."""
+def _options_as_lists(arguments: Sequence[str]) -> list[str]:
+    """Write the options of a swept choice as lists of one value.
+
+    For ['algorithm=lica,riit', 'algorithm.evaluation=greedy'] the second argument becomes 'algorithm.evaluation=choice(greedy)'.
+    Hydra would look for a plain value in the default choice, which may not have that option.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "~"))]
     parsed = dict(zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True))
-    swept = tuple(f"{one.key_or_group}." for one in parsed.values() if one.is_sweep_override())
-
-    def listed(argument: str) -> str:
-        one = parsed.get(argument)
+    swept_prefixes = tuple(f"{o.key_or_group}." for o in parsed.values() if o.is_sweep_override())
+    rewritten = []
+    for argument in arguments:
         key, _, value = argument.partition("=")
-        if one is None or not value or one.is_sweep_override() or not one.key_or_group.startswith(swept):
-            return argument
-        return f"{key}=choice({value})"
+        override = parsed.get(argument)
+        if override is None or not value or override.is_sweep_override():
+            rewritten.append(argument)
+        elif override.key_or_group.startswith(swept_prefixes):
+            rewritten.append(f"{key}=choice({value})")
+        else:
+            rewritten.append(argument)
+    return rewritten
 
-    return [listed(argument) for argument in arguments]
 
-
-def search_in(folder: str | Path) -> str:
-    """The override that makes the YAML files of a user's own folder choices beside those of the package.
+def search_path_override(folder: str | Path) -> str:
+    """Return the override that adds a user's own folder of YAML files to the choices of the package.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     if not Path(folder).expanduser().is_dir():
-        raise UserError(f"--config-dir {folder}: there is no such folder.")
+        raise UserError(f"--config-dir {folder}: this folder does not exist.")
     return f"hydra.searchpath=['file://{Path(folder).expanduser().resolve()}']"
 
 
-def _own_folders(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `search_in` for --config-dir, so that whatever composes from them finds the same choices."""
-    kept: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        name, given, folder = word.partition("=")
-        if name in ("--config-dir", "-cd"):
-            kept.append(search_in(folder if given else next(words, "")))
+def _replace_config_dirs(arguments: Sequence[str]) -> list[str]:
+    """Replace --config-dir by an override, so that everything composed from the arguments finds the same choices."""
+    replaced: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, folder = argument.partition("=")
+        if name not in _CONFIG_DIR:
+            replaced.append(argument)
+        elif equals:
+            replaced.append(search_path_override(folder))
         else:
-            kept.append(word)
-    return kept
+            replaced.append(search_path_override(next(remaining, "")))
+    return replaced
 
 
 def combinations(arguments: Sequence[str], loader: Any = None) -> list[tuple[str, ...]]:
-    """Every combination of the values that overrides list: ['env=a,b', 'seed=0-1'] gives four. The last one varies fastest.
+    """Return every combination of the values that overrides list; the last override varies fastest.
 
     Args:
-        loader: Hydra's, for values such as mixer=glob(*).
+        arguments: overrides, e.g. ['env=a,b', 'seed=0-1'], which has four combinations.
+        loader: Hydra's configuration loader, for values such as mixer=glob(*).
     """
     axes = _axes(arguments, loader)
     return list(itertools.product(*([f"{key}={value}" for value in values] for key, values in axes.items())))
 
 
 def _axes(arguments: Sequence[str], loader: Any) -> dict[str, list[str]]:
-    """The values that overrides list, by their keys."""
+    """Return the values that overrides list, by key."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    expanded = [expand_ranges(argument) for argument in arguments]
     axes: dict[str, list[str]] = {}
-    for override in OverridesParser.create(loader).parse_overrides([expand_ranges(a) for a in arguments]):
+    for override in OverridesParser.create(loader).parse_overrides(expanded):
         key = override.get_key_element()
-        axes.pop(key, None)  # what is given twice counts as given last
-        several = override.is_sweep_override()
-        axes[key] = list(override.sweep_string_iterator()) if several else [override.get_value_element_as_str()]
+        axes.pop(key, None)  # the last override of a key counts, and decides its position
+        if override.is_sweep_override():
+            axes[key] = list(override.sweep_string_iterator())
+        else:
+            axes[key] = [override.get_value_element_as_str()]
     return axes
 
 
-def check_one_run(hydra: Any) -> None:
-    """UserError for what makes sense with -m only, where -m is not given. `hydra`: Hydra's part of the configuration."""
+def check_single_run(hydra: Any) -> None:
+    """Raise UserError if a command without -m asks for something that only a sweep has.
+
+    Args:
+        hydra: Hydra's own part of the configuration.
+    """
     if hydra.mode.name != "RUN":
         return
     if hydra.sweeper.get("params") or hydra.sweeper.get("cases"):
         raise UserError("experiment=... is a sweep: add -m, as in python -m qllm_exp -m experiment=smoke.")
     launcher = hydra.runtime.choices.get("hydra/launcher")
     if launcher != "local":
-        raise UserError(f"hydra/launcher={launcher} is for sweeps: add -m (a sweep may have one run).")
+        raise UserError(f"hydra/launcher={launcher} is for sweeps: add -m (a sweep may have a single run).")
 
 
 def grids(
     arguments: Sequence[str], params: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], loader: Any = None
 ) -> list[list[str]]:
-    """The command line with an experiment's axes, one list of overrides for each case (`combinations` multiplies them out).
+    """Combine the command line with the axes of an experiment preset.
 
-    What the command line says about a key counts instead of what the experiment says, but it only narrows what a case is
-    about: what the case gives one value, groups (env, algorithm, mixer), and values that some case lists. A case that has nothing
-    of what the command line asks for is left out: with env=lbf on the command line, that is every case of other environments.
+    The command line takes precedence over the experiment. For a key that defines a case, it can only select among the values of
+    the case (see `_is_narrowed`). A case with none of the selected values is left out: env=lbf on the command line
+    leaves out the cases of all other environments.
 
     Args:
-        params: axes of the experiment. cases: axes of it that go together, one set at a time. loader: as for `combinations`.
+        arguments: overrides of the command line.
+        params: axes of the experiment, key to value or list of values.
+        cases: sets of axes that belong together; the experiment consists of all cases, each with all `params`.
+        loader: Hydra's configuration loader, as for `combinations`.
+
+    Returns:
+        One list of overrides per case, for `combinations` to multiply out; a single list if there are no cases.
+
+    Raises:
+        UserError: the command line leaves out every case.
     """
-    given = _axes(arguments, loader)
-
-    def is_list(value: Any) -> bool:
-        return isinstance(value, Sequence) and not isinstance(value, str)
-
-    def listed(value: Any) -> list[str]:
-        return list(map(str, value)) if is_list(value) else [str(value)]
-
-    def written(axes: Mapping[str, Any]) -> list[str]:
-        return [f"{key}={','.join(listed(value))}" for key, value in axes.items() if key not in given]
-
-    axes = {(key, one) for case in cases for key, value in case.items() if is_list(value) for one in listed(value)}
-
-    def narrows(key: str, value: Any) -> bool:
-        known = is_list(value) and all((key, one) in axes for one in given[key])
-        return isinstance(value, str) or "." not in key or known
-
-    def narrowed(case: Mapping[str, Any]) -> dict[str, list[str]]:
-        return {
-            key: [one for one in given[key] if one in listed(value)]
+    requested = _axes(arguments, loader)
+    if not cases:
+        return [[*arguments, *_overrides_of(params, requested)]]
+    case_values = _listed_case_values(cases)
+    lists = []
+    for case in cases:
+        narrowed = {
+            key: [requested_value for requested_value in requested[key] if requested_value in _as_strings(value)]
             for key, value in case.items()
-            if key in given and narrows(key, value)
+            if key in requested and _is_narrowed(key, value, requested[key], case_values)
         }
+        if all(narrowed.values()):
+            command = [_narrow(argument, narrowed) for argument in arguments]
+            lists.append([*command, *_overrides_of(case, requested), *_overrides_of(params, requested)])
+    if not lists:
+        raise UserError(f"No case of the experiment matches {' '.join(arguments)}.")
+    return lists
 
-    chosen = [case for case in cases if all(narrowed(case).values())]
-    if cases and not chosen:
-        raise UserError(f"None of the experiment's cases goes with {' '.join(arguments)}.")
-    if not chosen:
-        return [[*arguments, *written(params)]]
-    grids = []
-    for case in chosen:
-        own = narrowed(case)
-        keys = ((one, one.partition("=")[0]) for one in arguments)
-        kept = [f"{key}={','.join(own[key])}" if key in own else one for one, key in keys]
-        grids.append([*kept, *written(case), *written(params)])
-    return grids
+
+def _listed_case_values(cases: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """Return each (key, value) that some case lists among several values."""
+    return {
+        (key, value)
+        for case in cases
+        for key, values in case.items()
+        if _is_list(values)
+        for value in _as_strings(values)
+    }
+
+
+def _is_narrowed(key: str, value: Any, requested: Sequence[str], case_values: set[tuple[str, str]]) -> bool:
+    """Whether the command line selects among the values of a case for this key, instead of replacing them.
+
+    That holds for a key with a single text value, for a group (env, algorithm, mixer), and for a list if every requested value
+    is listed by some case.
+
+    Args:
+        key: key of the case.
+        value: value or list of values that the case gives it.
+        requested: values that the command line gives it.
+        case_values: result of `_listed_case_values`.
+    """
+    is_group = "." not in key
+    is_known = _is_list(value) and all((key, requested_value) in case_values for requested_value in requested)
+    return isinstance(value, str) or is_group or is_known
+
+
+def _narrow(argument: str, narrowed: Mapping[str, Sequence[str]]) -> str:
+    """Return the override with the values that a case has in common with the command line."""
+    key = argument.partition("=")[0]
+    return f"{key}={','.join(narrowed[key])}" if key in narrowed else argument
+
+
+def _overrides_of(axes: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
+    """Return axes as overrides, without the keys that the command line sets."""
+    return [f"{key}={','.join(_as_strings(value))}" for key, value in axes.items() if key not in requested]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _as_strings(value: Any) -> list[str]:
+    return [str(item) for item in value] if _is_list(value) else [str(value)]

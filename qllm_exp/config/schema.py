@@ -1,7 +1,7 @@
-"""Types, allowed values and bounds of what all choices in conf/ share. The YAML files carry the values and their comments.
+"""Types, allowed values and bounds of the options that all choices of a group share. The YAML files in conf/ document them.
 
-A choice of a group has a dataclass `Config` of its own, in its module (qllm_exp/mixers/qmix.py for mixer=qmix), derived from the
-one of its group here. `load.py` turns a composed configuration into a `RunConfig`.
+Each choice has its own dataclass `Config` in its module (qllm_exp/mixers/qmix.py for mixer=qmix), derived from the class of its
+group in this file. `load.py` turns a composed configuration into a `RunConfig`.
 """
 
 from dataclasses import dataclass, field
@@ -11,30 +11,45 @@ from qllm_exp.config import registry
 
 
 def one_of(default: str, *allowed: str) -> Any:
-    """A string field with a closed list of values."""
+    """Return a text field with a closed set of values.
+
+    Args:
+        default: default value, which is allowed too.
+        allowed: the other allowed values.
+    """
     return field(default=default, metadata={"allowed": (default, *allowed)})
 
 
 def number(default: float | int | None, low: float, high: float = float("inf"), identity: bool = True) -> Any:
-    """A number field with inclusive bounds, which hold for what is not None. `identity`: whether it defines a run."""
+    """Return a number field with inclusive bounds. None is always within the bounds.
+
+    Args:
+        default: default value.
+        low: smallest allowed value.
+        high: largest allowed value.
+        identity: whether the option is part of what defines a run; False for options that say where or how it runs.
+    """
     return field(default=default, metadata={"low": low, "high": high, "identity": identity})
 
 
 @dataclass
 class EnvConfig:
-    """What every environment has. An environment of your own derives its config from this."""
+    """Options of every environment. A user's own environment derives its Config from this class.
+
+    `auto_num_envs` is the value of num_envs=auto for each kind of device.
+    """
 
     name: str = ""
     task: str = ""
     episode_limit: int = number(25, 1)
     num_envs: Any = field(default="auto", metadata={"auto_or_at_least": 1})
     reward: str = one_of("sum", "mean")
-    auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 1024}  # what num_envs=auto means, by kind of device
+    auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 1024}
 
 
 @dataclass
 class AlgorithmConfig:
-    """What every algorithm has. One of your own derives its config from this."""
+    """Options of every algorithm. A user's own algorithm derives its Config from this class."""
 
     name: str = ""
     agent_id: bool = True
@@ -43,14 +58,14 @@ class AlgorithmConfig:
 
 @dataclass
 class MixerConfig:
-    """What every mixer has."""
+    """Options of every mixer. A user's own mixer derives its Config from this class."""
 
     name: str = ""
 
 
 @dataclass
 class FunctionMixerConfig(MixerConfig):
-    """What a mixer has that runs a stored credit-assignment function."""
+    """Options of a mixer that evaluates a stored credit-assignment function."""
 
     file: str = ""
     igm: str = one_of("auto", "enforce", "relax")
@@ -58,14 +73,14 @@ class FunctionMixerConfig(MixerConfig):
 
 @dataclass
 class LlmConfig:
-    """Where the credit-assignment function comes from."""
+    """Source of the credit-assignment function: a language model, or the functions that ship with the package."""
 
     name: str = "bundled"
 
 
 @dataclass
 class ProbeConfig:
-    """Short training runs that rank candidates (selection=probe)."""
+    """Short training runs that rank candidates, with selection=probe."""
 
     total_steps: int = number(50_000, 1)
     seeds: int = number(1, 1)
@@ -73,7 +88,7 @@ class ProbeConfig:
 
 @dataclass
 class GenerationConfig:
-    """How a credit-assignment function is generated: QLLM's coder-evaluator procedure and what ablations change in it."""
+    """Options of generation: QLLM's coder-evaluator procedure and its ablations."""
 
     candidates: int = number(3, 1, 64)
     rounds: int = number(3, 1, 64)
@@ -91,6 +106,8 @@ class GenerationConfig:
 
 @dataclass
 class EvaluationConfig:
+    """When to evaluate, and on how many episodes."""
+
     every: int = number(50_000, 1)
     episodes: int = number(100, 1)
     absolute_episodes: int = number(1000, 1)
@@ -98,13 +115,15 @@ class EvaluationConfig:
 
 @dataclass
 class CheckpointConfig:
+    """How often to write a checkpoint."""
+
     every_s: float = number(60.0, 0)
     max_share: float = number(0.02, 0, 1)
 
 
 @dataclass
 class TrainConfig:
-    """Budget and the settings that a method shares with its baselines."""
+    """Training budget, and the settings that a method shares with its baselines."""
 
     name: str = "fair"
     source: str = "chosen for this package"
@@ -126,14 +145,14 @@ class TrainConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where metrics go besides the run's own files."""
+    """Where metrics go in addition to the run directory."""
 
     name: str = one_of("local")
 
 
 @dataclass
 class WandbConfig(TrackingConfig):
-    """Weights & Biases as well."""
+    """Options of uploading metrics to Weights & Biases."""
 
     name: str = "wandb"
     mode: str = one_of("online", "offline", "disabled")
@@ -145,7 +164,7 @@ class WandbConfig(TrackingConfig):
 
 @dataclass
 class SweepConfig:
-    """The sweep that a run belongs to."""
+    """Options of the sweep that a run belongs to."""
 
     name: str = ""
     tags: list[str] = field(default_factory=list)
@@ -154,13 +173,13 @@ class SweepConfig:
 
 
 def _default(group: str, name: str) -> Any:
-    """The choice that conf/config.yaml makes, with its own defaults."""
+    """Return the default configuration of the choice that conf/config.yaml makes for a group."""
     return registry.find(group, name).Config()
 
 
 @dataclass
 class RunConfig:
-    """One run: one seed of one configuration. Fields marked identity=False say where or how, not what."""
+    """One run: one seed of one configuration. Fields with identity=False say where or how it runs, and do not define it."""
 
     env: EnvConfig = field(default_factory=lambda: _default("env", "lbf"))
     algorithm: AlgorithmConfig = field(default_factory=lambda: _default("algorithm", "q_learning"))

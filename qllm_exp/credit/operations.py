@@ -1,8 +1,11 @@
-"""The ATen operations a tensor program may consist of, by name, e.g. 'mul.Tensor'.
+"""Allow-list of the ATen operations in a tensor program, by name with overload, e.g. 'mul.Tensor'.
 
-Only operations that compute tensors from tensors: nothing random, nothing that reads or writes anything else, nothing
-whose result size depends on tensor values, nothing that addresses memory (as_strided, set_). AuxiliaryUpdate operations without
-a dot in the name work on sizes: 'size', 'get' (one result of several), 'int_add', 'int_sub', 'int_mul', 'int_floordiv'.
+Only operations that compute tensors from tensors are allowed. Excluded are random operations, operations that read or
+write anything else, operations whose result size depends on tensor values, and operations that address memory
+(as_strided, set_).
+
+Names without a dot are operations on sizes: 'size', 'get' (one of several results), 'int_add', 'int_sub', 'int_mul'
+and 'int_floordiv'.
 """
 
 import operator
@@ -13,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qllm_exp.utils.text import words
+from qllm_exp.utils.text import word_set
 
 DTYPES = {
     str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
 }
 
-_PURE = words("""
+_PURE = word_set("""
 __and__ __or__ __xor__ abs absolute acos acosh add alias all amax amin angle any arange arccos arcsin arctan arctan2
 argmax argmin argsort asin asinh atan atan2 atanh baddbmm bitwise_and bitwise_not bitwise_or bitwise_xor bmm
 broadcast_tensors broadcast_to bucketize cat cdist ceil celu chunk clamp clamp_max clamp_min clip clone column_stack
@@ -39,8 +42,8 @@ stack std std_mean sub subtract sum swapaxes swapdims t take_along_dim tan tanh 
 transpose tril tril_indices triu triu_indices true_divide trunc type_as unbind unflatten unsqueeze var var_mean view
 view_as vstack where xlogy zeros zeros_like
 """)
-# Assignments to parts of a tensor (w[:, 0] = ...) and augmented ones (w *= ...) stay what they are in the raw graph.
-_IN_PLACE = words("""
+# The raw graph keeps assignments to parts of a tensor (w[:, 0] = ...) and augmented assignments (w *= ...) as they are.
+_IN_PLACE = word_set("""
 __iand__ __ior__ __ixor__ add_ bitwise_and_ bitwise_or_ bitwise_xor_ copy_ div_ fill_ floor_divide_ index_put_
 masked_fill_ mul_ pow_ remainder_ sub_ zero_
 """)
@@ -48,42 +51,49 @@ masked_fill_ mul_ pow_ remainder_ sub_ zero_
 
 _EXCLUDED = frozenset(
     {
-        *("repeat_interleave.Tensor", "repeat_interleave.self_Tensor"),  # the size depends on tensor values
-        *("to.prim_Device", "to.prim_dtype", "to.prim_other"),  # end the process on wrong arguments
+        # The result size depends on tensor values.
+        "repeat_interleave.Tensor",
+        "repeat_interleave.self_Tensor",
+        # Wrong arguments abort the process.
+        "to.prim_Device",
+        "to.prim_dtype",
+        "to.prim_other",
     }
 )
 
 
-def _of_whole_numbers(call: Callable[[int, int], int]) -> Callable[[Any, Any], int]:
-    def checked(a: Any, b: Any) -> int:
+def _integers_only(call: Callable[[int, int], int]) -> Callable[[Any, Any], int]:
+    """Wrap an operation on sizes so that it raises TypeError for anything but integers."""
+
+    def checked_call(a: Any, b: Any) -> int:
         if not (isinstance(a, int) and isinstance(b, int)):
-            raise TypeError("sizes are whole numbers")
+            raise TypeError("sizes must be integers")
         return call(a, b)
 
-    return checked
+    return checked_call
 
 
-_ON_SIZES: dict[str, Callable[..., Any]] = {
+_SIZE_OPERATIONS: dict[str, Callable[..., Any]] = {
     "size": Tensor.size,
     "get": operator.getitem,
-    "int_add": _of_whole_numbers(operator.add),
-    "int_sub": _of_whole_numbers(operator.sub),
-    "int_mul": _of_whole_numbers(operator.mul),
-    "int_floordiv": _of_whole_numbers(operator.floordiv),
+    "int_add": _integers_only(operator.add),
+    "int_sub": _integers_only(operator.sub),
+    "int_mul": _integers_only(operator.mul),
+    "int_floordiv": _integers_only(operator.floordiv),
 }
 _DEFAULTED_KEYWORDS = frozenset({"layout", "pin_memory", "device", "memory_format", "generator", "non_blocking"})
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One allowed operation.
+    """An allowed operation.
 
     Attributes:
-        call: does it.
-        keywords: names of keyword-only arguments that a program may give.
-        creates: whether the result lives on a device that must be named (zeros, arange, ...).
-        dtypes: names and, for positional ones, places of the arguments that are dtypes.
-        in_place: whether it writes to its first argument.
+        call: the callable that executes the operation.
+        keywords: names of the keyword-only arguments that a program may pass.
+        creates: whether the operation creates a tensor and so needs a device (zeros, arange, ...).
+        in_place: whether the operation writes to its first argument.
+        dtypes: arguments that are dtypes: the name of a keyword-only argument, the index of a positional one.
     """
 
     call: Callable[..., Any]
@@ -93,10 +103,10 @@ class Operation:
     dtypes: frozenset[str | int] = frozenset()
 
 
-def find(name: str) -> Operation | None:
-    """The operation of that name, or None where it is not allowed."""
-    if name in _ON_SIZES:
-        return Operation(_ON_SIZES[name], frozenset(), creates=False, in_place=False)
+def find_operation(name: str) -> Operation | None:
+    """Return the operation called `name`, or None if it is not allowed."""
+    if name in _SIZE_OPERATIONS:
+        return Operation(_SIZE_OPERATIONS[name], frozenset(), creates=False, in_place=False)
     base, _, overload = name.partition(".")
     in_place = base in _IN_PLACE
     if not (in_place or base in _PURE) or not overload:
@@ -110,77 +120,85 @@ def find(name: str) -> Operation | None:
     arguments = call._schema.arguments
     if any(a.is_out or "Dimname" in str(a.type) or ("Device" in str(a.type) and not a.kwarg_only) for a in arguments):
         return None
-    if not call._schema.returns or any("Tensor" not in str(one.type) for one in call._schema.returns):
-        return None  # made for the numbers and lists of TorchScript: some end the process on a division by zero
+    returns = call._schema.returns
+    if not returns or any("Tensor" not in str(value.type) for value in returns):
+        return None  # made for the numbers and lists of TorchScript: some abort the process on a division by zero
     keywords = frozenset(a.name for a in arguments if a.kwarg_only) - _DEFAULTED_KEYWORDS
     has_tensor = any("Tensor" in str(a.type) for a in arguments)
     creates = not has_tensor and any(a.name == "device" for a in arguments)
     if not (has_tensor or creates):
         return None
     dtypes = frozenset(
-        a.name if a.kwarg_only else k for k, a in enumerate(arguments) if "ScalarType" in str(a.real_type)
+        a.name if a.kwarg_only else index for index, a in enumerate(arguments) if "ScalarType" in str(a.real_type)
     )
     return Operation(call, keywords, creates, in_place, dtypes)
 
 
 def batch_innermost(tensor: Tensor) -> Tensor:
-    """The same tensor [B, k], the elements of a column next to each other in memory."""
+    """Return the same tensor [B, k] stored column by column: the batch is the innermost dimension in memory."""
     return tensor.t().contiguous().t()
 
 
-def _reduced(reduce: Callable[..., Any]) -> Callable[..., Any]:
-    """A reduction over `dim`, a number or a list, done with the first dimension moved to the end."""
+def _reduce_batch_last(reduce: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a reduction over `dim` (an integer or a list) so that it runs with the first dimension moved to the end."""
 
     def call(x: Tensor, dim: Any = None, *more: Any, **keywords: Any) -> Any:
         dims = dim if isinstance(dim, list) else [dim]
-        # Where the first dimension takes part, or a wrong one is given, there is nothing to move.
-        if not dims or any(one is None or not -x.dim() < one < x.dim() or one == 0 for one in dims):
+        # Nothing can be moved where the first dimension is reduced itself, or where a dimension is invalid.
+        if not dims or any(d is None or not -x.dim() < d < x.dim() or d == 0 for d in dims):
             return reduce(x, dim, *more, **keywords)
-        places = [one % x.dim() - 1 for one in dims]
-        found = reduce(x.movedim(0, -1), places if isinstance(dim, list) else places[0], *more, **keywords)
-        return found.movedim(-1, 0) if isinstance(found, Tensor) else tuple(one.movedim(-1, 0) for one in found)
+        moved_dims = [d % x.dim() - 1 for d in dims]
+        result = reduce(x.movedim(0, -1), moved_dims if isinstance(dim, list) else moved_dims[0], *more, **keywords)
+        if isinstance(result, Tensor):
+            return result.movedim(-1, 0)
+        return tuple(part.movedim(-1, 0) for part in result)
 
     return call
 
 
-def _joined(join: Callable[..., Tensor], new: int) -> Callable[..., Tensor]:
-    """torch.stack (`new` = 1 dimension) or torch.cat (0), done with the first dimension moved to the end."""
+def _join_batch_last(join: Callable[..., Tensor], new_dims: int) -> Callable[..., Tensor]:
+    """Wrap torch.stack (`new_dims` = 1) or torch.cat (0) so that it runs with the first dimension moved to the end."""
 
     def call(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-        dimensions = tensors[0].dim() + new
-        if not -dimensions < dim < dimensions or dim == 0 or any(one.dim() + new != dimensions for one in tensors):
+        dimensions = tensors[0].dim() + new_dims
+        if (
+            not -dimensions < dim < dimensions
+            or dim == 0
+            or any(tensor.dim() + new_dims != dimensions for tensor in tensors)
+        ):
             return join(tensors, dim)
-        return join([one.movedim(0, -1) for one in tensors], dim % dimensions - 1).movedim(-1, 0)
+        return join([tensor.movedim(0, -1) for tensor in tensors], dim % dimensions - 1).movedim(-1, 0)
 
     return call
 
 
 def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+    """torch.softmax made of the reductions above, which are faster with the batch innermost."""
     if x.dim() < 2 or not x.numel():
         return torch.softmax(x, dim, dtype)
     if dtype is not None:
         x = x.to(dtype)
-    e = (x - _amax(x.detach(), [dim], True)).exp()
-    return e / _sum(e, [dim], True)
+    exponentials = (x - _amax(x.detach(), [dim], True)).exp()
+    return exponentials / _sum(exponentials, [dim], True)
 
 
-_amax, _sum = _reduced(torch.amax), _reduced(torch.sum)
-# The functions of torch itself take half the time of torch.ops.aten to get to the same code.
-FASTER: dict[str, Callable[..., Any]] = {
+_amax, _sum = _reduce_batch_last(torch.amax), _reduce_batch_last(torch.sum)
+# The functions of torch itself reach the same kernels in half the time that torch.ops.aten needs.
+FAST_CALLS: dict[str, Callable[..., Any]] = {
     "abs.default": torch.abs,
     "add.Tensor": torch.add,
     "amax.default": _amax,
-    "amin.default": _reduced(torch.amin),
-    "cat.default": _joined(torch.cat, 0),
+    "amin.default": _reduce_batch_last(torch.amin),
+    "cat.default": _join_batch_last(torch.cat, 0),
     "clamp.default": torch.clamp,
     "div.Tensor": torch.div,
     "exp.default": torch.exp,
     "gt.Scalar": torch.gt,
     "lt.Scalar": torch.lt,
-    "max.dim": _reduced(torch.max),
+    "max.dim": _reduce_batch_last(torch.max),
     "maximum.default": torch.maximum,
-    "mean.dim": _reduced(torch.mean),
-    "min.dim": _reduced(torch.min),
+    "mean.dim": _reduce_batch_last(torch.mean),
+    "min.dim": _reduce_batch_last(torch.min),
     "minimum.default": torch.minimum,
     "mul.Tensor": torch.mul,
     "neg.default": torch.neg,
@@ -190,7 +208,7 @@ FASTER: dict[str, Callable[..., Any]] = {
     "sigmoid.default": torch.sigmoid,
     "softmax.int": _softmax,
     "sqrt.default": torch.sqrt,
-    "stack.default": _joined(torch.stack, 1),
+    "stack.default": _join_batch_last(torch.stack, 1),
     "sub.Tensor": torch.sub,
     "sum.dim_IntList": _sum,
     "unsqueeze.default": torch.unsqueeze,

@@ -1,4 +1,4 @@
-"""States on which a credit-assignment function is tried out: ordinary ones of the task, and extreme ones of its layout."""
+"""States on which a credit-assignment function is probed: ordinary states of the task, and extreme ones of its layout."""
 
 import math
 
@@ -8,108 +8,147 @@ from torch import Tensor
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout
 
-_MODERATE, _LARGE = 10.0, 1e3  # ends of a field without a limit: within reach in play, and beyond it
-_ORDINARY = 3.0  # up to where a field without a limit is drawn from
+_MODERATE, _LARGE = 10.0, 1e3  # ends of an unbounded field: within what play reaches, and beyond it
+_ORDINARY = 3.0  # an unbounded field is sampled from -_ORDINARY to _ORDINARY
 _MOMENTS = 64  # time steps that a large sample is spread over
 _BASES = 40  # states inside the ranges
 _MAX_EXTREME = 200  # rows
-_MAX_SHOWN = 8  # fields of a state described in words
+_MAX_SHOWN = 8  # fields in the description of a state
 
 
 def task_states(env: TeamEnv, count: int) -> Tensor:
-    """[count, state_dim] states in which agents of the task act, met by acting at random over several episodes.
+    """Sample states of the task in which agents act, from several episodes of random play.
 
-    Few states are taken of each time step, so that a large `count` covers early and late ones. Starts episodes in `env`;
-    equal seeds of `env` give the same states.
+    Only few states are taken per time step, so that a large sample covers early and late steps. Starts episodes in
+    `env`; equal seeds of `env` give the same states.
+
+    Args:
+        env: the environment to play in.
+        count: number of states.
+
+    Returns:
+        The states [count, state_dim].
     """
     generator = torch.Generator(env.device).manual_seed(0)
-    share = max(1, count // _MOMENTS)
-    found: list[Tensor] = []
+    per_step = max(1, count // _MOMENTS)
+    samples: list[Tensor] = []
     missing = count
     while missing > 0:
         start = env.reset()
         state, available = start.state, start.available_actions
         playing = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-        # What a copy returns after its end is not to be used, and waiting for the longest episode is slow.
+        # An environment's states after its episode has ended must not be used, and waiting for the longest episode is
+        # slow: so play on only while at least half of the environments are in their first episode.
         while missing > 0 and 2 * int(playing.sum()) >= env.num_envs:
             order = torch.rand(env.num_envs, generator=generator, device=env.device).masked_fill(~playing, -1.0)
-            chosen = order.argsort(descending=True)[: min(share, int(playing.sum()), missing)]
-            found.append(state[chosen])
+            chosen = order.argsort(descending=True)[: min(per_step, int(playing.sum()), missing)]
+            samples.append(state[chosen])
             missing -= len(chosen)
-            draw = torch.rand(available.shape, generator=generator, device=env.device)
-            step = env.step(torch.where(available, draw, -1.0).argmax(-1))
+            scores = torch.rand(available.shape, generator=generator, device=env.device)
+            step = env.step(torch.where(available, scores, -1.0).argmax(-1))
             state, available = step.state, step.available_actions
             playing &= ~(step.terminated | step.truncated)
-    return torch.cat(found)
+    return torch.cat(samples)
 
 
 def extreme_states(env: TeamEnv) -> Tensor:
-    """[M, state_dim], M up to about 200, the same ones every time, without touching the episodes of `env`.
+    """Build extreme states from the layout of the global state.
 
-    First states inside the ranges, half of them of whole numbers; then all zeros, all fields at an end of their range or
-    all at a special value; last each field alone at each of these. Fields without a limit end at +-10 and at +-1000.
-    Where that makes too many states, evenly spaced ones of the last kind are kept.
+    The states are the same every time, and the episodes of `env` are not touched. In order: states inside the ranges,
+    half of them rounded to integers; the zero state; all fields at an end of their range; all fields at a special
+    value; each field alone at each end and special value. Unbounded fields end at +-10 and at +-1000. If that makes
+    too many states, an evenly spaced selection of the last kind is kept.
+
+    Args:
+        env: the environment that defines the layout and the device.
+
+    Returns:
+        The states [M, state_dim] with M up to about 200.
     """
     layout, generator = env.layout, torch.Generator().manual_seed(0)
-    bases = torch.stack([_inside(layout, generator) for _ in range(_BASES)])
+    bases = torch.stack([_state_inside(layout, generator) for _ in range(_BASES)])
     bases[1::2] = bases[1::2].round()
     rows = [torch.zeros(layout.size)]
-    for k in range(max((len(_ends(one)) for one in layout), default=0)):
-        rows.append(_changed(bases[0], layout, {one.start: _ends(one)[k % len(_ends(one))] for one in layout}))
-    for k in range(max((len(one.special) for one in layout), default=0)):
-        codes = {one.start: list(one.special)[k % len(one.special)] for one in layout if one.special}
-        rows.append(_changed(bases[1], layout, codes))
-    alone = list(dict.fromkeys((one.start, value) for one in layout for value in (*_ends(one), *one.special)))
-    room = min(len(alone), _MAX_EXTREME - _BASES - len(rows))
+    for k in range(max((len(_ends(field)) for field in layout), default=0)):
+        ends = {field.start: _ends(field)[k % len(_ends(field))] for field in layout}
+        rows.append(_with_values(bases[0], layout, ends))
+    for k in range(max((len(field.special) for field in layout), default=0)):
+        codes = {field.start: list(field.special)[k % len(field.special)] for field in layout if field.special}
+        rows.append(_with_values(bases[1], layout, codes))
+    values_of_one_field = [(field.start, value) for field in layout for value in (*_ends(field), *field.special)]
+    single_changes = list(dict.fromkeys(values_of_one_field))
+    room = min(len(single_changes), _MAX_EXTREME - _BASES - len(rows))
     for i in range(room):
-        rows.append(_changed(bases[i % _BASES], layout, dict([alone[i * len(alone) // room]])))
+        column, value = single_changes[i * len(single_changes) // room]
+        rows.append(_with_values(bases[i % _BASES], layout, {column: value}))
     return torch.cat([bases, torch.stack(rows)]).to(env.device)
 
 
-def moderate(layout: StateLayout, states: Tensor) -> Tensor:
-    """[B] bool: the states whose fields without a limit keep to +-10."""
-    free = [not math.isfinite(one.high - one.low) for one in layout for _ in one.components]
-    return (states[:, torch.tensor(free, dtype=torch.bool, device=states.device)].abs() <= _MODERATE).all(1)
+def moderate_mask(layout: StateLayout, states: Tensor) -> Tensor:
+    """Select the states whose unbounded fields all lie within +-10.
+
+    Args:
+        layout: the layout of the state.
+        states: [B, state_dim].
+
+    Returns:
+        A boolean mask [B].
+    """
+    unbounded = [not math.isfinite(field.high - field.low) for field in layout for _ in field.components]
+    return (states[:, torch.tensor(unbounded, dtype=torch.bool, device=states.device)].abs() <= _MODERATE).all(1)
 
 
-def describe(layout: StateLayout, state: Tensor) -> str:
-    """A state [state_dim] in words; of many fields, those at an end of their range or at a special value come first."""
+def describe_state(layout: StateLayout, state: Tensor) -> str:
+    """Describe a state for a message, e.g. 'agent 0 position 3, 4; agent 0 level 1; ...'.
 
-    def ordinary(one: StateField) -> bool:
-        return not any(float(x) in {*_ends(one), *one.special} for x in state[one.columns])
+    Of many fields, those at an end of their range or at a special value are shown first.
 
-    shown = sorted(sorted(layout, key=ordinary)[:_MAX_SHOWN], key=lambda one: one.start)
-    texts = [f"{one.label} {', '.join(f'{float(x) + 0.0:.4g}' for x in state[one.columns])}" for one in shown]
-    return "; ".join(texts) + ("; ..." if len(shown) < len(layout.fields) else "")
+    Args:
+        layout: the layout of the state.
+        state: [state_dim].
+
+    Returns:
+        The labels and values of up to 8 fields, in column order.
+    """
+
+    def is_ordinary(field: StateField) -> bool:
+        return not any(float(x) in {*_ends(field), *field.special} for x in state[field.columns])
+
+    shown = sorted(sorted(layout, key=is_ordinary)[:_MAX_SHOWN], key=lambda field: field.start)
+    texts = [f"{field.label} {', '.join(f'{float(x) + 0.0:.4g}' for x in state[field.columns])}" for field in shown]
+    if len(shown) < len(layout.fields):
+        texts.append("...")
+    return "; ".join(texts)
 
 
-def _inside(layout: StateLayout, generator: torch.Generator) -> Tensor:
-    """One state inside the ranges, with special values mixed in, [state_dim]."""
+def _state_inside(layout: StateLayout, generator: torch.Generator) -> Tensor:
+    """Sample a state [state_dim] inside the ranges, with special values mixed in."""
     state = torch.empty(layout.size)
-    for one in layout:
-        low, high = _limits(one, _ORDINARY)
-        state[one.columns] = low + (high - low) * torch.rand(len(one.components), generator=generator)
-        for value in one.special:
+    for field in layout:
+        low, high = _limits(field, _ORDINARY)
+        state[field.columns] = low + (high - low) * torch.rand(len(field.components), generator=generator)
+        for value in field.special:
             if torch.rand((), generator=generator) < 0.2:
-                state[one.columns] = value
+                state[field.columns] = value
     return state
 
 
-def _changed(state: Tensor, layout: StateLayout, values: dict[int, float]) -> Tensor:
-    """A copy of `state` in which the fields that start at these columns have these values."""
+def _with_values(state: Tensor, layout: StateLayout, values: dict[int, float]) -> Tensor:
+    """Return a copy of `state` with new values for some fields; `values` maps the first column of a field to its value."""
     state = state.clone()
-    for one in layout:
-        if one.start in values:
-            state[one.columns] = values[one.start]
+    for field in layout:
+        if field.start in values:
+            state[field.columns] = values[field.start]
     return state
 
 
-def _ends(one: StateField) -> list[float]:
-    """Low and high end; for a field without a limit first the moderate ones, then the large ones."""
-    moderate_ends, large_ends = _limits(one, _MODERATE), _limits(one, _LARGE)
+def _ends(field: StateField) -> list[float]:
+    """Return the low and the high end; for an unbounded field the moderate ends first, then the large ones."""
+    moderate_ends, large_ends = _limits(field, _MODERATE), _limits(field, _LARGE)
     return list(moderate_ends) if moderate_ends == large_ends else [*moderate_ends, *large_ends]
 
 
-def _limits(one: StateField, unlimited: float) -> tuple[float, float]:
-    low = -unlimited if one.low == -math.inf else one.low
-    return low, unlimited if one.high == math.inf else one.high
+def _limits(field: StateField, unlimited: float) -> tuple[float, float]:
+    """Return the low and the high end, with +-`unlimited` in place of +-infinity."""
+    low = -unlimited if field.low == -math.inf else field.low
+    return low, unlimited if field.high == math.inf else field.high

@@ -1,4 +1,4 @@
-"""A credit-assignment function as data: a list of ATen operations that training runs instead of generated Python."""
+"""A credit-assignment function as data: a list of ATen operations, which training runs instead of generated Python."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qllm_exp.credit import program_json
-from qllm_exp.credit.operations import DTYPES, FASTER, batch_innermost, find
+from qllm_exp.credit.operations import DTYPES, FAST_CALLS, batch_innermost, find_operation
 from qllm_exp.credit.program_json import AGENTS_Q, BATCH_SIZE, FIRST_CONSTANT, GLOBAL_STATE, refuse
 from qllm_exp.credit.refused import Refused
 
@@ -25,53 +25,83 @@ _LARGE_BATCH = 4_096
 
 
 class _Step(NamedTuple):
-    name: str  # equal for steps that do the same with the same values
+    """One call of a compiled program.
+
+    Attributes:
+        name: operation and keyword arguments; steps with equal names do the same with equal arguments.
+        call: the callable to run.
+        inputs: slots of the positional arguments.
+        slot: slot of the result.
+    """
+
+    name: str
     call: Callable[..., Any]
-    used: tuple[int, ...]  # slots of its positional arguments
-    slot: int  # where its result goes
+    inputs: tuple[int, ...]
+    slot: int
 
 
 class _Plan(NamedTuple):
-    """A program made ready for one device. Slots are the values of the program, then literals and lists."""
+    """A program compiled for one device. Slots hold the values of the program, then literals and lists.
+
+    Attributes:
+        initial: values of all slots before the first step.
+        steps: per step the callable, the getter of its arguments, and the slot of its result.
+        output: slot of the result of the program.
+    """
 
     initial: list[Any]
-    steps: list[tuple[Callable[..., Any], Callable[[list[Any]], Any], int]]  # call, its arguments' getter, slot
+    steps: list[tuple[Callable[..., Any], Callable[[list[Any]], Any], int]]
     output: int
 
 
 class Program:
-    """A checked tensor program. Immutable; `program(agents_q, global_state)` gives global_q.
+    """A checked tensor program. Immutable; `program(agents_q, global_state)` returns global_q.
+
+    Args:
+        data: the parsed JSON of the program.
 
     Attributes:
-        n_agents: columns of agents_q. state_dim: columns of global_state.
+        n_agents: number of columns of agents_q.
+        state_dim: number of columns of global_state.
         hash: SHA-256 of the canonical JSON, 64 hex digits.
+
+    Raises:
+        Refused: `data` is not a valid program; the stage is 'program'.
     """
 
     def __init__(self, data: Any) -> None:
-        """Check `data`, the parsed JSON; raises Refused('program', reason) where it is not a valid program."""
-        self._data = program_json.checked(data)
+        self._data = program_json.check_program(data)
         self.n_agents: int = self._data["n_agents"]
         self.state_dim: int = self._data["state_dim"]
-        self.hash = hashlib.sha256(program_json.canonical(self._data).encode()).hexdigest()
+        self.hash = hashlib.sha256(program_json.canonical_json(self._data).encode()).hexdigest()
         self._plans: dict[torch.device, _Plan] = {}
-        self._batches: set[int] = set()  # batch sizes for which every value is known to keep to the caps
+        self._batches: set[int] = set()  # batch sizes for which all values are known to be small enough
         self._check_sizes()
 
     @classmethod
     def from_json(cls, data: Any) -> "Program":
-        """The program that `to_json` wrote; raises Refused('program', reason) for anything else."""
+        """Load a program from the data that `to_json` returned; raises Refused('program', reason) for anything else."""
         return cls(data)
 
     def to_json(self) -> dict[str, Any]:
-        """The program as plain JSON data, a copy of the caller's own."""
-        copied: dict[str, Any] = json.loads(program_json.canonical(self._data))
-        return copied
+        """Return the program as plain JSON data; the caller owns the copy."""
+        copy: dict[str, Any] = json.loads(program_json.canonical_json(self._data))
+        return copy
 
     def __call__(self, agents_q: Tensor, global_state: Tensor) -> Tensor:
-        """Team value / n_agents: agents_q [B, n_agents], global_state [B, state_dim] -> [B, 1], all float32.
+        """Compute the team value divided by n_agents. Differentiable in both inputs.
 
-        Differentiable in both. Runs on the device of agents_q. Raises ValueError for other shapes, and
-        Refused('program', reason) where the size of a value leaves its caps for this batch size only.
+        Args:
+            agents_q: [B, n_agents], float32. The program runs on its device.
+            global_state: [B, state_dim], float32.
+
+        Returns:
+            global_q [B, 1], float32.
+
+        Raises:
+            ValueError: an input has another shape.
+            Refused: a value is too large for this batch size, though not for those checked so far; the stage is
+                'program'.
         """
         batch = agents_q.shape[0]
         if agents_q.shape != (batch, self.n_agents) or global_state.shape != (batch, self.state_dim):
@@ -91,10 +121,16 @@ class Program:
         return result
 
     def weights_and_bias(self, global_state: Tensor) -> tuple[Tensor, Tensor]:
-        """For a program that is affine in q: w [B, n_agents] and b [B, 1] with f(q, s) = sum_i w_i(s) q_i + b(s).
+        """Compute w and b of a program that is affine in q: f(q, s) = sum_i w_i(s) q_i + b(s).
 
-        b is f at q = 0, and w its gradient there: one call, whose backward pass runs only through what depends on q.
-        global_state [B, state_dim]; the results carry no gradient.
+        b is f at q = 0, and w is the gradient there. That takes one call, whose backward pass visits only what depends
+        on q.
+
+        Args:
+            global_state: [B, state_dim].
+
+        Returns:
+            w [B, n_agents] and b [B, 1], without gradient.
         """
         q = torch.zeros(global_state.shape[0], self.n_agents, device=global_state.device, requires_grad=True)
         with torch.enable_grad():
@@ -102,11 +138,17 @@ class Program:
             (weights,) = torch.autograd.grad(bias.sum(), q, materialize_grads=True)
         return weights, bias.detach()
 
-    def affine(self, states: Tensor, tolerance: float = 1e-4) -> bool:
-        """Whether f is affine in q on each of the given states [B, state_dim].
+    def is_affine(self, states: Tensor, tolerance: float = 1e-4) -> bool:
+        """Check whether f is affine in q, numerically.
 
-        Compares f(q, s) with w(s) q + b(s) for random q of sizes 0.01 to 1000 and of mixed signs; `tolerance` is
-        relative to the terms of the sum.
+        Compares f(q, s) with w(s) q + b(s) for random q of magnitudes 0.01 to 1000 and mixed signs.
+
+        Args:
+            states: the states [B, state_dim] to check.
+            tolerance: largest error, relative to the terms of the sum.
+
+        Returns:
+            True if f is affine in q on each of the states.
         """
         weights, bias = self.weights_and_bias(states)
         generator = torch.Generator().manual_seed(0)
@@ -117,7 +159,7 @@ class Program:
                     value = self(q, states)
                 terms = (weights * q).abs().sum(1, keepdim=True) + bias.abs() + value.abs()
                 error = (value - (weights * q).sum(1, keepdim=True) - bias).abs()
-                if not bool((error <= tolerance * terms).all()):  # also where error is nan
+                if not bool((error <= tolerance * terms).all()):  # also true if an error is NaN
                     return False
         return True
 
@@ -134,8 +176,8 @@ class Program:
         return Program, (self._data,)
 
     def _compile(self, device: torch.device) -> tuple[list[Any], list[_Step]]:
-        """Initial values and steps. Literals and lists of values take slots of their own behind the values."""
-        constants = [program_json.decode_constant(one, device) for one in self._data["constants"]]
+        """Return the initial values of all slots, and the steps. Literals and lists have slots behind the values."""
+        constants = [program_json.decode_constant(constant, device) for constant in self._data["constants"]]
         first = FIRST_CONSTANT + len(constants)
         operations = self._data["operations"]
         initial = [None] * FIRST_CONSTANT + constants + [None] * len(operations)
@@ -145,110 +187,115 @@ class Program:
         def slot_of(argument: Any) -> int:
             if isinstance(argument, dict) and "ref" in argument:
                 return int(argument["ref"])
-            if program_json.references(argument):  # a list with values in it
-                used = tuple(slot_of(one) for one in argument)
+            if program_json.references(argument):  # a list that contains values
+                inputs = tuple(slot_of(element) for element in argument)
                 initial.append(None)
-                steps.append(_Step("list", _as_list, used, len(initial) - 1))
+                steps.append(_Step("list", _as_list, inputs, len(initial) - 1))
                 return len(initial) - 1
-            text = program_json.canonical(argument)
+            text = program_json.canonical_json(argument)
             if text not in literals:
                 literals[text] = len(initial)
                 initial.append(program_json.decode(argument))
             return literals[text]
 
         for slot, (name, arguments, keywords) in enumerate(operations, start=first):
-            operation = find(name)
-            assert operation is not None  # program_json.checked refuses unknown names
-            named = {key: program_json.decode(value) for key, value in keywords.items()}
+            operation = find_operation(name)
+            assert operation is not None  # program_json.check_program refuses unknown names
+            keyword_values = {key: program_json.decode(value) for key, value in keywords.items()}
             if operation.creates:
-                named["device"] = device
-            call = FASTER.get(name, operation.call)
-            call = partial(call, **named) if named else call
-            identity = f"{name} {program_json.canonical(keywords)}" if keywords else name
-            steps.append(_Step(identity, call, tuple(slot_of(one) for one in arguments), slot))
+                keyword_values["device"] = device
+            call = FAST_CALLS.get(name, operation.call)
+            if keyword_values:
+                call = partial(call, **keyword_values)
+            step_name = f"{name} {program_json.canonical_json(keywords)}" if keywords else name
+            steps.append(_Step(step_name, call, tuple(slot_of(argument) for argument in arguments), slot))
         return initial, steps
 
     def _plan(self, device: torch.device) -> _Plan:
-        """Make ready for a device: what does not depend on the inputs is computed here, and nothing is computed twice."""
-        # Values computed ahead outlive the call: outside inference mode autograd may use them in later ones.
+        """Compile for a device: precompute what does not depend on the inputs, and merge equal steps."""
+        # Precomputed values outlive this call. Created outside inference mode, autograd can use them in later calls.
         with torch.inference_mode(False), torch.no_grad():
             initial, steps = self._compile(device)
             output: int = self._data["output"]
-            if not any(self._in_place()):  # else a value may change after it was computed
+            if not self._writes_in_place():  # else a value may change after it was computed
                 from_inputs = {AGENTS_Q, GLOBAL_STATE, BATCH_SIZE}
-                same: dict[int, int] = {}  # slots of values that another slot holds already
-                done: dict[tuple[str, tuple[int, ...]], int] = {}
+                duplicates: dict[int, int] = {}  # slot to the slot that holds the same value
+                computed: dict[tuple[str, tuple[int, ...]], int] = {}
                 remaining = []
-                for name, call, given, slot in steps:
-                    used = tuple(same.get(k, k) for k in given)
-                    if (name, used) in done:
-                        same[slot] = done[name, used]
-                    elif from_inputs.isdisjoint(used):
-                        initial[slot] = call(*(initial[k] for k in used))
+                for name, call, step_inputs, slot in steps:
+                    inputs = tuple(duplicates.get(k, k) for k in step_inputs)
+                    if (name, inputs) in computed:
+                        duplicates[slot] = computed[name, inputs]
+                    elif from_inputs.isdisjoint(inputs):
+                        initial[slot] = call(*(initial[k] for k in inputs))
                     else:
                         from_inputs.add(slot)
-                        remaining.append(_Step(name, call, used, slot))
-                    done.setdefault((name, used), slot)
-                steps, output = remaining, same.get(output, output)
-        plan = _Plan(initial, [(s.call, _getter(s.used), s.slot) for s in steps], output)
+                        remaining.append(_Step(name, call, inputs, slot))
+                    computed.setdefault((name, inputs), slot)
+                steps, output = remaining, duplicates.get(output, output)
+        plan = _Plan(initial, [(step.call, _getter(step.inputs), step.slot) for step in steps], output)
         self._plans[device] = plan
         return plan
 
-    def _in_place(self) -> list[bool]:
-        found = [find(name) for name, _, _ in self._data["operations"]]
-        return [operation is not None and operation.in_place for operation in found]
+    def _writes_in_place(self) -> bool:
+        """Whether any operation writes to its first argument."""
+        operations = [find_operation(name) for name, _, _ in self._data["operations"]]
+        return any(operation is not None and operation.in_place for operation in operations)
 
     def _check_sizes(self) -> None:
-        """Run on the meta device, where tensors have shapes but no memory, and refuse what would grow too large."""
-        once, twice = self._shapes(_PROBE_BATCH), self._shapes(2 * _PROBE_BATCH)
-        if any(large > 2 * small for small, large in zip(once, twice, strict=True)):
+        """Run on the meta device, where tensors have shapes but no memory, and refuse values that are too large."""
+        sizes, doubled_sizes = self._sizes(_PROBE_BATCH), self._sizes(2 * _PROBE_BATCH)
+        if any(large > 2 * small for small, large in zip(sizes, doubled_sizes, strict=True)):
             refuse("a tensor grows faster than the batch: combine values within a row only, never across the batch")
         for batch in (_PROBE_BATCH, 1, _LARGE_BATCH):
             self._check_batch(batch)
 
     def _check_batch(self, batch: int) -> None:
-        """Refuse a program whose values are too large for this batch size: a size can be any function of it."""
-        sizes, rows = self._shapes(batch), max(batch, 2 * _PROBE_BATCH)  # fixed tables have the room of a small batch
+        """Refuse values that are too large for this batch size, since a size can be any function of it."""
+        sizes = self._sizes(batch)
+        rows = max(batch, 2 * _PROBE_BATCH)  # at least this many, so that tables of a fixed size fit small batches too
         if max(sizes) > rows * MAX_ROW_ELEMENTS:
             refuse(f"a tensor has more than {MAX_ROW_ELEMENTS} elements per row of the batch")
         if sum(sizes) > rows * MAX_TOTAL_ROW_ELEMENTS:
             refuse(f"the tensors have more than {MAX_TOTAL_ROW_ELEMENTS} elements per row of the batch together")
         self._batches.add(batch)
 
-    def _shapes(self, batch: int) -> list[int]:
-        """Elements of the largest tensor that each step makes; refuses wrong arguments, dtypes and shapes."""
+    def _sizes(self, batch: int) -> list[int]:
+        """Return the number of elements of the largest tensor of each step; refuse wrong arguments, dtypes and shapes."""
         device = torch.device("meta")
-        with torch.inference_mode(False), torch.no_grad(), _Watch() as watch:
+        with torch.inference_mode(False), torch.no_grad(), _OperationMonitor() as monitor:
             values, steps = self._compile(device)
             values[AGENTS_Q] = batch_innermost(torch.empty(batch, self.n_agents, device=device))
             values[GLOBAL_STATE] = batch_innermost(torch.empty(batch, self.state_dim, device=device))
             values[BATCH_SIZE] = batch
-            fixed = [value for value in values if isinstance(value, Tensor)]
+            inputs_and_constants = [value for value in values if isinstance(value, Tensor)]
             sizes = []
             for step in steps:
-                watch.largest = 0
+                monitor.largest = 0
                 try:
-                    values[step.slot] = step.call(*(values[k] for k in step.used))
+                    values[step.slot] = step.call(*(values[k] for k in step.inputs))
                 except Refused:
                     raise
-                except Exception as error:  # whatever a wrong argument makes an operation raise
-                    refuse(
-                        f"operation {step.name} cannot be done: {str(error).splitlines()[0] if str(error) else error!r}"
-                    )
-                sizes.append(max(watch.largest, _elements(values[step.slot])))
-        if any(value._version for value in fixed):
+                except Exception as error:  # operations raise many kinds of errors for wrong arguments
+                    message = str(error).splitlines()[0] if str(error) else repr(error)
+                    refuse(f"operation {step.name} failed: {message}")
+                sizes.append(max(monitor.largest, _elements(values[step.slot])))
+        if any(tensor._version for tensor in inputs_and_constants):
             refuse("the function changes its inputs or constants in place: work on a clone()")
         output = values[self._data["output"]]
         if not isinstance(output, Tensor) or output.shape != (batch, 1) or output.dtype != torch.float32:
-            given = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            refuse(f"the result for a batch of {batch} must be torch.float32 [{batch}, 1], it is {given}")
-        return [fixed[0].numel(), *sizes]
+            actual = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            refuse(f"the result for a batch of {batch} must be torch.float32 [{batch}, 1], it is {actual}")
+        return [inputs_and_constants[0].numel(), *sizes]
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives its parts no types
-    """Sees the basic operations that others are made of: the largest tensor among them, and those to refuse.
+class _OperationMonitor(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+    """Observes the basic operations that others are composed of: measures their results and refuses some of them.
 
-    An einsum, say, may multiply out far larger tensors than it takes and gives.
+    An einsum, for example, may create far larger tensors than its inputs and its result.
+
+    Attributes:
+        largest: number of elements of the largest tensor so far.
     """
 
     def __init__(self) -> None:
@@ -260,43 +307,48 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives
         name = func._schema.name
         if "svd" in name or "eig" in name:
             refuse("matrix norms with ord=2, -2 or 'nuc' are not allowed: use the norm of vectors, dim=-1")
-        made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if (
             name in _INTEGER_TRAPS
             and (kwargs or {}).get("rounding_mode") == "trunc"
-            and not made[0].is_floating_point()
+            and not tensors[0].is_floating_point()
         ):
-            refuse("dividing whole numbers with rounding_mode='trunc' is not allowed: use // or divide float tensors")
+            refuse("dividing integers with rounding_mode='trunc' is not allowed: use // or divide float tensors")
         if name == "aten::view" and torch.bool in args:
-            refuse("reading bits as bool is not allowed: compare with 0 instead")  # bits other than 0 and 1 are no bool
-        if not any(one.alias_info for one in func._schema.returns):  # a view takes no memory
-            self.largest = max([self.largest, *(one.numel() for one in made)])
+            # A byte other than 0 and 1 is not a valid bool.
+            refuse("reinterpreting bytes as bool is not allowed: compare with 0 instead")
+        if not any(value.alias_info for value in func._schema.returns):  # a view takes no memory
+            self.largest = max([self.largest, *(tensor.numel() for tensor in tensors)])
         return result
 
 
-# The processor ends the process where the smallest whole number is divided by -1.
+# Dividing the smallest integer by -1 traps in the processor, which aborts the process.
 _INTEGER_TRAPS = frozenset({"aten::div", "aten::div_"})
 
 
 def _as_list(*values: Any) -> list[Any]:
+    """Return the arguments as a list."""
     return list(values)
 
 
-def _getter(used: tuple[int, ...]) -> Callable[[list[Any]], Any]:
-    """A function from the list of values to the arguments at these slots."""
-    if len(used) > 1:
-        return itemgetter(*used)
-    return itemgetter(slice(used[0], used[0] + 1) if used else slice(0))
+def _getter(slots: tuple[int, ...]) -> Callable[[list[Any]], Any]:
+    """Return a function from the list of all values to the sequence of values in these slots."""
+    if len(slots) > 1:
+        return itemgetter(*slots)
+    return itemgetter(slice(slots[0], slots[0] + 1) if slots else slice(0))
 
 
 def _elements(value: Any) -> int:
-    """Number of elements of a result; refuses results that are not tensors, tuples of tensors or sizes."""
+    """Return the number of elements of a result; refuse results that are not tensors, tuples of tensors or sizes."""
     if isinstance(value, Tensor):
         if value.dtype not in DTYPES.values() or value.dim() > MAX_DIMENSIONS:
-            refuse(f"a tensor is {value.dtype} of {value.dim()} dimensions")
+            refuse(
+                f"a tensor is {value.dtype} with {value.dim()} dimensions; allowed are {', '.join(DTYPES)} with at most "
+                f"{MAX_DIMENSIONS} dimensions"
+            )
         return value.numel()
     if isinstance(value, list | tuple) and len(value) <= 1024:
-        return sum(_elements(one) for one in value)
+        return sum(_elements(element) for element in value)
     if value is None or (isinstance(value, int) and abs(value) < 2**53):
         return 0
-    return refuse(f"an operation gives {type(value).__name__} of no allowed size")
+    return refuse(f"an operation returns {type(value).__name__} of a size that is not allowed")

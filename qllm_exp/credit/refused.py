@@ -1,4 +1,4 @@
-"""TODO."""
+"""The exception for a generated function that is not accepted, and the names that such a function may have."""
 
 FUNCTION_NAMES = ("credit_assignment", "QLLMNetwork")  # the second is the name that published functions carry
 
@@ -9,11 +9,15 @@ MAX_REASON = 2_000  # characters
 class Refused(Exception):
     """A generated function is not accepted.
 
+    Args:
+        stage: the gate that refused the function: 'answer' (no code in the answer), 'static', 'run', 'trace',
+            'convert', 'program', 'limits' (time or memory) or 'probe'; see generation/verify.py.
+        reason: what is wrong and what to write instead, phrased so that a language model can act on it.
+
     Attributes:
-        stage: the gate that refused it: 'answer' (no code in it), 'static', 'run', 'trace', 'convert', 'program',
-            'limits' (time or memory) or 'probe' (verify.py).
-        reason: what is wrong and what to write instead, in words that a language model can act on; fewer than
-            MAX_REASON characters, which any encoding of Unicode can write.
+        stage: as above.
+        reason: as above, shortened in the middle to fewer than MAX_REASON characters. Characters that UTF-8 cannot
+            encode are replaced.
     """
 
     def __init__(self, stage: str, reason: str) -> None:

@@ -1,8 +1,11 @@
-"""Environments, found by name: `env.name=lbf` is the module `qllm_exp.envs.lbf`; any other name is a module of the user's own.
+"""Environments, selected by name: `env.name=lbf` is the module `qllm_exp.envs.lbf`; any other name is a user's own module.
 
-Each module has `make(config, num_envs, seed, device) -> TeamEnv`, where config is the `env` group of the run's
-configuration as a plain dataclass (schema.py); `check(config)`, which raises a UserError for an unknown task or a missing
-package without building anything; and `tasks() -> list[str]`, the tasks it knows.
+Each module defines:
+
+- `Config`: the options of the `env` group, a dataclass derived from `schema.EnvConfig`.
+- `make(config, num_envs, seed, device) -> TeamEnv`: build the environment.
+- `check(config)`: raise UserError for an unknown task or a missing package, without building anything.
+- `tasks() -> list[str]`: the tasks that the module knows.
 """
 
 from types import ModuleType
@@ -18,11 +21,28 @@ __all__ = ["Observation", "StateField", "StateLayout", "Step", "TaskDescription"
 
 
 def env_module(name: str) -> ModuleType:
-    """The module of an environment; UserError when there is none of that name."""
+    """Return the module of an environment.
+
+    Args:
+        name: a shipped environment ('lbf'), or an importable module of the user's own.
+
+    Raises:
+        UserError: no environment has that name.
+    """
     return registry.find("env", name)
 
 
 def make_env(config: Any, num_envs: int, seed: int, device: torch.device | str = "cpu") -> TeamEnv:
-    """Build the environment that `config.name` and `config.task` name, with `num_envs` copies on `device`."""
+    """Build an environment.
+
+    Args:
+        config: the `Config` of the environment's module; `config.name` selects the module, `config.task` the task.
+        num_envs: number of parallel copies.
+        seed: seed of the environment's own random numbers.
+        device: device of all tensors.
+
+    Raises:
+        UserError: there is no such environment or task, or a package is missing.
+    """
     env: TeamEnv = env_module(config.name).make(config, num_envs, seed, torch.device(device))
     return env

@@ -1,4 +1,4 @@
-"""The contract of an environment: N copies of one cooperative task, stepped together, tensors in and out.
+"""The environment contract: N copies of one cooperative task, stepped together, tensors in and out.
 
 Shapes: N parallel copies (num_envs), n agents (n_agents), A actions (n_actions).
 """
@@ -13,43 +13,69 @@ from qllm_exp.envs.layout import StateLayout, TaskDescription
 
 
 class Observation(NamedTuple):
-    """What is seen at the start of an episode."""
+    """What `reset` returns: the start of an episode.
 
-    obs: Tensor  # [N, n, obs_dim] float32, each agent's own view
-    state: Tensor  # [N, state_dim] float32, the global state
-    available_actions: Tensor  # [N, n, A] bool, at least one True per agent
+    Attributes:
+        obs: [N, n, obs_dim] float32, each agent's own observation.
+        state: [N, state_dim] float32, the global state.
+        available_actions: [N, n, A] bool, at least one True per agent.
+    """
+
+    obs: Tensor
+    state: Tensor
+    available_actions: Tensor
 
 
 class Step(NamedTuple):
-    """What one joint action leads to. Terminated and truncated are never merged."""
+    """What `step` returns: the result of one joint action. Terminated and truncated are never merged.
 
-    obs: Tensor  # [N, n, obs_dim] float32
-    state: Tensor  # [N, state_dim] float32
-    available_actions: Tensor  # [N, n, A] bool
-    reward: Tensor  # [N] float32, one reward for the team
-    terminated: Tensor  # [N] bool, the task itself ended: no value beyond this step
-    truncated: Tensor  # [N] bool, a time limit cut the episode: value targets bootstrap through it
+    Attributes:
+        obs: [N, n, obs_dim] float32, each agent's own observation.
+        state: [N, state_dim] float32, the global state.
+        available_actions: [N, n, A] bool, at least one True per agent.
+        reward: [N] float32, the team reward.
+        terminated: [N] bool, the task itself has ended: there is no value beyond this step.
+        truncated: [N] bool, a time limit has cut the episode off: value targets bootstrap through it.
+    """
+
+    obs: Tensor
+    state: Tensor
+    available_actions: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
 
 
 class TeamEnv(ABC):
     """N copies of a cooperative task that start their episodes together.
 
-    `reset` starts an episode in all copies. A copy whose episode has ended (terminated or truncated) is out of play
-    until the next `reset`: what `step` returns for it is finite, has reward 0 and is not to be used.
-    All tensors are on `device`; returned tensors are the caller's and are not written to afterwards.
+    `reset` starts an episode in every copy. A copy whose episode has ended (terminated or truncated) is out of play
+    until the next `reset`: what `step` returns for it is finite, has reward 0 and must not be used.
+    All tensors are on `device`. Returned tensors belong to the caller and are never written to afterwards.
+
+    Attributes:
+        num_envs: number of copies, N.
+        n_agents: number of agents, n.
+        n_actions: number of actions of an agent, A.
+        obs_dim: length of an agent's observation.
+        episode_limit: steps after which an episode is truncated.
+        device: device of all tensors.
+        layout: names every column of the global state.
+        task: describes the goal, the reward and the actions in words.
     """
 
     num_envs: int
     n_agents: int
     n_actions: int
     obs_dim: int
-    episode_limit: int  # steps after which an episode is truncated
+    episode_limit: int
     device: torch.device
     layout: StateLayout
     task: TaskDescription
 
     @property
     def state_dim(self) -> int:
+        """Length of the global state."""
         return self.layout.size
 
     @abstractmethod
@@ -58,23 +84,31 @@ class TeamEnv(ABC):
 
     @abstractmethod
     def step(self, actions: Tensor) -> Step:
-        """Apply the joint actions [N, n] int64, each of them available."""
+        """Apply one joint action in every copy.
+
+        Args:
+            actions: [N, n] int64, an available action of each agent.
+        """
 
     @abstractmethod
     def seed(self, seed: int) -> None:
-        """Restart the environment's own randomness: equal seeds give equal episodes from the next `reset` on."""
+        """Seed the environment's own random numbers: equal seeds give equal episodes from the next `reset` on."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the episodes after the next `reset`: tensors, numbers, strings, and dicts of them."""
+        """Everything that determines the episodes after the next `reset`: tensors, numbers, strings, and dicts of them."""
 
     @abstractmethod
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from `state_dict`, as if never interrupted. Only valid before a `reset`."""
+        """Continue from a `state_dict` as if never interrupted. Takes effect at the next `reset`.
+
+        Args:
+            saved: what `state_dict` returned.
+        """
 
     def episode_metrics(self) -> dict[str, Tensor]:
-        """AuxiliaryUpdate figures of the episodes just ended, [N] each, e.g. {'win': ...}; read before the next `reset`."""
+        """Additional metrics of the episodes that have just ended, e.g. {'win': [N]}. Read before the next `reset`."""
         return {}
 
     def close(self) -> None:  # noqa: B027 - most environments hold nothing that needs closing
-        """Free processes and files. Safe to call twice."""
+        """Release processes and files. Safe to call twice."""

@@ -1,7 +1,7 @@
 """Names for every column of the global state, and the task in words.
 
-The prompt for a language model, the probe states of a verifier and the credit plots are all made from these
-two objects, so an environment has no second description that could drift from what it returns.
+The prompt for a language model, the probe states of the verifier and the credit plots are all made from these
+two objects, so no second description of an environment can drift from what the environment returns.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,14 +13,15 @@ class StateField:
     """One named slice of the global state, e.g. the position of agent 1.
 
     Attributes:
-        entity: what it belongs to, singular: 'agent', 'food', 'ball', 'landmark', 'match'.
-        index: which one of them, from 0; None where there is only one.
-        name: what it says: 'position', 'velocity', 'level', 'last_action'.
+        entity: kind of entity that the field belongs to, singular: 'agent', 'food', 'ball', 'landmark', 'match'.
+        index: index of the entity among its kind, from 0; None where there is only one.
+        name: the quantity: 'position', 'velocity', 'level', 'last_action'.
         components: a name per column, e.g. ('x', 'y').
-        low, high: the range the values keep to; +-inf where the simulator sets none.
+        low: lower bound of the values; -inf where the simulator sets none.
+        high: upper bound of the values; inf where the simulator sets none.
         unit: 'cells', 'metres', 'action index', ...; '' for a pure number.
         special: values with a meaning of their own, e.g. {-1.0: 'no action yet'}.
-        start: first column; filled in by StateLayout.of.
+        start: first column; set by StateLayout.from_fields.
     """
 
     entity: str
@@ -35,34 +36,48 @@ class StateField:
 
     @property
     def stop(self) -> int:
+        """The column after the last one."""
         return self.start + len(self.components)
 
     @property
     def columns(self) -> slice:
+        """The columns as a slice."""
         return slice(self.start, self.stop)
 
     @property
     def label(self) -> str:
-        """'agent 1 position'."""
+        """Entity, index and name, e.g. 'agent 1 position'."""
         return f"{self.entity} {self.name}" if self.index is None else f"{self.entity} {self.index} {self.name}"
 
 
 @dataclass(frozen=True)
 class StateLayout:
-    """All fields of a global state, in column order and without a gap."""
+    """All fields of a global state, in column order and without gaps.
+
+    Attributes:
+        fields: the fields, each with its first column.
+    """
 
     fields: tuple[StateField, ...]
 
     @classmethod
-    def of(cls, fields: Iterable[StateField]) -> "StateLayout":
-        """Place the fields one after the other from column 0."""
+    def from_fields(cls, fields: Iterable[StateField]) -> "StateLayout":
+        """Place the fields one after the other, from column 0.
+
+        Args:
+            fields: in column order; their `start` is ignored.
+
+        Raises:
+            ValueError: two fields have the same label.
+        """
         placed, start = [], 0
-        for one in fields:
-            placed.append(replace(one, start=start))
+        for state_field in fields:
+            placed.append(replace(state_field, start=start))
             start = placed[-1].stop
-        labels = [one.label for one in placed]
+        labels = [state_field.label for state_field in placed]
         if len(set(labels)) != len(labels):
-            raise ValueError(f"two state fields share a name: {sorted(labels)}")
+            repeated = sorted({label for label in labels if labels.count(label) > 1})
+            raise ValueError(f"state fields must have distinct labels; repeated: {', '.join(repeated)}")
         return cls(tuple(placed))
 
     @property
@@ -71,14 +86,25 @@ class StateLayout:
         return self.fields[-1].stop if self.fields else 0
 
     def __iter__(self) -> Iterator[StateField]:
+        """Iterate over the fields in column order."""
         return iter(self.fields)
 
     def find(self, entity: str, name: str, index: int | None = None) -> StateField:
-        """The field of that entity, name and index; KeyError when there is none."""
-        for one in self.fields:
-            if (one.entity, one.name, one.index) == (entity, name, index):
-                return one
-        raise KeyError(f"no state field {entity!r} {index} {name!r}")
+        """Return the field of an entity.
+
+        Args:
+            entity: kind of entity, e.g. 'agent'.
+            name: the quantity, e.g. 'position'.
+            index: index of the entity; None where there is only one.
+
+        Raises:
+            KeyError: the layout has no such field.
+        """
+        for state_field in self.fields:
+            if (state_field.entity, state_field.name, state_field.index) == (entity, name, index):
+                return state_field
+        labels = ", ".join(state_field.label for state_field in self.fields)
+        raise KeyError(f"no state field with entity {entity!r}, index {index} and name {name!r}. Fields: {labels}")
 
 
 @dataclass(frozen=True)
@@ -86,14 +112,15 @@ class TaskDescription:
     """A cooperative task in words.
 
     Attributes:
-        env: family, e.g. 'lbf'. task: the task in it, e.g. '8x8-2p-2f-coop-2s'.
+        env: environment family, e.g. 'lbf'.
+        task: the task within the family, e.g. '8x8-2p-2f-coop-2s'.
         goal: what the team is to achieve, and the rules that matter for it.
-        reward: how the team reward of a step comes about, with its scale.
+        reward: how the team reward of a step is computed, with its scale.
         actions: the meaning of each action index of an agent.
         episode: when an episode ends.
         n_agents: number of agents.
-        monotonic: True when a team value that never falls in any agent's own value can represent the task
-            (the IGM gate is then on under `mixer.igm=auto`); False for the non-monotonic matrix games.
+        monotonic: True if a team value that is non-decreasing in each agent's own value can represent the task
+            (`mixer.igm=auto` then turns the IGM gate on); False for the non-monotonic matrix games.
     """
 
     env: str

@@ -1,8 +1,9 @@
 """Repeated matrix games: one state, one payoff for the whole team, and a best joint action guarded by penalties.
 
-Climbing and penalty are the games of Claus and Boutilier (1998), in the form in which Papoudakis et al. (2021) repeat
-them for 25 steps: climbing with the two agents exchanged, penalty with the second agent's actions in reverse order
-(the original has its penalty k = -K at (a0, a2) and (a2, a0), the best payoff 10 at (a0, a0) and (a2, a2)).
+Climbing and penalty are the games of Claus and Boutilier (1998) in the form of Papoudakis et al. (2021), who repeat
+them for 25 steps. Their climbing game exchanges the two agents; their penalty game reverses the order of the second
+agent's actions (the original has the penalty k = -K at (a0, a2) and (a2, a0), and the best payoff 10 at (a0, a0) and
+(a2, a2)).
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from qllm_exp.errors import choose
 
 @dataclass
 class Config(schema.EnvConfig):
+    """Options of the matrix games."""
+
     name: str = "matrix"
     task: str = "climbing"
     reward: str = schema.one_of("mean", "sum")
@@ -28,29 +31,38 @@ _N_AGENTS = 2
 _N_ACTIONS = 3
 
 
-def _penalty(size: int) -> list[list[int]]:
-    return [[-size, 0, 10], [0, 2, 0], [10, 0, -size]]
+def _penalty_game(penalty: int) -> list[list[int]]:
+    """Payoffs of the penalty game with k = -penalty."""
+    return [[-penalty, 0, 10], [0, 2, 0], [10, 0, -penalty]]
 
 
 # payoff[action of agent 0][action of agent 1]
 PAYOFFS = {
     "climbing": [[11, -30, 0], [-30, 7, 0], [0, 6, 5]],
-    **{f"penalty-{size}": _penalty(size) for size in (0, 25, 50, 75, 100)},
+    "penalty-0": _penalty_game(0),
+    "penalty-25": _penalty_game(25),
+    "penalty-50": _penalty_game(50),
+    "penalty-75": _penalty_game(75),
+    "penalty-100": _penalty_game(100),
 }
 
 
 def tasks() -> list[str]:
-    """climbing, and penalty-K with K in 0, 25, 50, 75, 100."""
+    """All games: 'climbing', and 'penalty-K' with K in 0, 25, 50, 75, 100."""
     return list(PAYOFFS)
 
 
 def check(config: Any) -> None:
-    """UserError when there is no such task."""
+    """Raise UserError if `config.task` is not a game of this module."""
     choose("env.task", config.task, tasks())
 
 
 def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv:
-    """`num_envs` copies of the game `config.task`; nothing in it is random, so the seed changes nothing."""
+    """Build `num_envs` copies of the game `config.task`. The game is deterministic, so `seed` has no effect.
+
+    Raises:
+        UserError: see `check`.
+    """
     check(config)
     return MatrixEnv(config, num_envs, device)
 
@@ -58,9 +70,15 @@ def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv
 class MatrixEnv(TeamEnv):
     """The game `config.task`, repeated `episode_limit` times.
 
-    State: the last joint action, -1 for each agent at first. Observation: the constant 1, as in Papoudakis et al.:
-    the payoff never depends on the past, so that the agents have nothing to see.
-    Reward: the payoff, under `reward=mean`; the two agents' payoffs added, so twice that, under `reward=sum`.
+    State: the last joint action; -1 for each agent at the start of an episode.
+    Observation: the constant 1, as in Papoudakis et al. The payoff never depends on the past, so there is nothing to
+    observe.
+    Reward: the payoff under `reward=mean`; the sum of both agents' payoffs, twice as much, under `reward=sum`.
+
+    Args:
+        config: the options, with a task that `check` accepts.
+        num_envs: number of parallel copies.
+        device: device of all tensors.
     """
 
     n_agents = _N_AGENTS
@@ -73,7 +91,7 @@ class MatrixEnv(TeamEnv):
         scale = _N_AGENTS if config.reward == "sum" else 1
         self._payoff = scale * torch.tensor(PAYOFFS[config.task], dtype=torch.float32, device=device)
         self._steps = 0
-        self.layout = StateLayout.of(
+        self.layout = StateLayout.from_fields(
             StateField(
                 "agent",
                 agent,
@@ -86,7 +104,7 @@ class MatrixEnv(TeamEnv):
             )
             for agent in range(_N_AGENTS)
         )
-        worth = "both agents' payoffs added, so twice the payoff" if scale > 1 else "the payoff"
+        reward_text = "both agents' payoffs added, so twice the payoff" if scale > 1 else "the payoff"
         self.task = TaskDescription(
             env="matrix",
             task=config.task,
@@ -95,7 +113,7 @@ class MatrixEnv(TeamEnv):
                 "depends on the joint action alone. They are to find the joint action with the highest payoff; other "
                 "joint actions next to it are punished when only one of the two agents plays its part."
             ),
-            reward=f"Each step: {worth}. Payoff[action of agent 0][action of agent 1] = {PAYOFFS[config.task]}.",
+            reward=f"Each step: {reward_text}. Payoff[action of agent 0][action of agent 1] = {PAYOFFS[config.task]}.",
             actions=tuple(f"choose action {action}" for action in range(_N_ACTIONS)),
             episode=f"After {self.episode_limit} steps; the game is the same at each of them.",
             n_agents=_N_AGENTS,
@@ -103,11 +121,13 @@ class MatrixEnv(TeamEnv):
         )
 
     def reset(self) -> Observation:
+        """Start a new episode in every copy."""
         self._steps = 0
         state = torch.full((self.num_envs, _N_AGENTS), -1.0, device=self.device)
         return Observation(self._obs(), state, self._all_available())
 
     def step(self, actions: Tensor) -> Step:
+        """Play the joint actions [N, 2]."""
         self._steps += 1
         payoff = self._payoff[actions[:, 0], actions[:, 1]]
         if self._steps > self.episode_limit:
@@ -117,16 +137,19 @@ class MatrixEnv(TeamEnv):
         return Step(self._obs(), actions.to(torch.float32), self._all_available(), payoff, terminated, truncated)
 
     def seed(self, seed: int) -> None:
-        """Nothing is random."""
+        """Do nothing: the game is deterministic."""
 
     def state_dict(self) -> dict[str, Any]:
+        """An empty dict: all episodes are alike."""
         return {}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Every episode starts alike: there is nothing to restore."""
+        """Do nothing: all episodes are alike."""
 
     def _obs(self) -> Tensor:
+        """The constant observations, [N, n, 1]."""
         return torch.ones(self.num_envs, _N_AGENTS, 1, device=self.device)
 
     def _all_available(self) -> Tensor:
+        """Mask of available actions, [N, n, A]: all of them, always."""
         return torch.ones(self.num_envs, _N_AGENTS, _N_ACTIONS, dtype=torch.bool, device=self.device)

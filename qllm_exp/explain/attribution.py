@@ -1,17 +1,17 @@
-"""What a credit-assignment function gives to each agent in a state, and how that depends on the fields of the state.
+"""The credit that a credit-assignment function gives to each agent in a state, and how it depends on the fields of the state.
 
-The credit of agent i in state s is dQ_tot/dQ_i, Q per Q, with Q_tot = n * f(q, s) as in qllm_exp/mixers/tfcaf.py: n times
-the gradient of f, after the IGM gate where that is on. For f affine in q this is n times the agent's weight, whatever q
-is. Equal credit, which is VDN, is 1 for every agent.
+The credit of agent i in state s is dQ_tot/dQ_i, with Q_tot = n * f(q, s) as in qllm_exp/mixers/tfcaf.py: n times the gradient
+of f, after the IGM gate if that is on. For f affine in q this is n times the agent's weight, for every q. Equal credit, as in
+VDN, is 1 for every agent.
 
 Dependence is permutation importance (Breiman 2001; Fisher et al. 2019), here of the credit instead of an error:
 
     I[g, i] = mean over states s and draws s' of |c_i(s) - c_i(s with the columns of g taken from s')|
 
-where s' is another state of the task. It is in units of credit, and 0 where credit i does not read g. All columns of a
-field go together, and so do all those of a kind of entity. What is told twice in a state (an offset and the two positions
-behind it) is taken apart, so that a function is also asked about states that cannot occur, and fields share what they
-say together.
+where s' is another state of the task. It is in units of credit, and 0 if credit i does not read g. All columns of a field
+are permuted together, and so are all those of a kind of entity. Where a state contains the same information twice (an offset
+and the two positions behind it), the two are permuted separately. The function is then also evaluated on states that cannot
+occur, and such fields share the importance of their common information.
 
 Shapes: T states of an episode, n agents, S columns of the state, M sampled states, V values of a curve.
 """
@@ -29,7 +29,7 @@ from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.envs.layout import StateField, StateLayout
 from qllm_exp.errors import UserError
 
-_CURVE_POINTS = 25
+_MAX_CURVE_POINTS = 25
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Importance:
     """How much each agent's credit depends on a group of columns, in units of credit.
 
     Attributes:
-        grouping: 'field' or 'kind' (all fields of a kind of entity together).
-        label: of the field ('agent 1 position'), or of the kind ('all agent fields').
-        columns: of the state. by_agent: I[g, i] for each agent.
+        grouping: 'field', or 'kind' for all fields of a kind of entity together.
+        label: of the field ('agent 1 position') or of the kind ('all agent fields').
+        columns: indices of the columns of the state.
+        by_agent: I[g, i] for each agent i.
     """
 
     grouping: str
@@ -53,7 +54,9 @@ class Curve:
     """Partial dependence: the mean credit over the sampled states with one column set to each of `values`.
 
     Attributes:
-        label: of field and component, with the unit. values: [V]. credit: [V, n].
+        label: of field and component, with the unit.
+        values: [V] values of the column.
+        credit: [V, n] mean credit.
     """
 
     label: str
@@ -63,24 +66,31 @@ class Curve:
 
 @dataclass(frozen=True)
 class Dependence:
-    """Importance of all kinds and fields, the most important first in each grouping; curves of the leading fields."""
+    """The dependence of credit on the state.
+
+    Attributes:
+        rows: importance of all kinds and then of all fields, each grouping in descending order.
+        curves: partial dependence on the most important fields.
+        n_states: number of sampled states.
+    """
 
     rows: tuple[Importance, ...]
     curves: tuple[Curve, ...]
     n_states: int
 
-    def of(self, grouping: str) -> list[Importance]:
+    def by_grouping(self, grouping: str) -> list[Importance]:
+        """Return the rows of a grouping, 'kind' or 'field', the most important first."""
         return [row for row in self.rows if row.grouping == grouping]
 
     def markdown(self) -> str:
-        """A table with a row per group and a column per agent."""
+        """Return a table with a row per group and a column per agent."""
         agents = [f"agent {i}" for i in range(len(self.rows[0].by_agent))]
         lines = [["state", *agents], ["---", *["---:"] * len(agents)]]
         lines += [[row.label, *(f"{value:.4f}" for value in row.by_agent)] for row in self.rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
     def csv(self) -> str:
-        """The same with all digits; columns of the state are counted from 0."""
+        """Return the same table as CSV, with all digits; columns of the state are counted from 0."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["grouping", "label", "columns", *(f"agent_{i}" for i in range(len(self.rows[0].by_agent)))])
@@ -92,12 +102,17 @@ class Dependence:
 def credits(
     function: StoredFunction | Any, affine: bool, enforce: bool, states: Tensor, q: Tensor | None = None
 ) -> Tensor:
-    """[T, n] credit in each of the states [T, S].
+    """Return the credit of each agent in each state.
 
     Args:
-        function: an StoredFunction, or its tensor program. affine: whether it is affine in q.
-        enforce: whether the IGM gate is on: negative weights are 0 then.
-        q: [T, n], where the gradient of a function that is not affine is taken; None: at 0. Else it makes no difference.
+        function: a StoredFunction, or its tensor program.
+        affine: whether it is affine in q.
+        enforce: whether the IGM gate is on, which sets negative weights to 0.
+        states: [T, S].
+        q: [T, n] individual Qs, at which the gradient is taken; None: 0. Irrelevant for an affine function.
+
+    Returns:
+        [T, n] credit.
 
     Raises:
         UserError: the gate is on and the function is not affine, so that there are no weights to gate.
@@ -128,73 +143,87 @@ def dependence(
     draws: int = 4,
     curves: int = 3,
 ) -> Dependence:
-    """Importance of every kind of entity and of every field, as the module says, and curves of the leading fields.
+    """Measure the importance of every kind of entity and of every field, and the curves of the most important fields.
 
     Args:
         credit: [M, S] -> [M, n], the credit in states; row m must not depend on other rows.
-        states: [M, S] of the task, M at least 2. draws: other states for each of them.
-        curves: at most how many fields get a curve; those that no credit depends on get none.
+        layout: of the state.
+        states: [M, S] states of the task, M at least 2.
+        seed: of the permutations.
+        draws: number of other states that each state is compared with.
+        curves: maximum number of curves; fields that no credit depends on get none.
     """
     generator = torch.Generator().manual_seed(seed)
-    others = [_derangement(len(states), generator).to(states.device) for _ in range(draws)]
+    permutations = [_derangement(len(states), generator).to(states.device) for _ in range(draws)]
     base = credit(states)
 
     def importance(grouping: str, label: str, fields: Sequence[StateField]) -> Importance:
-        columns = [column for one in fields for column in range(one.start, one.stop)]
+        columns = [column for field in fields for column in range(field.start, field.stop)]
         total = torch.zeros_like(base[0])
-        for other in others:
-            mixed = states.clone()
-            mixed[:, columns] = states[other][:, columns]
-            total += (credit(mixed) - base).abs().mean(0)
+        for permutation in permutations:
+            permuted = states.clone()
+            permuted[:, columns] = states[permutation][:, columns]
+            total += (credit(permuted) - base).abs().mean(0)
         return Importance(grouping, label, tuple(columns), tuple((total / draws).tolist()))
 
     kinds: dict[str, list[StateField]] = {}
-    for one in layout:
-        kinds.setdefault(one.entity, []).append(one)
+    for field in layout:
+        kinds.setdefault(field.entity, []).append(field)
     by_kind = [importance("kind", f"all {kind} fields", fields) for kind, fields in kinds.items()]
-    by_field = [(importance("field", one.label, [one]), one) for one in layout]
-    by_kind.sort(key=_strength)
-    by_field.sort(key=lambda pair: _strength(pair[0]))
-    leading = [one for row, one in by_field[:curves] if max(row.by_agent) > 0]
+    by_field = [(importance("field", field.label, [field]), field) for field in layout]
+    by_kind.sort(key=_strongest, reverse=True)
+    by_field.sort(key=lambda pair: _strongest(pair[0]), reverse=True)
+    leading = [field for row, field in by_field[:curves] if max(row.by_agent) > 0]
     return Dependence(
         rows=(*by_kind, *(row for row, _ in by_field)),
-        curves=tuple(_steepest(credit, one, states) for one in leading),
+        curves=tuple(_steepest_curve(credit, field, states) for field in leading),
         n_states=len(states),
     )
 
 
-def _strength(row: Importance) -> float:
-    """For sorting: the strongest dependence first, in the order of the state where equal."""
-    return -max(row.by_agent)
+def _strongest(row: Importance) -> float:
+    """The importance for the agent whose credit depends most on the group."""
+    return max(row.by_agent)
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
-    """[count] a random permutation that leaves nothing in its place."""
+    """[count] A random permutation without fixed points."""
     order = torch.randperm(count, generator=generator)
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
-def _steepest(credit: Callable[[Tensor], Tensor], one: StateField, states: Tensor) -> Curve:
-    """The curve of the field's component along which some mean credit changes most."""
-    every = [curve(credit, one, place, states) for place in range(len(one.components))]
-    return max(every, key=lambda drawn: float((drawn.credit.amax(0) - drawn.credit.amin(0)).max()))
+def _steepest_curve(credit: Callable[[Tensor], Tensor], field: StateField, states: Tensor) -> Curve:
+    """The curve of the component of the field along which the mean credit of an agent varies most."""
+    candidates = [curve(credit, field, component, states) for component in range(len(field.components))]
+    return max(candidates, key=lambda drawn: float((drawn.credit.amax(0) - drawn.credit.amin(0)).max()))
 
 
-def curve(credit: Callable[[Tensor], Tensor], one: StateField, component: int, states: Tensor) -> Curve:
-    """Partial dependence on a component of a field, over the values it takes in `states` [M, S], special ones left out.
+def curve(credit: Callable[[Tensor], Tensor], field: StateField, component: int, states: Tensor) -> Curve:
+    """Measure the partial dependence on a component of a field, over the values that occur in the states.
 
-    Few different values are the points themselves; otherwise the points lie evenly between the lowest and the highest.
+    Special values of the field are left out. If few values occur, they are the points of the curve; otherwise the points
+    are evenly spaced between the lowest and the highest.
+
+    Args:
+        credit: [M, S] -> [M, n], the credit in states.
+        field: of the state.
+        component: index of the component.
+        states: [M, S] states of the task.
     """
-    column = one.start + component
-    seen = sorted(set(states[:, column].tolist()))
-    usual = [value for value in seen if value not in one.special]
-    seen = usual if len(usual) > 1 else seen
-    values = torch.tensor(seen) if len(seen) <= _CURVE_POINTS else torch.linspace(seen[0], seen[-1], _CURVE_POINTS)
+    column = field.start + component
+    occurring = sorted(set(states[:, column].tolist()))
+    ordinary = [value for value in occurring if value not in field.special]
+    if len(ordinary) > 1:
+        occurring = ordinary
+    if len(occurring) <= _MAX_CURVE_POINTS:
+        values = torch.tensor(occurring)
+    else:
+        values = torch.linspace(occurring[0], occurring[-1], _MAX_CURVE_POINTS)
     means = []
     for value in values.tolist():
-        there = states.clone()
-        there[:, column] = value
-        means.append(credit(there).mean(0))
-    name = one.label if len(one.components) == 1 else f"{one.label}, {one.components[component]}"
-    unit = one.unit.partition(":")[0]
+        modified = states.clone()
+        modified[:, column] = value
+        means.append(credit(modified).mean(0))
+    name = field.label if len(field.components) == 1 else f"{field.label}, {field.components[component]}"
+    unit = field.unit.partition(":")[0]
     return Curve(f"{name} ({unit})" if unit else name, values, torch.stack(means).cpu())

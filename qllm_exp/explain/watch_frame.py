@@ -1,7 +1,7 @@
-"""One picture of an episode at one step: the scene, the credit of each agent now and so far, and what was done for what.
+"""One frame of an animated episode: the scene, the credit of each agent now and so far, the joint action and the reward.
 
-The scene is that of qllm_exp/explain/scene.py. Where the states tell no places, it is the joint action if they tell
-of actions only, and otherwise the state's values over time.
+The scene is that of qllm_exp/explain/scene.py. If the states contain no places, it is the joint action if they contain
+actions only, and otherwise the values of the state over time.
 
 Shapes: T steps, n agents, S columns of the state.
 """
@@ -15,26 +15,26 @@ from torch import Tensor
 
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.envs.layout import StateLayout
-from qllm_exp.explain.episodes import entities
+from qllm_exp.explain.episodes import find_entities
 from qllm_exp.explain.scene import (
     agent_colour,
     agent_line,
+    draw_action_grid,
     draw_agent,
-    draw_choices,
-    draw_ground,
-    draw_taken,
-    draw_things,
+    draw_background,
+    draw_chosen_actions,
+    draw_entities,
     is_pitch,
-    marker,
+    legend_marker,
 )
-from qllm_exp.explain.watch_episode import Played, share
+from qllm_exp.explain.watch_episode import PlayedEpisode, credit_share
 
-if TYPE_CHECKING:  # drawing is imported when something is drawn
+if TYPE_CHECKING:  # matplotlib and Pillow are imported only when something is drawn
     from matplotlib.axes import Axes
     from PIL.Image import Image
 
 _WIDTH, _DPI = 5.0, 180  # inches and dots per inch: 900 pixels
-_LINE = 0.15  # inches of a line of text
+_TEXT_LINE = 0.15  # inches of a line of text
 _SHOWN_VALUES = 20  # rows of the map of a state's values
 FONTS: Any = {
     "font.size": 7,
@@ -45,97 +45,118 @@ FONTS: Any = {
     "axes.linewidth": 0.6,
 }
 _NOT_MIXED = "own value $q_i$ (no mixing: no credit)"
+_NO_QS = "this algorithm has no individual Qs"
 _CREDIT = r"share of credit ($\partial Q_\mathrm{tot}/\partial q_i$)"
 
 
-class Picture:
-    """Draws the steps of one episode, one after the other, into one figure.
+class FrameRenderer:
+    """Draws the frames of one episode, one after the other, into one figure.
+
+    What is the same at every step is drawn once; `frame` draws only what differs.
 
     Args:
-        env: of the episode. played: the episode.
-        title: two lines at most.
+        env: of the episode.
+        played: the episode.
+        title: at most two lines.
     """
 
-    def __init__(self, env: TeamEnv, played: Played, title: str) -> None:
+    def __init__(self, env: TeamEnv, played: PlayedEpisode, title: str) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         self.env, self.played = env, played
         episode = played.episode
         self.length, self.n = episode.actions.shape
-        self.things = entities(env.layout, episode.states)
+        self.entities = find_entities(env.layout, episode.states)
         self.levels = {
-            thing.index: f" (level {float(thing.level[0]):g})"
-            for thing in self.things
-            if thing.kind == "agent" and thing.level is not None
+            entity.index: f" (level {float(entity.level[0]):g})"
+            for entity in self.entities
+            if entity.kind == "agent" and entity.level is not None
         }
-        self.values = (
-            None if self.things or _tells_actions_only(env.layout) else StateValues(env.layout, episode.states)
-        )
-        self.shown: Tensor | None  # [T, n] what bars and lines show
+        self.state_values: StateValues | None = None
+        if not self.entities and not _has_only_actions(env.layout):
+            self.state_values = StateValues(env.layout, episode.states)
+        self.agent_values: Tensor | None  # [T, n] what bars and lines show
         if played.credit is not None:
-            self.shown, self.heading = share(played.credit), _CREDIT
+            self.agent_values, self.heading = credit_share(played.credit), _CREDIT
+            sizes = played.credit
         else:
-            self.shown, self.heading = played.qs, _NOT_MIXED
-        sizes = torch.ones(self.length, self.n) if played.credit is None else played.credit
-        self.sizes = torch.cat([sizes, sizes[-1:]])  # for the scene after the last step
+            self.agent_values = played.qs
+            self.heading = _NOT_MIXED if played.qs is not None else _NO_QS
+            sizes = torch.ones(self.length, self.n)
+        self.sizes = torch.cat([sizes, sizes[-1:]])  # of agents in the scene, also after the last step
 
-        self.across = 1 if self.n == 1 else 2 if self.n in (2, 4) else 3  # actions on a line
-        wide = is_pitch(self.things)
-        middle = max(1.7 if wide else 2.35, 1.2 + 0.18 * self.n)
-        below, above = 0.12 + _LINE * (1.3 + math.ceil(self.n / self.across)), 0.5
-        height = _even(above + middle + 0.3 + below)
+        self.actions_per_line = 3
+        if self.n in (2, 4):
+            self.actions_per_line = 2
+        elif self.n == 1:
+            self.actions_per_line = 1
+        caption_lines = math.ceil(self.n / self.actions_per_line)
+        # The figure from top to bottom, in inches: title, scene with bars and lines, labels of the axes, caption.
+        wide = is_pitch(self.entities)
+        middle_height = max(1.7 if wide else 2.35, 1.2 + 0.18 * self.n)
+        caption_height = 0.12 + _TEXT_LINE * (1.3 + caption_lines)
+        height = _even(0.5 + middle_height + 0.3 + caption_height)
         self.figure: Figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
         canvas: Any = FigureCanvasAgg  # matplotlib leaves its methods untyped
         self.canvas = canvas(self.figure)
         self.figure.text(0.5, 1 - 0.08 / height, title, ha="center", va="top", linespacing=1.35)
 
-        def room(left: float, bottom: float, width: float, tall: float) -> "Axes":
-            """An axis in inches from the lower left corner of the middle part."""
-            place = (left / _WIDTH, (bottom + below + 0.3) / height, width / _WIDTH, tall / height)
-            return self.figure.add_axes(place)
+        def add_axes(left: float, bottom: float, axes_width: float, axes_height: float) -> "Axes":
+            """Add axes at a place in inches, measured from the lower left corner of the middle part."""
+            bottom = (bottom + caption_height + 0.3) / height
+            return self.figure.add_axes((left / _WIDTH, bottom, axes_width / _WIDTH, axes_height / height))
 
-        left, scene = (0.12, 2.5) if wide else (0.32, 2.1)
-        if self.values is not None:
-            left, scene = 1.25, 1.2
-        elif not self.things:
-            left, scene = 0.5, 1.9
-        self.scene = room(left, 0.02, scene, middle - 0.05)
-        at = left + scene + 0.52
-        bars = 0.22 + 0.15 * self.n
-        self.bars = room(at, middle - bars - 0.1, _WIDTH - at - 0.72, bars)
-        self.lines = room(at, 0.02, _WIDTH - at - 0.12, middle - bars - 0.5)
-        self.words = self.figure.add_axes((0.02, 0, 0.96, below / height))
-        kinds = dict.fromkeys(thing.kind for thing in self.things if thing.kind != "agent")
+        left, scene_width = (0.12, 2.5) if wide else (0.32, 2.1)
+        if self.state_values is not None:
+            left, scene_width = 1.25, 1.2
+        elif not self.entities:
+            left, scene_width = 0.5, 1.9
+        self.scene = add_axes(left, 0.02, scene_width, middle_height - 0.05)
+        right = left + scene_width + 0.52
+        bars_height = 0.22 + 0.15 * self.n
+        self.bars = add_axes(right, middle_height - bars_height - 0.1, _WIDTH - right - 0.72, bars_height)
+        self.lines = add_axes(right, 0.02, _WIDTH - right - 0.12, middle_height - bars_height - 0.5)
+        self.caption = self.figure.add_axes((0.02, 0, 0.96, caption_height / height))
+        self.caption.set_axis_off()
+        self.caption.set_xlim(0, 1)
+        self.caption.set_ylim(1.8 + caption_lines, 0)
+        kinds = dict.fromkeys(entity.kind for entity in self.entities if entity.kind != "agent")
         if kinds:
+            legend_y = caption_height + 0.3 - (0 if wide else 0.12)
             self.figure.legend(
-                handles=[marker(kind) for kind in kinds],
+                handles=[legend_marker(kind) for kind in kinds],
                 loc="upper center",
-                bbox_to_anchor=((left + scene / 2) / _WIDTH, (below + 0.3 - (0 if wide else 0.12)) / height),
+                bbox_to_anchor=((left + scene_width / 2) / _WIDTH, legend_y / height),
                 ncols=len(kinds),
                 frameon=False,
                 fontsize=6,
                 borderaxespad=0,
                 handletextpad=0.1,
             )
-        self._draw_ground()
+        self._draw_scene_background()
+        self._draw_value_axes()
         self.canvas.draw()
-        self.ground = self.canvas.copy_from_bbox(self.figure.bbox)  # only what differs is drawn anew at each step
-        self.same = {axis: set(axis.get_children()) for axis in (self.scene, self.bars, self.lines, self.words)}
+        self.background = self.canvas.copy_from_bbox(self.figure.bbox)
+        all_axes = (self.scene, self.bars, self.lines, self.caption)
+        self.background_artists = {axis: set(axis.get_children()) for axis in all_axes}
 
-    def _draw_ground(self) -> None:
-        """What is the same at every step."""
-        if self.things:
-            draw_ground(self.scene, self.env, self.things)
-        elif self.values is not None:
-            self.values.draw_ground(self.scene)
+    def _draw_scene_background(self) -> None:
+        """Draw what is the same in the scene at every step."""
+        if self.entities:
+            draw_background(self.scene, self.env, self.entities)
+        elif self.state_values is not None:
+            self.state_values.draw_background(self.scene)
         else:
-            draw_choices(self.scene, self.env)
-            names = [_named(action).replace(" ", "\n") for action in self.env.task.actions]
+            draw_action_grid(self.scene, self.env)
+            names = [_action_name(action).replace(" ", "\n") for action in self.env.task.actions]
             self.scene.set_xticks(range(len(names)), names)
             self.scene.set_aspect("equal")
+
+    def _draw_value_axes(self) -> None:
+        """Set titles, limits and ticks of the bars and lines."""
         bars, lines, shares = self.bars, self.lines, self.played.credit is not None
-        bars.set_title(self.heading if self.shown is not None else "this algorithm has no individual Qs", pad=3)
+        bars.set_title(self.heading, pad=3)
         bars.set_yticks(range(self.n), [f"agent {agent}" for agent in range(self.n)])
         bars.set_ylim(self.n - 0.45, -0.55)
         lines.set_xlim(-0.5, self.length - 0.5)
@@ -144,16 +165,16 @@ class Picture:
         for axis in (bars, lines):
             axis.tick_params(length=2, pad=1.5)
             axis.spines[["top", "right"]].set_visible(False)
-        self.words.set_axis_off()
-        self.words.set_xlim(0, 1)
-        self.words.set_ylim(1.8 + math.ceil(self.n / self.across), 0)
-        if self.shown is None:
+        if self.agent_values is None:
             return
-        low, high = min(0.0, float(self.shown.amin())), max(0.0, float(self.shown.amax()))
-        margin = 0.05 if shares else 0.05 * ((high - low) or 1.0)
-        least = float(self.shown.amin()) if shares else low
-        lines.set_ylim(least - margin, high + margin)
-        bars.set_xlim((-1.0 if low < 0 else 0.0, 1.0) if shares else (low, high + margin))
+        low, high = min(0.0, float(self.agent_values.amin())), max(0.0, float(self.agent_values.amax()))
+        if shares:
+            lines.set_ylim(float(self.agent_values.amin()) - 0.05, high + 0.05)
+            bars.set_xlim(-1.0 if low < 0 else 0.0, 1.0)
+        else:
+            margin = 0.05 * ((high - low) or 1.0)
+            lines.set_ylim(low - margin, high + margin)
+            bars.set_xlim(low, high + margin)
         bars.locator_params(axis="x", nbins=4)
         bars.axvline(0, color="#000000", linewidth=0.6)
         if shares:
@@ -163,69 +184,75 @@ class Picture:
             lines.axhline(1 / self.n, color="#999999", linewidth=0.8, zorder=0)
             lines.set_title("grey: equal credit (VDN)", fontsize=6, pad=2, loc="right")
 
-    def image(self, step: int) -> "Image":
-        """The picture of step 0 to T - 1: the state it was chosen in, the joint action and its reward; T: the end."""
+    def frame(self, step: int) -> "Image":
+        """Return the frame of a step: the state before it, the joint action and the reward.
+
+        Args:
+            step: 0 to T - 1; T for the frame of the end.
+        """
         from PIL import Image
 
         last = min(step, self.length - 1)
-        if self.things:
-            draw_things(self.scene, self.env, self.things, step, self.sizes)
-        elif self.values is not None:
-            self.values.draw(self.scene, step)
+        if self.entities:
+            draw_entities(self.scene, self.env, self.entities, step, self.sizes)
+        elif self.state_values is not None:
+            self.state_values.draw(self.scene, step)
         else:
-            draw_taken(self.scene, self.played.episode.actions[last])
-        if self.shown is not None:
-            self._bars(last)
-            self._lines(self.shown[: last + 1])
+            draw_chosen_actions(self.scene, self.played.episode.actions[last])
+        if self.agent_values is not None:
+            self._draw_bars(last, self.agent_values[last].tolist())
+            self._draw_lines(self.agent_values[: last + 1])
         self.lines.axvline(last, color="#555555", linewidth=0.8, zorder=0)
-        self._words(step)
-        self.canvas.restore_region(self.ground)
-        for axis, same in self.same.items():
-            fresh = [artist for artist in axis.get_children() if artist not in same]
-            for artist in sorted(fresh, key=lambda one: one.get_zorder()):
+        self._draw_caption(step)
+        self.canvas.restore_region(self.background)
+        for axis, background_artists in self.background_artists.items():
+            new_artists = [artist for artist in axis.get_children() if artist not in background_artists]
+            for artist in sorted(new_artists, key=lambda artist: artist.get_zorder()):
                 axis.draw_artist(artist)
                 artist.remove()
         return Image.fromarray(np.array(self.canvas.buffer_rgba())).convert("RGB")
 
-    def _bars(self, step: int) -> None:
-        assert self.shown is not None
-        axis, now, credit = self.bars, self.shown[step].tolist(), self.played.credit
-        axis.barh(range(self.n), now, color=[agent_colour(agent) for agent in range(self.n)], height=0.7)
-        for agent, value in enumerate(now):
-            told = _number(value) if credit is None else f"{value:.0%} ({_number(float(credit[step, agent]))})"
-            axis.text(1.04, agent, told, transform=axis.get_yaxis_transform(), va="center", fontsize=6.5)
+    def _draw_bars(self, step: int, values: list[float]) -> None:
+        """Draw a bar per agent, and write beside it its value, with the credit if the value is a share of it."""
+        axis, credit = self.bars, self.played.credit
+        axis.barh(range(self.n), values, color=[agent_colour(agent) for agent in range(self.n)], height=0.7)
+        for agent, value in enumerate(values):
+            text = _number(value) if credit is None else f"{value:.0%} ({_number(float(credit[step, agent]))})"
+            axis.text(1.04, agent, text, transform=axis.get_yaxis_transform(), va="center", fontsize=6.5)
 
-    def _lines(self, so_far: Tensor) -> None:
-        """so_far: [step + 1, n]."""
+    def _draw_lines(self, values: Tensor) -> None:
+        """Draw a line per agent with a dot at its end. values: [step + 1, n]."""
         for agent in range(self.n):
-            self.lines.plot(so_far[:, agent].numpy(), **agent_line(agent))
-            self.lines.plot(len(so_far) - 1, float(so_far[-1, agent]), "o", color=agent_colour(agent), markersize=3)
+            self.lines.plot(values[:, agent].numpy(), **agent_line(agent))
+            self.lines.plot(len(values) - 1, float(values[-1, agent]), "o", color=agent_colour(agent), markersize=3)
 
-    def _words(self, step: int) -> None:
-        """Step, reward and return, and each agent's action below."""
-        axis, episode, env = self.words, self.played.episode, self.env
+    def _draw_caption(self, step: int) -> None:
+        """Write step, reward and return, and each agent's action below."""
+        axis, episode, env = self.caption, self.played.episode, self.env
         if step == self.length:
-            said = f"after {self.length} steps: {episode.ended}        return {self.played.total:.4g}"
-        else:
-            so_far = self.played.total if step == self.length - 1 else float(self.played.returns[step])
-            reward = float(episode.rewards[step])
-            said = f"step {step} of {self.length}        reward {reward:.3g}        return so far {so_far:.4g}"
-        axis.text(0.5, 0.5, said, ha="center", va="center", fontsize=8)
-        if step == self.length:
+            text = f"after {self.length} steps: {episode.ended}        return {self.played.episode_return:.4g}"
+            axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=8)
             return
+        so_far = self.played.episode_return if step == self.length - 1 else float(self.played.returns[step])
+        reward = float(episode.rewards[step])
+        text = f"step {step} of {self.length}        reward {reward:.3g}        return so far {so_far:.4g}"
+        axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=8)
         for agent, action in enumerate(episode.actions[step].tolist()):
-            x, y = agent % self.across / self.across + 0.02, 1.8 + agent // self.across
+            x = agent % self.actions_per_line / self.actions_per_line + 0.02
+            y = 1.8 + agent // self.actions_per_line
             draw_agent(axis, x, y, agent, 8.5, 6)
-            axis.text(x + 0.02, y, f"{_named(env.task.actions[action])}{self.levels.get(agent, '')}", va="center")
+            name = f"{_action_name(env.task.actions[action])}{self.levels.get(agent, '')}"
+            axis.text(x + 0.02, y, name, va="center")
 
 
 class StateValues:
-    """The named values of a state over time, each from its lowest to its highest of the episode.
+    """The values of a state over time, each scaled from its lowest to its highest value in the episode.
 
-    Values that never change are left out; of many the 20 that change most, by the sum of their steps' changes.
+    Values that never change are left out. If more than 20 change, those with the largest sum of changes are shown.
 
     Args:
-        layout: names the columns. states: [T + 1, S].
+        layout: of the state.
+        states: [T + 1, S] of the episode.
     """
 
     def __init__(self, layout: StateLayout, states: Tensor) -> None:
@@ -235,16 +262,16 @@ class StateValues:
         moving = int((change > 0).sum())
         columns = sorted(change.argsort(descending=True, stable=True)[: min(moving, _SHOWN_VALUES)].tolist())
         names = [
-            one.label if len(one.components) == 1 else f"{one.label} {component}"
-            for one in layout
-            for component in one.components
+            field.label if len(field.components) == 1 else f"{field.label} {component}"
+            for field in layout
+            for component in field.components
         ]
         self.names = [_shortened(names[column]) for column in columns]
         self.values = scaled[:, columns].T.numpy()
         self.note = f"step ({len(columns)} of {states.shape[1]} state values; dark: low)"
 
-    def draw_ground(self, axis: "Axes") -> None:
-        """What is the same at every step."""
+    def draw_background(self, axis: "Axes") -> None:
+        """Draw what is the same at every step."""
         axis.set_xlabel(self.note, labelpad=1)
         rows, columns = self.values.shape
         if not rows:
@@ -256,24 +283,26 @@ class StateValues:
         axis.locator_params(axis="x", integer=True, nbins=4)
 
     def draw(self, axis: "Axes", step: int) -> None:
-        """The values up to states[step]."""
-        seen = self.values[:, : step + 1]
-        size = (-0.5, step + 0.5, len(seen) - 0.5, -0.5)
-        if len(seen):
-            axis.imshow(seen, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=size)
+        """Draw the values up to states[step]."""
+        values = self.values[:, : step + 1]
+        extent = (-0.5, step + 0.5, len(values) - 0.5, -0.5)
+        if len(values):
+            axis.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
 
 
-def _tells_actions_only(layout: StateLayout) -> bool:
-    return all(one.name == "last_action" for one in layout)
+def _has_only_actions(layout: StateLayout) -> bool:
+    """Whether the state consists of the agents' last actions."""
+    return all(field.name == "last_action" for field in layout)
 
 
 def _shortened(name: str) -> str:
-    words = name.replace("_", " ").replace("component ", "")
-    return words if len(words) <= 28 else f"{words[:12]}…{words[-15:]}"
+    """The name of a value, with at most 28 characters."""
+    text = name.replace("_", " ").replace("component ", "")
+    return text if len(text) <= 28 else f"{text[:12]}…{text[-15:]}"
 
 
-def _named(action: str) -> str:
-    """The name of an action, without what it does."""
+def _action_name(action: str) -> str:
+    """The name of an action, without its description."""
     return action.partition(":")[0].replace("_", " ")
 
 
@@ -282,5 +311,5 @@ def _number(value: float) -> str:
 
 
 def _even(inches: float) -> float:
-    """The next height with an even number of pixels, as video needs."""
+    """Round a height up to an even number of pixels, as video encoders require."""
     return 2 * math.ceil(inches * _DPI / 2) / _DPI

@@ -1,12 +1,12 @@
-"""The words a generated function may use: torch, math and Python names that only do arithmetic on tensors.
+"""Allow-list of generated functions: names of torch, math and Python that only do arithmetic on tensors.
 
-Everything here is harmless on whatever object it is looked up on; what is missing is refused. `HINTS` says why the
-names that language models reach for most are missing, and what to write instead.
+Every name here is harmless on any object that it is looked up on; all other names are refused. `HINTS` explains the
+refusal of names that language models use often, and what to write instead.
 """
 
-from qllm_exp.utils.text import words
+from qllm_exp.utils.text import word_set
 
-_SHARED = words("""
+_SHARED = word_set("""
 abs absolute acos acosh add all amax amin angle any arccos arcsin arctan arctan2 argmax argmin argsort asin asinh atan
 atan2 atanh baddbmm bitwise_and bitwise_not bitwise_or bitwise_xor bmm broadcast_to ceil chunk clamp clamp_max
 clamp_min clip clone copysign cos cosh count_nonzero cross cummax cummin cumprod cumsum deg2rad detach diag diag_embed
@@ -20,7 +20,7 @@ sort split sqrt square squeeze std sub subtract sum swapaxes swapdims take_along
 transpose tril triu true_divide trunc unbind unflatten unsqueeze var where xlogy
 """)
 
-TORCH = _SHARED | words(
+TORCH = _SHARED | word_set(
     """
 Tensor arange as_tensor bool broadcast_tensors bucketize cat cdist column_stack concat concatenate
 cosine_similarity dstack e einsum eye float float32 float64 full full_like hstack inf int int32 int64 linspace
@@ -29,26 +29,26 @@ var_mean vstack zeros zeros_like
 """
 )
 TORCH_LINALG = frozenset({"norm", "vector_norm"})
-FUNCTIONAL = words("""
+FUNCTIONAL = word_set("""
 celu cosine_similarity elu gelu hardshrink hardsigmoid hardswish hardtanh huber_loss layer_norm leaky_relu linear
 log_softmax logsigmoid mish mse_loss normalize one_hot pad pairwise_distance relu relu6 selu sigmoid silu
 smooth_l1_loss softmax softmin softplus softshrink softsign tanh tanhshrink
 """)
-MATH = words("""
+MATH = word_set("""
 acos asin atan atan2 ceil copysign cos cosh degrees dist e erf exp expm1 fabs floor fmod fsum hypot inf isclose
 isfinite isinf isnan log log10 log1p log2 nan pi pow prod radians sin sinh sqrt tan tanh tau
 """)
-METHODS = _SHARED | words(  # attributes of tensors, lists and dicts
+METHODS = _SHARED | word_set(  # attributes of tensors, lists and dicts
     """
 T append bool contiguous device dim double dtype expand expand_as extend float get indices int items keys long mT ndim
 new_full new_ones new_tensor new_zeros repeat reshape_as shape size t to type_as values view view_as
 """
 )
-BUILTINS = words("""
+BUILTINS = word_set("""
 abs all any bool dict enumerate float int len list max min range reversed round sum tuple zip
 """)
 
-MODULES = {  # every name that stands for a module, and the names that may be read from it
+MODULES = {  # every name that refers to a module, and the names that may be read from it
     "torch": TORCH,
     "th": TORCH,
     "torch.linalg": TORCH_LINALG,
@@ -56,7 +56,7 @@ MODULES = {  # every name that stands for a module, and the names that may be re
     "F": FUNCTIONAL,
     "math": MATH,
 }
-IMPORTS = frozenset(  # (module, name in it or '', alias)
+IMPORTS = frozenset(  # (module, imported name or '', alias)
     {
         ("torch", "", "torch"),
         ("torch", "", "th"),
@@ -69,6 +69,7 @@ IMPORTS = frozenset(  # (module, name in it or '', alias)
 
 
 def _hints() -> dict[str, str]:
+    """Map each name to the reason why it is not allowed and what to use instead."""
     groups = {
         "rand randn rand_like randn_like randint randint_like randperm normal bernoulli multinomial poisson dropout "
         "gumbel_softmax manual_seed seed random rrelu alpha_dropout Generator": "it is random, and equal inputs must "

@@ -1,6 +1,6 @@
-"""Keeps what was paid for: answers are written down as they come, and the budget is checked before each call.
+"""Ledger of calls: stores each answer as it arrives, and checks the budget before each call.
 
-A generation that is ended in the middle and started again finds the answers it had in its journal and goes on from there.
+A generation that is interrupted and started again finds its earlier answers in the journal and resumes from there.
 """
 
 import json
@@ -11,69 +11,88 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.errors import UserError
-from qllm_exp.llm import Backend, CallFailed, Reply, Request
+from qllm_exp.llm import Backend, CallFailed, Message, Reply, Request
+from qllm_exp.utils.text import count
 
 
 class Ledger:
-    """A backend with a memory and a limit.
+    """A backend with a journal and a budget.
 
     Args:
-        journal: file of earlier answers, made when it is not there; one JSON object per line.
-        budget_usd: what the whole generation may cost, earlier answers included; None for no limit.
+        backend: answers the requests that the journal has no answer for.
+        journal: file of earlier answers, one JSON object per line; created if it does not exist.
+        budget_usd: limit of the cost of the whole generation, earlier answers included; None for no limit.
+
+    Attributes:
+        calls: number of calls made by this object; answers from the journal do not count.
     """
 
     def __init__(self, backend: Backend, journal: Path, budget_usd: float | None) -> None:
         self._backend, self._journal, self._budget = backend, journal, budget_usd
         self._known, self._lost_usd = _read(journal)
-        self.calls = 0  # calls made by this object; what the journal had is not counted
+        self.calls = 0
 
     @property
     def spent_usd(self) -> float:
-        """What the generation has cost so far; answers without a known price count nothing."""
+        """Cost of the generation so far in US dollars; answers without a known price count as 0."""
         return self._lost_usd + sum(reply.cost_usd or 0.0 for _, reply in self._known.values())
 
     def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
-        """Answers from the journal where it has them, the others from the backend."""
-        new = [one for one in requests if not self._has(one)]
-        if new:
-            self._check_budget(new)
-            answers = dict(zip((one.name for one in new), self._backend.ask(new), strict=True))
-            self.calls += len(new)
-            self._keep(new, answers)
-        else:
-            answers = {}
-        return [self._known[one.name][1] if self._has(one) else answers[one.name] for one in requests]
+        """Answer from the journal where possible, and from the backend otherwise.
+
+        Args:
+            requests: the calls to answer.
+
+        Returns:
+            A reply or a failure per request, in the same order.
+
+        Raises:
+            UserError: the calls could exceed the budget, or the backend cannot be asked.
+        """
+        new_requests = [request for request in requests if not self._has(request)]
+        answers: dict[str, Reply | CallFailed] = {}
+        if new_requests:
+            self._check_budget(new_requests)
+            names = [request.name for request in new_requests]
+            answers = dict(zip(names, self._backend.ask(new_requests), strict=True))
+            self.calls += len(new_requests)
+            self._append(new_requests, answers)
+        return [self._known[request.name][1] if self._has(request) else answers[request.name] for request in requests]
 
     def _has(self, request: Request) -> bool:
+        """Whether the journal has the answer to this request: the same name and the same conversation."""
         return request.name in self._known and self._known[request.name][0] == list(request.messages)
 
     def _check_budget(self, requests: list[Request]) -> None:
+        """Raise a UserError if these calls could exceed the budget."""
         if self._budget is None:
             return
-        worst = self._backend.worst_case_usd(requests)
-        if worst is None:
+        worst_usd = self._backend.worst_case_usd(requests)
+        if worst_usd is None:
             raise UserError(
-                "tfcaf.budget_usd needs the model's price, and none is known: give llm.usd_per_million_in=... and "
+                "tfcaf.budget_usd needs the price of the model, which is unknown. Set llm.usd_per_million_in=... and "
                 "llm.usd_per_million_out=..., or tfcaf.budget_usd=null."
             )
-        if self.spent_usd + worst > self._budget:
+        if self.spent_usd + worst_usd > self._budget:
             raise UserError(
-                f"The generation stops before it could pass tfcaf.budget_usd={self._budget:g}: {self.spent_usd:.4f} is "
-                f"spent, and the next {len(requests)} calls may cost up to {worst:.4f} (llm.max_tokens bounds it). "
-                "The answers so far are kept: the same command with a higher budget goes on from them."
+                f"The generation stops before it could exceed tfcaf.budget_usd={self._budget:g}: {self.spent_usd:.4f} USD "
+                f"is spent, and the next {count(len(requests), 'call')} may cost up to {worst_usd:.4f} USD "
+                "(llm.max_tokens limits it). The answers so far are kept. To resume from them, run the same command with "
+                "a higher tfcaf.budget_usd."
             )
 
-    def _keep(self, requests: list[Request], answers: dict[str, Reply | CallFailed]) -> None:
-        """Write down what these calls gave and cost."""
+    def _append(self, requests: list[Request], answers: dict[str, Reply | CallFailed]) -> None:
+        """Append the answers of these calls, and the cost of those that failed, to the journal."""
         rows: list[dict[str, Any]] = []
-        for one in requests:
-            reply = answers[one.name]
+        for request in requests:
+            reply = answers[request.name]
             if isinstance(reply, Reply):
-                self._known[one.name] = list(one.messages), reply
-                rows.append({"name": one.name, "messages": list(one.messages), "reply": asdict(reply)})
+                messages = list(request.messages)
+                self._known[request.name] = messages, reply
+                rows.append({"name": request.name, "messages": messages, "reply": asdict(reply)})
             elif reply.cost_usd:
                 self._lost_usd += reply.cost_usd
-                rows.append({"name": one.name, "lost_usd": reply.cost_usd})
+                rows.append({"name": request.name, "lost_usd": reply.cost_usd})
         self._journal.parent.mkdir(parents=True, exist_ok=True)
         with open(self._journal, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -81,23 +100,24 @@ class Ledger:
             os.fsync(file.fileno())
 
 
-def _read(journal: Path) -> tuple[dict[str, tuple[list[dict[str, str]], Reply]], float]:
-    """The answers of a journal by the name of their request, and what calls without an answer have cost.
+def _read(journal: Path) -> tuple[dict[str, tuple[list[Message], Reply]], float]:
+    """Read a journal, without lines that are not valid, such as a truncated last line.
 
-    A last line that was cut off is left out.
+    Returns:
+        Per name of a call its messages and the reply; and the cost of calls without an answer in US dollars.
     """
-    known: dict[str, tuple[list[dict[str, str]], Reply]] = {}
-    lost = 0.0
+    known: dict[str, tuple[list[Message], Reply]] = {}
+    lost_usd = 0.0
     try:
         lines = journal.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        return known, lost
+        return known, lost_usd
     for line in lines:
         try:
             row = json.loads(line)
-            lost += row.get("lost_usd", 0.0)
+            lost_usd += row.get("lost_usd", 0.0)
             if "reply" in row:
                 known[row["name"]] = row["messages"], Reply(**row["reply"])
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-    return known, lost
+    return known, lost_usd

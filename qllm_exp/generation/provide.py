@@ -1,4 +1,4 @@
-"""From a run's configuration to its credit-assignment function: the file given, the bundled one, a stored one, or a new one."""
+"""Provides the credit-assignment function of a run: a file of the user, a bundled, a stored or a newly generated function."""
 
 import hashlib
 import logging
@@ -12,9 +12,9 @@ from typing import Any
 
 from qllm_exp import llm
 from qllm_exp.config import registry, schema
-from qllm_exp.config.load import identity_of
+from qllm_exp.config.load import identifying_options
 from qllm_exp.credit import stored_function
-from qllm_exp.credit.program_json import canonical
+from qllm_exp.credit.program_json import canonical_json
 from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
@@ -30,79 +30,115 @@ from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what a key covers
+VERSION = 1  # of the request that a key is computed from
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a run's function is, or will be. `key`: what it is generated under; '' where it is not generated."""
+class FunctionFile:
+    """The file of a run's function, which may not exist yet.
+
+    Attributes:
+        path: the JSON file.
+        key: key of the generated function; '' for a function that is not generated.
+    """
 
     path: Path
     key: str = ""
 
     @property
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
+        """Whether the function is there already."""
         return self.path.exists()
 
 
-def locate(run: schema.RunConfig) -> Source:
-    """Where the function of a run is, or will be once it is generated. LanguageModel nobody.
+def locate(run: schema.RunConfig) -> FunctionFile:
+    """Return the file of a run's function, which may not be generated yet. Does not call the language model.
+
+    Args:
+        run: the configuration of the run, with mixer=tfcaf.
 
     Raises:
-        UserError: llm=bundled has none for the task, or none like that; mixer.file names no stored function.
+        UserError: llm=bundled has no function for the task, or the generation options are changed with llm=bundled, or
+            mixer.file is not the key of a stored function.
     """
     mixer = run.mixer
     assert isinstance(mixer, schema.FunctionMixerConfig)
     if mixer.file:
-        return Source(_given(mixer.file, store_of(run)))
+        return FunctionFile(_resolve_file(mixer.file, function_store(run)))
     if not hasattr(run.llm, "backend"):
-        changed = [
-            name
-            for name, value in identity_of(run.tfcaf).items()
-            if value != identity_of(schema.GenerationConfig())[name]
-        ]
+        defaults = identifying_options(schema.GenerationConfig())
+        changed = [name for name, value in identifying_options(run.tfcaf).items() if value != defaults[name]]
         if changed:
-            words = ", ".join(f"tfcaf.{name}" for name in changed)
+            options = ", ".join(f"tfcaf.{name}" for name in changed)
+            models = ", ".join(name for name in registry.choices("llm") if name != "bundled")
             raise UserError(
-                f"llm={run.llm.name} has one function per task, and changing {words} asks for another one: choose an llm that can "
-                f"be asked ({', '.join(name for name in registry.choices('llm') if name != 'bundled')})."
+                f"llm={run.llm.name} has one fixed function per task and does not support {options}. Remove the override, "
+                f"or choose a language model that generates functions: {models}."
             )
-        return Source(stored_function.bundled(run.env.name, run.env.task))
-    key = key_of(run)
-    return Source(store_of(run).path(key), key)
+        return FunctionFile(stored_function.bundled_path(run.env.name, run.env.task))
+    key = key_for(run)
+    return FunctionFile(function_store(run).path(key), key)
 
 
-def check_can_ask(run: schema.RunConfig) -> None:
-    """UserError where the run's llm cannot be asked, e.g. for want of a key. LanguageModel nobody."""
+def find_function(name: str, run: schema.RunConfig) -> StoredFunction:
+    """Load a stored function by a name that a user types.
+
+    Args:
+        name: a file, ENV/TASK of a bundled function, or the first digits of the key of a stored one.
+        run: a configuration; its `tfcaf.cache` is searched for keys.
+
+    Raises:
+        UserError: there is no such function, or its file is not valid.
+    """
+    if Path(name).is_file():
+        return stored_function.load(name)
+    env, _, task = name.partition("/")
+    if task:
+        return stored_function.load(stored_function.bundled_path(env, task))
+    return stored_function.load(function_store(run).find(name))
+
+
+def check_backend(run: schema.RunConfig) -> None:
+    """Raise a UserError if the run's llm cannot be called, e.g. because a key is missing. Makes no call."""
     llm.make_backend(run.llm).check()
 
 
-def store_of(run: schema.RunConfig) -> Store:
-    """The folder of generated functions that a run uses."""
+def function_store(run: schema.RunConfig) -> Store:
+    """Return the folder of generated functions that a run uses."""
     return Store(Path(run.tfcaf.cache).expanduser() if run.tfcaf.cache else cache_folder())
 
 
-def _given(file: str, store: Store) -> Path:
-    """mixer.file: a path, or the first digits of a stored function's key."""
+def _resolve_file(file: str, store: Store) -> Path:
+    """Resolve mixer.file, which is a path or the first digits of a stored function's key."""
     if not Path(file).exists() and len(file) >= 6 and all(c in "0123456789abcdef" for c in file):
         return store.find(file)
     return Path(file)
 
 
-def enforced(run: schema.RunConfig, env: TeamEnv) -> bool:
-    """Whether the run has the IGM gate on."""
+def igm_enforced(run: schema.RunConfig, env: TeamEnv) -> bool:
+    """Whether the IGM gate of a run is on.
+
+    Args:
+        run: the configuration of the run.
+        env: its environment, whose task decides for mixer.igm=auto.
+
+    Raises:
+        UserError: the mixer does not use a credit-assignment function.
+    """
     if not isinstance(run.mixer, schema.FunctionMixerConfig):
-        raise UserError(f"mixer={run.mixer.name} is no written function. Leave it out, or say mixer=tfcaf.")
+        raise UserError(
+            f"mixer={run.mixer.name} does not use a credit-assignment function. Remove the override or set mixer=tfcaf."
+        )
     return run.mixer.igm == "enforce" or (run.mixer.igm == "auto" and env.task.monotonic)
 
 
 @contextmanager
-def environment(run: schema.RunConfig) -> Iterator[TeamEnv]:
-    """The run's environment in a few copies, to describe it and to play in."""
-    small: Any = replace(run.env, num_envs=8)
-    if hasattr(small, "workers"):  # its simulators are processes
-        small = replace(small, num_envs=2, workers=1)
-    env = make_env(small, int(small.num_envs), 0)
+def small_environment(run: schema.RunConfig) -> Iterator[TeamEnv]:
+    """Open the run's environment with only a few copies, to describe it and to sample states."""
+    config: Any = replace(run.env, num_envs=8)
+    if hasattr(config, "workers"):  # its simulators are processes
+        config = replace(config, num_envs=2, workers=1)
+    env = make_env(config, int(config.num_envs), 0)
     try:
         yield env
     finally:
@@ -112,91 +148,109 @@ def environment(run: schema.RunConfig) -> Iterator[TeamEnv]:
 _PROMPTS: dict[str, Prompts] = {}
 
 
-def prompts_of(run: schema.RunConfig) -> Prompts:
-    """The prompts for a run. An environment is built once for all runs of its kind."""
-    kept = canonical([identity_of(run.env), identity_of(run.mixer).get("igm"), run.tfcaf.state_description])
-    if kept not in _PROMPTS:
-        with environment(run) as env:
-            _PROMPTS[kept] = render(env, enforced(run, env), run.tfcaf.state_description)
-    return _PROMPTS[kept]
+def prompts_for(run: schema.RunConfig) -> Prompts:
+    """Render the prompts of a run. Runs of the same environment share them, so that it is built only once."""
+    igm = identifying_options(run.mixer).get("igm")
+    cache_key = canonical_json([identifying_options(run.env), igm, run.tfcaf.state_description])
+    if cache_key not in _PROMPTS:
+        with small_environment(run) as env:
+            _PROMPTS[cache_key] = render(env, igm_enforced(run, env), run.tfcaf.state_description)
+    return _PROMPTS[cache_key]
 
 
-def request_of(run: schema.RunConfig) -> dict[str, Any]:
-    """All that shapes the answer: prompts, procedure, sample, model and sampling settings; no key, no address."""
-    procedure = identity_of(run.tfcaf)
+def request_for(run: schema.RunConfig) -> dict[str, Any]:
+    """Return everything that shapes the answer: prompts, procedure, sample, model and sampling settings.
+
+    API keys and addresses are not part of it.
+    """
+    procedure = identifying_options(run.tfcaf)
     if run.tfcaf.selection != "probe":
         del procedure["probe"]
-    model = {name: value for name, value in identity_of(run.llm).items() if name != "name"}
-    return {"version": VERSION, "prompts": prompts_of(run).hash, "procedure": procedure, "llm": model}
+    model = {name: value for name, value in identifying_options(run.llm).items() if name != "name"}
+    return {"version": VERSION, "prompts": prompts_for(run).hash, "procedure": procedure, "llm": model}
 
 
-def key_of(run: schema.RunConfig) -> str:
-    """What the function of a run is stored under: SHA-256 of `request_of`, 64 hex digits."""
-    return hashlib.sha256(canonical(request_of(run)).encode()).hexdigest()
+def key_for(run: schema.RunConfig) -> str:
+    """Return the key under which the function of a run is stored: SHA-256 of `request_for`, 64 hex digits."""
+    return hashlib.sha256(canonical_json(request_for(run)).encode()).hexdigest()
 
 
 def provide(run: schema.RunConfig, rank: Ranker | None = None) -> Path:
-    """The file of the run's function. It is generated when it is not there; of many processes that ask, one generates.
+    """Return the file of the run's function; generate the function if it does not exist.
+
+    If several processes request the same function, one generates it and the others wait.
 
     Args:
-        rank: for tfcaf.selection=probe: the return of a short training with each candidate.
+        run: the configuration of the run, with mixer=tfcaf.
+        rank: for tfcaf.selection=probe: returns of a short training with each candidate.
+
+    Raises:
+        UserError: the generation failed, in this process or in the one that it waited for.
     """
-    source = locate(run)
-    if source.is_there or not source.key:
-        return source.path
-    what = f"{run.env.name}/{run.env.task}"
-    store = store_of(run)
+    file = locate(run)
+    if file.exists or not file.key:
+        return file.path
+    store = function_store(run)
 
-    def waiting(owner: str) -> None:
-        log.info("%s: waiting for %s, which is generating the credit-assignment function", what, owner)
+    def log_waiting(owner: str) -> None:
+        log.info(
+            "%s/%s: waiting for %s, which is generating the credit-assignment function",
+            run.env.name,
+            run.env.task,
+            owner,
+        )
 
-    store.obtain(source.key, lambda: _generated(run, source.key, store, rank), waiting)
-    return source.path
+    store.get_or_generate(file.key, lambda: _generate(run, file.key, store, rank), log_waiting)
+    return file.path
 
 
-def _generated(run: schema.RunConfig, key: str, store: Store, rank: Ranker | None) -> StoredFunction:
-    options, prompts = run.tfcaf, prompts_of(run)
-    procedure = in_words(options)
+def _generate(run: schema.RunConfig, key: str, store: Store, rank: Ranker | None) -> StoredFunction:
+    """Run the coder-evaluator procedure for a run."""
+    options, prompts = run.tfcaf, prompts_for(run)
     log.info(
-        "%s/%s: llm=%s writes the credit-assignment function (%s)", run.env.name, run.env.task, run.llm.name, procedure
+        "%s/%s: llm=%s generates the credit-assignment function (%s)",
+        run.env.name,
+        run.env.task,
+        run.llm.name,
+        describe_procedure(options),
     )
-    begin = time.monotonic()
+    start = time.monotonic()
     ledger = Ledger(llm.make_backend(run.llm), store.journal(key), options.budget_usd)
-    with environment(run) as env:
-        gate = enforced(run, env)
+    with small_environment(run) as env:
+        enforce = igm_enforced(run, env)
         try:
             outcome = coder_evaluator.generate(
-                prompts, options, ledger, lambda sources: verify_all(sources, env, gate), rank
+                prompts, options, ledger, lambda sources: verify_all(sources, env, enforce), rank
             )
-        except coder_evaluator.NoneAccepted:
-            store.journal(key).unlink(missing_ok=True)  # the same command again asks afresh
+        except coder_evaluator.NoCandidateAccepted:
+            store.journal(key).unlink(missing_ok=True)  # so that the same command starts a new generation
             raise
-        made = _entry(run, key, prompts, outcome, env)
-    spent = "no price known" if made.cost["usd"] is None else f"{made.cost['usd']:.4f} USD"
-    tokens = made.cost["tokens_in"] + made.cost["tokens_out"]
+        function = _stored_function(run, key, prompts, outcome, env)
+    cost = function.cost
     log.info(
         "  %s: %s, %s tokens, %s, %.0f s",
         key[:12],
-        count(made.cost["calls"], "call"),
-        f"{tokens:,}",
-        spent,
-        time.monotonic() - begin,
+        count(cost["calls"], "call"),
+        f"{cost['tokens_in'] + cost['tokens_out']:,}",
+        "price unknown" if cost["usd"] is None else f"{cost['usd']:.4f} USD",
+        time.monotonic() - start,
     )
-    return made
+    return function
 
 
-def _entry(
+def _stored_function(
     run: schema.RunConfig, key: str, prompts: Prompts, outcome: coder_evaluator.Outcome, env: TeamEnv
 ) -> StoredFunction:
+    """Build the stored function from the outcome of the procedure."""
     rows = outcome.transcript
     prices = [row["cost_usd"] for row in rows if row["answer"]]
     models = sorted({row["model"] for row in rows if row["answer"]})
     return StoredFunction(
-        **_function(outcome.accepted, env),
+        **_function_fields(outcome.accepted, env),
         prompt_hash=prompts.hash,
         key=key,
-        request=request_of(run),
-        provenance=_provenance(", ".join(models), in_words(run.tfcaf)),
+        request=request_for(run),
+        provenance=_provenance(", ".join(models), describe_procedure(run.tfcaf)),
         prompts={"coder": prompts.coder_system, "evaluator": prompts.evaluator_system},
         transcript=rows,
         cost={
@@ -209,33 +263,50 @@ def _entry(
     )
 
 
-def imported(accepted: Accepted, env: TeamEnv, origin: str) -> StoredFunction:
-    """The entry of a function that no prompt asked for. `origin`: where it comes from, in words."""
-    text = canonical([accepted.source, env.task.env, env.task.task, env.n_agents, env.state_dim])
+def import_function(accepted: Accepted, env: TeamEnv, origin: str) -> StoredFunction:
+    """Build the stored function of a source that no language model of this package wrote.
+
+    Args:
+        accepted: the verified function.
+        env: the environment that it was verified for.
+        origin: where it comes from, e.g. 'file mine.py'; recorded in the place of the model.
+    """
+    text = canonical_json([accepted.source, env.task.env, env.task.task, env.n_agents, env.state_dim])
     return StoredFunction(
-        **_function(accepted, env),
+        **_function_fields(accepted, env),
         key=hashlib.sha256(text.encode()).hexdigest(),
         provenance=_provenance(origin, "imported"),
         verdict="; ".join(accepted.notes),
     )
 
 
-def _function(accepted: Accepted, env: TeamEnv) -> dict[str, Any]:
-    named = {"source": accepted.source, "function": accepted.function, "program": accepted.program}
-    return {"env": env.task.env, "task": env.task.task, **named}
+def _function_fields(accepted: Accepted, env: TeamEnv) -> dict[str, Any]:
+    """Return the fields of a stored function that describe the function itself."""
+    return {
+        "env": env.task.env,
+        "task": env.task.task,
+        "source": accepted.source,
+        "function": accepted.function,
+        "program": accepted.program,
+    }
 
 
 def _provenance(model: str, procedure: str) -> dict[str, str]:
+    """Return the provenance of a function that was generated or imported today."""
     return {"model": model, "date": time.strftime("%Y-%m-%d"), "procedure": procedure, "qllm_exp": version("qllm_exp")}
 
 
-def in_words(options: schema.GenerationConfig) -> str:
-    """The procedure in a few words."""
-    rounds, candidates = options.rounds, options.candidates
-    words = [f"{count(rounds, 'round')} of {count(candidates, 'candidate')}"]
-    words += ["chosen by short training"] * (options.selection == "probe")
-    words += ["no evaluator"] * (not options.evaluator)
-    words += ["errors not told"] * (not options.error_feedback)
-    words += ["state not described"] * (not options.state_description)
-    words += [f"sample {options.sample}"] * (options.sample > 0)
-    return ", ".join(words)
+def describe_procedure(options: schema.GenerationConfig) -> str:
+    """Describe the procedure briefly, e.g. '3 rounds of 3 candidates, no evaluator'."""
+    parts = [f"{count(options.rounds, 'round')} of {count(options.candidates, 'candidate')}"]
+    if options.selection == "probe":
+        parts.append("chosen by short training")
+    if not options.evaluator:
+        parts.append("no evaluator")
+    if not options.error_feedback:
+        parts.append("no error feedback")
+    if not options.state_description:
+        parts.append("no state description")
+    if options.sample > 0:
+        parts.append(f"sample {options.sample}")
+    return ", ".join(parts)

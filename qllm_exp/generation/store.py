@@ -1,16 +1,16 @@
-"""Generated functions on disk, one file per key, shared by all processes and machines that see the folder.
+"""Store of generated functions: one file per key, shared by all processes and machines that see the folder.
 
-    KEY.json          the entry; written whole or not at all, never changed afterwards
-    KEY.journal       answers paid for by a generation that has not ended; removed with its success
-    KEY.claim.1       who generates it now (process, host, token); the highest number counts; touched as a heartbeat
-    KEY.failed        why the last generation failed, for those who were waiting for it
+    KEY.json          the stored function; written in one step, never changed afterwards
+    KEY.journal       answers paid for by a generation that has not finished; removed when it succeeds
+    KEY.claim.1       which process generates it (process, host, token); the highest number counts; touched as a heartbeat
+    KEY.failed        why the last generation failed, for the processes that waited for it
 
-One process generates, the others wait for its entry. A claim that has not been touched for `STALE_S` belongs to a process
-that is gone: whoever makes the next number first takes over, and finds the answers so far in the journal.
+One process generates a function, the others wait for its file. A claim that has not been touched for `STALE_S` belongs to a
+dead process: whichever process creates the next number first takes over, and finds the earlier answers in the journal.
 
-On a network file system this relies on two things that NFS gives (version 3 or later): link() is atomic, so that one
-process alone makes a name; and attributes are not cached for longer than `STALE_S` (acregmax is 60 s by default). Clocks
-need not agree: ages are taken against a file that is touched on the same server.
+On a network file system this relies on two guarantees of NFS version 3 and later: link() is atomic, so only one process
+creates a name; and attributes are not cached for longer than `STALE_S` (acregmax is 60 s by default). Clocks need not agree:
+ages are measured against a file that is touched on the same server.
 """
 
 import contextlib
@@ -33,47 +33,69 @@ BEAT_S, STALE_S, POLL_S = 10.0, 180.0, 0.5
 
 
 class Store:
-    """A folder of generated functions. Times in seconds; tests shorten them."""
+    """A folder of generated functions.
+
+    Args:
+        folder: created with the first function.
+        beat_s: seconds between two heartbeats of a claim.
+        stale_s: seconds without a heartbeat after which a claim is stale.
+        poll_s: mean seconds between two looks of a waiting process.
+    """
 
     def __init__(self, folder: Path, beat_s: float = BEAT_S, stale_s: float = STALE_S, poll_s: float = POLL_S) -> None:
         self.folder, self._beat_s, self._stale_s, self._poll_s = folder, beat_s, stale_s, poll_s
 
     def path(self, key: str) -> Path:
+        """Return the file of a key, which may not exist."""
         return self.folder / f"{key}.json"
 
     def journal(self, key: str) -> Path:
+        """Return the journal of a key, which may not exist."""
         return self.folder / f"{key}.journal"
 
     def get(self, key: str) -> StoredFunction | None:
-        """The entry of a key, None when there is none; UserError for a file that was edited."""
+        """Load the function of a key, or return None if there is none; raises a UserError for a file that was edited."""
         return load(self.path(key)) if self.path(key).exists() else None
 
     def find(self, prefix: str) -> Path:
-        """The one entry whose key starts so; UserError when there is none, or more than one."""
-        found = [path for path in self.paths() if path.stem.startswith(prefix)]
-        if len(found) != 1:
-            what = "No stored function" if not found else f"{len(found)} stored functions"
-            raise UserError(
-                f"{what} in {self.folder} has a key that starts with {prefix!r}: python -m qllm_exp.tfcaf list"
-            )
-        return found[0]
-
-    def paths(self) -> list[Path]:
-        """The files of all entries, oldest first."""
-        return sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-
-    def obtain(
-        self, key: str, make: Callable[[], StoredFunction], waiting: Callable[[str], None] = lambda owner: None
-    ) -> StoredFunction:
-        """The entry of a key; where there is none, `make` is called by one process while the others wait for it.
-
-        Args:
-            waiting: told once who is being waited for.
+        """Return the file of the only function whose key starts with `prefix`.
 
         Raises:
-            UserError: what `make` raised, in whichever process it did.
+            UserError: no key starts with `prefix`, or more than one does.
         """
-        token, told = "", False
+        matches = [path for path in self.paths() if path.stem.startswith(prefix)]
+        if len(matches) != 1:
+            functions = "No stored function" if not matches else f"{len(matches)} stored functions"
+            verb = "have" if len(matches) > 1 else "has"
+            raise UserError(
+                f"{functions} in {self.folder} {verb} a key that starts with {prefix!r}. "
+                "To list all keys: python -m qllm_exp.tfcaf list"
+            )
+        return matches[0]
+
+    def paths(self) -> list[Path]:
+        """Return the files of all functions, oldest first."""
+        return sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+
+    def get_or_generate(
+        self,
+        key: str,
+        generate: Callable[[], StoredFunction],
+        on_wait: Callable[[str], None] = lambda owner: None,
+    ) -> StoredFunction:
+        """Load the function of a key; generate it first if it does not exist.
+
+        Only one process calls `generate`, while the others wait for the result.
+
+        Args:
+            key: the key of the function.
+            generate: generates the function.
+            on_wait: called once if this process waits, with a description of the process that it waits for.
+
+        Raises:
+            UserError: raised by `generate`, in this process or in the one that it waited for.
+        """
+        token, has_reported = "", False
         self._prepare()
         while True:
             stored = self.get(key)
@@ -84,86 +106,92 @@ class Store:
             if claim is None:
                 owner = self._owner(key)
                 token = owner.get("token", token)
-                if owner and not told:
-                    waiting(f"process {owner.get('pid', '?')} on {owner.get('host', '?')}")
-                    told = True
+                if owner and not has_reported:
+                    on_wait(f"process {owner.get('pid', '?')} on {owner.get('host', '?')}")
+                    has_reported = True
                 time.sleep(self._poll_s * random.uniform(0.5, 1.5))
                 continue
             with self._held(key, claim):
-                stored = self.get(key)  # it may have come between the look and the claim
-                return stored if stored is not None else self._publish(key, make())
+                stored = self.get(key)  # it may have appeared between the look and the claim
+                if stored is not None:
+                    return stored
+                return self._publish(key, generate())
 
-    def add(self, key: str, entry: StoredFunction) -> Path:
-        """Store an entry that was not generated here. One that is there already stays."""
+    def add(self, key: str, function: StoredFunction) -> Path:
+        """Store a function that was not generated here, and return its file. An existing file of the key is kept."""
         self._prepare()
-        self._publish(key, entry)
+        self._publish(key, function)
         return self.path(key)
 
     def _prepare(self) -> None:
+        """Create the folder."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"Cannot write to {self.folder}: {error.strerror}. Choose another with tfcaf.cache=..."
+                f"Cannot write to {self.folder}: {error.strerror}. Choose another folder with tfcaf.cache=..."
             ) from None
 
-    def _publish(self, key: str, entry: StoredFunction) -> StoredFunction:
-        part = self.folder / f".{key}.{uuid.uuid4().hex}"
-        entry.save(part)
-        with _removed(part), contextlib.suppress(FileExistsError):  # an earlier one stays
-            os.link(part, self.path(key))
+    def _publish(self, key: str, function: StoredFunction) -> StoredFunction:
+        """Write the file of a key in one step unless it exists, and load it."""
+        temporary = self.folder / f".{key}.{uuid.uuid4().hex}"
+        function.save(temporary)
+        with _removed_afterwards(temporary), contextlib.suppress(FileExistsError):  # an earlier file is kept
+            os.link(temporary, self.path(key))
         return load(self.path(key))
 
     def _claims(self, key: str) -> list[int]:
+        """Return the numbers of all claims of a key, in order."""
         names = (path.name.rpartition(".")[2] for path in self.folder.glob(f"{key}.claim.*"))
         return sorted(int(number) for number in names if number.isdigit())
 
     def _owner(self, key: str) -> dict[str, str]:
-        """Who holds the claim that counts; empty when nobody does."""
+        """Return the process that holds the highest claim; empty if there is no claim."""
         with contextlib.suppress(OSError, ValueError):
             return dict(json.loads((self.folder / f"{key}.claim.{max(self._claims(key))}").read_text()))
         return {}
 
     def _claim(self, key: str) -> "_Claim | None":
-        """Make the next claim where nobody alive holds one; None when somebody does, or was faster."""
+        """Create the next claim; return None if a live process holds one, or another process was faster."""
         numbers = self._claims(key)
         if numbers and not self._is_stale(self.folder / f"{key}.claim.{numbers[-1]}"):
             return None
-        part = self.folder / f".{key}.{uuid.uuid4().hex}"
+        temporary = self.folder / f".{key}.{uuid.uuid4().hex}"
         owner = {"pid": str(os.getpid()), "host": socket.gethostname(), "token": uuid.uuid4().hex}
-        part.write_text(json.dumps(owner))
+        temporary.write_text(json.dumps(owner))
         number = numbers[-1] + 1 if numbers else 1
         claim = self.folder / f"{key}.claim.{number}"
-        with _removed(part):
+        with _removed_afterwards(temporary):
             try:
-                os.link(part, claim)
+                os.link(temporary, claim)
             except FileExistsError:
                 return None
         return _Claim(claim, number, owner["token"])
 
     def _is_stale(self, claim: Path) -> bool:
+        """Whether a claim has not been touched for too long, by the clock of the file server."""
         now = self.folder / f".now.{uuid.uuid4().hex}"
-        with _removed(now):
+        with _removed_afterwards(now):
             now.touch()
             try:
                 return now.stat().st_mtime - claim.stat().st_mtime > self._stale_s
-            except FileNotFoundError:  # freed between two looks; the next look decides
+            except FileNotFoundError:  # the claim was just released; the next look decides
                 return False
 
     @contextlib.contextmanager
     def _held(self, key: str, claim: "_Claim") -> Iterator[None]:
-        """Keep a claim alive, and free it at the end; a failure is written down for those who wait.
+        """Keep a claim alive inside the `with` block, then release it. A failure is stored for the waiting processes.
 
-        Claims before it are freed with it, one after it is not: that belongs to whoever took over from this process.
+        Earlier claims are released with it. A later one is not: it belongs to the process that took over from this one.
         """
         done = threading.Event()
 
-        def beat() -> None:
+        def touch_regularly() -> None:
             while not done.wait(self._beat_s):
                 with contextlib.suppress(OSError):
                     os.utime(claim.path)
 
-        thread = threading.Thread(target=beat, daemon=True)
+        thread = threading.Thread(target=touch_regularly, daemon=True)
         thread.start()
         try:
             yield
@@ -175,21 +203,28 @@ class Store:
         finally:
             done.set()
             thread.join()
-            for number in (one for one in self._claims(key) if one <= claim.number):
-                (self.folder / f"{key}.claim.{number}").unlink(missing_ok=True)
+            for number in self._claims(key):
+                if number <= claim.number:
+                    (self.folder / f"{key}.claim.{number}").unlink(missing_ok=True)
 
     def _raise_failure(self, key: str, token: str) -> None:
-        """Raise the error of the generation that this process was waiting for, if that is how it ended."""
+        """Raise the error of the generation that this process waited for, if it failed."""
         if not token:
             return
         with contextlib.suppress(FileNotFoundError):
-            failed = json.loads((self.folder / f"{key}.failed").read_text())
-            if failed["token"] == token:
-                raise UserError(failed["error"])
+            failure = json.loads((self.folder / f"{key}.failed").read_text())
+            if failure["token"] == token:
+                raise UserError(failure["error"])
 
 
 class _Claim(NamedTuple):
-    """The right to generate. `token`: what those who wait know it by."""
+    """The right to generate the function of a key.
+
+    Attributes:
+        path: file of the claim.
+        number: number of the claim, from 1.
+        token: identifies the claim to the waiting processes.
+    """
 
     path: Path
     number: int
@@ -197,7 +232,8 @@ class _Claim(NamedTuple):
 
 
 @contextlib.contextmanager
-def _removed(path: Path) -> Iterator[None]:
+def _removed_afterwards(path: Path) -> Iterator[None]:
+    """Remove a file after the `with` block."""
     try:
         yield
     finally:

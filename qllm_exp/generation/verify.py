@@ -1,14 +1,20 @@
-"""The whole cascade that a generated function must pass before training may use it.
+"""Verification: the cascade of checks that a generated function must pass before training may use it.
 
-    1, 2  static    one function, words of the allow-list only                       static_check.py, nothing is run
-    3     run, trace, convert, program, limits                                       export.py, in a child process
-    4     probe     its tensor program on states of the task and on extreme ones     here
+    1, 2  static    one function, only names of the allow-list                       static_check.py, nothing is run
+    3     run, trace, convert, program, limits                                       sandbox.py, in a child process
+    4     probe     its tensor program on states of the task and on extreme ones     this file
 
-Stage 4 runs the program, which is data and safe, never the source. With Q_tot = n f(q, s) it asks for: float32 [B, 1] for
-every batch size; finite values and gradients up to |q| = 1000; rows that do not depend on each other; equal results
-for equal inputs, on the GPU too where there is one; inputs left alone; a bounded scale (MAX_WEIGHT, MAX_BIAS); credit
-for every agent in some state; and with the IGM gate on, a weighted sum of the agents' values that the gate does
-not silence (mixers/tfcaf.py says what the gate does).
+Stage 4 runs the program, which is data and safe, never the source. With Q_tot = n f(q, s) it requires:
+
+1. a float32 result [B, 1] for every batch size;
+2. finite values and gradients up to |q| = 1000;
+3. rows that do not depend on each other;
+4. equal results for equal inputs, also on the GPU if there is one;
+5. unchanged inputs;
+6. a bounded scale (MAX_WEIGHT, MAX_BIAS);
+7. credit for every agent in some state;
+8. with the IGM gate on, a weighted sum of the agents' values that the gate does not silence. mixers/tfcaf.py describes the
+   gate.
 """
 
 import time
@@ -19,34 +25,35 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from qllm_exp.credit.probe_states import describe, extreme_states, moderate, task_states
+from qllm_exp.credit.probe_states import describe_state, extreme_states, moderate_mask, task_states
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.generation.sandbox import export_all
 from qllm_exp.generation.static_check import check
 
-MAX_WEIGHT = 100.0  # |dQ_tot/dQ_i|: VDN has 1, and n for the one agent that gets all credit
-MAX_BIAS = 1000.0  # |n b(s)|, b what the function gives at q = 0: beyond the returns of any task
-MAX_SECONDS = 1.0  # of one processor for 64 rows, forward and backward; an ordinary function needs a thousandth
-_STATES = 256  # of the task
-_IN_CHILD = 32  # of these, on which the source is run too
-_NO_CREDIT = 1e-6  # |dQ_tot/dQ_i| that counts as none
+MAX_WEIGHT = 100.0  # limit of |dQ_tot/dQ_i|, which is 1 for VDN, and n if a single agent gets all credit
+MAX_BIAS = 1000.0  # limit of |n b(s)|, where b is the result at q = 0: beyond the returns of any task
+MAX_SECONDS = 1.0  # processor seconds for 64 rows, forward and backward; a typical function needs a thousandth of that
+_STATES = 256  # states of the task
+_IN_CHILD = 32  # states of the task on which the child runs the source too
+_NO_CREDIT = 1e-6  # |dQ_tot/dQ_i| up to here counts as no credit
 _LARGE_Q = 1000.0
 _BATCHES = (1, 2, 7, 64)
-_TOLERANCE = 1e-3  # relative, between runs that may round differently
-_TIPPED = 0.05  # share of rows in which rounding may tip a comparison of the function
+_TOLERANCE = 1e-3  # relative error between calls that may round differently
+_MAX_DIFFERING = 0.05  # share of rows that may differ because rounding flips a comparison of the function
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A function that passed.
+    """A function that passed verification.
 
     Attributes:
-        source: as given. function: its name in the source.
-        program: what training runs.
-        affine: whether it is f(q, s) = sum_i w_i(s) q_i + b(s) on all probe states.
-        notes: what a reader should know though it is allowed, in words, e.g. which agents the IGM gate mutes.
+        source: the source, unchanged.
+        function: name of the function in the source.
+        program: the tensor program, which training runs.
+        affine: whether f(q, s) = sum_i w_i(s) q_i + b(s) on all probe states.
+        notes: allowed properties that a reader should know, e.g. which agents the IGM gate mutes.
     """
 
     source: str
@@ -57,7 +64,17 @@ class Accepted:
 
 
 def verify(source: str, env: TeamEnv, enforce: bool, timeout_s: float = 60) -> Accepted:
-    """Put one function through the cascade; raises Refused(stage, reason). Arguments as for `verify_all`."""
+    """Verify one function.
+
+    Args:
+        source: Python source with one function.
+        env: the task; episodes are started in it to sample states.
+        enforce: whether the IGM gate is on.
+        timeout_s: limit in processor seconds in the child process, and again in the probes.
+
+    Raises:
+        Refused: the function is not accepted.
+    """
     (result,) = verify_all([source], env, enforce, timeout_s)
     if isinstance(result, Refused):
         raise result
@@ -65,22 +82,26 @@ def verify(source: str, env: TeamEnv, enforce: bool, timeout_s: float = 60) -> A
 
 
 def verify_all(sources: Sequence[str], env: TeamEnv, enforce: bool, timeout_s: float = 60) -> list[Accepted | Refused]:
-    """Put candidates through the cascade, each judged apart; results in the order of `sources`.
+    """Verify several functions, each independently of the others.
 
     Args:
-        sources: Python texts with one function each.
-        env: the task; episodes are started in it, to sample states.
+        sources: Python sources with one function each.
+        env: the task; episodes are started in it to sample states.
         enforce: whether the IGM gate is on.
-        timeout_s: processor seconds that a candidate may take in the child process, and again in the probes.
+        timeout_s: limit in processor seconds per function in the child process, and again in the probes.
+
+    Returns:
+        The verdicts in the order of `sources`.
     """
     probe = _Probe(env, enforce, timeout_s)
-    few = torch.cat([probe.task[:: _STATES // _IN_CHILD], probe.extreme])
+    child_states = torch.cat([probe.task_states[:: _STATES // _IN_CHILD], probe.extreme_states])
+    programs = export_all(sources, env.n_agents, env.state_dim, timeout_s, child_states)
     results: list[Accepted | Refused] = []
-    for source, program in zip(sources, export_all(sources, env.n_agents, env.state_dim, timeout_s, few), strict=True):
+    for source, program in zip(sources, programs, strict=True):
         try:
             if isinstance(program, Refused):
                 raise program
-            affine, notes = probe.judge(program)
+            affine, notes = probe.check(program)
             results.append(Accepted(source, check(source), program, affine, notes))
         except Refused as refused:
             results.append(refused)
@@ -88,126 +109,148 @@ def verify_all(sources: Sequence[str], env: TeamEnv, enforce: bool, timeout_s: f
 
 
 class _Probe:
-    """Stage 4 for the candidates of one task. All states are on the CPU."""
+    """Stage 4 for the candidates of one task. All tensors are on the CPU.
+
+    Attributes:
+        task_states: states of the task.
+        extreme_states: extreme states of its layout.
+        states: both together [M, state_dim].
+        moderate: mask [M] of the states that play can reach.
+        q: random values [M, n] from -3 to 3.
+        unit_q: the same values scaled to -1 to 1.
+    """
 
     def __init__(self, env: TeamEnv, enforce: bool, timeout_s: float) -> None:
         self.layout, self.n = env.layout, env.n_agents
-        self.task, self.extreme = task_states(env, _STATES).cpu(), extreme_states(env).cpu()
-        self.states = torch.cat([self.task, self.extreme])
-        self.moderate = moderate(self.layout, self.states)
+        self.task_states, self.extreme_states = task_states(env, _STATES).cpu(), extreme_states(env).cpu()
+        self.states = torch.cat([self.task_states, self.extreme_states])
+        self.moderate = moderate_mask(self.layout, self.states)
         self.enforce, self.timeout_s = enforce, timeout_s
         generator = torch.Generator().manual_seed(0)
         self.q = torch.rand(len(self.states), self.n, generator=generator) * 6 - 3
-        self.unit = self.q / 3
+        self.unit_q = self.q / 3
 
-    def judge(self, program: Program) -> tuple[bool, tuple[str, ...]]:
-        """Whether the program is affine, and notes; raises Refused('probe' or 'limits', reason)."""
+    def check(self, program: Program) -> tuple[bool, tuple[str, ...]]:
+        """Check a program.
+
+        Returns:
+            Whether the program is affine, and notes.
+
+        Raises:
+            Refused: the program is not accepted; the stage is 'probe' or 'limits'.
+        """
         self.deadline = time.process_time() + self.timeout_s
         self._check_batches(program)
         self._check_finite(program)
         self._check_rows(program)
         self._check_device(program)
-        affine = program.affine(self.states)
+        affine = program.is_affine(self.states)
         if self.enforce and not affine:
             _refuse(
                 "with the IGM gate on, the result must be a weighted sum of agents_q whose weights depend on global_state "
-                "alone, sum_i w_i(s) Q_i + b(s), and this one is not: compute the weights from global_state only (no "
+                "alone, sum_i w_i(s) Q_i + b(s), and this result is not: compute the weights from global_state only (no "
                 "agents_q or agents_q.detach() in a softmax, a comparison, a product, a minimum or a maximum) and end "
                 "with (weights * agents_q).sum(dim=1, keepdim=True)"
             )
-        bias, _ = self._both(program, torch.zeros_like(self.q), self.states)
-        _, gradient = self._both(program, self.unit, self.states)
+        bias, _ = self._value_and_gradient(program, torch.zeros_like(self.q), self.states)
+        _, gradient = self._value_and_gradient(program, self.unit_q, self.states)
         credit = self.n * (program.weights_and_bias(self.states)[0] if affine else gradient)
         self._check_scale(credit, self.n * bias)
-        return affine, self._check_credit(credit[: len(self.task)])
+        return affine, self._check_credit(credit[: len(self.task_states)])
 
-    def _both(self, program: Program, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Value [B, 1] and its gradient in q [B, n]; refuses errors, other shapes, changed inputs and lost time."""
+    def _value_and_gradient(self, program: Program, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the value [B, 1] and its gradient in q [B, n]; refuse errors, other shapes, changed inputs and timeouts."""
         if time.process_time() > self.deadline:
             raise Refused("limits", f"its probes did not finish within {self.timeout_s:g} s: use fewer operations")
-        given, state = q.clone().requires_grad_(), states.clone()
+        q_copy, states_copy = q.clone().requires_grad_(), states.clone()
         try:
             with torch.enable_grad():
-                value = program(given, state)
-                (gradient,) = torch.autograd.grad(value.sum(), given, materialize_grads=True)
+                value = program(q_copy, states_copy)
+                (gradient,) = torch.autograd.grad(value.sum(), q_copy, materialize_grads=True)
         except Refused:
             raise
-        except Exception as error:  # what an operation raises for values that it cannot work with
-            first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        except Exception as error:  # operations raise many kinds of errors for unsuitable values
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             _refuse(
-                f"for |agents_q| up to {float(q.abs().max()):.0f} it fails with '{first}': clamp an index to its "
+                f"for |agents_q| up to {float(q.abs().max()):.0f} it fails with '{first_line}': clamp an index to its "
                 "table's size, and do not index by agents_q"
             )
         if value.shape != (len(q), 1) or value.dtype != torch.float32:
             _refuse(f"it returns {value.dtype} {list(value.shape)} for a batch of {len(q)}: return [B, 1] of float32")
-        if not (torch.equal(given, q) and torch.equal(state, states)):
+        if not (torch.equal(q_copy, q) and torch.equal(states_copy, states)):
             _refuse("it changes its inputs in place: work on a clone()")
         return value.detach(), gradient
 
     def _check_batches(self, program: Program) -> None:
-        """Every batch size gives the same for the same rows, and a second call the same again."""
-        small: dict[int, list[Tensor]] = {}
+        """Equal rows must give equal results for every batch size, and when called a second time."""
+        results: dict[int, list[Tensor]] = {}
         for size in _BATCHES:
-            started = time.process_time()
-            parts = [slice(at, at + size) for at in range(0, max(_BATCHES), size)][: max(1, 32 // size)]
-            runs = [self._both(program, self.q[part], self.states[part]) for part in parts]
-            small[size] = [torch.cat(found) for found in zip(*runs, strict=True)]
-            if size == max(_BATCHES) and time.process_time() - started > MAX_SECONDS:
+            start_time = time.process_time()
+            parts = [slice(start, start + size) for start in range(0, max(_BATCHES), size)][: max(1, 32 // size)]
+            calls = [self._value_and_gradient(program, self.q[part], self.states[part]) for part in parts]
+            results[size] = [torch.cat(tensors) for tensors in zip(*calls, strict=True)]
+            if size == max(_BATCHES) and time.process_time() - start_time > MAX_SECONDS:
                 _refuse(
                     f"it takes more than {MAX_SECONDS:g} s for {size} rows: use fewer and smaller tensor operations"
                 )
-        whole, again = (self._both(program, self.q, self.states) for _ in range(2))
-        for size, found in small.items():
-            if not all(_same(expected[: len(one)], one) for expected, one in zip(whole, found, strict=True)):
+        whole, repeated = (self._value_and_gradient(program, self.q, self.states) for _ in range(2))
+        for size, tensors in results.items():
+            if not all(_same(expected[: len(actual)], actual) for expected, actual in zip(whole, tensors, strict=True)):
                 _refuse(
                     f"the same row gives another result in a batch of {size} than in a larger one: let nothing depend "
                     "on the size of the batch, reduce along dim=1 or dim=-1 only, and use squeeze(-1), not squeeze()"
                 )
-        if not torch.equal(whole[0].nan_to_num(), again[0].nan_to_num()):
+        if not torch.equal(whole[0].nan_to_num(), repeated[0].nan_to_num()):
             _refuse("two calls with equal inputs give different results: use neither random nor uninitialised values")
 
     def _check_finite(self, program: Program) -> None:
-        """Values and gradients are finite for ordinary, large, equal and one-sided q in all states."""
-        large = self.unit * _LARGE_Q
+        """Values and gradients must be finite for ordinary, large, equal and one-sided q in all states."""
+        large = self.unit_q * _LARGE_Q
         for q in (torch.zeros_like(large), self.q, self.q.abs(), -self.q.abs(), large, large.abs(), -large.abs()):
-            for what, found in zip(("value", "gradient in agents_q"), self._both(program, q, self.states), strict=True):
-                bad = (~found.isfinite()).any(1)
-                if bad.any():
-                    row = int(bad.nonzero()[0])
+            value, gradient = self._value_and_gradient(program, q, self.states)
+            for name, result in (("value", value), ("gradient in agents_q", gradient)):
+                bad_rows = (~result.isfinite()).any(1)
+                if bad_rows.any():
+                    row = int(bad_rows.nonzero()[0])
                     _refuse(
-                        f"its {what} is {float(found[row][~found[row].isfinite()][0])} with agents_q = "
+                        f"its {name} is {float(result[row][~result[row].isfinite()][0])} with agents_q = "
                         f"{[round(x, 2) for x in q[row].tolist()]} in {self._where(row)}: keep divisors, logarithms, square "
                         "roots and exponents in bounds (add a constant, clamp, torch.softmax instead of exp over a sum)"
                     )
 
     def _check_rows(self, program: Program) -> None:
-        """Every second row keeps its result when all other rows change."""
+        """Every second row must keep its result when all other rows change."""
         states, q = self.states.roll(2, 0), self.q.roll(2, 0) * 100
         states[::2], q[::2] = self.states[::2], self.q[::2]
-        for kept, changed in zip(self._both(program, self.q, self.states), self._both(program, q, states), strict=True):
-            if not _same(kept[::2], changed[::2]):
+        original_results = self._value_and_gradient(program, self.q, self.states)
+        changed_results = self._value_and_gradient(program, q, states)
+        for original, changed in zip(original_results, changed_results, strict=True):
+            if not _same(original[::2], changed[::2]):
                 _refuse(
                     "a row of the result depends on other rows: each row is a time step of its own, so reduce, normalise, "
                     "roll, sort and index along dim=1 or dim=-1, never along dim=0 or over all elements"
                 )
 
     def _check_device(self, program: Program) -> None:
-        """The GPU, where there is one, gives what the CPU gives. Comes after the CPU has found errors out: on a GPU an
-        index out of range ends the process."""
+        """The GPU, if there is one, must give the same results as the CPU.
+
+        Runs after the checks on the CPU have found errors, because an index out of range on a GPU aborts the process.
+        """
         if not torch.cuda.is_available():
             return
         with torch.enable_grad():
             q = self.q.cuda().requires_grad_()
             value = program(q, self.states.cuda())
             (gradient,) = torch.autograd.grad(value.sum(), q, materialize_grads=True)
-        for expected, found in zip(self._both(program, self.q, self.states), (value, gradient), strict=True):
-            if not _same(expected, found.detach().cpu()):
+        expected_value, expected_gradient = self._value_and_gradient(program, self.q, self.states)
+        for expected, actual in ((expected_value, value), (expected_gradient, gradient)):
+            if not _same(expected, actual.detach().cpu()):
                 _refuse(
-                    "it gives other values on a GPU than on a CPU: let no order of equal values decide (sort, argmax)"
+                    "it gives other values on a GPU than on a CPU: do not depend on the order of equal values (sort, argmax)"
                 )
 
     def _check_scale(self, credit: Tensor, bias: Tensor) -> None:
-        """Bounds for credit [B, n] and bias [B, 1] in all states but those far beyond what fields take in play."""
+        """Credit [M, n] and bias [M, 1] must be bounded in all states that play can reach."""
         ordinary = torch.where(self.moderate[:, None], credit.abs(), 0.0)
         if float(ordinary.max()) > MAX_WEIGHT:
             row, agent = divmod(int(ordinary.argmax()), self.n)
@@ -226,7 +269,11 @@ class _Probe:
             )
 
     def _check_credit(self, credit: Tensor) -> tuple[str, ...]:
-        """Every agent, and with the gate on every state, has credit; credit [_STATES, n] of the task's states."""
+        """Every agent must have credit, and with the gate on, every state must have some. Returns notes.
+
+        Args:
+            credit: [_STATES, n], credit in the states of the task.
+        """
         for agent in range(self.n):
             if float(credit[:, agent].abs().max()) <= _NO_CREDIT:
                 _refuse(
@@ -235,7 +282,8 @@ class _Probe:
                 )
         if not self.enforce:
             return ()
-        muted, advice = credit < -_NO_CREDIT, "make the weights non-negative, e.g. by torch.softmax(scores, dim=1)"
+        muted = credit < -_NO_CREDIT
+        advice = "make the weights non-negative, e.g. with torch.softmax(scores, dim=1)"
         for agent in range(self.n):
             if float(credit[:, agent].max()) <= _NO_CREDIT:
                 _refuse(
@@ -255,24 +303,30 @@ class _Probe:
         )
 
     def _where(self, row: int) -> str:
-        kind = "a state of the task" if row < len(self.task) else "an extreme state"
-        return f"{kind} ({describe(self.layout, self.states[row])})"
+        """Describe a row of `states` for a message."""
+        kind = "a state of the task" if row < len(self.task_states) else "an extreme state"
+        return f"{kind} ({describe_state(self.layout, self.states[row])})"
 
 
-def _same(expected: Tensor, found: Tensor) -> bool:
-    """Whether the rows agree, but for the few in which rounding tips a comparison. Rows that are not finite are left
-    to the check for it."""
-    close = (expected - found).abs() <= _TOLERANCE * (1 + expected.abs())
-    return bool((~(close | ~expected.isfinite())).any(1).float().mean() <= _TIPPED)
+def _same(expected: Tensor, actual: Tensor) -> bool:
+    """Whether two results agree, except in a few rows in which rounding may flip a comparison.
+
+    Rows of `expected` that are not finite count as equal, because another check refuses them.
+    """
+    close = (expected - actual).abs() <= _TOLERANCE * (1 + expected.abs())
+    return bool((~(close | ~expected.isfinite())).any(1).float().mean() <= _MAX_DIFFERING)
 
 
 def _agent(index: int) -> str:
+    """Return an agent for a message: 'agent 0 (agents_q[:, 0])'."""
     return f"agent {index} (agents_q[:, {index}])"
 
 
 def _percent(rows: Tensor) -> str:
+    """Return the share of true elements of a mask: '12.5 %'."""
     return f"{100 * float(rows.float().mean()):.1f} %"
 
 
 def _refuse(reason: str) -> NoReturn:
+    """Raise Refused('probe', reason)."""
     raise Refused("probe", reason)

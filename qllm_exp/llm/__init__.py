@@ -1,8 +1,8 @@
 """Language models, found by name: `llm.backend=online` is the module `qllm_exp.llm.online`.
 
-Each module has `make(config) -> Backend`, where config is the `llm` group of the configuration as a plain dataclass.
-A backend answers conversations. It knows nothing of credit assignment; keys come from the environment only, and a text
-that a backend returns, logs or raises never contains one.
+Each module has `make(config) -> Backend`, where `config` is the `llm` group of the configuration as a dataclass. A backend
+answers conversations and knows nothing of credit assignment. Keys come from the environment only, and no text that a backend
+returns, logs or raises contains one.
 """
 
 from abc import ABC, abstractmethod
@@ -18,11 +18,11 @@ Message = dict[str, str]  # {'role': 'system' | 'user' | 'assistant', 'content':
 
 @dataclass(frozen=True)
 class Request:
-    """One call.
+    """A call of a language model.
 
     Attributes:
         messages: the conversation so far; the last message is the user's.
-        name: what the call is for, unique within a generation, e.g. 'round-1-coder-2'.
+        name: name of the call, unique within a generation, e.g. 'round-1-coder-2'.
     """
 
     messages: tuple[Message, ...]
@@ -31,15 +31,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer.
+    """The answer of a language model.
 
     Attributes:
         text: the whole answer, unedited; never empty.
-        model: who answered, as the provider calls it.
-        tokens_in, tokens_out: as the provider counts them; 0 where it does not say.
-        cost_usd: None where no price is known.
-        seconds: from the first attempt to the answer, waiting included.
-        attempts: calls that it took, failed ones included.
+        model: the model that answered, as the provider names it.
+        tokens_in: tokens of the prompt, as the provider counts them; 0 if it reports none.
+        tokens_out: tokens of the answer, as the provider counts them; 0 if it reports none.
+        cost_usd: cost of all attempts; None if no price is known.
+        seconds: time from the first attempt to the answer, waits included.
+        attempts: number of attempts, failed ones included.
     """
 
     text: str
@@ -52,10 +53,10 @@ class Reply:
 
 
 class CallFailed(UserError):
-    """No answer after all attempts; the message says why and what to do, without a secret.
+    """A call has no answer after all attempts. The message says why and what to do, without a secret.
 
     Attributes:
-        cost_usd: what the attempts cost all the same (an answer that is cut off is paid for); None where no price is known.
+        cost_usd: cost of the attempts, since a truncated answer is paid for as well; None if no price is known.
     """
 
     def __init__(self, message: str, cost_usd: float | None = 0.0) -> None:
@@ -68,20 +69,27 @@ class Backend(ABC):
 
     @abstractmethod
     def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
-        """Send all requests at once and wait for all; an answer or a failure for each, in their order.
+        """Send all requests at once and wait for all answers.
 
-        Raises UserError for what no further call can mend (a missing key, a model that does not exist).
+        Args:
+            requests: the calls.
+
+        Returns:
+            A reply or a failure per request, in the same order.
+
+        Raises:
+            UserError: no further call can succeed, e.g. because a key is missing or the model does not exist.
         """
 
     def check(self) -> None:  # noqa: B027 - a backend may need nothing
-        """UserError where something is missing that asking needs, e.g. a key. LanguageModel nobody."""
+        """Raise a UserError if something is missing for a call, e.g. a key. Makes no call."""
 
     @abstractmethod
     def worst_case_usd(self, requests: Sequence[Request]) -> float | None:
-        """An upper bound of what these calls cost when each is answered once; None where no price is known."""
+        """Return an upper bound of the cost of these calls, one attempt each; None if no price is known."""
 
 
 def make_backend(config: Any) -> Backend:
-    """The backend of an `llm` configuration; UserError where it has none."""
+    """Make the backend of an `llm` configuration; raises a UserError if it is not valid."""
     backend: Backend = registry.find("llm", config.backend).make(config)
     return backend

@@ -1,7 +1,8 @@
 """A folder in place of a language model: prompts are written to files, and answers are read from files beside them.
 
-So any language model can be asked, by hand or by a script: give it each prompt, write its answer beside it, run again.
-The file of a call is named after the call and the hash of its conversation: an answer is never read for another prompt.
+Any language model can be used this way, by hand or with a script: give it each prompt, write its answer to the file beside
+it, and run the same command again. A file is named after the call and the hash of its conversation, so that an answer is
+never read for another prompt.
 """
 
 import hashlib
@@ -27,59 +28,71 @@ class Config(schema.LlmConfig):
 
 
 def make(config: Config) -> Backend:
-    """The backend of a configuration; UserError where it names no folder."""
+    """Make the backend of a configuration; raises a UserError if llm.path is empty."""
     if not config.path:
-        raise UserError(
-            "llm=folder needs a folder for prompts and answers: give it as llm.path=..., e.g. llm.path=answers."
-        )
+        raise UserError("llm=folder needs a folder for prompts and answers: set llm.path=..., e.g. llm.path=answers.")
     return FolderBackend(config)
 
 
 class FolderBackend(Backend):
-    """See the module."""
+    """Reads answers from files, see the description of the module."""
 
     def __init__(self, config: Config) -> None:
         self._folder = Path(config.path).expanduser()
         self._model = config.model or "a large language model"
 
     def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
-        """The answers; UserError where a file is missing or empty. All prompts are written before that."""
-        stems = [stem(request) for request in requests]
-        for request, name in zip(requests, stems, strict=True):
-            prompt = self._folder / f"{name}.prompt.txt"
-            if not prompt.exists():
-                _write(prompt, prompt_text(request.messages))
-        answers = [self._folder / f"{name}.answer.txt" for name in stems]
-        missing = [path for path in answers if not path.exists()]
+        """Write all prompts, then read the answers.
+
+        Args:
+            requests: the calls.
+
+        Returns:
+            A reply per request, in the same order.
+
+        Raises:
+            UserError: the file of an answer is missing or empty.
+        """
+        stems = [file_stem(request) for request in requests]
+        for request, stem in zip(requests, stems, strict=True):
+            prompt_path = self._folder / f"{stem}.prompt.txt"
+            if not prompt_path.exists():
+                _write(prompt_path, prompt_text(request.messages))
+        answer_paths = [self._folder / f"{stem}.answer.txt" for stem in stems]
+        missing = [path for path in answer_paths if not path.exists()]
         if missing:
-            lines = "\n".join(f"  {path}" for path in missing)
+            missing_lines = "\n".join(f"  {path}" for path in missing)
             raise UserError(
-                f"llm=folder: {len(missing)} of {len(answers)} answers are missing:\n{lines}\n"
-                "For each, give the prompt (the file of the same name with .prompt.txt) alone to a language model, write "
-                "its whole answer into the file, and run the same command again."
+                f"llm=folder: {len(missing)} of {len(answer_paths)} answers are missing:\n{missing_lines}\n"
+                "Give each prompt (the file of the same name with .prompt.txt) on its own to a language model, write its "
+                "whole answer to the file, and run the same command again."
             )
-        return [Reply(_read(path), self._model) for path in answers]
+        return [Reply(_read(path), self._model) for path in answer_paths]
 
     def worst_case_usd(self, requests: Sequence[Request]) -> float | None:
-        """Nothing: this package pays for no answer that a file holds."""
+        """Return 0: answers in files cost nothing."""
         return 0.0
 
 
-def stem(request: Request) -> str:
-    """The name of a call's files: its own, and 8 hexadecimal digits of the SHA-256 of its messages as JSON."""
+def file_stem(request: Request) -> str:
+    """Return the name of a call's files: the name of the call, and 8 hex digits of the SHA-256 of its messages as JSON."""
     messages = json.dumps(list(request.messages), sort_keys=True, ensure_ascii=False)
     return f"{request.name}-{hashlib.sha256(messages.encode()).hexdigest()[:8]}"
 
 
 def prompt_text(messages: Sequence[Message]) -> str:
-    """A conversation as one text: a system and a user message joined by a blank line, a longer one with a line per role."""
+    """Return a conversation as one text.
+
+    A system message and a user message are joined by a blank line. In longer conversations, a line with the role comes
+    before each message.
+    """
     if [message["role"] for message in messages] == ["system", "user"]:
         return "\n\n".join(message["content"].strip("\n") for message in messages)
     return "\n\n".join(f"[{message['role']}]\n{message['content'].strip(chr(10))}" for message in messages)
 
 
 def _read(path: Path) -> str:
-    """The file's text, unedited."""
+    """Read the text of an answer, unedited."""
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
@@ -87,15 +100,18 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise UserError(f"llm=folder: {path} cannot be read ({error.strerror}).") from None
     if not text.strip():
-        raise UserError(f"llm=folder: {path} is empty. Write the language model's whole answer into it, or delete it.")
+        raise UserError(
+            f"llm=folder: {path} is empty. Write the whole answer of the language model to it, or delete it."
+        )
     return text
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a prompt, and create its folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
     except OSError as error:
         raise UserError(
-            f"llm.path={path.parent} cannot be written ({error.strerror or error}): name another folder."
+            f"llm.path={path.parent} cannot be written ({error.strerror or error}). Choose another folder."
         ) from None

@@ -1,9 +1,11 @@
-"""Language models behind HTTP, through litellm: the only module that imports it, and only when a model is asked or priced.
+"""Language models behind HTTP, called through litellm.
 
-Each request is a call of its own (n=1), `concurrency` of them at a time. What another attempt may mend is tried again,
-`attempts` times in all: rate limits, errors of the server, lost connections, timeouts, replies that are no completion,
-empty answers. Between attempts it waits for the time that the server asks for (Retry-After), else for one that doubles
-each time, with jitter. What no attempt can mend is a UserError at once.
+This is the only module that imports litellm, and only when a model is called or priced.
+
+Each request is a call of its own (n=1), with up to `concurrency` calls at a time. Failures that another attempt may fix are
+retried, up to `attempts` attempts in total: rate limits, server errors, lost connections, timeouts, responses that are not a
+completion, empty answers. The wait between attempts is the time that the server requests (Retry-After), otherwise it doubles
+each time, with jitter. Failures that no attempt can fix raise a UserError immediately.
 """
 
 import asyncio
@@ -24,7 +26,7 @@ from typing import Any
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, CallFailed, Reply, Request
-from qllm_exp.llm.redaction import redacted, without_secrets
+from qllm_exp.llm.redaction import hide_secrets, redact
 from qllm_exp.utils.text import count
 
 
@@ -51,27 +53,33 @@ log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 1.0  # before the second attempt; doubled before each further one
 LONGEST_WAIT_S = 60.0
-LONGEST_RETRY_AFTER_S = 600.0  # a server that asks for more is not waited for
+LONGEST_RETRY_AFTER_S = 600.0  # the call fails if a server requests a longer wait
 
-_jitter = random.Random()  # not the generator that runs are seeded through
+_jitter = random.Random()  # separate from the global generator, which runs seed
 _LONGEST_REASON = 300  # characters
-_BYTES_PER_TOKEN = 2.5  # of UTF-8; tokenizers in use take 3 to 5 for prose, code and tables
-_TOKENS_PER_MESSAGE = 16  # what a chat template adds
-_TRY_AGAIN = (408, 409, 425, 429)  # the only statuses below 500 that another attempt may mend
+_BYTES_PER_TOKEN = 2.5  # of UTF-8; common tokenizers have 3 to 5 for prose, code and tables
+_TOKENS_PER_MESSAGE = 16  # added by a chat template
+_RETRYABLE_STATUSES = (408, 409, 425, 429)  # the only statuses below 500 that another attempt may fix
 
 
 def make(config: Config) -> Backend:
-    """The backend of a configuration; UserError where the model is missing or prices are given by half."""
+    """Make the backend of a configuration; raises a UserError if the model or one of the two prices is missing."""
     if not config.model:
-        raise UserError("llm.model is empty: give it as provider/name, e.g. llm.model=openai/gpt-6.1-sol.")
+        raise UserError("llm.model is empty: set it to provider/name, e.g. llm.model=openai/gpt-6.1-sol.")
     if (config.usd_per_million_in is None) != (config.usd_per_million_out is None):
-        raise UserError("Give both llm.usd_per_million_in and llm.usd_per_million_out, or neither.")
+        raise UserError("Set both llm.usd_per_million_in and llm.usd_per_million_out, or neither.")
     return OnlineBackend(config)
 
 
 @dataclass
-class _Spent:
-    """What the attempts at one request have cost. `usd`: None once a price is unknown."""
+class _Cost:
+    """Cost of all attempts of a request.
+
+    Attributes:
+        tokens_in: tokens of the prompts.
+        tokens_out: tokens of the answers.
+        usd: US dollars; None once a price is unknown.
+    """
 
     tokens_in: int = 0
     tokens_out: int = 0
@@ -80,56 +88,68 @@ class _Spent:
 
 @dataclass(frozen=True)
 class _Answer:
+    """Text of an answer, and the model that the provider names."""
+
     text: str
     model: str
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why an attempt gave no answer.
+    """Why an attempt has no answer.
 
     Attributes:
+        reason: what happened, as the predicate of a sentence about the model.
         advice: what the user can do.
-        after_s: the wait that the server asks for. last: another attempt would end alike. fatal: so would any other call.
+        retry_after_s: wait in seconds that the server requests; None if it requests none.
+        last: whether another attempt would fail as well.
+        fatal: whether every other call would fail as well.
     """
 
     reason: str
     advice: str
-    after_s: float | None = None
+    retry_after_s: float | None = None
     last: bool = False
     fatal: bool = False
 
 
 class OnlineBackend(Backend):
-    """See the module. Holds no key: it is read from the environment for every call. For one thread at a time."""
+    """Calls a model through litellm, see the description of the module.
+
+    It holds no key, but reads it from the environment for every call. Not thread-safe.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
 
     def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
-        """See Backend. May be called where an event loop runs already (a notebook)."""
+        """Send all requests, see `Backend.ask`. Also works inside a running event loop, e.g. in a notebook."""
         self.check()
-        if not _loop_runs():
+        if not _is_loop_running():
             return asyncio.run(self._ask(requests))
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(asyncio.run, self._ask(requests)).result()
 
     def check(self) -> None:
-        """UserError where the key is missing."""
+        """Raise a UserError if the key is missing."""
         _key(self._config)
 
     def worst_case_usd(self, requests: Sequence[Request]) -> float | None:
-        """See Backend. The prompt is taken to have a token per 2.5 bytes, the answer to have max_tokens."""
+        """Return an upper bound of the cost, see `Backend.worst_case_usd`.
+
+        It assumes a token per 2.5 bytes of the prompt, and an answer of max_tokens.
+        """
         prices = self._prices()
         if prices is None:
             return None
+        usd_per_token_in, usd_per_token_out = prices
         messages = [message for request in requests for message in request.messages]
         size = sum(len(message["content"].encode()) for message in messages)
         tokens_in = math.ceil(size / _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE * len(messages)
-        return tokens_in * prices[0] + len(requests) * self._config.max_tokens * prices[1]
+        return tokens_in * usd_per_token_in + len(requests) * self._config.max_tokens * usd_per_token_out
 
     def _prices(self) -> tuple[float, float] | None:
-        """The highest price of a token of a prompt and of an answer, in US dollars."""
+        """Return the highest price of a prompt token and of an answer token in US dollars; None if unknown."""
         config = self._config
         if config.usd_per_million_in is not None and config.usd_per_million_out is not None:
             return config.usd_per_million_in / 1e6, config.usd_per_million_out / 1e6
@@ -137,16 +157,17 @@ class OnlineBackend(Backend):
         known = table.get(config.model) or table.get(name, {})
         if known.get("litellm_provider") != provider and config.model not in table:
             return None
-        sent = [known.get("input_cost_per_token"), known.get("cache_creation_input_token_cost")]
-        answered = [known.get("output_cost_per_token"), known.get("output_cost_per_reasoning_token")]
-        if sent[0] is None or answered[0] is None:
+        prices_in = [known.get("input_cost_per_token"), known.get("cache_creation_input_token_cost")]
+        prices_out = [known.get("output_cost_per_token"), known.get("output_cost_per_reasoning_token")]
+        if prices_in[0] is None or prices_out[0] is None:
             return None
-        return max(price or 0.0 for price in sent), max(price or 0.0 for price in answered)
+        return max(price or 0.0 for price in prices_in), max(price or 0.0 for price in prices_out)
 
     async def _ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
+        """Answer all requests in this event loop; clean up what litellm keeps for it."""
         litellm = _litellm()
-        places = asyncio.Semaphore(self._config.concurrency)
-        tasks = [asyncio.create_task(self._answer(request, places)) for request in requests]
+        slots = asyncio.Semaphore(self._config.concurrency)
+        tasks = [asyncio.create_task(self._answer(request, slots)) for request in requests]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -154,56 +175,76 @@ class OnlineBackend(Backend):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await litellm.close_litellm_async_clients()
-            litellm.in_memory_llm_clients_cache.flush_cache()  # it goes by the event loop's id, which a later one can have
+            # litellm caches clients by the id of the event loop, which a later loop can have again.
+            litellm.in_memory_llm_clients_cache.flush_cache()
 
-    async def _answer(self, request: Request, places: asyncio.Semaphore) -> Reply | CallFailed:
-        spent, attempts, start, attempt = _Spent(), self._config.attempts, 0.0, 0
+    async def _answer(self, request: Request, slots: asyncio.Semaphore) -> Reply | CallFailed:
+        """Answer a request with up to `attempts` attempts. `slots` limits the number of concurrent calls."""
+        cost, max_attempts, start, attempt = _Cost(), self._config.attempts, 0.0, 0
         while True:
             attempt += 1
-            async with places:
+            async with slots:
                 start = start or time.monotonic()
-                outcome = await self._attempt(request, spent)
+                outcome = await self._attempt(request, cost)
             seconds = time.monotonic() - start
             if isinstance(outcome, _Answer):
-                counts = (spent.tokens_in, spent.tokens_out, spent.usd)
-                return Reply(outcome.text, outcome.model, *counts, seconds=seconds, attempts=attempt)
+                return Reply(
+                    outcome.text,
+                    outcome.model,
+                    tokens_in=cost.tokens_in,
+                    tokens_out=cost.tokens_out,
+                    cost_usd=cost.usd,
+                    seconds=seconds,
+                    attempts=attempt,
+                )
             if outcome.fatal:
-                raise UserError(f"{self._who()} {outcome.reason}. {outcome.advice}")
-            if outcome.last or attempt == attempts:
+                raise UserError(f"{self._label()} {outcome.reason}. {outcome.advice}")
+            if outcome.last or attempt == max_attempts:
                 tries = f"{count(attempt, 'attempt')}, {seconds:.0f} s"
-                text = f"{self._who()} {outcome.reason} ({request.name}; {tries}). {outcome.advice}"
-                return CallFailed(text, spent.usd)
-            wait = wait_s(attempt, outcome.after_s)
-            told = "%s %s (%s; attempt %d of %d). The next one is in %.1f s."
-            log.warning(told, self._who(), outcome.reason, request.name, attempt, attempts, wait)
+                message = f"{self._label()} {outcome.reason} ({request.name}; {tries}). {outcome.advice}"
+                return CallFailed(message, cost.usd)
+            wait = wait_s(attempt, outcome.retry_after_s)
+            log.warning(
+                "%s %s (%s; attempt %d of %d). Retrying in %.1f s.",
+                self._label(),
+                outcome.reason,
+                request.name,
+                attempt,
+                max_attempts,
+                wait,
+            )
             await asyncio.sleep(wait)
 
-    async def _attempt(self, request: Request, spent: _Spent) -> _Answer | _Failure:
+    async def _attempt(self, request: Request, cost: _Cost) -> _Answer | _Failure:
+        """Make one call, and add its cost to `cost`."""
         config = self._config
         try:
-            call = _litellm().acompletion(messages=[dict(one) for one in request.messages], **_arguments(config))
-            response = await asyncio.wait_for(call, config.timeout_s)  # litellm's own limit is for each read
-        except Exception as error:  # the boundary to a library that raises anything; Ctrl-C is none of these
+            messages = [dict(message) for message in request.messages]
+            call = _litellm().acompletion(messages=messages, **_arguments(config))
+            response = await asyncio.wait_for(call, config.timeout_s)  # litellm's own timeout applies to each read
+        except Exception as error:  # litellm can raise any Exception; KeyboardInterrupt is not one
             return self._failure(error)
-        self._count(response, spent)
+        self._add_cost(response, cost)
         choices = getattr(response, "choices", None) or []
         text = getattr(choices[0].message, "content", None) if choices else None
         finish = choices[0].finish_reason if choices else None
         if finish == "length":
-            more = f"Raise llm.max_tokens={config.max_tokens}; what a model thinks before it answers counts too."
-            return _Failure("was cut off by llm.max_tokens", more, last=True)
+            advice = f"Raise llm.max_tokens={config.max_tokens}; the reasoning before the answer counts too."
+            return _Failure("was cut off by llm.max_tokens", advice, last=True)
         if finish == "content_filter":
             return _Failure("was cut off by the provider's content filter", "Choose another llm.model.")
         if not isinstance(text, str) or not text.strip():
-            return _Failure("gave an empty answer", "Choose another llm.model, or raise llm.attempts.")
+            return _Failure("returned an empty answer", "Choose another llm.model, or raise llm.attempts.")
         model = str(getattr(response, "model", None) or config.model)
-        return _Answer(without_secrets(text, config.key_env), redacted(model, config.key_env))
+        return _Answer(hide_secrets(text, config.key_env), redact(model, config.key_env))
 
-    def _count(self, response: Any, spent: _Spent) -> None:
+    def _add_cost(self, response: Any, cost: _Cost) -> None:
+        """Add the tokens and the price of a response to `cost`."""
         usage = getattr(response, "usage", None)
-        tokens_in, tokens_out = (int(getattr(usage, f"{kind}_tokens", 0) or 0) for kind in ("prompt", "completion"))
-        spent.tokens_in += tokens_in
-        spent.tokens_out += tokens_out
+        tokens_in = int(getattr(usage, "prompt_tokens", 0) or 0)
+        tokens_out = int(getattr(usage, "completion_tokens", 0) or 0)
+        cost.tokens_in += tokens_in
+        cost.tokens_out += tokens_out
         config = self._config
         usd: float | None
         if config.usd_per_million_in is not None and config.usd_per_million_out is not None:
@@ -211,72 +252,87 @@ class OnlineBackend(Backend):
         else:
             try:
                 usd = float(_litellm().completion_cost(completion_response=response, model=config.model))
-            except Exception:  # a bare one for a model that is not in the table
+            except Exception:  # litellm raises a plain Exception for a model that is not in its table
                 usd = None
-        spent.usd = None if usd is None or spent.usd is None else spent.usd + usd
+        cost.usd = None if usd is None or cost.usd is None else cost.usd + usd
 
     def _failure(self, error: Exception) -> _Failure:
-        """What an exception means. It keeps no tie to the exception, whose request holds the key."""
+        """Explain an exception. The result holds no reference to the exception, whose request contains the key."""
         config = self._config
         model = f"llm.model={config.model}"
-        address = f"llm.api_base={redacted(config.api_base, config.key_env)}" if config.api_base else "the provider"
+        address = f"llm.api_base={redact(config.api_base, config.key_env)}" if config.api_base else "the provider"
         status = getattr(error, "status_code", None)
         if isinstance(error, TimeoutError) or status == 408:
             return _Failure(
-                f"gave no answer in llm.timeout_s={config.timeout_s:g}", "Raise it, or lower llm.concurrency."
+                f"did not answer within llm.timeout_s={config.timeout_s:g}",
+                "Raise llm.timeout_s, or lower llm.concurrency.",
             )
-        said = redacted(_said(error), config.key_env)[:_LONGEST_REASON]  # cut last: half a key is hard to find
-        after = _retry_after_s(error)
-        longer = after is not None and after > LONGEST_RETRY_AFTER_S
-        if longer:
-            said += f"; it asks for a pause of {after:.0f} s"
-        if status in _TRY_AGAIN:
+        # Shortened after redaction, because a truncated key would not be recognised.
+        message = redact(_error_message(error), config.key_env)[:_LONGEST_REASON]
+        retry_after = _retry_after_s(error)
+        too_long = retry_after is not None and retry_after > LONGEST_RETRY_AFTER_S
+        if too_long:
+            message += f"; it requests a wait of {retry_after:.0f} s"
+        if status in _RETRYABLE_STATUSES:
             advice = "Lower llm.concurrency, raise llm.attempts, or check the account's limits."
-            return _Failure(f"is busy ({status}: {said})", advice, after, last=longer)
+            return _Failure(f"is busy ({status}: {message})", advice, retry_after, last=too_long)
         if not isinstance(status, int) or not 400 <= status < 500:
             advice = f"Check that {address} answers and serves {model}."
-            return _Failure(f"failed: {said}", advice, after, last=longer)
+            return _Failure(f"failed: {message}", advice, retry_after, last=too_long)
         if status in (401, 403):
-            held = f"the environment variable {config.key_env}" if config.key_env else "llm.key_env, which is empty"
+            key = f"the environment variable {config.key_env}" if config.key_env else "llm.key_env, which is empty"
             return _Failure(
-                f"refused the key ({status}: {said})", f"Check {held}; also {model}, {address}.", fatal=True
+                f"rejected the key ({status}: {message})", f"Check {key}; also {model}, {address}.", fatal=True
             )
         if status == 402:
-            return _Failure(f"wants to be paid ({said})", "Check the balance of the account.", fatal=True)
+            return _Failure(f"requires payment ({message})", "Check the balance of the account.", fatal=True)
         if status == 404:
-            return _Failure(f"was not found (404: {said})", f"Check {model} and {address}.", fatal=True)
-        sampling = "llm.max_tokens, llm.temperature and llm.top_p (null: not sent; some models refuse them)"
-        return _Failure(f"refused the request ({status}: {said})", f"Check {model}, {address}, {sampling}.", fatal=True)
+            return _Failure(f"was not found (404: {message})", f"Check {model} and {address}.", fatal=True)
+        sampling = (
+            "llm.max_tokens, llm.temperature and llm.top_p (null omits an option that the model does not support)"
+        )
+        return _Failure(
+            f"rejected the request ({status}: {message})", f"Check {model}, {address}, {sampling}.", fatal=True
+        )
 
-    def _who(self) -> str:
+    def _label(self) -> str:
+        """Return the name of the llm and its model, for messages."""
         return f"llm={self._config.name} ({self._config.model})"
 
 
-def wait_s(attempt: int, asked_s: float | None) -> float:
-    """Seconds to wait after that many failed attempts; `asked_s`: what the server asks for. Both with jitter."""
-    if asked_s is not None:
-        return asked_s * _jitter.uniform(1.0, 1.1)
+def wait_s(attempt: int, retry_after_s: float | None) -> float:
+    """Return the wait before the next attempt in seconds, with jitter.
+
+    Args:
+        attempt: number of failed attempts so far.
+        retry_after_s: wait in seconds that the server requests; None if it requests none.
+    """
+    if retry_after_s is not None:
+        return retry_after_s * _jitter.uniform(1.0, 1.1)
     return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt - 1, 30)) * _jitter.uniform(0.5, 1.0)
 
 
 def _key(config: Config) -> str | None:
-    """The key to send; UserError where the environment has none. None leaves it to litellm."""
+    """Return the key to send, or None to leave it to litellm; raises a UserError if the environment has none."""
     if not config.key_env:
-        # A server of one's own wants no key, but OpenAI's client wants one; without this litellm would send it
-        # another provider's key from the environment.
+        # A server of one's own needs no key, but OpenAI's client does. Without a value here, litellm would send the
+        # key of another provider from the environment.
         return "none" if config.api_base else None
     key = os.environ.get(config.key_env, "").strip()
     if not key:
         raise UserError(
-            f"llm={config.name} needs a key, and the environment variable {config.key_env} is not set. "
-            f"Type: export {config.key_env}=...  Or use llm=bundled, which needs none."
+            f"llm={config.name} needs a key, but the environment variable {config.key_env} is not set. "
+            f"Set it with: export {config.key_env}=...  Or use llm=bundled, which needs no key."
         )
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"The environment variable {config.key_env} holds no key: it has spaces or odd characters.")
+        raise UserError(
+            f"The environment variable {config.key_env} is not a valid key: it contains spaces or special characters."
+        )
     return key
 
 
 def _arguments(config: Config) -> dict[str, Any]:
+    """Return the arguments of a litellm call, without the messages."""
     sampling = {"temperature": config.temperature, "top_p": config.top_p}
     return {
         "model": config.model,
@@ -290,38 +346,40 @@ def _arguments(config: Config) -> dict[str, Any]:
 
 
 def _retry_after_s(error: Exception) -> float | None:
-    """What the Retry-After header says, as seconds or as a date; None without one that can be read."""
-    sources = (
-        getattr(error, "litellm_response_headers", None),
-        getattr(getattr(error, "response", None), "headers", None),
-    )
-    given = next((value for one in sources for name, value in _items(one) if name.lower() == "retry-after"), None)
-    if given is None:
+    """Return the wait of a Retry-After header (seconds or a date) in seconds; None without a valid header."""
+    headers = [
+        *_header_items(getattr(error, "litellm_response_headers", None)),
+        *_header_items(getattr(getattr(error, "response", None), "headers", None)),
+    ]
+    text = next((value for name, value in headers if name.lower() == "retry-after"), None)
+    if text is None:
         return None
     try:
-        seconds = float(given)
+        seconds = float(text)
     except ValueError:
         try:
-            seconds = email.utils.parsedate_to_datetime(given).timestamp() - time.time()
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
         except ValueError:
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _items(headers: Mapping[str, str] | None) -> list[tuple[str, str]]:
+def _header_items(headers: Mapping[str, str] | None) -> list[tuple[str, str]]:
+    """Return names and values of headers as strings."""
     return [(str(name), str(value)) for name, value in (headers or {}).items()]
 
 
-def _said(error: Exception) -> str:
-    """What the provider or the library says: one line, without litellm's class names or the JSON around it."""
+def _error_message(error: Exception) -> str:
+    """Return the message of the provider or of litellm as one line, without class names and the JSON around it."""
     text = re.sub(r"^(?:(?:litellm\.)?\w+(?:Error|Exception|Timeout)(?::| -) )+", "", str(error).strip())
-    found = re.search(r'"(?:message|error)":\s*("(?:[^"\\]|\\.)*")', text)
+    match = re.search(r'"(?:message|error)":\s*("(?:[^"\\]|\\.)*")', text)
     with contextlib.suppress(ValueError):
-        text = json.loads(found[1]) if found else text
+        text = json.loads(match[1]) if match else text
     return text.strip().partition("\n")[0].rstrip(". ") or type(error).__name__
 
 
-def _loop_runs() -> bool:
+def _is_loop_running() -> bool:
+    """Whether this thread runs an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -330,10 +388,10 @@ def _loop_runs() -> bool:
 
 
 def _litellm() -> Any:
-    """The library, told to contact nobody but the model, to write nothing and to remember nothing."""
-    # Before the import: its tables come from the package, not from the network, and no .env file is read.
-    for name, value in (("MODEL_COST_MAP", "True"), ("ANTHROPIC_BETA_HEADERS", "True")):
-        os.environ[f"LITELLM_LOCAL_{name}"] = value
+    """Import litellm and configure it to contact nothing but the model, to write nothing and to cache nothing."""
+    # Set before the import, so that its tables come from the package, not from the network, and no .env file is read.
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    os.environ["LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS"] = "True"
     os.environ["LITELLM_MODE"] = "PRODUCTION"
     import litellm
 
@@ -342,7 +400,7 @@ def _litellm() -> Any:
     litellm.telemetry = False
     litellm.turn_off_message_logging = True
     litellm.disable_hf_tokenizer_download = True
-    litellm.drop_params = False  # what a model refuses is an error, not left out in silence
+    litellm.drop_params = False  # an unsupported option is an error and is not dropped silently
     litellm.cache = None
     for logger in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "openai", "httpx", "httpcore", "aiohttp"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)

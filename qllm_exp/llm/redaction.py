@@ -1,28 +1,32 @@
-"""Hides secrets in what is printed, logged, raised or stored."""
+"""Redaction of secrets in text that is printed, logged, raised or stored."""
 
 import os
 import re
 import urllib.parse
 
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)(_ID)?$", re.IGNORECASE)
-_SHORTEST = 8  # characters; a shorter value cannot be told from ordinary words
+_SHORTEST = 8  # characters; a shorter value cannot be distinguished from ordinary words
 _HIDDEN = "[hidden]"
-_MASK = r"(?:\.\.+|[*•…]+)"  # what providers write in place of the middle of a key
+_MASK = r"(?:\.\.+|[*•…]+)"  # replaces the middle of a key in messages of providers
 _WORD = r"[\w-]*"
 _QUERY = re.compile(r"(?i)([?&](?:api[-_]?key|key|token|access_token|signature)=)[^&\s\"']+")
 
 
-def redacted(text: str, key_env: str = "") -> str:
-    """A message for people, without secrets.
+def redact(text: str, key_env: str = "") -> str:
+    """Hide secrets, and parts of them, in a message.
 
-    Hidden are, beside what `without_secrets` hides, the beginnings and ends of the key that providers repeat in their errors
-    (8 characters of it, or fewer beside a mask such as `sk-****wxyz`), and in addresses user:password@ and ?key=...
+    In addition to what `hide_secrets` hides, that is: the start or end of the key, which providers repeat in their errors (8
+    characters of it, or fewer beside a mask such as `sk-****wxyz`); and user:password@ and ?key=... in addresses.
+
+    Args:
+        text: the message.
+        key_env: name of the environment variable with the key; '' for none.
     """
-    text = without_secrets(text, key_env)
+    text = hide_secrets(text, key_env)
     key = os.environ.get(key_env, "").strip()
     if len(key) >= _SHORTEST:
-        begin, end = re.escape(key[:8]), re.escape(key[-8:])
-        ends = rf"{begin}[\w.*…•-]*|[\w.*…•-]*{end}"
+        start, end = re.escape(key[:8]), re.escape(key[-8:])
+        ends = rf"{start}[\w.*…•-]*|[\w.*…•-]*{end}"
         masked = (
             rf"{re.escape(key[:2])}{_WORD}{_MASK}{_WORD}|{_WORD}{_MASK}{re.escape(key[-2:])}|{_WORD}\*{{3,}}{_WORD}"
         )
@@ -31,14 +35,18 @@ def redacted(text: str, key_env: str = "") -> str:
     return _QUERY.sub(rf"\1{_HIDDEN}", text)
 
 
-def without_secrets(text: str, key_env: str = "") -> str:
-    """The text with whole secrets hidden, and else unchanged.
+def hide_secrets(text: str, key_env: str = "") -> str:
+    """Hide whole secrets in a text, and leave the rest unchanged.
 
-    Secrets are the values of the environment variable `key_env` and of all whose names end in KEY, TOKEN, SECRET or
-    PASSWORD. Values under 8 characters stay: they cannot be told from words.
+    Secrets are the values of `key_env` and of all environment variables whose names end in KEY, TOKEN, SECRET, PASSWORD or
+    PASSWD, also with _ID behind. Values shorter than 8 characters are not hidden: they cannot be distinguished from words.
+
+    Args:
+        text: any text.
+        key_env: name of the environment variable with the key; '' for none.
     """
     values = {value.strip() for name, value in os.environ.items() if name == key_env or _SECRET_NAME.search(name)}
-    for secret in sorted((one for one in values if len(one) >= _SHORTEST), key=len, reverse=True):
+    for secret in sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True):
         for form in (secret, urllib.parse.quote(secret, safe="")):
             text = text.replace(form, _HIDDEN)
     return text

@@ -1,7 +1,7 @@
-"""Mixers, found by name: `mixer.name=qmix` is the module `qllm_exp.mixers.qmix`; any other name is a module of the user's own.
+"""Mixers, selected by name: `mixer.name=qmix` is the module `qllm_exp.mixers.qmix`; any other name is a user's own module.
 
-Each module has `make(config, env) -> Mixer`: the `mixer` group of the configuration, and the environment whose sizes, state layout
-and task it is for.
+Each module has a function `make(config, env) -> Mixer`. `config` is the `mixer` group of the configuration; `env` has the sizes,
+the state layout and the task.
 """
 
 from typing import Any
@@ -14,6 +14,11 @@ __all__ = ["Mixer", "make_mixer"]
 
 
 def make_mixer(config: Any, env: TeamEnv) -> Mixer:
-    """Build the mixer that `config.name` names."""
+    """Build a mixer.
+
+    Args:
+        config: The `mixer` group; `config.name` selects the module.
+        env: The environment, for its sizes, state layout and task.
+    """
     mixer: Mixer = registry.find("mixer", config.name).make(config, env)
     return mixer

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 
 class JointAction:
-    """A joint action in some states, and what the agents think of it.
+    """A joint action in a batch of states, with the individual Qs of all actions.
 
     Attributes:
-        all_qs: [..., n, A] individual Qs. available: [..., n, A] bool. actions: [..., n] int64, those of the joint action.
+        all_qs: Individual Qs of every action, [..., n, A].
+        available: Available actions, [..., n, A] bool.
+        actions: The joint action, [..., n] int64.
     """
 
     def __init__(self, all_qs: Tensor, available: Tensor, actions: Tensor) -> None:
@@ -24,40 +26,50 @@ class JointAction:
 
     @cached_property
     def qs(self) -> Tensor:
-        """[..., n] individual Qs of the joint action."""
+        """Individual Qs [..., n] of the joint action."""
         return self.all_qs.gather(-1, self.actions.unsqueeze(-1)).squeeze(-1)
 
     @cached_property
     def best_actions(self) -> Tensor:
-        """[..., n] int64, the available action that each agent thinks most of."""
-        return greedy(self.all_qs, self.available)
+        """Available action with the highest individual Q of each agent, [..., n] int64."""
+        return greedy_actions(self.all_qs, self.available)
 
     @cached_property
     def best_qs(self) -> Tensor:
-        """[..., n] individual Qs of `best_actions`."""
+        """Individual Qs [..., n] of `best_actions`."""
         return self.all_qs.gather(-1, self.best_actions.unsqueeze(-1)).squeeze(-1)
 
     def one_hot(self, actions: Tensor) -> Tensor:
-        """[..., n * A] one-hot joint actions [..., n] int64, as numbers of the type of the Qs."""
+        """One-hot encoding [..., n * A] of joint actions [..., n] int64, in the dtype of the Qs."""
         return F.one_hot(actions, self.all_qs.shape[-1]).flatten(-2).to(self.all_qs.dtype)
 
 
-def greedy(all_qs: Tensor, available: Tensor) -> Tensor:
-    """[..., n] int64, the best available action by all_qs [..., n, A]."""
+def greedy_actions(all_qs: Tensor, available: Tensor) -> Tensor:
+    """Available action with the highest Q of each agent.
+
+    Args:
+        all_qs: [..., n, A].
+        available: [..., n, A] bool.
+
+    Returns:
+        [..., n] int64.
+    """
     return all_qs.detach().masked_fill(~available, -torch.inf).argmax(-1)
 
 
 class Mixer(nn.Module, ABC):
-    """Combines the agents' values of a joint action into the value of the team.
+    """Combines the individual Qs of a joint action into Q_tot.
 
-    Most mixers are a `forward`. `value`, `constraint` and `unrestricted` with `weight` are for those whose publication has more.
+    Most mixers implement `forward` only. The other methods are hooks for publications that need more: `q_tot` for mixers that
+    use the joint action itself, `auxiliary_loss` for additional losses, `unrestricted` with `td_weight` for weighted QMIX.
 
     Attributes:
-        monotone: dQ_tot/dQ_i >= 0 for every agent in `forward`, whatever the state.
-        learns: it has parameters that training changes.
-        per_agent: it does not mix; its output keeps the agent axis and each agent learns from the team reward alone.
-        unrestricted: a second mixer, over Qs of agents of its own, which can represent any value and gives the targets; this
-            one learns from them with `weight`.
+        monotone: Whether dQ_tot/dQ_i >= 0 in `forward` for every agent and state.
+        learns: Whether the mixer has trainable parameters.
+        per_agent: Whether the output keeps the agent axis: nothing is mixed, and each agent learns from the team reward alone.
+        unrestricted: A second mixer that can represent any joint value and mixes the Qs of a separate set of agents. If there
+            is one, it provides the TD targets, and this mixer's errors are weighted by `td_weight`. The attribute name is part
+            of saved policies.
     """
 
     monotone: bool
@@ -67,62 +79,86 @@ class Mixer(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unrestricted = None  # not on the class, where it would hide the module that a mixer sets
+        self.unrestricted = (
+            None  # an instance attribute: a class attribute would hide the submodule that a mixer assigns
+        )
 
     @abstractmethod
     def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
-        """Q_tot.
+        """Q_tot from individual Qs.
 
         Args:
-            agent_qs: [..., n_agents] values of the chosen actions.
-            state: [..., state_dim] global state, with the same leading dimensions.
+            agent_qs: Individual Qs of the chosen actions, [..., n].
+            state: Global state, [..., state_dim] with the same leading dimensions.
 
         Returns:
-            [...], or [..., n_agents] when `per_agent`.
+            [...], or [..., n] if `per_agent`.
         """
 
-    def value(self, joint: JointAction, state: Tensor) -> Tensor:
-        """Q_tot [...] of a joint action; for a mixer that asks more of it than the individual Qs."""
+    def q_tot(self, joint: JointAction, state: Tensor) -> Tensor:
+        """Q_tot of a joint action; override it if the individual Qs of the joint action are not enough.
+
+        Args:
+            joint: The joint action.
+            state: Global state, [..., state_dim].
+
+        Returns:
+            [...], or [..., n] if `per_agent`.
+        """
         q_tot: Tensor = self(joint.qs, state)
         return q_tot
 
-    def constraint(self, joint: JointAction, state: Tensor, value: Tensor) -> Tensor | None:
-        """A further loss [...] of each step, besides the squared error of the value; None: there is none.
+    def auxiliary_loss(self, joint: JointAction, state: Tensor, q_tot: Tensor) -> Tensor | None:
+        """Additional loss of each step, besides the squared TD error.
 
         Args:
-            value: [...] what `value` said of the joint action.
+            joint: The joint action.
+            state: Global state, [..., state_dim].
+            q_tot: Value that the method `q_tot` returned for the joint action, [...].
+
+        Returns:
+            [...], or None if there is no additional loss.
         """
         return None
 
-    def weight(self, joint: JointAction, q_tot: Tensor, target: Tensor, best: Tensor) -> Tensor:
-        """Weights [...] of the squared errors of a mixer that learns from an `unrestricted` one.
+    def td_weight(self, joint: JointAction, q_tot: Tensor, target: Tensor, best_q_tot: Tensor) -> Tensor:
+        """Weights of the squared TD errors of a mixer that has an `unrestricted` mixer.
 
         Args:
-            q_tot: [...] this mixer's value of the joint action. target: [...] what it is to be.
-            best: [...] the unrestricted value of the joint action that is best by the individual Qs.
+            joint: The joint action.
+            q_tot: This mixer's value of the joint action, [...].
+            target: TD targets, [...].
+            best_q_tot: The unrestricted mixer's value of the joint action that is best by the individual Qs, [...].
+
+        Returns:
+            [...].
         """
         raise NotImplementedError
 
 
 def mixing_loss(
-    mixer: Mixer, now: JointAction, central: JointAction | None, state: Tensor, q_tot: Tensor, target: Tensor
+    mixer: Mixer, joint: JointAction, central: JointAction | None, state: Tensor, q_tot: Tensor, target: Tensor
 ) -> Tensor:
-    """The loss of each step: the squared error of q_tot, and what else the mixer asks for.
+    """Loss of each step: the squared TD error of Q_tot and the additional losses of the mixer.
 
     Args:
-        now: a joint action in states [..., state_dim]. central: the same with the Qs that an unrestricted mixer mixes.
-        q_tot: [...] what `mixer.value` said of it, [..., n] of a mixer that is `per_agent`. target: alike, what it is to be.
+        mixer: The mixer.
+        joint: A joint action.
+        central: The same joint action with the Qs that the unrestricted mixer mixes; None if there is none.
+        state: Global state, [..., state_dim].
+        q_tot: Value that `mixer.q_tot` returned, [...], or [..., n] of a mixer that is `per_agent`.
+        target: TD targets, of the shape of `q_tot`.
 
     Returns:
         [...], or [..., n].
     """
     loss = (q_tot - target).square()
     if mixer.unrestricted is not None and central is not None:
-        free = mixer.unrestricted.value(central, state)
+        central_q_tot = mixer.unrestricted.q_tot(central, state)
         with torch.no_grad():
-            at_best = JointAction(central.all_qs, now.available, now.best_actions)
-            best = mixer.unrestricted.value(at_best, state)
-            share = mixer.weight(now, q_tot, target, best)
-        loss = share * loss + (free - target).square()
-    constraint = mixer.constraint(now, state, q_tot)
-    return loss if constraint is None else loss + constraint
+            central_best = JointAction(central.all_qs, joint.available, joint.best_actions)
+            best_q_tot = mixer.unrestricted.q_tot(central_best, state)
+            weight = mixer.td_weight(joint, q_tot, target, best_q_tot)
+        loss = weight * loss + (central_q_tot - target).square()
+    auxiliary_loss = mixer.auxiliary_loss(joint, state, q_tot)
+    return loss if auxiliary_loss is None else loss + auxiliary_loss

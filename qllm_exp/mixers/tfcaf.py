@@ -2,21 +2,21 @@
 
     Q_tot = n * f(q, s)                   (uniform weights 1/n give VDN)
 
-f has no parameters. For a function that is affine in q, f(q, s) = w(s) . q + b(s), w and b are read off it by evaluating
-it at q = 0 and at the unit vectors, and
+f has no parameters. A function that is affine in q has the form f(q, s) = w(s) . q + b(s). Evaluating it at q = 0 and at the
+unit vectors gives w and b, and
 
     Q_tot = n * (sum_i g(w_i(s)) q_i + b(s)),    g(w) = max(w, 0) with the IGM gate on, g(w) = w with it off.
 
-With the gate on (Definition 1 of version 4 of the paper: no agent's contribution is negative) dQ_tot/dQ_i = n g(w_i(s)) >= 0
-for every state by construction, so that the joint argmax is made of the individual argmaxes. An agent whose weight the
-function makes negative is muted, not turned round: nothing the function says of it asks for the opposite sign.
-A function that is not affine in q has no such weights: with the gate off it is evaluated as it is, with it on it is refused.
+With the gate on (Definition 1 in version 4 of the paper: no agent's contribution is negative) dQ_tot/dQ_i = n g(w_i(s)) >= 0
+in every state by construction, so that the individual argmaxes form the joint argmax. An agent whose weight is negative is
+muted; its sign is not reversed, because nothing in the function suggests the opposite sign. A function that is not affine in q
+has no such weights: it is evaluated as it is with the gate off, and is an error with the gate on.
 
 Deviations from the publication:
 1. The gate holds by construction; the public code trusts the written function.
-2. Training runs a tensor program that was read off the function and verified, never the model's Python (tfcaf/verify.py).
-3. The prompts' table of the state is made from the environment's own layout, where the public code keeps texts by hand.
-4. No return is shown to the evaluator, as published; `tfcaf.selection=probe` chooses by short training runs instead.
+2. Training runs a verified tensor program that was derived from the function, never the model's Python (generation/verify.py).
+3. The table of the state in the prompts is generated from the environment's layout; the public code maintains texts by hand.
+4. The evaluator sees no returns, as published. With `tfcaf.selection=probe`, short training runs select the function instead.
 """
 
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ from qllm_exp.mixers.base import Mixer
 
 @dataclass
 class Config(schema.FunctionMixerConfig):
+    """Options of `mixer=tfcaf`; conf/mixer/tfcaf.yaml explains them."""
+
     name: str = "tfcaf"
 
 
@@ -43,9 +45,12 @@ class Tfcaf(Mixer):
     """Runs the tensor program of a stored function.
 
     Args:
-        program: (agents_q [B, n], state [B, S]) -> [B, 1], qllm_exp.credit.program.Program.
-        affine: whether the program is affine in agents_q.
-        enforce: whether the IGM gate is on.
+        program: Tensor program (agents_q [B, n], state [B, S]) -> [B, 1], a qllm_exp.credit.program.Program.
+        affine: Whether the program is affine in agents_q.
+        enforce: Whether the IGM gate is on.
+
+    Raises:
+        UserError: The IGM gate is on and the program is not affine.
     """
 
     learns = False
@@ -56,40 +61,46 @@ class Tfcaf(Mixer):
         self.monotone = enforce
         if enforce and not affine:
             raise UserError(
-                "mixer.igm=enforce needs a credit-assignment function that is affine in the agents' Qs, and this one is not. "
-                "Use mixer.igm=relax, or another function (mixer.file=...)."
+                "mixer.igm=enforce requires a credit-assignment function that is affine in the agents' Qs, and this one is not. "
+                "Use mixer.igm=relax, or another function (mixer.file=PATH)."
             )
 
     def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
+        """Q_tot [...] of individual Qs [..., n] in states [..., state_dim]."""
         n = agent_qs.shape[-1]
-        rows = state.reshape(-1, state.shape[-1])
+        qs, states = agent_qs.reshape(-1, n), state.reshape(-1, state.shape[-1])
         if not self.affine:
-            whole: Tensor = n * self.program(agent_qs.reshape(-1, n), rows)
-            return whole.view(agent_qs.shape[:-1])
-        weights, bias = self.program.weights_and_bias(rows)
+            q_tot: Tensor = n * self.program(qs, states)
+            return q_tot.view(agent_qs.shape[:-1])
+        weights, bias = self.program.weights_and_bias(states)
         if self.enforce:
             weights = weights.clamp(min=0)
-        affine: Tensor = torch.linalg.vecdot(agent_qs.reshape(-1, n), weights) + bias.squeeze(-1)
-        return n * affine.view(agent_qs.shape[:-1])
+        value: Tensor = torch.linalg.vecdot(qs, weights) + bias.squeeze(-1)
+        return n * value.view(agent_qs.shape[:-1])
 
 
 def make(config: Config, env: TeamEnv) -> Tfcaf:
-    """The mixer of the stored function in `config.file`.
+    """Build the mixer of the stored function in `config.file`.
 
     Raises:
-        UserError: no file is given, or its function is for other sizes than the environment's.
+        UserError: `config.file` is empty, or its function does not fit the sizes of the environment.
     """
     if not config.file:
-        raise UserError("mixer=tfcaf needs a credit-assignment function: llm=bundled, or mixer.file=PATH.")
-    return mixer_of(stored_function.load(Path(config.file)), config.igm, env)
+        raise UserError("mixer=tfcaf needs a credit-assignment function: use llm=bundled, or mixer.file=PATH.")
+    return make_from_function(stored_function.load(Path(config.file)), config.igm, env)
 
 
-def mixer_of(function: Any, igm: str, env: TeamEnv) -> Tfcaf:
-    """The mixer that runs a stored function, with the IGM gate on (igm='enforce'), off ('relax') or as the task declares ('auto').
+def make_from_function(function: Any, igm: str, env: TeamEnv) -> Tfcaf:
+    """Build the mixer that runs a stored function.
+
+    Args:
+        function: A StoredFunction.
+        igm: IGM gate: 'enforce' (on), 'relax' (off) or 'auto' (on if the task is declared monotonic).
+        env: The environment, for its sizes and its task.
 
     Raises:
-        UserError: the function is for other sizes than the environment's.
+        UserError: The function does not fit the sizes of the environment, or the gate is on and the function is not affine.
     """
     function.check_fits(env)
     enforce = igm == "enforce" or (igm == "auto" and env.task.monotonic)
-    return Tfcaf(function.program, function.program.affine(extreme_states(env)), enforce)
+    return Tfcaf(function.program, function.program.is_affine(extreme_states(env)), enforce)

@@ -1,0 +1,1 @@
+"""Neural networks of agents, critics and mixers."""

@@ -1,6 +1,7 @@
-"""The networks of a team: recurrent or feed-forward, one that all agents share or one for each.
+"""Networks of a team: recurrent or feed-forward, shared by all agents or separate for each agent.
 
-Shapes: T steps, N copies or episodes, n agents, R rows (each one agent of one episode), I inputs, O outputs, H hidden units.
+Shapes: T steps, N environment copies or episodes, n agents, R rows (one agent of one episode each), I inputs, O outputs,
+H hidden units.
 """
 
 import torch
@@ -12,7 +13,13 @@ from qllm_exp.networks.recurrent import RecurrentAgent
 
 
 class FeedForwardAgent(nn.Module):
-    """Linear and ReLU, twice, then Linear. It remembers nothing: its hidden state has no elements."""
+    """Network without memory: Linear, ReLU, Linear, ReLU, Linear. Its hidden state is empty.
+
+    Args:
+        n_inputs: Number of inputs I.
+        n_outputs: Number of outputs O.
+        hidden: Width of both hidden layers.
+    """
 
     def __init__(self, n_inputs: int, n_outputs: int, hidden: int) -> None:
         super().__init__()
@@ -21,55 +28,80 @@ class FeedForwardAgent(nn.Module):
         self.fc_out = nn.Linear(hidden, n_outputs)
 
     def initial_hidden(self, rows: int, device: torch.device | str) -> Tensor:
-        """[R, 0]."""
+        """Empty hidden state [R, 0]."""
         return torch.zeros(rows, 0, dtype=self.fc_in.weight.dtype, device=device)
 
     @torch.no_grad()
     def step(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """One step for acting, without gradients: inputs [R, I] -> outputs [R, O], and the same nothing."""
+        """One step for acting, without gradients.
+
+        Args:
+            inputs: [R, I].
+            hidden: Empty hidden state [R, 0].
+
+        Returns:
+            Outputs [R, O] and the unchanged hidden state.
+        """
         return self.unroll(inputs), hidden
 
     def unroll(self, inputs: Tensor) -> Tensor:
         """Outputs [..., O] of inputs [..., I], differentiable."""
-        x: Tensor = self.fc_out(F.relu(self.fc_hidden(F.relu(self.fc_in(inputs)))))
-        return x
+        outputs: Tensor = self.fc_out(F.relu(self.fc_hidden(F.relu(self.fc_in(inputs)))))
+        return outputs
 
 
 class TeamNetwork(nn.Module):
     """Outputs of every agent from its own inputs.
 
     Args:
-        train: says which network, how wide, and whether the agents share it.
+        n_agents: Number of agents n.
+        n_inputs: Inputs I of each agent.
+        n_outputs: Outputs O of each agent.
+        train: The `train` group: kind and width of the network, and whether the agents share its parameters.
     """
 
     def __init__(self, n_agents: int, n_inputs: int, n_outputs: int, train: TrainConfig) -> None:
         super().__init__()
-        kind = RecurrentAgent if train.network == "gru" else FeedForwardAgent
+        network_class = RecurrentAgent if train.network == "gru" else FeedForwardAgent
         count = 1 if train.share_parameters else n_agents
         self.n_agents = n_agents
-        self.members = nn.ModuleList(kind(n_inputs, n_outputs, train.hidden) for _ in range(count))
+        self.members = nn.ModuleList(network_class(n_inputs, n_outputs, train.hidden) for _ in range(count))
 
     def initial_hidden(self, num_envs: int, device: torch.device | str) -> Tensor:
         """Hidden states [N, n, H] before the first step of an episode."""
-        return self._each()[0].initial_hidden(num_envs * self.n_agents, device).view(num_envs, self.n_agents, -1)
+        hidden = self._networks()[0].initial_hidden(num_envs * self.n_agents, device)
+        return hidden.view(num_envs, self.n_agents, -1)
 
     @torch.no_grad()
     def step(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """One step for acting, without gradients: inputs [N, n, I], hidden [N, n, H] -> outputs [N, n, O], next hidden."""
-        lead = inputs.shape[:-1]
-        each = self._each()
-        if len(each) == 1:
-            out, last = each[0].step(inputs.flatten(0, 1), hidden.flatten(0, 1))
-            return out.view(*lead, -1), last.view(*lead, -1)
-        pairs = [one.step(inputs[:, i].contiguous(), hidden[:, i].contiguous()) for i, one in enumerate(each)]
-        return torch.stack([out for out, _ in pairs], 1), torch.stack([last for _, last in pairs], 1)
+        """One step for acting, without gradients.
+
+        Args:
+            inputs: [N, n, I].
+            hidden: [N, n, H].
+
+        Returns:
+            Outputs [N, n, O] and the next hidden states [N, n, H].
+        """
+        networks = self._networks()
+        if len(networks) == 1:
+            leading = inputs.shape[:-1]
+            outputs, next_hidden = networks[0].step(inputs.flatten(0, 1), hidden.flatten(0, 1))
+            return outputs.view(*leading, -1), next_hidden.view(*leading, -1)
+        results = [
+            network.step(inputs[:, i].contiguous(), hidden[:, i].contiguous()) for i, network in enumerate(networks)
+        ]
+        all_outputs, all_hidden = zip(*results, strict=True)
+        return torch.stack(all_outputs, 1), torch.stack(all_hidden, 1)
 
     def unroll(self, inputs: Tensor) -> Tensor:
         """Outputs [T, N, n, O] along whole episodes of inputs [T, N, n, I], differentiable."""
-        each = self._each()
-        if len(each) == 1:
-            return each[0].unroll(inputs.flatten(1, 2)).view(*inputs.shape[:-1], -1)
-        return torch.stack([one.unroll(inputs[:, :, i].contiguous()) for i, one in enumerate(each)], 2)
+        networks = self._networks()
+        if len(networks) == 1:
+            return networks[0].unroll(inputs.flatten(1, 2)).view(*inputs.shape[:-1], -1)
+        outputs = [network.unroll(inputs[:, :, i].contiguous()) for i, network in enumerate(networks)]
+        return torch.stack(outputs, 2)
 
-    def _each(self) -> list[RecurrentAgent | FeedForwardAgent]:
-        return list(self.members)  # type: ignore[arg-type]  # nn.ModuleList forgets what it holds
+    def _networks(self) -> list[RecurrentAgent | FeedForwardAgent]:
+        """One shared network, or one per agent."""
+        return list(self.members)  # type: ignore[arg-type]  # nn.ModuleList does not know the type of its modules

@@ -1,12 +1,12 @@
 // Linear + ReLU -> GRU -> Linear over whole sequences of many short rows, single precision, one thread.
 //
-// A block of rows goes through all time steps, so that its activations stay in the second-level cache. The gates, the
-// candidate and the new hidden state of a tile of rows are computed from accumulators that never leave the registers.
-// Every result of a row depends on that row alone and is summed in an order that only the shapes decide.
+// Rows are processed in blocks. One block passes through all time steps, so that its activations stay in the L2 cache.
+// Gates, candidate and new hidden state of a tile of rows are computed from accumulators that stay in registers.
+// The result of a row depends on that row alone, and the order of summation depends on the shapes alone.
 //
-// Letters: T steps, R rows, I inputs, H hidden units, A actions; P = panels of W lanes that cover H, Hp = P * W.
-// Parameters come in the order fc_in.weight [H, I], fc_in.bias, weight_ih [3H, H], weight_hh [3H, H], bias_ih,
-// bias_hh, fc_out.weight [A, H], fc_out.bias; gates in the order reset, update, candidate.
+// Notation: T steps, R rows, I inputs, H hidden units, A actions; P panels of W lanes that cover H, Hp = P * W.
+// Order of the parameters: fc_in.weight [H, I], fc_in.bias, weight_ih [3H, H], weight_hh [3H, H], bias_ih,
+// bias_hh, fc_out.weight [A, H], fc_out.bias; order of the gates: reset, update, candidate.
 
 #include <cstdint>
 #include <cstdlib>
@@ -26,7 +26,7 @@ constexpr int W = 4, ROWS = 6, COLUMNS = 4, CELL_ROWS = 6;
 #else
 constexpr int W = 4, ROWS = 3, COLUMNS = 4, CELL_ROWS = 3;
 #endif
-constexpr int64_t BLOCK = 96;  // rows that go through time together
+constexpr int64_t BLOCK = 96;  // rows that pass through all time steps together
 
 typedef float V __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t N __attribute__((vector_size(W * 4)));
@@ -35,9 +35,9 @@ enum { FC_IN, FC_IN_BIAS, WEIGHT_IH, WEIGHT_HH, BIAS_IH, BIAS_HH, FC_OUT, FC_OUT
 
 inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
-inline V splat(float x) { return x - V{}; }  // minus zero changes no value, so that this is one broadcast
+inline V splat(float x) { return x - V{}; }  // subtracting zero changes no value, so this compiles to one broadcast
 
-// The first argument wins only if it is truly beyond the second, so that a NaN in x stays.
+// The bound is returned only if it is strictly beyond x, so that a NaN in x is preserved.
 #if defined(__AVX512F__)
 inline V at_least(float low, V x) { return (V)_mm512_max_ps((__m512)splat(low), (__m512)x); }
 inline V at_most(float high, V x) { return (V)_mm512_min_ps((__m512)splat(high), (__m512)x); }
@@ -49,7 +49,7 @@ inline V at_least(float low, V x) { return splat(low) > x ? splat(low) : x; }
 inline V at_most(float high, V x) { return splat(high) < x ? splat(high) : x; }
 #endif
 
-// 2^(c * x) = power * (1 + rest), with |rest| < 0.42 known to a few units in its own last place.
+// 2^(c * x) = power * (1 + rest), with |rest| < 0.42, accurate to a few units in the last place of rest.
 struct Exponential {
     V power, rest;
     Exponential(V x, float c) {
@@ -78,9 +78,9 @@ inline V tanh_(V x) {
     return m / (m + 2.0f);
 }
 
-// Memory for packed weights and one block of rows; kept from call to call because fresh pages are slow.
+// Memory for packed weights and one block of rows. It is kept between calls because newly mapped pages are slow.
 class Scratch {
-    static constexpr int64_t LINE = 16, PIECES = 16;  // floats in a cache line; most pieces that are taken at a time
+    static constexpr int64_t LINE = 16, PIECES = 16;  // floats in a cache line; maximum number of pieces in use
     float *start = nullptr, *next = nullptr;
     int64_t size = 0;
 
@@ -112,8 +112,8 @@ thread_local Scratch scratch;
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Shape {
-    int64_t T, R, I, H, A, Hp, Ap;  // Ap: actions in whole vectors
-    int64_t block;                  // rows of every block but the last: even shares, in whole tiles
+    int64_t T, R, I, H, A, Hp, Ap;  // Ap: A rounded up to whole vectors
+    int64_t block;                  // rows of every block but the last: an equal share, rounded up to whole tiles
     explicit Shape(const int64_t* d) : T(d[0]), R(d[1]), I(d[2]), H(d[3]), A(d[4]) {
         Hp = divide_up(H, W) * W;
         Ap = divide_up(A, W) * W;
@@ -123,9 +123,9 @@ struct Shape {
     int64_t rows(int64_t first) const { return R - first < block ? R - first : block; }
 };
 
-// What the forward pass leaves for the backward pass, for the rows of one block.
+// Activations that the forward pass saves for the backward pass, for the rows of one block.
 struct Saved {
-    // [T, b, Hp] each for x and h, and [T, b, P, 4, W] with the gates r, z, n, and W_hn h + b_hn
+    // x and h: [T, b, Hp]. gates: [T, b, P, 4, W] with r, z, n and W_hn h + b_hn
     float *x = nullptr, *h = nullptr, *gates = nullptr;
 
     Saved(float* all, const Shape& s, int64_t first) {
@@ -139,7 +139,8 @@ struct Saved {
 
 // ---- products -------------------------------------------------------------------------------------------------
 
-// One tile of C = A B, or C += A B: A is [MR, K] with rows lda apart or, transposed, [K, MR]; B is [K, NV * W].
+// One tile of C = A B, or of C += A B if `add`. A is [MR, K] with row stride lda, or [K, MR] if TRANSPOSED.
+// B is [K, NV * W].
 template <int MR, int NV, bool TRANSPOSED>
 void tile(int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
     V sum[MR][NV] = {};
@@ -187,7 +188,7 @@ void tiles(int64_t M, int64_t vectors, int64_t K, const float* a, int64_t lda, c
     }
 }
 
-// C [M, width] = A B, or C += A B, over K. B is packed in Panels (ldb = 0) or plain with rows ldb apart.
+// C [M, width] = A B, or C += A B if `add`, summed over K. B is packed in Panels (ldb = 0) or has row stride ldb.
 template <bool TRANSPOSED>
 void product(int64_t M, int64_t width, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
              int64_t ldc, bool add) {
@@ -199,7 +200,8 @@ void product(int64_t M, int64_t width, int64_t K, const float* a, int64_t lda, c
 
 // ---- packing --------------------------------------------------------------------------------------------------
 
-// Place of element (k, j) of a [K, width] matrix packed for `product`: panels of COLUMNS vectors, each contiguous.
+// A [K, width] matrix packed for `product` into contiguous panels of COLUMNS vectors. at(k, j) is the address of
+// element (k, j).
 struct Panels {
     float* to;
     int64_t K, width;
@@ -226,7 +228,7 @@ void pack_rows(const float* from, int64_t rows, int64_t columns, int64_t first_r
     }
 }
 
-// A weight [3H, H] of the cell for `cell`: [P, H, 3, W], so that a panel of units reads its three gates in one stream.
+// Pack a weight [3H, H] of the cell as [P, H, 3, W], so that a panel of units reads its three gates sequentially.
 void pack_cell(const float* from, int64_t H, float* to) {
     for (int64_t p = 0; p * W < H; ++p)
         for (int64_t gate = 0; gate < 3; ++gate)
@@ -241,10 +243,10 @@ void pack_cell(const float* from, int64_t H, float* to) {
 
 struct Cell {
     int64_t H, Hp;
-    const float *input, *hidden, *bias;  // packed: [P, H, 3, W] twice, [P, 4, W] with the biases of r, z, n and W_hn h
+    const float *input, *hidden, *bias;  // packed: weights [P, H, 3, W]; biases of r, z, n and W_hn h [P, 4, W]
 };
 
-// New hidden state of MR rows and one panel of units. h null: the hidden state before is zero.
+// New hidden state of MR rows and one panel of units. A null h stands for a previous hidden state of zeros.
 template <int MR>
 void cell_tile(const Cell& c, int64_t p, const float* x, const float* h, float* h_next, float* gates) {
     V r[MR] = {}, z[MR] = {}, n[MR] = {}, m[MR] = {};
@@ -304,8 +306,9 @@ void cell_rows(const Cell& c, int64_t p, int64_t left, const float* x, const flo
 
 // ---- backward -------------------------------------------------------------------------------------------------
 
-// Gradients before the gates of one step, from dh [b, Hp], which becomes the part of dh before the cell that does not
-// pass a weight. d: [b, 4, Hp] with candidate, reset, update, W_hn h. sums: [4, Hp], d summed over rows.
+// Gradients of the gates' pre-activations of one step, from dh [b, Hp], the gradient of the new hidden state. dh is
+// overwritten with the part of the gradient of the previous hidden state that passes through no weight.
+// d: [b, 4, Hp] for candidate, reset, update and W_hn h. sums: [4, Hp], to which the sums of d over rows are added.
 void gate_gradients(int64_t b, int64_t Hp, const float* gates, const float* h, float* dh, float* d, float* sums) {
     for (int64_t j = 0; j < Hp; j += W) {
         V sum_n{}, sum_r{}, sum_z{}, sum_m{};
@@ -340,13 +343,14 @@ void gate_gradients(int64_t b, int64_t Hp, const float* gates, const float* h, f
 
 extern "C" {
 
-// Floats that `saved` must hold.
+// Number of floats in the buffer `saved`.
 int64_t qllm_recurrent_saved_size(const int64_t* dims) {
     const Shape s(dims);
     return s.T * s.R * 6 * s.Hp;
 }
 
-// q [T, R, A] from inputs [T, R, I]. h_first, h_last [R, H] and saved may be null. Returns 0, or 1 without memory.
+// Compute q [T, R, A] from inputs [T, R, I]. h_first, h_last [R, H] and saved may be null.
+// Returns 0, or 1 if an allocation failed.
 int qllm_recurrent_forward(const int64_t* dims, const float* const* params, const float* inputs, const float* h_first,
                            float* h_last, float* q, float* saved) {
     const Shape s(dims);
@@ -402,18 +406,19 @@ int qllm_recurrent_forward(const int64_t* dims, const float* const* params, cons
     return 0;
 }
 
-// Gradients of all parameters, in the order of the parameters, from grad_q [T, R, A] and what the forward pass saved.
+// Compute the gradients of all parameters, in their order, from grad_q [T, R, A] and the activations saved by the
+// forward pass. Returns 0, or 1 if an allocation failed.
 int qllm_recurrent_backward(const int64_t* dims, const float* const* params, const float* inputs, float* saved,
                             const float* grad_q, float* const* grads) {
     const Shape s(dims);
     const int64_t H = s.H, Hp = s.Hp, weight = 3 * Hp * Hp;
-    // Steps whose weight gradients are summed in one product. More than one only where one block has all rows, so that
-    // the rows of consecutive steps lie one after the other.
+    // Number of steps whose weight gradients are summed in one product. It exceeds one only if a single block holds all
+    // rows: then the rows of consecutive steps are contiguous.
     const int64_t chunk = s.block < BLOCK ? BLOCK / s.block : 1, rows = chunk * s.block;
     if (!scratch.reserve(4 * weight + (s.I + 2 * s.A + 5 + s.block + 5 * rows) * Hp)) return 1;
     float *to_input = scratch.zeros(weight), *to_hidden = scratch.zeros(weight);
     float* from_q = scratch.zeros(s.A * Hp);
-    for (int64_t gate = 0; gate < 3; ++gate) {  // in the order of gate_gradients: n, r, z for x and r, z, n for h
+    for (int64_t gate = 0; gate < 3; ++gate) {  // order of gate_gradients: n, r, z for x; r, z, n for h
         pack_rows(params[WEIGHT_IH] + gate * H * H, H, H, (gate + 1) % 3 * Hp, {to_input, 3 * Hp, Hp});
         pack_rows(params[WEIGHT_HH] + gate * H * H, H, H, gate * Hp, {to_hidden, 3 * Hp, Hp});
     }

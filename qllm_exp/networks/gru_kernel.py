@@ -1,7 +1,8 @@
-"""The compiled recurrent network for CPU: built from gru_kernel.cpp at first use, kept on disk, called through ctypes.
+"""The compiled recurrent network for the CPU: built from gru_kernel.cpp at first use, cached on disk, called through ctypes.
 
-`QLLM_EXP_NATIVE=0` switches it off and `CXX` chooses the compiler. Where nothing can be built, everything still runs
-in plain torch, only slower. `python -m qllm_exp.networks.gru_kernel` builds it and says which of the two is in use.
+`QLLM_EXP_NATIVE=0` disables it, `CXX` selects the compiler. Without a working compiler the network runs in plain torch, which
+gives the same results up to rounding but is slower. `python -m qllm_exp.networks.gru_kernel` builds the kernel and prints
+whether the kernel or torch is in use.
 
 Shapes: T steps, R rows, I inputs, H hidden units, A actions.
 """
@@ -31,59 +32,71 @@ from qllm_exp.utils.files import cache_folder
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-std=gnu++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
-_TUNING = ("-march=native", "-mcpu=native", "")  # how compilers for different processors say "for this machine"
+_TUNING = ("-march=native", "-mcpu=native", "")  # spellings of "tune for this machine"; "" if neither is accepted
 _COMPILERS = ("c++", "g++", "clang++")
-_BUILD_SECONDS = 120
+_BUILD_TIMEOUT_S = 120
 _log = logging.getLogger(__name__)
 
 
 class _UnavailableError(Exception):
-    """Why there is no compiled network."""
+    """The kernel cannot be built; the message is the reason."""
 
 
 # ---- building and loading
 
 
 def _run(command: Sequence[str]) -> str:
-    """Standard output of a command; _UnavailableError with its last words when it cannot run or fails."""
+    """Run a command and return its standard output.
+
+    Raises:
+        _UnavailableError: The command cannot be started, takes too long, or fails; with its first error line.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _UnavailableError(f"{command[0]}: {error}") from error
-    if done.returncode != 0:
-        said = done.stderr.splitlines() or ["failed without a message"]
-        telling = [line for line in said if "error" in line.lower()] or said[-1:]
-        raise _UnavailableError(f"{command[0]}: {telling[0].strip()}")
-    return done.stdout
+    if process.returncode != 0:
+        lines = process.stderr.splitlines() or ["failed without a message"]
+        error_lines = [line for line in lines if "error" in line.lower()] or lines[-1:]
+        raise _UnavailableError(f"{command[0]}: {error_lines[0].strip()}")
+    return process.stdout
 
 
 def _compilers() -> list[list[str]]:
-    """Commands to try, best first: $CXX alone where it is set."""
-    if chosen := shlex.split(os.environ.get("CXX", "")):
-        return [chosen]
-    if found := [[name] for name in _COMPILERS if shutil.which(name)]:
-        return found
+    """Compiler commands to try, best first; only $CXX if it is set.
+
+    Raises:
+        _UnavailableError: No compiler is installed.
+    """
+    if command := shlex.split(os.environ.get("CXX", "")):
+        return [command]
+    if installed := [[name] for name in _COMPILERS if shutil.which(name)]:
+        return installed
     raise _UnavailableError(f"no C++ compiler: none of {', '.join(_COMPILERS)} is on PATH; install g++ or set CXX")
 
 
 def _processor() -> str:
-    """What decides the code made by -march=native: two machines may share one home directory."""
+    """Description of the processor, which determines the code of -march=native: machines may share one home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         lines = []
-    telling = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU "))]
-    return "\n".join([platform.machine(), platform.processor(), *telling])
+    features = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU "))]
+    return "\n".join([platform.machine(), platform.processor(), *features])
 
 
-def _compile(to: Path) -> None:
-    """Build gru_kernel.cpp with the first compiler and tuning that work."""
+def _compile(output: Path) -> None:
+    """Build gru_kernel.cpp with the first combination of compiler and tuning flag that works.
+
+    Raises:
+        _UnavailableError: No combination works; with the reason of the first.
+    """
     reasons = []
     for compiler in _compilers():
         for tuning in _TUNING:
             flags = [*_FLAGS, tuning] if tuning else [*_FLAGS]
             try:
-                _run([*compiler, *flags, str(_SOURCE), "-o", str(to)])
+                _run([*compiler, *flags, str(_SOURCE), "-o", str(output)])
                 return
             except _UnavailableError as error:
                 reasons.append(str(error))
@@ -91,73 +104,82 @@ def _compile(to: Path) -> None:
 
 
 def _file_name() -> str:
-    """A name that changes with everything that decides what is in the file."""
+    """Name of the library, with a hash of everything that determines its content."""
     compiler = _compilers()[0]
     parts = [_SOURCE.read_text(), *compiler, _run([*compiler, "--version"]), *_FLAGS, *_TUNING, _processor()]
     return f"native-{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}.so"
 
 
-def _from_cache() -> tuple[ctypes.CDLL, str]:
-    """Load the file from the user's cache, building it first where it is not there yet; OSError if that is no place."""
+def _load_cached() -> tuple[ctypes.CDLL, str]:
+    """Load the library from the user's cache, and build it first if it is missing.
+
+    Returns:
+        The library and its path.
+
+    Raises:
+        OSError: The cache is not usable.
+        _UnavailableError: The library cannot be built.
+    """
     try:
         cache = cache_folder()
     except RuntimeError as error:
         raise OSError(str(error)) from error
-    built = cache / _file_name()
-    if not built.exists():
+    path = cache / _file_name()
+    if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as folder:
-            _compile(Path(folder) / built.name)
-            os.replace(Path(folder) / built.name, built)  # others that build at the same time see all of it or nothing
-    return ctypes.CDLL(str(built)), str(built)
+            _compile(Path(folder) / path.name)
+            os.replace(Path(folder) / path.name, path)  # atomic: other processes never see a partial file
+    return ctypes.CDLL(str(path)), str(path)
 
 
-def _for_this_process() -> tuple[ctypes.CDLL, str]:
-    """Build and load without leaving a file behind."""
+def _load_temporary() -> tuple[ctypes.CDLL, str]:
+    """Build and load the library without leaving a file behind."""
     with tempfile.TemporaryDirectory(prefix="qllm_exp-") as folder:
-        built = Path(folder) / "native.so"
-        _compile(built)
-        return ctypes.CDLL(str(built)), "for this process only: the cache cannot be written"
+        path = Path(folder) / "native.so"
+        _compile(path)
+        return ctypes.CDLL(str(path)), "for this process only: the cache cannot be written"
 
 
 @functools.cache
 def _library() -> tuple[ctypes.CDLL | None, str]:
-    """The loaded library or None, and where it lies or why there is none."""
+    """The loaded library and its path, or None and the reason."""
     if os.environ.get("QLLM_EXP_NATIVE") == "0":
         return None, "QLLM_EXP_NATIVE=0"
     try:
         try:
-            library, place = _from_cache()
+            library, path = _load_cached()
         except OSError:
-            library, place = _for_this_process()
+            library, path = _load_temporary()
     except (_UnavailableError, OSError) as error:
-        _log.info("The recurrent network runs in plain torch, more slowly: %s", error)
+        _log.info("No compiled network; the slower torch version is used: %s", error)
         return None, str(error)
     library.qllm_recurrent_saved_size.restype = ctypes.c_int64
-    return library, place
+    return library, path
 
 
 def available() -> bool:
-    """Whether the compiled network can be used; the first call may build it, which takes a few seconds."""
+    """Whether the compiled network can be used. The first call may build it, which takes a few seconds."""
     return _library()[0] is not None
 
 
 def status() -> str:
-    """'native (path)' or 'torch (reason)'."""
+    """The implementation in use: 'native (PATH)' or 'torch (REASON)'."""
     library, detail = _library()
-    return f"{'torch' if library is None else 'native'} ({detail})"
+    implementation = "torch" if library is None else "native"
+    return f"{implementation} ({detail})"
 
 
 # ---- calling
 
-# Memory of finished updates. What a forward pass saves is some megabytes, which the system would hand out page by page,
-# and take back, in every update.
-_SPARE_BYTES = 64 * 2**20
+# Buffers of finished updates, kept for reuse. A forward pass saves several megabytes for the backward pass. A new allocation
+# per update would cost page faults every time.
+_MAX_SPARE_BYTES = 64 * 2**20
 _spare: deque[np.ndarray[Any, np.dtype[np.float32]]] = deque(maxlen=3)
 
 
 def _workspace(floats: int) -> Tensor:
-    """Uninitialised float32 [floats], on a cache line, whose memory is used again once no tensor refers to it."""
+    """Uninitialised float32 tensor [floats], aligned to a cache line. Its memory is reused once no tensor refers to it."""
     try:
         memory = _spare.pop()
     except IndexError:
@@ -165,21 +187,25 @@ def _workspace(floats: int) -> Tensor:
     if memory.size < floats + 16:
         memory = np.empty(floats + 16, np.float32)
     first = -memory.ctypes.data % 64 // 4
-    lent = memory[first : first + floats]
-    if memory.nbytes <= _SPARE_BYTES:
-        weakref.finalize(lent, _spare.append, memory).atexit = False
-    return torch.from_numpy(lent)
+    view = memory[first : first + floats]
+    if memory.nbytes <= _MAX_SPARE_BYTES:
+        weakref.finalize(view, _spare.append, memory).atexit = False
+    return torch.from_numpy(view)
 
 
 def _sizes(inputs: Tensor, params: Sequence[Tensor]) -> list[int]:
-    """[T, R, I, H, A] of a call; ValueError where a tensor does not fit what the compiled code will read."""
+    """Sizes [T, R, I, H, A] of a call.
+
+    Raises:
+        ValueError: The shape of a tensor is not the one that the compiled code reads.
+    """
     n_actions, hidden = params[6].shape
     steps, rows, n_inputs = inputs.shape
     weight, bias = (3 * hidden, hidden), (3 * hidden,)
     expected = [(hidden, n_inputs), (hidden,), weight, weight, bias, bias, (n_actions, hidden), (n_actions,)]
-    given = [tuple(p.shape) for p in params]
-    if given != expected:
-        raise ValueError(f"inputs {tuple(inputs.shape)} do not fit parameters {given}: expected {expected}")
+    shapes = [tuple(p.shape) for p in params]
+    if shapes != expected:
+        raise ValueError(f"inputs {tuple(inputs.shape)} do not fit parameters of shapes {shapes}: expected {expected}")
     return [steps, rows, n_inputs, hidden, n_actions]
 
 
@@ -193,13 +219,24 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 def _call(name: str, *arguments: Any) -> None:
     if getattr(_library()[0], name)(*arguments) != 0:
-        raise MemoryError(f"{name}: no memory for its working arrays")
+        raise MemoryError(f"{name}: cannot allocate its working arrays")
 
 
 def _forward(
     inputs: Tensor, params: Sequence[Tensor], hidden: Tensor | None, last: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """q [T, R, A] and, if `keep`, what the backward pass needs. Tensors are contiguous float32 on CPU."""
+    """Run the forward pass; tensors are contiguous float32 on the CPU.
+
+    Args:
+        inputs: [T, R, I].
+        params: As for `unroll`.
+        hidden: Hidden state [R, H] before the first step; None for zeros.
+        last: Where the last hidden state [R, H] is written; None to discard it.
+        keep: Whether to save activations for the backward pass.
+
+    Returns:
+        Individual Qs [T, R, A], and the saved activations or None.
+    """
     sizes = _sizes(inputs, params)
     dims = (ctypes.c_int64 * 5)(*sizes)
     library = _library()[0]
@@ -212,7 +249,7 @@ def _forward(
 
 
 class _Unroll(torch.autograd.Function):
-    """`unroll` with gradients for the parameters, and none for the inputs."""
+    """`unroll` with gradients of the parameters, not of the inputs."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, inputs: Tensor, *params: Tensor) -> Tensor:
@@ -230,27 +267,37 @@ class _Unroll(torch.autograd.Function):
         dims = (ctypes.c_int64 * 5)(*_sizes(inputs, params))
         arrays = [_pointer(tensor) for tensor in (inputs, saved, grad_q)]
         _call("qllm_recurrent_backward", dims, _pointers(params), *arrays, _pointers(grads))
-        return None, *[grad if wanted else None for grad, wanted in zip(grads, ctx.needs_input_grad[1:], strict=True)]
+        needs_grad = ctx.needs_input_grad[1:]
+        return None, *[grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)]
 
 
-def _ready(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors as the compiled code reads them; TypeError for anything but float32 on CPU."""
+def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous versions of the tensors.
+
+    Raises:
+        TypeError: A tensor is not float32 on the CPU.
+    """
     for tensor in tensors:
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            raise TypeError(f"the compiled network takes float32 on cpu, not {tensor.dtype} on {tensor.device}")
+            raise TypeError(f"the compiled network requires float32 on cpu, not {tensor.dtype} on {tensor.device}")
     return [tensor.contiguous() for tensor in tensors]
 
 
 def unroll(inputs: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """q [T, R, A] of a sequence inputs [T, R, I] from a zero hidden state, differentiable in the parameters.
+    """Individual Qs along a sequence from a zero hidden state, differentiable in the parameters.
 
     Args:
-        params: weight and bias of fc_in; weight_ih, weight_hh, bias_ih, bias_hh of the cell; weight and bias of fc_out.
+        inputs: [T, R, I].
+        params: Weight and bias of fc_in; weight_ih, weight_hh, bias_ih, bias_hh of the cell; weight and bias of fc_out.
+
+    Returns:
+        [T, R, A].
 
     Raises:
-        TypeError, ValueError: tensors of another type, device or shape.
+        TypeError: A tensor is not float32 on the CPU.
+        ValueError: The shapes do not fit together.
     """
-    inputs, *params = _ready([inputs, *params])
+    inputs, *params = _contiguous([inputs, *params])
     if torch.is_grad_enabled() and any(p.requires_grad for p in params):
         q: Tensor = _Unroll.apply(inputs, *params)  # type: ignore[no-untyped-call]
         return q
@@ -258,10 +305,24 @@ def unroll(inputs: Tensor, params: Sequence[Tensor]) -> Tensor:
 
 
 def step(inputs: Tensor, hidden: Tensor, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """q [R, A] and next hidden [R, H] from inputs [R, I] and hidden [R, H], without gradients. Raises as `unroll`."""
-    inputs, hidden, *params = _ready([inputs, hidden, *params])
-    if hidden.shape != (len(inputs), params[6].shape[1]):
-        raise ValueError(f"hidden {tuple(hidden.shape)} does not fit: expected {(len(inputs), params[6].shape[1])}")
+    """One step, without gradients.
+
+    Args:
+        inputs: [R, I].
+        hidden: [R, H].
+        params: As for `unroll`.
+
+    Returns:
+        Individual Qs [R, A] and the next hidden state [R, H].
+
+    Raises:
+        TypeError: A tensor is not float32 on the CPU.
+        ValueError: The shapes do not fit together.
+    """
+    inputs, hidden, *params = _contiguous([inputs, hidden, *params])
+    expected = (len(inputs), params[6].shape[1])
+    if hidden.shape != expected:
+        raise ValueError(f"hidden state of shape {tuple(hidden.shape)} does not fit: expected {expected}")
     last = torch.empty_like(hidden)
     return _forward(inputs[None], params, hidden, last, keep=False)[0][0], last
 

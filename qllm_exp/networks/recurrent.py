@@ -1,6 +1,6 @@
-"""The agents' network of deep multi-agent Q-learning: Linear and ReLU, a GRU, Linear (as in QMIX, Rashid et al. 2018).
+"""The agents' network of deep multi-agent Q-learning: Linear, ReLU, GRU, Linear (as in QMIX, Rashid et al. 2018).
 
-Shapes: T steps, R rows (each one agent of one episode), I inputs, H hidden units, A actions.
+Shapes: T steps, R rows (one agent of one episode each), I inputs, H hidden units, A actions.
 """
 
 import torch
@@ -11,10 +11,16 @@ from qllm_exp.networks import gru_kernel
 
 
 class RecurrentAgent(nn.Module):
-    """Individual Q of each row from its history of inputs, with parameters that all rows share.
+    """Individual Qs of each row from its history of inputs; all rows share the parameters.
 
-    On CPU in float32 it runs compiled code where that could be built (see `native`), else torch's own operations. The
-    two agree up to rounding. The compiled code gives a row the same bits in `step` and `unroll`, and in every call.
+    On the CPU in float32 it runs the compiled kernel where that could be built (see gru_kernel.py), otherwise torch's own
+    operations. The two agree up to rounding. The compiled kernel gives a row the same bits in `step` and `unroll`, and in
+    every call.
+
+    Args:
+        n_inputs: Number of inputs I.
+        n_actions: Number of outputs A.
+        hidden: Hidden units H.
     """
 
     def __init__(self, n_inputs: int, n_actions: int, hidden: int) -> None:
@@ -29,22 +35,30 @@ class RecurrentAgent(nn.Module):
 
     @torch.no_grad()
     def step(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """One step for acting, without gradients: inputs [R, I], hidden [R, H] -> q [R, A], next hidden [R, H]."""
-        if self._runs_natively(inputs):
-            return gru_kernel.step(inputs, hidden, self._weights())
-        x, last = self._sequence(F.relu(self.fc_in(inputs))[None], hidden)
-        return self.fc_out(x[0]), last
+        """One step for acting, without gradients.
+
+        Args:
+            inputs: [R, I].
+            hidden: [R, H].
+
+        Returns:
+            Individual Qs [R, A] and the next hidden state [R, H].
+        """
+        if self._uses_kernel(inputs):
+            return gru_kernel.step(inputs, hidden, self._kernel_parameters())
+        states, next_hidden = self._run_gru(F.relu(self.fc_in(inputs))[None], hidden)
+        return self.fc_out(states[0]), next_hidden
 
     def unroll(self, inputs: Tensor) -> Tensor:
-        """q [T, R, A] for whole sequences inputs [T, R, I] from the zero hidden state, differentiable."""
-        if self._runs_natively(inputs):
-            return gru_kernel.unroll(inputs, self._weights())
-        x, _ = self._sequence(F.relu(self.fc_in(inputs)), self.initial_hidden(inputs.shape[1], inputs.device))
-        q: Tensor = self.fc_out(x)
+        """Individual Qs [T, R, A] along whole sequences [T, R, I] from a zero hidden state, differentiable."""
+        if self._uses_kernel(inputs):
+            return gru_kernel.unroll(inputs, self._kernel_parameters())
+        states, _ = self._run_gru(F.relu(self.fc_in(inputs)), self.initial_hidden(inputs.shape[1], inputs.device))
+        q: Tensor = self.fc_out(states)
         return q
 
-    def _runs_natively(self, inputs: Tensor) -> bool:
-        """Whether the compiled code can do this call: it knows no gradient of the inputs."""
+    def _uses_kernel(self, inputs: Tensor) -> bool:
+        """Whether the compiled kernel can handle this call. The kernel does not compute gradients of the inputs."""
         return (
             inputs.device.type == "cpu"
             and inputs.dtype == self.fc_in.weight.dtype == torch.float32
@@ -53,23 +67,28 @@ class RecurrentAgent(nn.Module):
             and gru_kernel.available()
         )
 
-    def _weights(self) -> list[Tensor]:
+    def _kernel_parameters(self) -> list[Tensor]:
+        """All parameters in the order that the compiled kernel expects."""
         first, last = self.fc_in, self.fc_out
-        return [first.weight, first.bias, *self._cell_weights(), last.weight, last.bias]
+        return [first.weight, first.bias, *self._gru_parameters(), last.weight, last.bias]
 
-    def _cell_weights(self) -> list[Tensor]:
+    def _gru_parameters(self) -> list[Tensor]:
         cell = self.gru
         return [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
 
-    def _sequence(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states [T, R, H] after each step of x [T, R, H], and the last of them, in one call (cuDNN on CUDA)."""
+    def _run_gru(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the cell along x [T, R, H] in one call (cuDNN on CUDA).
+
+        Returns:
+            Hidden states [T, R, H] after each step, and the last of them [R, H].
+        """
         if x.is_cuda:
-            self._flatten()
-        states, last = torch.gru(x, hidden[None], self._cell_weights(), True, 1, 0.0, self.training, False, False)
+            self._flatten_parameters()
+        states, last = torch.gru(x, hidden[None], self._gru_parameters(), True, 1, 0.0, self.training, False, False)
         return states, last[0]
 
-    def _flatten(self) -> None:
-        """Lay the cell's weights out in one block of memory, as cuDNN wants them, unless they are already."""
+    def _flatten_parameters(self) -> None:
+        """Lay out the cell's weights in one block of memory, as cuDNN expects, unless they already are."""
         weight_ih, weight_hh = self.gru.weight_ih, self.gru.weight_hh
         if weight_hh.data_ptr() == weight_ih.data_ptr() + weight_ih.numel() * weight_ih.element_size():
             return

@@ -1,4 +1,7 @@
-"""`python -m qllm_exp.results COMMAND ...`: what run folders have to show. Each command is a module with `add_parser`."""
+"""`python -m qllm_exp.results COMMAND ...`: tables, figures and reports from run directories.
+
+Each command is a module with `add_parser`.
+"""
 
 import argparse
 import os
@@ -10,24 +13,31 @@ from qllm_exp.explain import watch
 from qllm_exp.results import commands, dashboard_plan
 from qllm_exp.results.records import sources
 
+_DESCRIPTION = "Tables, figures and reports from run directories."
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 all done, 1 a run could not be done, 2 nothing was started or written."""
-    parser = argparse.ArgumentParser(prog="python -m qllm_exp.results", description=__doc__, allow_abbrev=False)
-    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parsers(choices)
-    watch.add_parser(choices)
-    dashboard_plan.add_parser(choices)
-    given = parser.parse_args(arguments)
+    """Run a command.
+
+    Returns:
+        Exit code: 0 success, 1 a run could not be processed, 2 nothing was started or written.
+    """
+    parser = argparse.ArgumentParser(prog="qllm-exp results", description=_DESCRIPTION, allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parsers(subparsers)
+    watch.add_parser(subparsers)
+    dashboard_plan.add_parser(subparsers)
+    options = parser.parse_args(arguments)
     try:
-        folders = getattr(given, "folders", ())
-        given.typed, given.folders = [str(one) for one in folders], sources.local(folders)
-        code: int = given.run(given)
-        return code
+        typed = getattr(options, "folders", ())
+        options.sources = [str(source) for source in typed]
+        options.folders = sources.to_folders(typed)
+        exit_code: int = options.run(options)
+        return exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader has seen enough, e.g. head
+    except BrokenPipeError:  # the reader closed the pipe, e.g. head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

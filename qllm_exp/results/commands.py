@@ -1,4 +1,4 @@
-"""The commands `table` and `ablation`."""
+"""Commands on run directories: tables, figures, the report, and the upload to Weights & Biases."""
 
 import argparse
 import itertools
@@ -8,20 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.errors import UserError, choose
-from qllm_exp.results.records.collect import Collection, collect, narrow
+from qllm_exp.results.records.collect import Collection, collect, filter_runs
 from qllm_exp.results.records.keys import METHOD
-from qllm_exp.results.records.sources import source
-from qllm_exp.results.tables.costs import NAMES, spent
-from qllm_exp.results.tables.formats import ENDINGS, WRITERS
-from qllm_exp.results.tables.pivot import METRICS, STATISTICS, Pivot, renamed
+from qllm_exp.results.records.sources import parse_source
+from qllm_exp.results.tables.costs import COLUMN_NAMES, cost_sheet
+from qllm_exp.results.tables.formats import FORMAT_BY_ENDING, WRITERS
+from qllm_exp.results.tables.pivot import METRICS, STATISTICS, Pivot, rename_methods
 from qllm_exp.results.tables.sheet import Sheet, notes_on_missing
-from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison, finished
+from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison, finished_records
 from qllm_exp.runs.run_directory import CONFIG
 from qllm_exp.runs.sweep_directory import RECORD, run_folders
 
+_REPORT_NAME = "report.html"
+_FIGURE_COMMANDS = {
+    "curves": "learning curves per task, with bands",
+    "profiles": "performance profiles: fraction of runs above each normalised score",
+    "improvement": "probability of improvement between methods",
+    "bars": "final returns per task, with intervals",
+}
+_REPORT_TEXT = "one HTML page: run states, tables, figures, functions with their credit, all runs, costs, versions"
+_SYNC_TEXT = (
+    "Upload runs with tracking.mode=offline, and runs that lost the connection to the server. Each row is sent once, however "
+    "often the command is repeated. Prints one line per run."
+)
+
 
 def add_parsers(commands: Any) -> None:
-    """Register every command of this module with an argparse parser's sub-commands."""
+    """Add all commands of this module.
+
+    Args:
+        commands: the sub-commands of an argparse parser.
+    """
     _add_tables(commands)
     _add_figures(commands)
     _add_report(commands)
@@ -29,117 +46,139 @@ def add_parsers(commands: Any) -> None:
 
 
 def _add_tables(commands: Any) -> None:
-    """Register them with an argparse parser's sub-commands."""
-    table = _parser(commands, "table", "the comparison: value [interval] (n seeds) per row and column")
-    table.add_argument("--rows", type=words, default=list(ROWS), metavar="KEY,...", help="default: env,task")
+    table = _add_table_parser(commands, "table", "comparison table: value [interval] (n seeds) per row and column")
+    table.add_argument("--rows", type=split_list, default=list(ROWS), metavar="KEY,...", help="default: env,task")
     table.add_argument(
-        "--cols", type=words, default=list(COLUMNS), metavar="KEY,...", help="default: method; any key of config.yaml"
+        "--cols",
+        type=split_list,
+        default=list(COLUMNS),
+        metavar="KEY,...",
+        help="any keys of config.yaml; default: method",
     )
     table.set_defaults(run=_table)
-    one = _parser(commands, "ablation", "the values of one or several settings, with the difference to the default")
-    one.add_argument(
-        "--axis", type=words, action="append", required=True, metavar="KEY", help="e.g. tfcaf.rounds; may be repeated"
+    ablation_parser = _add_table_parser(
+        commands, "ablation", "ablation table: each value of one or more settings, with its difference to the default"
     )
-    one.set_defaults(run=_ablation)
+    ablation_parser.add_argument(
+        "--axis",
+        type=split_list,
+        action="append",
+        required=True,
+        metavar="KEY",
+        help="setting that varies, e.g. tfcaf.rounds; may be repeated",
+    )
+    ablation_parser.set_defaults(run=_ablation)
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
-    """The argument that all commands on run folders share."""
-    help_text = "of a run, of a sweep, or of many (default: runs); or wandb://ENTITY/PROJECT, or .../PROJECT/SWEEP"
-    parser.add_argument("folders", nargs="*", type=source, default=[Path("runs")], metavar="FOLDER", help=help_text)
+    """Add the argument for the sources of runs, which all commands on run directories share."""
+    help_text = (
+        "directory of a run, of a sweep, or with many of them (default: runs); or wandb://ENTITY/PROJECT, or "
+        "wandb://ENTITY/PROJECT/SWEEP"
+    )
+    parser.add_argument(
+        "folders", nargs="*", type=parse_source, default=[Path("runs")], metavar="FOLDER", help=help_text
+    )
 
 
 def add_only(parser: argparse.ArgumentParser) -> None:
-    """The option that all commands on collected runs share; `collected` follows it."""
+    """Add the option --only, which `collect_runs` applies."""
     help_text = "only runs with these values of a key, e.g. mixer=qmix,tfcaf or seed=0-4; may be repeated"
     parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE,...", help=help_text)
 
 
-def collected(given: argparse.Namespace) -> Collection:
-    """The runs of the folders that --only lets through."""
-    return narrow(collect(given.folders), given.only)
+def collect_runs(options: argparse.Namespace) -> Collection:
+    """Return the runs of the given directories that pass --only."""
+    return filter_runs(collect(options.folders), options.only)
 
 
-def write(path: Path, text: str) -> None:
-    """UserError where the file cannot be written."""
+def write_file(path: Path, text: str) -> None:
+    """Write a text file, and create its directory.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}. Give another file with -o.") from None
+        raise UserError(f"{path} cannot be written: {error.strerror}. Choose another file with -o.") from None
 
 
-def _parser(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser:
+def split_list(text: str) -> list[str]:
+    """Return the items of a comma-separated list: 'mixer, train.gamma'."""
+    return [item for item in text.replace(" ", "").split(",") if item]
+
+
+def _add_table_parser(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=help_text, description=help_text, allow_abbrev=False
     )
     add_folders(parser)
     add_only(parser)
-    parser.add_argument("--metric", default="final", metavar="METRIC", help=" or ".join(METRICS))
-    parser.add_argument("--stat", default="mean", metavar="STATISTIC", help=", ".join(STATISTICS))
+    parser.add_argument("--metric", default="final", metavar="METRIC", help=f"{' or '.join(METRICS)}; default: final")
+    parser.add_argument("--stat", default="mean", metavar="STATISTIC", help=f"{', '.join(STATISTICS)}; default: mean")
     parser.add_argument(
-        "--format", metavar="FORMAT", help=f"{', '.join(WRITERS)}; default: by the file's ending, or markdown"
+        "--format",
+        metavar="FORMAT",
+        help=f"{', '.join(WRITERS)}; default: by the ending of the output file, else markdown",
     )
-    parser.add_argument("--columns", type=words, default=[], metavar="NAME,...", help=f"also: {', '.join(NAMES)}")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the terminal")
+    parser.add_argument(
+        "--columns", type=split_list, default=[], metavar="NAME,...", help=f"add columns: {', '.join(COLUMN_NAMES)}"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="output file; default: the terminal")
     return parser
 
 
-def words(given: str) -> list[str]:
-    """Of 'mixer, train.gamma'."""
-    return [word for word in given.replace(" ", "").split(",") if word]
+def _table(options: argparse.Namespace) -> int:
+    sheet, cells = comparison(collect_runs(options), options.rows, options.cols, options.metric, options.stat)
+    return _write_table(options, sheet, cells)
 
 
-def _table(given: argparse.Namespace) -> int:
-    return _written(given, *comparison(collected(given), given.rows, given.cols, given.metric, given.stat))
+def _ablation(options: argparse.Namespace) -> int:
+    axes = list(itertools.chain(*options.axis))
+    sheet, cells = ablation(collect_runs(options), axes, options.metric, options.stat)
+    return _write_table(options, sheet, cells)
 
 
-def _ablation(given: argparse.Namespace) -> int:
-    axes = list(itertools.chain(*given.axis))
-    return _written(given, *ablation(collected(given), axes, given.metric, given.stat))
-
-
-def _written(given: argparse.Namespace, sheet: Sheet, found: Pivot) -> int:
-    sheets: Sequence[Sheet] = [sheet, spent(found, sheet, given.columns)] if given.columns else [sheet]
-    text = WRITERS[_format(given.format, given.output)](sheets)
-    if given.output is None:
+def _write_table(options: argparse.Namespace, sheet: Sheet, cells: Pivot) -> int:
+    sheets: Sequence[Sheet] = [sheet]
+    if options.columns:
+        sheets = [sheet, cost_sheet(cells, sheet, options.columns)]
+    text = WRITERS[_format(options.format, options.output)](sheets)
+    if options.output is None:
         print(text, end="")
     else:
-        write(given.output, text)
-        print(given.output)
+        write_file(options.output, text)
+        print(options.output)
     return 0
 
 
-def _format(given: str | None, output: Path | None) -> str:
-    if given is not None:
-        return choose("--format", given, WRITERS)
+def _format(format_name: str | None, output: Path | None) -> str:
+    """Return the format of a table: --format, else by the ending of the output file, else Markdown."""
+    if format_name is not None:
+        return choose("--format", format_name, WRITERS)
     if output is None:
         return "markdown"
-    if output.suffix.lower() not in ENDINGS:
-        raise UserError(f"{output}: its ending says no format. Give --format, or one of {', '.join(ENDINGS)}.")
-    return ENDINGS[output.suffix.lower()]
-
-
-_COMMANDS = {
-    "curves": "learning curves per task, with bands",
-    "profiles": "performance profiles: the share of runs above each normalised score",
-    "improvement": "probability of improvement of each method over each other",
-    "bars": "final returns per task, with intervals",
-}
+    ending = output.suffix.lower()
+    if ending not in FORMAT_BY_ENDING:
+        raise UserError(
+            f"{output}: its ending is not that of a known format. Use {', '.join(FORMAT_BY_ENDING)}, or give --format."
+        )
+    return FORMAT_BY_ENDING[ending]
 
 
 def _add_figures(commands: Any) -> None:
-    """Register them with an argparse parser's sub-commands."""
-    for name, text in _COMMANDS.items():
-        parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    for name, help_text in _FIGURE_COMMANDS.items():
+        parser = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         add_folders(parser)
         add_only(parser)
         parser.add_argument(
             "--by",
-            type=words,
+            type=split_list,
             default=[METHOD],
             metavar="KEY,...",
-            help="what is a line or a bar; default: method; method,tfcaf.sample draws samples of a language model apart",
+            help="what a line or bar stands for; default: method; method,tfcaf.sample separates the samples of a language model",
         )
         parser.add_argument(
             "-o",
@@ -154,102 +193,112 @@ def _add_figures(commands: Any) -> None:
                 "--normalise", action="store_true", help="one figure over all tasks: IQM of normalised returns"
             )
         else:
-            parser.add_argument("--metric", default="final", metavar="METRIC", help=" or ".join(METRICS))
+            parser.add_argument(
+                "--metric", default="final", metavar="METRIC", help=f"{' or '.join(METRICS)}; default: final"
+            )
         if name == "improvement":
             parser.add_argument(
-                "--against", default="", metavar="METHOD", help="over this one only; default: each pair"
+                "--against", default="", metavar="METHOD", help="compare with this method only; default: all pairs"
             )
         parser.set_defaults(run=_draw, figure=name)
 
 
-def _draw(given: argparse.Namespace) -> int:
+def _draw(options: argparse.Namespace) -> int:
     from qllm_exp.results.figures import across_tasks, per_task  # matplotlib is slow to import
-    from qllm_exp.results.figures.style import check_picture
+    from qllm_exp.results.figures.style import check_figure_path
 
-    check_picture(given.output)
-    found = collected(given)
-    records, missing = renamed(finished(found), given.by), notes_on_missing(found)
-    if given.figure == "curves":
-        draw = across_tasks.aggregated_curves if given.normalise else per_task.curves
-        draw(records, given.output, missing)
-    elif given.figure == "improvement":
-        across_tasks.improvement(records, given.output, given.metric, missing, given.against)
+    check_figure_path(options.output)
+    collection = collect_runs(options)
+    records = rename_methods(finished_records(collection), options.by)
+    missing = notes_on_missing(collection)
+    if options.figure == "curves":
+        draw_curves = across_tasks.aggregated_curves if options.normalise else per_task.curves
+        draw_curves(records, options.output, missing)
+    elif options.figure == "improvement":
+        across_tasks.improvement(records, options.output, options.metric, missing, options.against)
     else:
-        scores = across_tasks.profiles if given.figure == "profiles" else per_task.bars
-        scores(records, given.output, given.metric, missing)
-    print(given.output)
+        draw_scores = across_tasks.profiles if options.figure == "profiles" else per_task.bars
+        draw_scores(records, options.output, options.metric, missing)
+    print(options.output)
     return 0
 
 
-_NAME = "report.html"
-
-
 def _add_report(commands: Any) -> None:
-    """Register it with an argparse parser's sub-commands."""
-    text = "one HTML page: what was asked and ran, tables, figures, functions with their credit, every run, versions"
-    parser = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    parser = commands.add_parser("report", help=_REPORT_TEXT, description=_REPORT_TEXT, allow_abbrev=False)
     add_folders(parser)
     add_only(parser)
     parser.add_argument(
-        *("-o", "--output"),
+        "-o",
+        "--output",
         type=Path,
         metavar="FILE",
-        help=f".html; default: {_NAME} in the sweep's folder, or here where several folders are given",
+        help=f".html; default: {_REPORT_NAME} in the directory of the sweep, or here if several directories are given",
     )
     parser.add_argument(
-        "--no-credit", action="store_true", help="no pictures of the functions' credit, which take seconds each"
+        "--no-credit", action="store_true", help="skip the credit figures of functions, which take seconds each"
     )
     parser.set_defaults(run=_report)
 
 
-def _report(given: argparse.Namespace) -> int:
-    page = _page(given.output, given.folders, given.typed)
-    found = collected(given)
+def _report(options: argparse.Namespace) -> int:
+    page = _report_path(options.output, options.folders, options.sources)
+    collection = collect_runs(options)
 
     from qllm_exp.results.report.page import report  # matplotlib is slow to import
 
-    write(page, report(found, given.folders, page.parent, not given.no_credit, given.typed))
+    write_file(page, report(collection, options.folders, page.parent, not options.no_credit, options.sources))
     print(page)
     return 0
 
 
-def _page(output: Path | None, folders: list[Path], typed: list[str]) -> Path:
-    """Where the page goes; UserError for a file that is no HTML by its ending."""
+def _report_path(output: Path | None, folders: list[Path], sources: list[str]) -> Path:
+    """Return where the report is written.
+
+    Args:
+        output: --output, if given.
+        folders: the directories of all sources.
+        sources: the sources as typed.
+
+    Raises:
+        UserError: the output file does not end in .html.
+    """
     if output is not None:
         if output.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"{output}: a report is a .html file. Give e.g. -o {output.stem or 'report'}.html.")
         return output
-    alone = typed == [str(folders[0])] and any((folders[0] / name).exists() for name in (RECORD, CONFIG))
-    return folders[0] / _NAME if alone else Path(_NAME)
-
-
-_SYNC = (
-    "For runs with tracking.mode=offline, and for those that lost the server. Sends each row once, however often it is called, "
-    "and says a line per run."
-)
+    is_single_folder = sources == [str(folders[0])]
+    if is_single_folder and any((folders[0] / name).exists() for name in (RECORD, CONFIG)):
+        return folders[0] / _REPORT_NAME
+    return Path(_REPORT_NAME)
 
 
 def _add_sync(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `sync`."""
-    parser = commands.add_parser("sync", help="send to Weights & Biases what it lacks of runs", description=_SYNC)
+    parser = commands.add_parser("sync", help="upload missing data of runs to Weights & Biases", description=_SYNC_TEXT)
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="of a run, of a sweep, or with runs in it"
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="directory of a run, of a sweep, or with runs in it"
     )
-    parser.add_argument("--all", action="store_true", help="send runs of tracking=local too")
-    parser.add_argument("--adopt", action="store_true", help="go on with runs on the server that other folders began")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for the end of a run (60)")
+    parser.add_argument("--all", action="store_true", help="also upload runs with tracking=local")
+    parser.add_argument(
+        "--adopt", action="store_true", help="continue runs on the server that were started from other directories"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for the end of an upload (60)"
+    )
     parser.set_defaults(run=_sync)
 
 
 def _sync(options: argparse.Namespace) -> int:
-    """In a process with an environment of its own, which alone imports the client."""
+    """Upload runs in a separate process, which has its own environment variables and alone imports the W&B client."""
     from qllm_exp.tracking import sidecar, wandb_login
 
-    folders = [one for folder in options.folders for one in run_folders(folder) if (one / CONFIG).exists()]
+    runs = [run for folder in options.folders for run in run_folders(folder) if (run / CONFIG).exists()]
     if not wandb_login.logged_in():
-        raise UserError(f"{wandb_login.HOW.format(server=wandb_login.server())}.")
-    switches = ["--all"] * options.all + ["--adopt"] * options.adopt + ["--timeout", str(options.timeout)]
-    names = "".join(f"{path}\n" for path in dict.fromkeys(folders))
-    return subprocess.run(
-        sidecar.command("--once", *switches), input=names, text=True, env=sidecar.environment(), check=False
-    ).returncode
+        raise UserError(f"{wandb_login.LOGIN_HINT.format(server=wandb_login.server())}.")
+    switches = ["--timeout", str(options.timeout)]
+    if options.all:
+        switches.append("--all")
+    if options.adopt:
+        switches.append("--adopt")
+    paths = "".join(f"{run}\n" for run in dict.fromkeys(runs))
+    command = sidecar.command("--once", *switches)
+    return subprocess.run(command, input=paths, text=True, env=sidecar.environment(), check=False).returncode

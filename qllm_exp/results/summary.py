@@ -1,4 +1,4 @@
-"""What a run or sweep ends with: the table on the console, and the same with the learning curves as files."""
+"""The summary at the end of a run or sweep: a table on the console, and the same table and learning curves as files."""
 
 import logging
 from pathlib import Path
@@ -12,23 +12,26 @@ log = logging.getLogger(__name__)
 
 
 def summarise(folder: Path) -> None:
-    """Print the comparison of the finished runs of a run's or sweep's folder, and write `table.md` and `curves.png` into it.
+    """Log the comparison of the finished runs, and write it to `table.md` and `curves.png`.
 
-    What cannot be compared is said and fails nothing: the runs are done.
+    If the runs cannot be compared, the reason is logged and nothing fails: the runs have finished.
+
+    Args:
+        folder: directory of a run or sweep.
     """
     try:
-        found = collect([folder])
-        text = markdown([comparison(found, metric=metric)[0] for metric in ("final", "absolute")])
+        collection = collect([folder])
+        text = markdown([comparison(collection, metric=metric)[0] for metric in ("final", "absolute")])
     except UserError as error:
         log.info("\nno comparison: %s", error)
         return
-    runs = "\n".join(f"- {one.name}" for one in found.finished)
+    runs = "\n".join(f"- {record.name}" for record in collection.finished)
     (folder / "table.md").write_text(f"{text}\nFrom the runs:\n\n{runs}\n")
     try:
         from qllm_exp.results.figures.per_task import curves  # matplotlib is slow to import
 
-        curves(found.finished, folder / "curves.png", notes_on_missing(found))
-        drawn = str(folder / "curves.png")
+        curves(collection.finished, folder / "curves.png", notes_on_missing(collection))
+        curves_text = str(folder / "curves.png")
     except UserError as error:
-        drawn = f"not drawn: {error}"
-    log.info("\n%s\ntable:  %s\ncurves: %s", text, folder / "table.md", drawn)
+        curves_text = f"not drawn: {error}"
+    log.info("\n%s\ntable:  %s\ncurves: %s", text, folder / "table.md", curves_text)

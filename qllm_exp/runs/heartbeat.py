@@ -1,4 +1,4 @@
-"""The sign of life of a run, written beside its work, and the ear for a request to stop it from elsewhere."""
+"""Background thread of a run: refreshes status.json and polls for a stop request."""
 
 import contextlib
 import threading
@@ -6,30 +6,31 @@ from collections.abc import Callable
 
 from qllm_exp.runs.run_directory import RunDirectory
 
-HEARTBEAT_S = 5.0  # seconds between updates of the status file
+HEARTBEAT_S = 5.0  # seconds between refreshes of the status file
 
 
 class Heartbeat:
-    """Renews the status file every few seconds, whatever the run is busy with, until it is closed.
+    """Refreshes the status file every HEARTBEAT_S seconds, whatever the run is doing, until it is closed.
 
     Args:
-        asked_to_stop: called once someone has put a request to stop into the run's folder.
+        directory: directory of the run.
+        on_stop_request: called after each refresh while the directory contains a stop request.
     """
 
-    def __init__(self, directory: RunDirectory, asked_to_stop: Callable[[], None]) -> None:
-        self._directory, self._asked_to_stop = directory, asked_to_stop
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+    def __init__(self, directory: RunDirectory, on_stop_request: Callable[[], None]) -> None:
+        self._directory, self._on_stop_request = directory, on_stop_request
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def _beat(self) -> None:
-        while not self._end.wait(HEARTBEAT_S):
-            with contextlib.suppress(OSError):  # a full disk; the run itself meets it too, and says so
-                self._directory.renew_status()
+    def _loop(self) -> None:
+        while not self._closed.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):  # a full disk: the run itself fails on it too, and reports it
+                self._directory.refresh_status()
             if self._directory.stop_request.exists():
-                self._asked_to_stop()
+                self._on_stop_request()
 
     def close(self) -> None:
-        """Return once no more will be written."""
-        self._end.set()
+        """Stop the thread, and return when it has ended."""
+        self._closed.set()
         self._thread.join()

@@ -1,12 +1,15 @@
-"""The folder of one run. Everything else (tables, plots, dashboards) can be made again from such folders alone.
+"""The directory of one run, from which everything else (tables, figures, dashboards) can be rebuilt.
+
+A run is its directory. The configuration is written to config.yaml, and the process that trains reads it from there and validates
+it again. So any process can start the run, on this machine, on a cluster node or next week, and it is always the same run.
 
 config.yaml     the configuration as run          versions.json   package, commit, libraries, machine
-metrics.jsonl   rows, append-only                  status.json     state and heartbeat
-tfcaf.json      the function used, if any          result.json     final figures; there only when the run is finished
-policy.pt       parameters, last and best          checkpoint/     to go on from; gone when the run is finished
-log.txt         what happened, as text             console.txt     what its process printed, in a sweep
-wandb.json      what Weights & Biases has of it     wandb/        the log of what sends it (both with tracking=wandb only)
-stop            there when the run is asked to stop at a checkpoint, or not to be started
+metrics.jsonl   metrics rows, append-only         status.json     state and heartbeat
+tfcaf.json      the stored function, if any       result.json     final results; exists only when the run is finished
+policy.pt       parameters, last and best         checkpoint/     to resume from; removed when the run is finished
+log.txt         log of the run                    console.txt     output of the run's process, in a sweep
+wandb.json      state of the upload to W&B        wandb/          log of the upload (both with tracking=wandb only)
+stop            exists while the run is requested to stop at a checkpoint, or not to start
 """
 
 import fcntl
@@ -21,17 +24,18 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from qllm_exp.config import schema
-from qllm_exp.config.load import load_run, not_identity, to_dict
+from qllm_exp.config.load import load_run, non_identifying_keys, to_dict
 from qllm_exp.errors import UserError
+from qllm_exp.runs.metrics import MetricsRow
 from qllm_exp.utils.files import flock, write_atomically
 
 CONFIG = "config.yaml"
-NOT_IDENTITY = "# not part of what defines the run: "  # how the first line of config.yaml begins; keys follow
-HEARTBEAT_LIMIT_S = 60.0  # a running run that gave no sign of life for so many seconds has died
+NOT_IDENTITY = "# not part of what defines the run: "  # start of the first line of config.yaml; keys follow
+HEARTBEAT_LIMIT_S = 60.0  # a running run whose heartbeat is older than this is dead
 
 
 class Busy(UserError):
-    """The folder's run is being run by another process."""
+    """Another process is running the run of this directory."""
 
 
 class RunDirectory:
@@ -44,13 +48,61 @@ class RunDirectory:
         self._status: dict[str, Any] = {}
         self._status_lock = threading.Lock()
 
-    # Made once, before the run starts
+    # Paths
+
+    @property
+    def config(self) -> Path:
+        """The configuration of the run."""
+        return self.path / CONFIG
+
+    @property
+    def tfcaf(self) -> Path:
+        """The stored credit-assignment function, if the mixer has one."""
+        return self.path / "tfcaf.json"
+
+    @property
+    def log(self) -> Path:
+        """Log of the run."""
+        return self.path / "log.txt"
+
+    @property
+    def console(self) -> Path:
+        """Output of the run's process, in a sweep."""
+        return self.path / "console.txt"
+
+    @property
+    def stop_request(self) -> Path:
+        """A file that exists while the run is requested to stop, or not to start."""
+        return self.path / "stop"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the checkpoint."""
+        return self.path / "checkpoint"
+
+    @property
+    def policy(self) -> Path:
+        """Parameters of the policy, last and best."""
+        return self.path / "policy.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics file."""
+        return self.path / "metrics.jsonl"
+
+    # Before the run starts
 
     def create(self, run: schema.RunConfig, tfcaf: str | None) -> None:
-        """Make the folder with the run's configuration and, if it has one, its function (JSON text).
+        """Create the directory with the run's configuration and function.
 
-        A folder that is there already keeps what it has: its name says that it is the same run. Raises UserError when
-        the folder cannot be written.
+        Files that exist already are kept: a directory of the same name belongs to the same run.
+
+        Args:
+            run: configuration of the run.
+            tfcaf: text of the stored function (JSON), None for a mixer without one.
+
+        Raises:
+            UserError: the directory cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -58,85 +110,65 @@ class RunDirectory:
                 write_atomically(self.tfcaf, tfcaf)
             if not self.config.exists():
                 text = OmegaConf.to_yaml(OmegaConf.create(to_dict(run)))
-                write_atomically(self.config, f"{NOT_IDENTITY}{' '.join(not_identity(run))}\n{text}")
+                write_atomically(self.config, f"{NOT_IDENTITY}{' '.join(non_identifying_keys(run))}\n{text}")
         except OSError as error:
             raise UserError(
-                f"Cannot write the run folder {self.path}: {error.strerror}. Choose another with dir=..."
+                f"Cannot write the run directory {self.path}: {error.strerror}. Choose another location with dir=..."
             ) from error
 
-    @property
-    def config(self) -> Path:
-        return self.path / CONFIG
-
-    @property
-    def tfcaf(self) -> Path:
-        return self.path / "tfcaf.json"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.txt"
-
-    @property
-    def console(self) -> Path:
-        return self.path / "console.txt"
-
-    @property
-    def stop_request(self) -> Path:
-        return self.path / "stop"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.path / "checkpoint"
-
-    @property
-    def policy(self) -> Path:
-        return self.path / "policy.pt"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
     def read_config(self) -> schema.RunConfig:
-        """The run's configuration; UserError when the folder has none."""
+        """Return the run's configuration.
+
+        Raises:
+            UserError: the directory has no configuration, or an invalid one.
+        """
         if not self.config.exists():
-            raise UserError(f"{self.path} is not a run folder: it has no config.yaml.")
+            raise UserError(f"{self.path} is not a run directory: it has no {CONFIG}.")
         loaded = OmegaConf.load(self.config)
         return load_run(OmegaConf.to_container(loaded))  # type: ignore[arg-type]
 
     # While it runs
 
     def lock(self) -> None:
-        """Claim the folder for this process; Busy when another one has it. Freed when the process ends."""
+        """Lock the directory for this process, until `close` or the end of the process.
+
+        Raises:
+            Busy: another process has it.
+        """
         owner = self.owner(wait_s=1.0)
         if owner:
-            raise Busy(f"{self.path} is being run already, by {owner}.")
+            raise Busy(f"{self.path} is already being run by {owner}.")
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         if flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
             os.close(self._lock)
             self._lock = None
-            raise Busy(f"{self.path} is being run already, by another process.")
+            raise Busy(f"{self.path} is already being run by another process.")
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def owner(self, wait_s: float = 0.0) -> str:
-        """Who runs it now, in words; '' when nobody does. On another machine: who gave a sign of life a short while ago.
+        """Return the process that runs it now, e.g. 'process 12 on host'; '' if there is none.
+
+        A process on another machine counts while its heartbeat is recent, since its lock may not be visible here.
 
         Args:
-            wait_s: ask for so long, since one who asks holds the lock for a moment.
+            wait_s: seconds to wait for a lock to be released; checking for an owner holds the lock for a moment.
         """
-        end = time.monotonic() + wait_s
-        while (free := self._is_free()) is False:
-            if time.monotonic() >= end:
+        deadline = time.monotonic() + wait_s
+        while (unlocked := self._is_unlocked()) is False:
+            if time.monotonic() >= deadline:
                 return (self.path / ".lock").read_text() or "another process"
             time.sleep(0.02)
         status = self.status()
-        told = free and status.get("host", "") == socket.gethostname()  # the lock says all about this machine
-        if status.get("state") == "running" and not told and self.silent_s(status) < HEARTBEAT_LIMIT_S:
+        on_this_machine = status.get("host", "") == socket.gethostname()
+        if unlocked and on_this_machine:  # the lock is conclusive
+            return ""
+        if status.get("state") == "running" and self.heartbeat_age_s(status) < HEARTBEAT_LIMIT_S:
             return f"process {status.get('pid')} on {status.get('host')}"
         return ""
 
-    def _is_free(self) -> bool | None:
-        """Whether no process has the lock; None where there are no locks."""
+    def _is_unlocked(self) -> bool | None:
+        """Whether no process holds the lock; None if the file system does not support locks."""
         try:
             handle = os.open(self.path / ".lock", os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
@@ -147,67 +179,79 @@ class RunDirectory:
             os.close(handle)
 
     @staticmethod
-    def silent_s(status: dict[str, Any]) -> float:
-        """Seconds since the last sign of life in a status."""
+    def heartbeat_age_s(status: dict[str, Any]) -> float:
+        """Return the seconds since the last heartbeat in a status."""
         return max(0.0, time.time() - float(status.get("heartbeat") or 0.0))
 
     def open_metrics(self, offset: int) -> None:
-        """Open the metrics file for appending, without what was written after the checkpoint that is gone on from."""
+        """Open the metrics file for appending.
+
+        Args:
+            offset: size of the file at the checkpoint that the run resumes from, in bytes; later rows are removed.
+        """
         self._metrics = os.open(self.metrics, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if os.fstat(self._metrics).st_size > offset:
             os.ftruncate(self._metrics, offset)
 
-    def append(self, row: dict[str, Any]) -> int:
-        """Append one row; returns the size of the file."""
+    def append(self, row: MetricsRow) -> int:
+        """Append a row to the metrics file, and return the size of the file in bytes."""
         assert self._metrics is not None
         line = memoryview((json.dumps(row) + "\n").encode())
         while line:
             line = line[os.write(self._metrics, line) :]
         return os.lseek(self._metrics, 0, os.SEEK_END)
 
-    def set_status(self, state: str, **more: Any) -> None:
-        """state: new | queued | running | finished | interrupted | failed."""
-        with self._status_lock:
-            self._status |= {**more, "state": state, "pid": os.getpid(), "host": socket.gethostname()}
-        self.renew_status()
+    def set_status(self, state: str, **entries: Any) -> None:
+        """Set the state of the run that this process executes, and write the status file.
 
-    def set_status_of_another(self, state: str, **more: Any) -> None:
-        """The same for a run that this process does not run; its figures stay."""
-        text = json.dumps(self.status() | more | {"state": state}, indent=1) + "\n"
+        Args:
+            state: new, queued, running, finished, interrupted or failed.
+            entries: further entries of the status file.
+        """
+        with self._status_lock:
+            self._status |= {**entries, "state": state, "pid": os.getpid(), "host": socket.gethostname()}
+        self.refresh_status()
+
+    def set_status_from_outside(self, state: str, **entries: Any) -> None:
+        """Set the state of a run that this process does not execute. Other entries of the status file are kept."""
+        text = json.dumps(self.status() | entries | {"state": state}, indent=1) + "\n"
         write_atomically(self.path / "status.json", text)
 
-    def renew_status(self) -> None:
-        """Write the status file with the time of now."""
+    def refresh_status(self) -> None:
+        """Write the status file with the current time as heartbeat."""
         with self._status_lock:
             self._status["heartbeat"] = time.time()
             text = json.dumps(self._status, indent=1) + "\n"
         write_atomically(self.path / "status.json", text)
 
-    def note(self, **figures: Any) -> None:
-        """Figures for the status file, written with its next renewal."""
+    def note_progress(self, **entries: Any) -> None:
+        """Set entries of the status file, which its next refresh writes."""
         with self._status_lock:
-            self._status |= figures
+            self._status |= entries
 
     def close(self) -> None:
+        """Close the metrics file and release the lock."""
         for handle in (self._metrics, self._lock):
             if handle is not None:
                 os.close(handle)
         self._metrics = self._lock = None
 
-    # Read by anyone
+    # Read by any process
 
     def status(self) -> dict[str, Any]:
+        """Return the content of status.json; {} if there is none."""
         return _read_json(self.path / "status.json")
 
     def result(self) -> dict[str, Any] | None:
-        """The final figures, None while the run is not finished."""
+        """Return the final results, None while the run is not finished."""
         return _read_json(self.path / "result.json") or None
 
     def finish(self, result: dict[str, Any]) -> None:
+        """Write the final results, which marks the run as finished."""
         write_atomically(self.path / "result.json", json.dumps(result, indent=1) + "\n")
 
     def last_lines(self, count: int) -> list[str]:
-        """The last lines of what the run's process printed, or of its log; blank ones left out."""
+        """Return the last non-blank lines of the console output, or of the log if there is no output."""
         for path in (self.console, self.log):
             lines = tail(path, count)
             if lines:
@@ -216,21 +260,21 @@ class RunDirectory:
 
 
 def tail(path: Path, count: int) -> list[str]:
-    """The last lines of a text file that are not blank; none when there is no such file."""
+    """Return the last `count` non-blank lines of a text file; [] if it does not exist."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-    said = [line for line in lines if line.strip()]
-    return said[max(0, len(said) - count) :]
+    nonblank = [line for line in lines if line.strip()]
+    return nonblank[max(0, len(nonblank) - count) :]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing where there is no such file or it says something else."""
+    """Return the object in a JSON file; {} if the file is missing, invalid or holds something else."""
     try:
-        read = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return read if isinstance(read, dict) else {}
+    return content if isinstance(content, dict) else {}

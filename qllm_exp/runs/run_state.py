@@ -1,4 +1,8 @@
-"""How a run stands, from its folder and the queue alone."""
+"""The state of a run, determined from its directory and the Slurm queue alone.
+
+`status.json` holds what the run's own process wrote last. That process may have been killed since, so the state of a run also
+depends on the lock of its directory, its heartbeat and the jobs in the queue.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,77 +11,93 @@ from qllm_exp.runs.run_directory import HEARTBEAT_LIMIT_S, RunDirectory
 from qllm_exp.runs.slurm_queue import Job, Queue
 from qllm_exp.utils.text import duration
 
-DONE = "done"
+NEW = "new"  # not started
+QUEUED = "queued"  # Slurm has it, and will start or resume it
 RUNNING = "running"
-QUEUED = "queued"  # Slurm has it, and will start it or go on with it
-FAILED = "failed"  # it ended with an error
-DEAD = "dead"  # it ended without a word: no process, no job, no result
-STOPPED = "stopped"  # at a checkpoint, on request
-NEW = "new"  # not started yet
-STATES = (DONE, RUNNING, QUEUED, FAILED, DEAD, STOPPED, NEW)
+FINISHED = "finished"  # all steps done: result.json exists
+INTERRUPTED = "interrupted"  # stopped at a checkpoint, or cancelled before it started
+FAILED = "failed"  # ended with an error
+DEAD = "dead"  # ended without an error message: no process, no job, no result
+STATES = (FINISHED, RUNNING, QUEUED, FAILED, DEAD, INTERRUPTED, NEW)
 
 
 @dataclass(frozen=True)
 class RunState:
-    """State of a run. `why`: what a state does not say by itself, in words."""
+    """State of a run.
+
+    Attributes:
+        directory: the run's directory.
+        state: one of STATES.
+        reason: details that the state alone does not tell, such as the error of a failed run; may be empty.
+        job: the Slurm job that has the run, if any.
+        status: content of its status.json; {} if there is none.
+    """
 
     directory: RunDirectory
     state: str
-    why: str = ""
+    reason: str = ""
     job: Job | None = None
     status: dict[str, Any] = field(default_factory=dict)
 
 
 def state_of(directory: RunDirectory, queue: Queue) -> RunState:
-    """How the run of a folder stands, whether the folder is there or not."""
+    """Return the state of a run.
+
+    Args:
+        directory: the run's directory; it need not exist.
+        queue: the jobs that Slurm has.
+    """
     if directory.result() is not None:
-        return RunState(directory, DONE, status=directory.status())
+        return RunState(directory, FINISHED, status=directory.status())
     job = queue.job_of(directory.path)
     status = directory.status()
-    state, why = _unfinished(directory, status, job)
-    if state == DEAD and not queue.asked:
-        why += ", or waits in a queue that cannot be asked from here (no squeue)"
+    state, reason = _unfinished_state(directory, status, job)
+    if state == DEAD and not queue.known:
+        reason += ", or still in a queue that cannot be read from here (no squeue)"
     if state in (DEAD, NEW, QUEUED) and directory.stop_request.exists():
-        share = _share(status)
-        state, why = STOPPED, f"on request, at {100 * share:.0f}%" if share else "not started, on request"
-    return RunState(directory, state, why, job, status)
+        progress = _progress(status)
+        state = INTERRUPTED
+        reason = f"cancelled at {100 * progress:.0f}%" if progress else "cancelled before it started"
+    return RunState(directory, state, reason, job, status)
 
 
-def _unfinished(directory: RunDirectory, status: dict[str, Any], job: Job | None) -> tuple[str, str]:
-    said = status.get("state", "")
-    if said == "failed":
-        return FAILED, str(status.get("error") or "no message")
-    if said == "running":
-        return _running(directory, status, job)
-    if said == "new":  # left alone by the job that had it
+def _unfinished_state(directory: RunDirectory, status: dict[str, Any], job: Job | None) -> tuple[str, str]:
+    """Return the state and its reason for a run without a result."""
+    recorded = status.get("state", "")
+    if recorded == FAILED:
+        return FAILED, str(status.get("error") or "no error message")
+    if recorded == RUNNING:
+        return _recorded_running(directory, status, job)
+    if recorded == NEW:  # its job ended without starting it
         return NEW, str(status.get("why") or "")
     if job is not None:
-        return QUEUED, "its turn comes in its job" if job.state == "RUNNING" else ""
-    if said == "queued":
-        return DEAD, "its job is no longer in the queue and never started it"
-    if said == "interrupted":
-        return STOPPED, f"at {100 * _share(status):.0f}%"
+        return QUEUED, "waiting for its turn within its job" if job.state == "RUNNING" else ""
+    if recorded == QUEUED:
+        return DEAD, "its job left the queue without starting it"
+    if recorded == INTERRUPTED:
+        return INTERRUPTED, f"at {100 * _progress(status):.0f}%"
     return NEW, ""
 
 
-def _running(directory: RunDirectory, status: dict[str, Any], job: Job | None) -> tuple[str, str]:
-    """A run that said last that it was running."""
-    silent = directory.silent_s(status)
-    silence = _silence(silent) if silent > HEARTBEAT_LIMIT_S else ""
+def _recorded_running(directory: RunDirectory, status: dict[str, Any], job: Job | None) -> tuple[str, str]:
+    """Return the state and its reason for a run whose status file says that it is running."""
+    age_s = directory.heartbeat_age_s(status)
+    warning = _last_heartbeat(age_s) if age_s > HEARTBEAT_LIMIT_S else ""
     if directory.owner():
-        return RUNNING, silence
+        return RUNNING, warning
     if job is None:
-        return DEAD, f"ended without a word at {100 * _share(status):.0f}%; {_silence(silent)}"
+        return DEAD, f"ended without an error message at {100 * _progress(status):.0f}%; {_last_heartbeat(age_s)}"
     if job.state != "RUNNING":
-        return QUEUED, "goes on when its job starts again"
+        return QUEUED, "resumes when its job starts again"
     if float(status.get("heartbeat") or 0) < job.started:
-        return QUEUED, "goes on when its turn comes in its job"
-    return RUNNING, silence
+        return QUEUED, "resumes at its turn within its job"
+    return RUNNING, warning
 
 
-def _share(status: dict[str, Any]) -> float:
+def _progress(status: dict[str, Any]) -> float:
+    """Return the fraction of environment steps that are done, from 0 to 1."""
     return (status.get("env_step") or 0) / max(1, status.get("total_steps") or 1)
 
 
-def _silence(seconds: float) -> str:
-    return f"no sign of life for {duration(seconds)}"
+def _last_heartbeat(seconds: float) -> str:
+    return f"last heartbeat {duration(seconds)} ago"

@@ -1,4 +1,4 @@
-"""What a run was run with."""
+"""The software and the machine that a run uses, for versions.json."""
 
 import platform
 import socket
@@ -7,36 +7,44 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-OF_THE_MACHINE = ("host", "system", "network_kernel")  # keys of versions.json that name a machine, or a path on it
+MACHINE_KEYS = ("host", "system", "network_kernel")  # keys of versions.json that name a machine, or a path on it
 
 _LIBRARIES = ("torch", "numpy", "hydra-core", "omegaconf", "vmas", "gfootball", "pettingzoo", "mpe2")
 
 
 def versions() -> dict[str, str]:
-    """Package, commit, Python, libraries, processor and host, as text."""
-    found = {"qllm_exp": _version("qllm_exp"), "commit": _commit(), "python": sys.version.split()[0]}
-    found |= {name: version for name in _LIBRARIES if (version := _version(name))}
-    return found | {"machine": platform.machine(), "system": platform.platform(), "host": socket.gethostname()}
+    """Return the versions of package, commit, Python and installed libraries, and processor, system and host."""
+    software = {"qllm_exp": _version("qllm_exp"), "commit": _commit(), "python": sys.version.split()[0]}
+    for library in _LIBRARIES:
+        version = _version(library)
+        if version:
+            software[library] = version
+    return software | {"machine": platform.machine(), "system": platform.platform(), "host": socket.gethostname()}
 
 
-def _version(name: str) -> str:
+def _version(library: str) -> str:
+    """Return the installed version of a library, '' if it is not installed."""
     try:
-        return metadata.version(name)
+        return metadata.version(library)
     except metadata.PackageNotFoundError:
         return ""
 
 
 def _commit() -> str:
-    """The git commit that the package is run from, with '+changes' when files differ from it; '' outside a checkout."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
+    """Return the git commit of the package, with '+changes' if tracked files differ from it; '' outside a checkout."""
     try:
-        inside = git("ls-files", "--error-unmatch", Path(__file__).name)
-        commit = git("rev-parse", "HEAD") if inside else ""
-        return f"{commit}+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
+        if not _git("ls-files", "--error-unmatch", Path(__file__).name):
+            return ""
+        commit = _git("rev-parse", "HEAD")
+        if commit and _git("status", "--porcelain", "--untracked-files=no"):
+            return f"{commit}+changes"
+        return commit
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def _git(*arguments: str) -> str:
+    """Return the output of a git command in the folder of this file, '' if it fails."""
+    folder = Path(__file__).resolve().parent
+    process = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    return process.stdout.strip() if process.returncode == 0 else ""

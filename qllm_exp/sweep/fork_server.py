@@ -1,11 +1,13 @@
-"""Processes of runs that start at once: forked from one that has imported what every run needs.
+"""Fork server: runs start instantly by forking from a process that has imported what every run needs.
 
-Python, torch and this package take two to three seconds to import, which is much for a run of a minute. `python -m
-qllm_exp.sweep.fork_server` imports them once and forks a process for each line of JSON on its standard input; what it forks is
-a process like any other, so that a crash takes only itself. It computes nothing itself, keeps to one thread and never touches a
-GPU: a fork of such a process is safe. When its parent ends, its input ends, and so does it, and with it (by `PARENT`) the runs.
-Signals that ask for an end, which a cluster sends to every process of a job, are for the runs and the parent: it outlives them
-all, since only it hears how they ended.
+Python, torch and this package take two to three seconds to import, which is long for a run of a minute. `python -m
+qllm_exp.sweep.fork_server` imports them once, then forks a worker for each line of JSON on its standard input. A worker is an
+ordinary process: a crash ends only its own run. The fork server computes nothing, has a single thread and never uses a GPU, so
+forking it is safe.
+
+When the parent of the fork server ends, the input of the fork server ends, then the fork server, and then (see `PARENT`) the
+workers. A cluster sends signals to every process of a job. The fork server ignores them: they are meant for the workers and the
+parent, and only the fork server learns how the workers ended.
 """
 
 import contextlib
@@ -22,92 +24,117 @@ from typing import Any
 from qllm_exp.experiment import BUSY, PARENT
 from qllm_exp.runs.run_directory import RunDirectory
 
-NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Worker:
-    """A run's process, much like `subprocess.Popen`."""
+    """The process of a run, similar to `subprocess.Popen`.
+
+    Args:
+        fork_server: the fork server that started it.
+        number: its number there.
+    """
 
     def __init__(self, fork_server: "ForkServer", number: int) -> None:
-        self._fork_server, self._number = fork_server, number
+        self._fork_server = fork_server
+        self._number = number
 
     def poll(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs. BUSY when the fork_server is gone, so that nobody knows."""
-        self._fork_server.listen(0.0)
-        return self._code()
+        """Return the exit code, negative for a signal; None while the worker runs; BUSY if it is lost."""
+        self._fork_server.read_reports(0.0)
+        return self._exit_code()
 
     @property
     def lost(self) -> bool:
-        """Whether nobody will ever hear how it ended, though it may not have."""
-        return not self._fork_server.alive and self._number not in self._fork_server.codes
+        """Whether the fork server ended first. The worker may still run, but its exit code will never be known."""
+        return not self._fork_server.alive and self._number not in self._fork_server.exit_codes
 
     def wait(self) -> None:
-        while self._code() is None:
-            self._fork_server.listen(1.0)
+        """Return once the worker has ended, or is lost."""
+        while self._exit_code() is None:
+            self._fork_server.read_reports(1.0)
 
     def terminate(self) -> None:
+        """Send SIGTERM: the run stops at a checkpoint."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """Send SIGKILL: the run ends at once."""
         self._signal(signal.SIGKILL)
 
-    def _code(self) -> int | None:
-        return BUSY if self.lost else self._fork_server.codes.get(self._number)
+    def _exit_code(self) -> int | None:
+        return BUSY if self.lost else self._fork_server.exit_codes.get(self._number)
 
-    def _signal(self, number: int) -> None:
-        while self._number not in self._fork_server.pids and self._code() is None:
-            self._fork_server.listen(1.0)
-        if self._code() is None:
+    def _signal(self, signal_number: int) -> None:
+        while self._number not in self._fork_server.pids and self._exit_code() is None:
+            self._fork_server.read_reports(1.0)
+        if self._exit_code() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._fork_server.pids[self._number], number)
+                os.kill(self._fork_server.pids[self._number], signal_number)
 
 
 class ForkServer:
-    """The parent's side: starts runs and hears how they ended."""
+    """The parent's side: starts workers and receives their exit codes.
+
+    Attributes:
+        exit_codes: exit code of each worker that has ended, by number.
+        pids: process id of each worker, by number.
+        alive: False once the fork server has ended.
+    """
 
     def __init__(self) -> None:
-        self.codes: dict[int, int] = {}  # by the number of the child
+        self.exit_codes: dict[int, int] = {}
         self.pids: dict[int, int] = {}
         self.alive = True
-        self._count, self._heard = 0, b""
+        self._worker_count = 0
+        self._partial_line = b""
         command = [sys.executable, "-m", "qllm_exp.sweep.fork_server"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | ONE_THREAD, start_new_session=True
         )
 
     def start(self, directory: RunDirectory, cores: frozenset[int] | None, gpu: str) -> Worker:
-        """Start a run. Its console goes into its folder."""
-        self._count += 1
-        asked = {
-            "number": self._count,
+        """Start a run. Its output goes to console.txt in its directory.
+
+        Args:
+            directory: the run's directory.
+            cores: CPU cores that the run may use; None: all.
+            gpu: value of CUDA_VISIBLE_DEVICES; '' leaves the variable as it is.
+        """
+        self._worker_count += 1
+        request = {
+            "number": self._worker_count,
             "path": str(directory.path.absolute()),
             "gpu": gpu,
             "cores": sorted(cores or ()),
         }
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             self.alive = False
-        return Worker(self, self._count)
+        return Worker(self, self._worker_count)
 
-    def listen(self, seconds: float) -> None:
-        """Hear what the fork_server says, waiting for so long at most."""
+    def read_reports(self, seconds: float) -> None:
+        """Read what the fork server reports, waiting `seconds` at most for a first report."""
         assert self._process.stdout is not None
         handle = self._process.stdout.fileno()
         while self.alive and select.select([handle], [], [], seconds)[0]:
-            text = os.read(handle, 65536)
-            self.alive = bool(text)
-            *lines, self._heard = (self._heard + text).split(b"\n")
+            data = os.read(handle, 65536)
+            self.alive = bool(data)
+            *lines, self._partial_line = (self._partial_line + data).split(b"\n")
             for line in lines:
-                said = json.loads(line)
-                (self.codes if "code" in said else self.pids)[said["number"]] = said.get("code", said.get("pid"))
+                report = json.loads(line)
+                if "code" in report:
+                    self.exit_codes[report["number"]] = report["code"]
+                else:
+                    self.pids[report["number"]] = report["pid"]
             seconds = 0.0
 
     def close(self) -> None:
-        """End it. Runs that go on are asked to stop at a checkpoint."""
+        """End the fork server. Runs in progress are asked to stop at a checkpoint."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -117,52 +144,66 @@ class ForkServer:
 
 
 def _serve() -> None:
-    """The fork_server's side: fork for each line read, and say how each child ended."""
-    for number in NOT_FOR_IT:
+    """The fork server's side: fork a worker for each request, and report its process id and its exit code."""
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _import_what_runs_need()
-    orders, reports = os.dup(0), os.dup(1)
+    requests, reports = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(2, 1)
-    wake, woken = os.pipe()
-    os.set_blocking(woken, False)
+    # A signal that arrives during select must not be missed: its handler writes into a pipe that select reads.
+    wakeup_read, wakeup_write = os.pipe()
+    os.set_blocking(wakeup_write, False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    children: dict[int, int] = {}  # pid to number
-    text = b""
-
-    def report(**said: int) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(reports, json.dumps(said).encode() + b"\n")
-
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    workers: dict[int, int] = {}  # process id to number
+    partial_line = b""
     while True:
-        ready = select.select([orders, wake], [], [])[0]
-        if wake in ready:
-            os.read(wake, 4096)
-        if orders in ready:
-            more = os.read(orders, 65536)
-            if not more:
+        ready = select.select([requests, wakeup_read], [], [])[0]
+        if wakeup_read in ready:
+            os.read(wakeup_read, 4096)
+        if requests in ready:
+            data = os.read(requests, 65536)
+            if not data:
                 return
-            *lines, text = (text + more).split(b"\n")
+            *lines, partial_line = (partial_line + data).split(b"\n")
             for line in lines:
-                order = json.loads(line)
-                signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_IT)  # until a child listens: none is lost
-                pid = os.fork()
-                if pid == 0:
-                    signal.set_wakeup_fd(-1)
-                    for number in (*NOT_FOR_IT, signal.SIGCHLD):
-                        signal.signal(number, signal.SIG_DFL)
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_IT)
-                    for handle in (orders, reports, wake, woken):
-                        os.close(handle)
-                    _run(order)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_IT)
-                children[pid] = order["number"]
-                report(number=order["number"], pid=pid)
-        for pid in list(children):
+                request = json.loads(line)
+                pid = _fork_worker(request, (requests, reports, wakeup_read, wakeup_write))
+                workers[pid] = request["number"]
+                _report(reports, number=request["number"], pid=pid)
+        for pid in list(workers):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                report(number=children.pop(pid), code=os.waitstatus_to_exitcode(status))
+                _report(reports, number=workers.pop(pid), code=os.waitstatus_to_exitcode(status))
+
+
+def _fork_worker(request: dict[str, Any], handles: tuple[int, ...]) -> int:
+    """Fork a worker, and return its process id.
+
+    Args:
+        request: a line that `ForkServer.start` wrote.
+        handles: open files of the fork server, which the worker closes.
+    """
+    # Signals stay blocked until the worker handles them, so that none is lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        for number in (*IGNORED_SIGNALS, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
+        for handle in handles:
+            os.close(handle)
+        _run_worker(request)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
+    return pid
+
+
+def _report(handle: int, **fields: int) -> None:
+    """Write a line of JSON to the parent, if it still reads."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(handle, json.dumps(fields).encode() + b"\n")
 
 
 def _import_what_runs_need() -> None:
@@ -179,26 +220,26 @@ def _import_what_runs_need() -> None:
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # the first optimiser imports torch's compiler
 
 
-def _run(order: dict[str, Any]) -> None:
-    """What a child does, and nothing after it."""
+def _run_worker(request: dict[str, Any]) -> None:
+    """Run the requested run in this process, then exit."""
     code = 1
     try:
         os.setsid()
         os.environ[PARENT] = str(os.getppid())
-        if order["gpu"]:
-            os.environ["CUDA_VISIBLE_DEVICES"] = order["gpu"]
-        if order["cores"]:
-            os.sched_setaffinity(0, order["cores"])
-        directory = RunDirectory(Path(order["path"]))
+        if request["gpu"]:
+            os.environ["CUDA_VISIBLE_DEVICES"] = request["gpu"]
+        if request["cores"]:
+            os.sched_setaffinity(0, request["cores"])
+        directory = RunDirectory(Path(request["path"]))
         console = os.open(directory.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(console, 1)
         os.dup2(console, 2)
         os.close(console)
         from qllm_exp.experiment import main
 
-        code = main([order["path"]])
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = main([request["path"]])
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:

@@ -1,4 +1,4 @@
-"""A sweep from the list of combinations to its table and plot: plan, say, start, compare."""
+"""Run a sweep, from its combinations of overrides to its table and curves: plan it, print the plan, start it, compare the runs."""
 
 import logging
 import shlex
@@ -10,19 +10,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from qllm_exp.config import overrides
 from qllm_exp.config.schema import RunConfig
 from qllm_exp.errors import UserError, choose
 from qllm_exp.results.summary import summarise
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DONE, QUEUED, RUNNING
+from qllm_exp.runs.run_state import FINISHED, QUEUED, RUNNING
 from qllm_exp.runs.sweep_directory import Sweep
 from qllm_exp.sweep.fast_compose import Overrides
 from qllm_exp.sweep.launcher import Launcher, Work
-from qllm_exp.sweep.plan import Plan, digits, make_plan
-from qllm_exp.sweep.pool import Ended
-from qllm_exp.sweep.prepare import Prepared
-from qllm_exp.sweep.progress import failure, python
+from qllm_exp.sweep.plan import Plan, make_plan, short_hash
+from qllm_exp.sweep.pool import RunOutcome
+from qllm_exp.sweep.prepare import PreparedRun
+from qllm_exp.sweep.progress import failure_report, python_command
 from qllm_exp.sweep.time_estimate import estimate
 from qllm_exp.utils.text import count
 
@@ -30,11 +29,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Launched:
-    """A sweep that was started. `exit_code`: 0 all done or submitted, 1 some failed, 3 some are not done."""
+class LaunchResult:
+    """A sweep that was launched.
+
+    Attributes:
+        plan: its plan.
+        outcomes: the runs that have ended.
+        exit_code: 0 all runs are finished or submitted, 1 a run failed, 3 some runs are not finished.
+    """
 
     plan: Plan
-    ended: list[Ended]
+    outcomes: list[RunOutcome]
     exit_code: int = 0
 
 
@@ -43,146 +48,193 @@ def launch(
     compose: Callable[[Overrides], DictConfig],
     explain: Callable[[Exception, Overrides], str],
     launcher: Launcher,
-    whole: bool = True,
-) -> Launched:
-    """Plan, say what will be done, run what is not done, and show the comparison.
+    arguments: Sequence[str],
+    is_whole: bool = True,
+) -> LaunchResult:
+    """Plan a sweep, print the plan, run what is not finished, and show the comparison.
 
     Args:
-        whole: False for a part of a sweep that another sweeper leads.
+        combinations: overrides of each run.
+        compose: Hydra's function from overrides to a configuration.
+        explain: returns the message for an error that Hydra raised for these overrides.
+        launcher: where the runs take place.
+        arguments: arguments of the command, as typed.
+        is_whole: False if these are some runs of a sweep that another Hydra sweeper controls.
+
+    Raises:
+        UserError: the sweep cannot start.
     """
-    settle = launcher.settle()
+    resolve = launcher.device_resolver()
 
-    def say_what_is_asked(plan: Plan) -> None:
-        say(plan, launcher)
+    def announce_generation(plan: Plan) -> None:
+        print_plan(plan, launcher)
         functions, runs = len(plan.pending), sum(plan.pending.values())
-        log.info("  a language model is to write %s, for %s, first", count(functions, "function"), count(runs, "run"))
+        log.info("  first, a language model writes %s used by %s", count(functions, "function"), count(runs, "run"))
 
-    plan = make_plan(combinations, compose, explain, settle, say_what_is_asked)
-    if plan.asked.dry_run and not whole:
-        raise UserError("--dry-run is for sweeps of hydra/sweeper=grid: another sweeper decides as it goes.")
-    if not whole:  # one folder for all its parts
-        plan.asked = replace(plan.asked, name=plan.asked.name or f"sweep_{digits(shlex.join(overrides.typed))}")
+    plan = make_plan(combinations, compose, explain, resolve, announce_generation)
+    if plan.sweep.dry_run and not is_whole:
+        raise UserError("--dry-run needs hydra/sweeper=grid: other sweepers choose their runs one after another.")
+    if not is_whole:  # one sweep directory for all runs of the other sweeper
+        plan.sweep = replace(plan.sweep, name=plan.sweep.name or f"sweep_{short_hash(shlex.join(arguments))}")
     if plan.generated:
-        log.info("%s", _spent(plan.generated))
+        log.info("%s", _generation_cost(plan.generated))
     if not plan.pending:
-        say(plan, launcher)
-    if plan.asked.dry_run:
+        print_plan(plan, launcher)
+    if plan.sweep.dry_run:
         log.info("--dry-run: nothing was started")
-        return Launched(plan, [])
-    runs = {one.directory.path: one for one in plan.runs}
-    named = replace(plan.asked, name=plan.name)
-    sweep = Sweep.start(plan.folder, [path.name for path in runs], launcher.options(), plan.asked.max_failures)
-    sweep.forget_failures()
-    for one in plan.those(DONE):
-        _tidy(one.directory)
+        return LaunchResult(plan, [])
+    runs = {run.directory.path: run for run in plan.runs}
+    sweep_config = replace(plan.sweep, name=plan.name)
+    command = shlex.join(["python", "-m", "qllm_exp", *arguments])
+    names = [path.name for path in runs]
+    sweep = Sweep.create(plan.folder, names, launcher.options(), plan.sweep.max_failures, command)
+    sweep.clear_failures()
+    for run in plan.runs_in(FINISHED):
+        _remove_checkpoint(run.directory)
 
     def create(directory: RunDirectory) -> None:
-        one = runs[directory.path]
-        directory.create(replace(one.run, sweep=named), one.tfcaf)
+        run = runs[directory.path]
+        directory.create(replace(run.config, sweep=sweep_config), run.tfcaf)
 
-    ended = _start(launcher, sweep, plan, create)
-    if whole:
-        conclude(sweep, ended, launcher.waits)
-    return Launched(plan, ended, exit_code([one.directory for one in plan.runs], ended, launcher.waits))
+    outcomes = _start(launcher, sweep, plan, create)
+    if is_whole:
+        conclude(sweep, outcomes, launcher.waits)
+    return LaunchResult(plan, outcomes, exit_code([run.directory for run in plan.runs], outcomes, launcher.waits))
 
 
-def _start(launcher: Launcher, sweep: Sweep, plan: Plan, create: Callable[[RunDirectory], None]) -> list[Ended]:
-    for one in plan.to_run:
-        one.directory.stop_request.unlink(missing_ok=True)
-    groups = (plan.to_run, plan.those(RUNNING), plan.those(QUEUED))
-    directories, running, queued = ([one.directory for one in group] for group in groups)
+def _start(launcher: Launcher, sweep: Sweep, plan: Plan, create: Callable[[RunDirectory], None]) -> list[RunOutcome]:
+    """Start the runs that are not finished, and return the outcomes of those that have ended."""
+    for run in plan.to_run:
+        run.directory.stop_request.unlink(missing_ok=True)
+    directories = [run.directory for run in plan.to_run]
+    running = [run.directory for run in plan.runs_in(RUNNING)]
+    queued = [run.directory for run in plan.runs_in(QUEUED)]
     if not directories and not (launcher.waits and (running or queued)):
         return []
-    return launcher.start(sweep, Work(directories, create, running, queued, _device(one.run for one in plan.to_run)))
+    return launcher.start(sweep, Work(directories, create, running, queued, _device(run.config for run in plan.to_run)))
 
 
-def exit_code(asked: Sequence[RunDirectory], ended: Sequence[Ended], waited: bool) -> int:
-    """0 when all is done, or was submitted and left alone; 1 when a run failed; 3 when one is not done."""
-    if any(one.failed for one in ended):
+def exit_code(directories: Sequence[RunDirectory], outcomes: Sequence[RunOutcome], waited: bool) -> int:
+    """Return the exit code of a sweep.
+
+    Args:
+        directories: directories of the requested runs.
+        outcomes: the runs that have ended.
+        waited: whether the launcher waited for the runs to end.
+
+    Returns:
+        0 if all runs are finished, or were submitted; 1 if a run failed; 3 if a run is not finished.
+    """
+    if any(outcome.failed for outcome in outcomes):
         return 1
-    return 3 if waited and any(one.result() is None for one in asked) else 0
+    if waited and any(directory.result() is None for directory in directories):
+        return 3
+    return 0
 
 
-def again(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launcher) -> int:
-    """Start runs of a sweep whose folders are there. The exit code."""
-    launcher.settle()
-    sweep.forget_failures()
+def restart(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launcher) -> int:
+    """Start runs of a sweep whose directories exist, and return the exit code.
+
+    Args:
+        sweep: the sweep.
+        directories: directories of the runs to start.
+        launcher: where the runs take place.
+
+    Raises:
+        UserError: nothing can be started.
+    """
+    launcher.device_resolver()  # raises UserError if nothing can be started from here
+    sweep.clear_failures()
     for directory in directories:
         directory.stop_request.unlink(missing_ok=True)
     device = _device(directory.read_config() for directory in directories)
-    ended = launcher.start(sweep, Work(directories, device=device))
-    conclude(sweep, ended, launcher.waits)
-    return exit_code(directories, ended, launcher.waits)
+    outcomes = launcher.start(sweep, Work(directories, device=device))
+    conclude(sweep, outcomes, launcher.waits)
+    return exit_code(directories, outcomes, launcher.waits)
 
 
 def _device(runs: Iterable[RunConfig]) -> str:
-    """'cuda' when GPUs are to be handed round among the runs."""
+    """Return 'cuda' if the runs share the GPUs, else 'cpu'."""
     return "cuda" if any(run.device == "cuda" for run in runs) else "cpu"
 
 
-def say(plan: Plan, launcher: Launcher) -> None:
-    """Print the plan."""
-    log.info("%s: %s", "sweep" if plan.pending else f"sweep {plan.folder}", plan.counts())
-    for line in plan.collapsed:
+def print_plan(plan: Plan, launcher: Launcher) -> None:
+    """Print the plan: runs by state, combinations left out, and an estimate of the time."""
+    title = "sweep" if plan.pending else f"sweep {plan.folder}"  # the name is a hash of all runs, pending ones included
+    log.info("%s: %s", title, plan.counts())
+    for line in plan.duplicates:
         log.info("  %s", line)
-    todo = plan.to_run
-    shares = [_share(one) for one in todo]
-    guess = estimate(todo, shares, launcher.at_a_time(_device(one.run for one in todo)))
-    if guess:
-        log.info("  time: %s", guess)
+    to_run = plan.to_run
+    progress = [_progress(run) for run in to_run]
+    time_text = estimate(to_run, progress, launcher.max_parallel(_device(run.config for run in to_run)))
+    if time_text:
+        log.info("  time: %s", time_text)
 
 
-def _share(one: Prepared) -> float:
-    status = one.directory.status()
-    return min(1.0, (status.get("env_step") or 0) / one.run.train.total_steps)
+def _progress(run: PreparedRun) -> float:
+    """Return the fraction of environment steps that are done, from 0 to 1."""
+    status = run.directory.status()
+    return min(1.0, (status.get("env_step") or 0) / run.config.train.total_steps)
 
 
-def conclude(sweep: Sweep, ended: Sequence[Ended], waited: bool) -> None:
-    """The comparison of the finished runs, and what failed, with the commands that run it again."""
-    finished = [one for one in sweep.directories if one.result() is not None]
+def conclude(sweep: Sweep, outcomes: Sequence[RunOutcome], waited: bool) -> None:
+    """Print the comparison of the finished runs, and the failed runs with the commands that retry them.
+
+    Args:
+        sweep: the sweep.
+        outcomes: the runs that have ended.
+        waited: whether the launcher waited for the runs to end.
+    """
+    finished = [directory for directory in sweep.directories if directory.result() is not None]
     if finished and (waited or len(finished) == len(sweep.record.runs)):
         summarise(sweep.path)
-    failed = [one for one in ended if one.failed]
+    failed = [outcome for outcome in outcomes if outcome.failed]
     if failed:
         log.info("%d of %d runs failed:", len(failed), len(sweep.record.runs))
-    for one in failed:
-        log.info("%s", failure(one.directory, one.error, one.directory.console))
-    if failed:
-        log.info("all of these again: %s -m launch.retry %s", python(), shlex.quote(str(sweep.path)))
-    left = len(sweep.record.runs) - len(finished) - len(failed)
-    if waited and left and not sweep.may_start():
-        log.info("%d runs were not started, since %d had failed (sweep.max_failures)", left, sweep.record.max_failures)
+        for outcome in failed:
+            log.info("%s", failure_report(outcome.directory, outcome.error, outcome.directory.console))
+        log.info("retry all failed runs: %s -m qllm_exp retry %s", python_command(), shlex.quote(str(sweep.path)))
+    remaining = len(sweep.record.runs) - len(finished) - len(failed)
+    if waited and remaining and not sweep.may_start():
+        limit = sweep.record.max_failures
+        log.info("%s not started: sweep.max_failures=%d was reached", count(remaining, "run"), limit)
 
 
-def _tidy(directory: RunDirectory) -> None:
-    """Remove the checkpoint of a finished run whose process was killed before it could."""
+def _remove_checkpoint(directory: RunDirectory) -> None:
+    """Remove the checkpoint of a finished run whose process was killed before it could do so."""
     if directory.checkpoint.exists() and not directory.owner():
         shutil.rmtree(directory.checkpoint, ignore_errors=True)
 
 
-def _spent(functions: Sequence[Path]) -> str:
-    """What the language models were asked for, in words."""
+def _generation_cost(functions: Sequence[Path]) -> str:
+    """Return the number of generated functions, and the calls, tokens and US dollars that they cost."""
     from qllm_exp.credit.stored_function import load
 
     costs = [load(path).cost for path in functions]
-    prices = [cost["usd"] for cost in costs]
+    calls = sum(cost["calls"] for cost in costs)
     tokens = sum(cost["tokens_in"] + cost["tokens_out"] for cost in costs)
-    price = "without a known price" if None in prices else f"{sum(prices):.4f} USD"
-    return (
-        f"credit-assignment functions generated: {len(costs)}, "
-        f"{count(sum(cost['calls'] for cost in costs), 'call')}, {tokens:,} tokens, {price}"
-    )
+    prices = [cost["usd"] for cost in costs]
+    price = "price unknown" if None in prices else f"{sum(prices):.4f} USD"
+    return f"credit-assignment functions generated: {len(costs)}, {count(calls, 'call')}, {tokens:,} tokens, {price}"
 
 
-def launcher_from(options: dict[str, Any]) -> Launcher:
-    """The launcher that a sweep's record names. UserError for values that it does not take."""
+def make_launcher(options: dict[str, Any]) -> Launcher:
+    """Return the launcher that the record of a sweep describes.
+
+    Args:
+        options: 'name' of the launcher (local or slurm), and its options.
+
+    Raises:
+        UserError: an unknown launcher, or an option or value that it does not accept.
+    """
     from qllm_exp.sweep.local import Local
     from qllm_exp.sweep.slurm import Slurm
 
-    given = dict(options)
-    name = choose("launcher", str(given.pop("name", "local")), ("local", "slurm"))
+    arguments = dict(options)
+    name = choose("launcher", str(arguments.pop("name", "local")), ("local", "slurm"))
     try:
-        made: Launcher = Slurm(**given) if name == "slurm" else Local(**given)
+        launcher: Launcher = Slurm(**arguments) if name == "slurm" else Local(**arguments)
     except TypeError as error:
-        raise UserError(f"The launcher {name} does not take that: {str(error).rpartition('__init__() ')[2]}.") from None
-    return made
+        problem = str(error).rpartition("__init__() ")[2]
+        raise UserError(f"launcher={name} does not accept these options: {problem}.") from None
+    return launcher

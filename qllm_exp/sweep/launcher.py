@@ -1,4 +1,4 @@
-"""TODO."""
+"""The interface of launchers: where the runs of a sweep take place."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,27 +7,40 @@ from typing import Any, Protocol
 from qllm_exp.config.device import DeviceResolver
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import Sweep
-from qllm_exp.sweep.pool import Ended
+from qllm_exp.sweep.pool import RunOutcome
 
 
 class Launcher(Protocol):
-    """Where runs are run."""
+    """Starts the runs of a sweep."""
 
     @property
     def waits(self) -> bool:
         """Whether `start` returns only when the runs have ended."""
 
     def options(self) -> dict[str, Any]:
-        """For the sweep's record: 'name' and what it was made with."""
+        """Return the launcher's 'name' and its options, for the record of the sweep."""
 
-    def settle(self) -> DeviceResolver:
-        """From a device as configured to that of the runs. UserError where nothing can be started."""
+    def device_resolver(self) -> DeviceResolver:
+        """Return the function that maps a configured device to the device of the machine that will train the run.
 
-    def at_a_time(self, device: str) -> int:
-        """Runs at a time, at most."""
+        Raises:
+            UserError: nothing can be started from here.
+        """
 
-    def start(self, sweep: Sweep, work: "Work") -> list[Ended]:
-        """Start runs. How those ended that did before this returns."""
+    def max_parallel(self, device: str) -> int:
+        """Return the largest number of runs at a time.
+
+        Args:
+            device: 'cuda' if the runs share the GPUs, else 'cpu'.
+        """
+
+    def start(self, sweep: Sweep, work: "Work") -> list[RunOutcome]:
+        """Start runs, and return the outcomes of those that have ended by then.
+
+        Args:
+            sweep: the sweep that the runs belong to.
+            work: the runs.
+        """
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,11 @@ class Work:
     """Runs to start.
 
     Attributes:
-        directories: of these runs. create: makes a folder ready, before its run starts.
-        running, queued: runs of the same sweep that somebody else has. device: 'cuda' when GPUs are to be handed round.
+        directories: directories of the runs to start.
+        create: called with the directory of a run before it starts; writes its configuration.
+        running: runs of the same sweep that another process runs.
+        queued: runs of the same sweep that are in Slurm's queue.
+        device: 'cuda' if the runs share the GPUs, else 'cpu'.
     """
 
     directories: Sequence[RunDirectory]

@@ -1,9 +1,9 @@
-"""A sweep on this machine."""
+"""The launcher for this machine."""
 
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -11,10 +11,10 @@ from typing import Any
 
 from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import INTERRUPTED
+from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.runs.sweep_directory import Sweep
 from qllm_exp.sweep.launcher import Work
-from qllm_exp.sweep.pool import Ended, Pool, slots
+from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import Display
 from qllm_exp.utils.text import count
 
@@ -23,65 +23,80 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Local:
-    """Runs on this machine, a process each.
+    """Trains runs on this machine, each in its own process.
 
     Attributes:
-        n_jobs: runs at a time; 0: one per core, or one per GPU for runs on GPUs.
+        n_jobs: number of runs at a time; 0: one per core, or one per GPU for runs on GPUs.
+        waits: `start` returns when the runs have ended.
     """
 
     n_jobs: int = 0
-    waits = True  # `start` returns when the runs have ended
+    waits = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.n_jobs, int) or self.n_jobs < 0:
-            raise UserError(f"hydra.launcher.n_jobs={self.n_jobs!r}: give a whole number; 0: one per core.")
+            raise UserError(
+                f"hydra.launcher.n_jobs={self.n_jobs!r} is not allowed. Allowed: whole numbers from 0; 0: one run per core."
+            )
 
     def options(self) -> dict[str, Any]:
+        """Return the launcher's 'name' and its options, for the record of the sweep."""
         return {"name": "local", "n_jobs": self.n_jobs}
 
-    def settle(self) -> DeviceResolver:
+    def device_resolver(self) -> DeviceResolver:
+        """Return the function that maps a configured device to one of this machine."""
         return resolve_device
 
-    def at_a_time(self, device: str) -> int:
-        return len(slots(self.n_jobs, device))
+    def max_parallel(self, device: str) -> int:
+        """Return the number of runs at a time, for runs on 'cuda' or 'cpu'."""
+        return len(make_slots(self.n_jobs, device))
 
-    def start(self, sweep: Sweep, work: Work) -> list[Ended]:
-        """Run them all, with those that another process runs already, and say how each ended.
+    def start(self, sweep: Sweep, work: Work) -> list[RunOutcome]:
+        """Train the runs, wait for those that another process trains already, and return all outcomes.
 
-        Exits with INTERRUPTED after Ctrl-C or SIGTERM, when every process has ended.
+        After Ctrl-C or SIGTERM, exits with INTERRUPTED once every worker has stopped at a checkpoint.
+
+        Args:
+            sweep: the sweep that the runs belong to.
+            work: the runs.
         """
         directories = [*work.directories, *work.running]
-        places = slots(self.n_jobs, work.device)
+        slots = make_slots(self.n_jobs, work.device)
         if work.queued:
-            log.info("  %d of the runs are left to Slurm, which has them in its queue", len(work.queued))
-        display = Display(len(directories), len(places))
-        pool = Pool(directories, places, _Counting(display, sweep), work.create, sweep.may_start)
-        with sweep.held(), _signals_interrupt():
+            log.info("  %s in Slurm's queue, left to Slurm", count(len(work.queued), "run"))
+        display = Display(len(directories), len(slots))
+        pool = Pool(directories, slots, _FailureMarker(display, sweep), work.create, sweep.may_start)
+        with sweep.lock(), _signals_raise_interrupt():
             try:
                 return pool.run()
             except KeyboardInterrupt:
                 display.close()
                 _stop(pool)
-                log.info("stopped; the same command goes on from the checkpoints")
-                sys.exit(INTERRUPTED)
+                log.info("interrupted; the same command resumes from the checkpoints")
+                sys.exit(EXIT_INTERRUPTED)
             finally:
                 display.close()
 
 
-class _Counting:
-    """A display that also notes failures in the sweep's folder."""
+class _FailureMarker:
+    """Observer of a pool: passes its events to a display, and marks failed runs in the sweep directory."""
 
     def __init__(self, display: Display, sweep: Sweep) -> None:
-        self.show, self._display, self._sweep = display.show, display, sweep
+        self._display = display
+        self._sweep = sweep
 
-    def ended(self, one: Ended) -> None:
-        if one.failed:
-            self._sweep.note_failure(one.directory.path.name)
-        self._display.ended(one)
+    def show(self, active: Sequence[ActiveRun]) -> None:
+        self._display.show(active)
+
+    def run_ended(self, outcome: RunOutcome) -> None:
+        if outcome.failed:
+            self._sweep.mark_failure(outcome.directory.path.name)
+        self._display.run_ended(outcome)
 
 
 def _stop(pool: Pool) -> None:
-    log.info("stopping %s at the next checkpoint (Ctrl-C again: at once)", count(len(pool.jobs), "run"))
+    """Stop the workers at a checkpoint; after another Ctrl-C, at once."""
+    log.info("stopping %s at the next checkpoint (press Ctrl-C again to stop at once)", count(len(pool.active), "run"))
     try:
         pool.stop()
         pool.wait()
@@ -90,18 +105,18 @@ def _stop(pool: Pool) -> None:
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP do what Ctrl-C does, unless they are ignored (nohup)."""
+def _signals_raise_interrupt() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does. Ignored signals (nohup) stay ignored."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in previous.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

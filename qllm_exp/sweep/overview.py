@@ -1,4 +1,4 @@
-"""What a folder holds, for a person: how each of its runs stands, in words."""
+"""The status of a sweep, as lines of text and as JSON: the state of each run, and what to do about it."""
 
 import shlex
 from collections import Counter
@@ -8,159 +8,200 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.errors import UserError
-from qllm_exp.runs.run_directory import RunDirectory, tail
-from qllm_exp.runs.run_state import DEAD, DONE, FAILED, NEW, QUEUED, RUNNING, STATES, STOPPED, RunState, state_of
+from qllm_exp.runs.run_directory import CONFIG, RunDirectory, tail
+from qllm_exp.runs.run_state import (
+    DEAD,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    NEW,
+    QUEUED,
+    RUNNING,
+    STATES,
+    RunState,
+    state_of,
+)
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.runs.sweep_directory import RECORD, Sweep, run_folders
-from qllm_exp.sweep.progress import failure, progress, python
+from qllm_exp.sweep.progress import failure_report, progress, python_command
 from qllm_exp.utils.text import count
 
-ORDER = (FAILED, DEAD, RUNNING, QUEUED, STOPPED, NEW, DONE)  # of what is shown: what needs a person first
-SHOWN = 20  # runs per state, unless all are asked for
-LAST_LINES = 5  # of a run that ended without a word
+DISPLAY_ORDER = (FAILED, DEAD, RUNNING, QUEUED, INTERRUPTED, NEW, FINISHED)  # runs that need attention come first
+MAX_RUNS = 20  # runs shown per state, unless all are requested
+LOG_LINES = 5  # last lines shown of the log of a dead run
+_STATE_WIDTH = 1 + max(map(len, STATES))
 
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """How the runs of a folder stand. `sweep` is None for a folder that holds several sweeps, or is one run's.
+    """The states of the runs of a folder.
 
     Attributes:
-        note: why the queue is not known, if it is not.
+        path: the folder.
+        sweep: the sweep, if the folder is a sweep directory; else None.
+        runs: the state of each run.
+        warning: why the queue is unknown; empty if it is known.
     """
 
     path: Path
     sweep: Sweep | None
     runs: list[RunState]
-    note: str = ""
+    warning: str = ""
 
     def count(self, *states: str) -> int:
-        return sum(one.state in states for one in self.runs)
+        """Return the number of runs that are in one of the given states."""
+        return sum(run.state in states for run in self.runs)
 
-    def over(self) -> bool:
-        """Whether nothing runs and nothing is queued."""
+    def is_idle(self) -> bool:
+        """Return True if no run is running or queued."""
         return not self.count(RUNNING, QUEUED)
 
     def exit_code(self) -> int:
-        """0 all done, 1 some failed, 3 not all done yet."""
+        """Return 0 if all runs are finished, 1 if some failed, 3 if some are not finished yet."""
         if self.count(FAILED, DEAD):
             return 1
-        return 0 if self.count(DONE) == len(self.runs) else 3
+        return 0 if self.count(FINISHED) == len(self.runs) else 3
 
 
-def look(path: Path, names: Sequence[str] = ()) -> SweepStatus:
-    """SweepStatus at a sweep's folder, a run's, or one with many of either. UserError when it is none of these.
+def read_status(path: Path, names: Sequence[str] = ()) -> SweepStatus:
+    """Return the status of a folder.
 
     Args:
-        names: runs, by name or by folder; none: all.
+        path: a sweep directory, a run directory, or a folder with many of them.
+        names: names or directories of the runs to include; empty: all.
+
+    Raises:
+        UserError: the folder holds no runs, or not the named ones.
     """
-    directories = [RunDirectory(one) for one in run_folders(path)]
+    directories = [RunDirectory(folder) for folder in run_folders(path)]
     sweep = Sweep(path) if (path / RECORD).exists() else None
     if names:
-        directories = _chosen(directories, names, path)
-    note = ""
+        directories = _select(directories, names, path)
+    warning = ""
     try:
-        queue = Queue.look(base_of(path))
+        queue = Queue.query(base_folder(path))
     except UserError as error:
-        queue, note = Queue({}), str(error)
-    return SweepStatus(path, sweep, [state_of(one, queue) for one in directories], note)
+        queue, warning = Queue({}), str(error)
+    return SweepStatus(path, sweep, [state_of(directory, queue) for directory in directories], warning)
 
 
-def base_of(path: Path) -> Path:
-    """The folder in which the runs of a folder are: its parent, or itself when it holds many."""
-    whole = path.absolute()
-    return whole.parent if (whole / RECORD).exists() or (whole / "config.yaml").exists() else whole
+def base_folder(path: Path) -> Path:
+    """Return the folder that holds the run directories: the parent of a sweep or run directory, else the folder itself."""
+    folder = path.absolute()
+    return folder.parent if (folder / RECORD).exists() or (folder / CONFIG).exists() else folder
 
 
-def _chosen(directories: Sequence[RunDirectory], names: Sequence[str], path: Path) -> list[RunDirectory]:
-    known = {one.path.name: one for one in directories}
-    unknown = [name for name in names if Path(name).name not in known]
-    if unknown:
-        raise UserError(f"{path} has no run {unknown[0]!r}; python -m launch.status {path} --all lists them.")
-    return [known[name] for name in dict.fromkeys(Path(name).name for name in names)]
+def _select(directories: Sequence[RunDirectory], names: Sequence[str], path: Path) -> list[RunDirectory]:
+    """Return the directories of the named runs, each once."""
+    by_name = {directory.path.name: directory for directory in directories}
+    for name in names:
+        if Path(name).name not in by_name:
+            raise UserError(f"{path} has no run {name!r}. To list its runs: python -m qllm_exp status {path} --all")
+    return [by_name[name] for name in dict.fromkeys(Path(name).name for name in names)]
 
 
-def title(seen: SweepStatus) -> str:
-    """'runs/figure3: 30 runs: 8 done, 2 running, 20 queued'."""
-    times = Counter(one.state for one in seen.runs)
+def title(status: SweepStatus) -> str:
+    """Return 'runs/figure3: 30 runs: 8 finished, 2 running, 20 queued'."""
+    times = Counter(run.state for run in status.runs)
     parts = [f"{times[state]} {state}" for state in STATES if times[state]]
-    return f"{seen.path}: {count(len(seen.runs), 'run')}: {', '.join(parts)}"
+    return f"{status.path}: {count(len(status.runs), 'run')}: {', '.join(parts)}"
 
 
-def lines(seen: SweepStatus, everything: bool = False) -> Iterator[str]:
-    """The whole in lines of text: counts, then each run that is not done, with what to do about it.
+def lines(status: SweepStatus, show_all: bool = False) -> Iterator[str]:
+    """Yield the status as lines of text: the counts, then the runs that are not finished, then what to do about them.
 
     Args:
-        everything: finished runs too, and no limit to the number of lines.
+        status: the status of a folder.
+        show_all: include finished runs, and show every run of each state.
     """
-    yield title(seen)
-    if seen.note:
-        yield f"  {seen.note}"
-    if seen.sweep is not None:
-        holder = seen.sweep.holder()
-        by = f"; run here by {holder}" if holder else ""
-        yield f"  {seen.sweep.record.started}  {seen.sweep.record.command}{by}"
-    for state in ORDER:
-        those = [one for one in seen.runs if one.state == state]
-        if state == DONE and not everything:
+    yield title(status)
+    if status.warning:
+        yield f"  {status.warning}"
+    if status.sweep is not None:
+        line = f"  {status.sweep.record.started}  {status.sweep.record.command}"
+        owner = status.sweep.owner()
+        yield f"{line}; run here by {owner}" if owner else line
+    for state in DISPLAY_ORDER:
+        if state == FINISHED and not show_all:
             continue
-        for one in those if everything else those[:SHOWN]:
-            yield from _run(one, seen.sweep)
-        if not everything and len(those) > SHOWN:
-            yield f"  ... and {len(those) - SHOWN:,} more {state} (--all shows them)"
-    yield from _advice(seen)
+        runs = [run for run in status.runs if run.state == state]
+        shown = runs if show_all else runs[:MAX_RUNS]
+        for run in shown:
+            yield from _run_lines(run, status.sweep)
+        if len(runs) > len(shown):
+            yield f"  ... and {len(runs) - len(shown):,} more {state} (--all shows them)"
+    yield from _advice(status)
 
 
-def _run(one: RunState, sweep: Sweep | None) -> Iterator[str]:
-    name, job = one.directory.path.name, f"  [{one.job}]" if one.job else ""
-    if one.state in (FAILED, DEAD):
-        job_log = sweep.job_log(name) if sweep is not None else None
-        logs = [log for log in (one.directory.console, one.directory.log, job_log) if log is not None and log.exists()]
-        yield f"  {one.state:8}" + failure(one.directory, one.why, next(iter(logs), None)).lstrip()
-        if one.state == DEAD:
-            last = [
-                line for log in {*logs[:1], *([job_log] if job_log in logs else [])} for line in tail(log, LAST_LINES)
-            ]
-            yield from (f"    | {line}" for line in last)
+def _run_lines(run: RunState, sweep: Sweep | None) -> Iterator[str]:
+    """Yield the lines about one run."""
+    if run.state in (FAILED, DEAD):
+        yield from _failure_lines(run, sweep)
         return
-    words = {RUNNING: progress(one.status), DONE: _return(one)}.get(one.state, "")
-    yield f"  {one.state:8}{name}  {'; '.join(part for part in (words, one.why) if part)}{job}".rstrip()
+    details = run.reason
+    if run.state == RUNNING:
+        details = _join(progress(run.status), run.reason)
+    elif run.state == FINISHED:
+        details = _join(_final_return(run), run.reason)
+    job = f"  [{run.job}]" if run.job else ""
+    yield f"  {run.state:{_STATE_WIDTH}}{run.directory.path.name}  {details}{job}".rstrip()
 
 
-def _return(one: RunState) -> str:
-    result = one.directory.result()
+def _failure_lines(run: RunState, sweep: Sweep | None) -> Iterator[str]:
+    """Yield the lines about a failed or dead run: error, log, command, and for a dead run the end of its logs."""
+    job_log = sweep.job_log(run.directory.path.name) if sweep is not None else None
+    job_logs = [job_log] if job_log is not None and job_log.exists() else []
+    logs = [log for log in (run.directory.console, run.directory.log) if log.exists()] + job_logs
+    yield (
+        f"  {run.state:{_STATE_WIDTH}}" + failure_report(run.directory, run.reason, logs[0] if logs else None).lstrip()
+    )
+    if run.state == DEAD:
+        for log in dict.fromkeys([*logs[:1], *job_logs]):
+            yield from (f"    | {line}" for line in tail(log, LOG_LINES))
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _final_return(run: RunState) -> str:
+    result = run.directory.result()
     return "" if result is None else f"return {result['final_return']:.3f}"
 
 
-def _advice(seen: SweepStatus) -> Iterator[str]:
-    where = shlex.quote(str(seen.path))
-    if seen.sweep is None:
+def _advice(status: SweepStatus) -> Iterator[str]:
+    """Yield the commands that continue a sweep, and its table once it is finished."""
+    if status.sweep is None:
         return
-    if seen.count(FAILED, DEAD):
-        yield f"run what failed again:  {python()} -m launch.retry {where}"
-    missing = [one for one in seen.runs if one.state in (STOPPED, NEW)]
-    if missing and seen.over():
-        ready = all(one.directory.config.exists() for one in missing)
-        again = f"{python()} -m launch.retry {where} --missing" if ready else seen.sweep.record.command
-        yield f"run what is missing:    {again}"
-    if seen.count(DONE) == len(seen.runs) and (seen.path / "table.md").exists():
-        yield f"table: {seen.path / 'table.md'}"
+    path = shlex.quote(str(status.path))
+    if status.count(FAILED, DEAD):
+        yield f"retry failed runs:   {python_command()} -m qllm_exp retry {path}"
+    missing = [run for run in status.runs if run.state in (INTERRUPTED, NEW)]
+    if missing and status.is_idle():
+        if all(run.directory.config.exists() for run in missing):
+            command = f"{python_command()} -m qllm_exp retry {path} --missing"
+        else:  # the command of the sweep also creates directories
+            command = status.sweep.record.command
+        yield f"start missing runs:  {command}"
+    if status.count(FINISHED) == len(status.runs) and (status.path / "table.md").exists():
+        yield f"table: {status.path / 'table.md'}"
 
 
-def as_json(seen: SweepStatus) -> dict[str, Any]:
-    """The same for programs."""
+def as_json(status: SweepStatus) -> dict[str, Any]:
+    """Return the status as an object for JSON."""
     return {
-        "folder": str(seen.path),
-        "counts": dict(Counter(one.state for one in seen.runs)),
+        "folder": str(status.path),
+        "counts": dict(Counter(run.state for run in status.runs)),
         "runs": [
             {
-                "name": one.directory.path.name,
-                "state": one.state,
-                "why": one.why,
-                "job": one.job.id if one.job else None,
-                "env_step": one.status.get("env_step"),
-                "total_steps": one.status.get("total_steps"),
-                "return": one.status.get("return"),
+                "name": run.directory.path.name,
+                "state": run.state,
+                "why": run.reason,
+                "job": run.job.id if run.job else None,
+                "env_step": run.status.get("env_step"),
+                "total_steps": run.status.get("total_steps"),
+                "return": run.status.get("return"),
             }
-            for one in seen.runs
+            for run in status.runs
         ],
     }

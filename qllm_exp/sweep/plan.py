@@ -1,4 +1,4 @@
-"""What a sweep will do, settled before anything starts: every combination checked, every run named, finished ones found."""
+"""Plan a sweep before anything starts: check every combination, name every run, and find the runs that are finished."""
 
 import hashlib
 import re
@@ -14,13 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 from qllm_exp.config import schema
 from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.errors import UserError
-from qllm_exp.runs.run_state import DONE, QUEUED, RUNNING, RunState, state_of
+from qllm_exp.runs.run_state import FINISHED, QUEUED, RUNNING, RunState, state_of
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.sweep.fast_compose import Composer, Overrides, varying_keys
-from qllm_exp.sweep.prepare import Prepared, check, missing_function, prepare
+from qllm_exp.sweep.prepare import PreparedRun, check, missing_function, prepare
 from qllm_exp.utils.text import count
 
-FAULTS = 20  # different ones that are shown
+MAX_ERRORS = 20  # distinct errors that a message shows
 
 
 @dataclass
@@ -28,51 +28,57 @@ class Plan:
     """The runs of a sweep, each once.
 
     Attributes:
-        runs: in the order of the command line. states: how each stands. of: for each combination, the index of its run.
-        collapsed: in words, which combinations describe the same run as an earlier one.
-        pending: files of functions that a language model has yet to write, and how many combinations wait for each.
+        runs: the runs, in the order of the command line.
+        states: the state of each run.
+        run_index: for each combination of overrides, the index of its run.
+        duplicates: one line for each set of keys that makes no difference to some runs.
+        pending: files of the functions that a language model has yet to write, and the number of combinations that need each.
         generated: files of the functions that a language model has written for this sweep.
+        sweep: options of the sweep.
+        dir: the folder for run directories and sweep directories.
     """
 
-    runs: list[Prepared] = field(default_factory=list)
+    runs: list[PreparedRun] = field(default_factory=list)
     states: list[RunState] = field(default_factory=list)
-    of: list[int] = field(default_factory=list)
-    collapsed: list[str] = field(default_factory=list)
+    run_index: list[int] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
     pending: dict[Path, int] = field(default_factory=dict)
     generated: list[Path] = field(default_factory=list)
-    asked: schema.SweepConfig = field(default_factory=schema.SweepConfig)
+    sweep: schema.SweepConfig = field(default_factory=schema.SweepConfig)
     dir: Path = Path("runs")
 
-    def those(self, *states: str) -> list[Prepared]:
-        """The runs that are in one of the states."""
-        return [one for one, at in zip(self.runs, self.states, strict=True) if at.state in states]
+    def runs_in(self, *states: str) -> list[PreparedRun]:
+        """Return the runs that are in one of the given states."""
+        return [run for run, run_state in zip(self.runs, self.states, strict=True) if run_state.state in states]
 
     @property
-    def to_run(self) -> list[Prepared]:
-        return [one for one, at in zip(self.runs, self.states, strict=True) if at.state not in (DONE, RUNNING, QUEUED)]
+    def to_run(self) -> list[PreparedRun]:
+        """The runs to start: those that are not finished, running or queued."""
+        skipped = (FINISHED, RUNNING, QUEUED)
+        return [run for run, run_state in zip(self.runs, self.states, strict=True) if run_state.state not in skipped]
 
     @property
     def name(self) -> str:
-        """Name of the sweep: the one given, or one made from the runs in it, so that the same command finds it again."""
-        names = "\n".join(sorted(one.directory.path.name for one in self.runs))
-        return self.asked.name or f"sweep_{digits(names)}"
+        """Name of the sweep: `sweep.name`, or a hash of its runs, so that the same command continues the same sweep."""
+        names = "\n".join(sorted(run.directory.path.name for run in self.runs))
+        return self.sweep.name or f"sweep_{short_hash(names)}"
 
     @property
     def folder(self) -> Path:
-        """Where the record, the table and the plot of the sweep go."""
+        """Directory of the sweep."""
         return self.dir / self.name
 
     def counts(self) -> str:
-        """'30 runs: 8 done, 2 running, 4 queued, 16 to run'."""
-        waiting = sum(self.pending.values())
-        times = Counter(one.state for one in self.states)
-        rest = len(self.runs) - times[DONE] - times[RUNNING] - times[QUEUED] + waiting
-        done = f"{times[DONE]} done, {times[RUNNING]} running, {times[QUEUED]} queued"
-        return f"{count(len(self.runs) + waiting, 'run')}: {done}, {rest} to run"
+        """Return the number of runs by state: '30 runs: 8 finished, 2 running, 4 queued, 16 to run'."""
+        pending = sum(self.pending.values())
+        times = Counter(run_state.state for run_state in self.states)
+        to_run = len(self.runs) - times[FINISHED] - times[RUNNING] - times[QUEUED] + pending
+        present = f"{times[FINISHED]} finished, {times[RUNNING]} running, {times[QUEUED]} queued"
+        return f"{count(len(self.runs) + pending, 'run')}: {present}, {to_run} to run"
 
 
-def digits(text: str) -> str:
-    """Eight digits of a text's hash."""
+def short_hash(text: str) -> str:
+    """Return the first eight hexadecimal digits of a text's SHA-256 hash."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -80,106 +86,143 @@ def make_plan(
     combinations: Sequence[Overrides],
     compose: Callable[[Overrides], DictConfig],
     explain: Callable[[Exception, Overrides], str],
-    settle: DeviceResolver = resolve_device,
-    before_asking: Callable[[Plan], None] = lambda plan: None,
+    resolve: DeviceResolver = resolve_device,
+    before_generation: Callable[[Plan], None] = lambda plan: None,
 ) -> Plan:
-    """Compose and check every combination, then provide the functions they need. Raises one UserError that lists everything
-    that is wrong, before a language model is asked for anything.
+    """Compose and check every combination, then provide the credit-assignment functions that the runs need.
+
+    All errors are found before a language model is called.
 
     Args:
-        compose: overrides to a configuration. explain: words for an error of Hydra's.
-        settle: from a device as configured to that of the machine that the runs will be on.
-        before_asking: called with what is known of the plan before a language model is asked, if one has to be.
+        combinations: overrides of each run.
+        compose: Hydra's function from overrides to a configuration.
+        explain: returns the message for an error that Hydra raised for these overrides.
+        resolve: maps a configured device to the device of the machine that will train the run.
+        before_generation: called before a language model is called, with the plan of the runs that need no new function.
+
+    Raises:
+        UserError: some runs cannot start; the message lists all errors.
     """
-    checked, faults = list[schema.RunConfig](), dict[str, list[str]]()
+    checked: list[schema.RunConfig] = []
+    errors: dict[str, list[str]] = {}  # message, and the combinations that it is about
     composer = Composer(compose, combinations)
     for overrides in combinations:
         try:
             run = composer(overrides)
-            checked.append(check(run, settle))
-            _check_sweep(run)
+            checked.append(check(run, resolve))
+            _check_sweep_name(run)
         except UserError as error:
-            faults.setdefault(str(error), []).append(" ".join(overrides))
+            errors.setdefault(str(error), []).append(" ".join(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            faults.setdefault(explain(error, overrides), []).append(" ".join(overrides))
+            errors.setdefault(explain(error, overrides), []).append(" ".join(overrides))
+    if errors:
+        raise UserError(_error_message(errors, len(combinations)))
     for key, values in (("sweep.name", {run.sweep.name for run in checked}), ("dir", {run.dir for run in checked})):
-        if len(values) > 1 and not faults:
-            raise UserError(f"{key} takes one value in a sweep, and got {', '.join(sorted(values))}.")
-    if faults:
-        raise UserError(_all_faults(faults, len(combinations)))
-    queue = Queue.look(Path(checked[0].dir))
+        if len(values) > 1:
+            raise UserError(f"{key} must have a single value in a sweep, not {', '.join(sorted(values))}.")
+    queue = Queue.query(Path(checked[0].dir))
     missing = [missing_function(run) for run in checked]
     if any(missing):
-        ready = [(o, run) for o, run, path in zip(combinations, checked, missing, strict=True) if path is None]
-        known = _named([o for o, _ in ready], [run for _, run in ready], queue, checked[0])
-        known.pending = Counter(path for path in missing if path is not None)
-        before_asking(known)
-        if known.asked.dry_run:
-            return known
-    plan = _named(combinations, checked, queue, checked[0])
+        is_ready = [path is None for path in missing]
+        plan = _plan_of(
+            [overrides for overrides, ready in zip(combinations, is_ready, strict=True) if ready],
+            [run for run, ready in zip(checked, is_ready, strict=True) if ready],
+            queue,
+            checked[0],
+        )
+        plan.pending = Counter(path for path in missing if path is not None)
+        before_generation(plan)
+        if plan.sweep.dry_run:
+            return plan
+    plan = _plan_of(combinations, checked, queue, checked[0])
     plan.generated = list(dict.fromkeys(path for path in missing if path is not None))
     return plan
 
 
-def _named(
+def _plan_of(
     combinations: Sequence[Overrides], checked: Sequence[schema.RunConfig], queue: Queue, first: schema.RunConfig
 ) -> Plan:
-    """The plan for runs that are checked; a credit-assignment function that is missing is generated here, once."""
-    plan, known, same = (
-        Plan(asked=first.sweep, dir=Path(first.dir)),
-        dict[Path, int](),
-        list[tuple[Overrides, Overrides]](),
-    )
-    firsts: list[Overrides] = []
-    for overrides, run in zip(combinations, checked, strict=True):
-        one = prepare(run)
-        path = one.directory.path
-        if path in known:
-            same.append((overrides, firsts[known[path]]))
+    """Return the plan of checked runs. A missing credit-assignment function is generated here, once.
+
+    Args:
+        combinations: overrides of each run.
+        checked: configuration of each run.
+        queue: the jobs that Slurm has.
+        first: the configuration whose `sweep` and `dir` hold for the whole sweep.
+    """
+    plan = Plan(sweep=first.sweep, dir=Path(first.dir))
+    index_of: dict[Path, int] = {}
+    first_overrides: list[Overrides] = []  # of each run
+    same: list[
+        tuple[Overrides, Overrides]
+    ] = []  # pairs of combinations that describe the same run, the later one first
+    for overrides, config in zip(combinations, checked, strict=True):
+        run = prepare(config)
+        path = run.directory.path
+        if path in index_of:
+            same.append((overrides, first_overrides[index_of[path]]))
         else:
-            known[path] = len(plan.runs)
-            firsts.append(overrides)
-            plan.runs.append(one)
-        plan.of.append(known[path])
-    plan.collapsed = _in_words(same, varying_keys(combinations))
-    plan.states = [state_of(one.directory, queue) for one in plan.runs]
+            index_of[path] = len(plan.runs)
+            first_overrides.append(overrides)
+            plan.runs.append(run)
+        plan.run_index.append(index_of[path])
+    plan.duplicates = _describe_duplicates(same, varying_keys(combinations))
+    plan.states = [state_of(run.directory, queue) for run in plan.runs]
     return plan
 
 
-def _check_sweep(run: schema.RunConfig) -> None:
-    if not re.fullmatch(r"[\w.-]*", run.sweep.name) or run.sweep.name.startswith((".", "-")):
-        raise UserError(f"sweep.name={run.sweep.name!r} is a folder's name: use letters, digits, '_', '-' and '.'.")
+def _check_sweep_name(run: schema.RunConfig) -> None:
+    name = run.sweep.name
+    if not re.fullmatch(r"[\w.-]*", name) or name.startswith((".", "-")):
+        raise UserError(
+            f"sweep.name={name!r} is not a valid directory name. Use letters, digits, '_', '-' and '.'; "
+            "the first character must not be '-' or '.'."
+        )
 
 
-def _in_words(same: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> list[str]:
-    """A line for each set of keys that makes no difference: how many combinations, and one of them."""
-    cases: dict[tuple[str, ...], list[tuple[Overrides, Overrides]]] = {}
-    for one, other in same:
-        keys = tuple(override.partition("=")[0] for override in one if override not in other)
-        cases.setdefault(keys, []).append((one, other))
-    return [_case(keys, pairs, varying) for keys, pairs in cases.items()]
+def _describe_duplicates(same: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> list[str]:
+    """Return one line for each set of keys that makes no difference: how many combinations, and an example.
+
+    Args:
+        same: pairs of combinations that describe the same run, the later one first.
+        varying: keys whose values differ among the combinations.
+    """
+    groups: dict[tuple[str, ...], list[tuple[Overrides, Overrides]]] = {}
+    for later, earlier in same:
+        keys = tuple(override.partition("=")[0] for override in later if override not in earlier)
+        groups.setdefault(keys, []).append((later, earlier))
+    return [_describe_group(keys, pairs, varying) for keys, pairs in groups.items()]
 
 
-def _case(keys: tuple[str, ...], pairs: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> str:
-    times = count(len(pairs), "combination")
-    one, other = pairs[0]
-    alike = " ".join(a for a in one if a in other and a.partition("=")[0] in varying)
+def _describe_group(keys: tuple[str, ...], pairs: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> str:
+    combinations = count(len(pairs), "combination")
+    later, earlier = pairs[0]
+    common = " ".join(override for override in later if override in earlier and override.partition("=")[0] in varying)
     if not keys:
-        return f"{times} given twice{': ' * bool(alike)}{alike}"
-    first = " ".join(a for a in one if a not in other)
-    second = " ".join(a for a in other if a not in one) or "that without it"
-    where = f" (e.g. with {alike})" if alike else ""
-    return f"{times} left out, since {', '.join(keys)} makes no difference there: {first} is the run of {second}{where}"
+        return f"{combinations} repeated: {common}" if common else f"{combinations} repeated"
+    left_out = " ".join(override for override in later if override not in earlier)
+    kept = " ".join(override for override in earlier if override not in later) or "the one without it"
+    example = f", e.g. with {common}" if common else ""
+    return (
+        f"{combinations} left out: {', '.join(keys)} makes no difference there "
+        f"({left_out} is the same run as {kept}{example})"
+    )
 
 
-def _all_faults(faults: Mapping[str, Sequence[str]], total: int) -> str:
+def _error_message(errors: Mapping[str, Sequence[str]], total: int) -> str:
+    """Return the message that lists all errors of a sweep.
+
+    Args:
+        errors: each message, and the combinations that it is about.
+        total: number of combinations.
+    """
     if total == 1:
-        return next(iter(faults))
-    bad = sum(map(len, faults.values()))
-    lines = [f"{bad} of the {total} runs of this sweep cannot start, so none was started:"]
-    for message, where in list(faults.items())[:FAULTS]:
-        more = f" (and {len(where) - 1} more)" if len(where) > 1 else ""
-        lines.append(f"  {message}\n    in: {where[0]}{more}")
-    if len(faults) > FAULTS:
-        lines.append(f"  ... and {len(faults) - FAULTS} other faults")
+        return next(iter(errors))
+    affected = sum(map(len, errors.values()))
+    lines = [f"{affected} of the {total} runs of this sweep cannot start, so nothing was started:"]
+    for message, combinations in list(errors.items())[:MAX_ERRORS]:
+        more = f" (and {len(combinations) - 1} more)" if len(combinations) > 1 else ""
+        lines.append(f"  {message}\n    in: {combinations[0]}{more}")
+    if len(errors) > MAX_ERRORS:
+        lines.append(f"  ... and {count(len(errors) - MAX_ERRORS, 'other error')}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Runs in processes of their own, some at a time, each on its own cores and GPU. One that fails stops no other.
+"""Run several runs at a time, each in its own process, on its own cores and GPU. A failed run does not affect the others.
 
-Used on this machine for a whole sweep, and within an allocation of a cluster for the runs packed into it.
+On this machine a pool has the runs of a whole sweep; within a Slurm job it has the runs packed into that job.
 """
 
 import os
@@ -13,25 +13,38 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import BUSY, INTERRUPTED
+from qllm_exp.experiment import BUSY
+from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.run_state import FAILED, INTERRUPTED, RUNNING
 from qllm_exp.sweep.fork_server import ForkServer, Worker
 
-POLL_S = 0.1
-BUSY_S = 1.0  # seconds between looks at a run that another process has
+POLL_S = 0.1  # seconds between checks of the pool's own workers
+BUSY_POLL_S = 1.0  # seconds between checks of a run that another process has
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one run at a time goes: the cores it is kept to (None: any), and its GPU (as CUDA_VISIBLE_DEVICES names it)."""
+    """Resources of one run at a time.
+
+    Attributes:
+        cores: CPU cores that the run may use; None: all.
+        gpu: its GPU, as CUDA_VISIBLE_DEVICES names it; '' leaves the variable as it is.
+    """
 
     cores: frozenset[int] | None = None
     gpu: str = ""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How one run ended. `error` is empty when it finished. `failed`: it ended with an error, rather than being stopped."""
+class RunOutcome:
+    """How a run ended.
+
+    Attributes:
+        directory: the run's directory.
+        error: why it did not finish; empty if it finished.
+        failed: True if it ended with an error, False if it finished, was interrupted or was not started.
+    """
 
     directory: RunDirectory
     error: str = ""
@@ -39,29 +52,39 @@ class Ended:
 
 
 @dataclass
-class Job:
-    """A run in progress. `process` is None while another process has it."""
+class ActiveRun:
+    """A run in progress.
+
+    Attributes:
+        directory: the run's directory.
+        worker: its process; None while another process has the run.
+        checked: time of the last check of a run that another process has.
+    """
 
     directory: RunDirectory
-    process: Worker | None
-    looked: float = 0.0
+    worker: Worker | None
+    checked: float = 0.0
 
 
 class Observer(Protocol):
-    """Is told what happens."""
+    """Receives the events of a pool."""
 
-    def show(self, jobs: Sequence[Job]) -> None:
-        """Called several times a second."""
+    def show(self, active: Sequence[ActiveRun]) -> None:
+        """Show the runs in progress; called several times a second."""
 
-    def ended(self, one: Ended) -> None: ...
+    def run_ended(self, outcome: RunOutcome) -> None:
+        """Record how a run ended; called once per run."""
 
 
 class Pool:
-    """Runs some folders, as many at a time as there are slots.
+    """Runs the given runs, as many at a time as there are slots.
 
     Args:
-        create: makes a folder ready, just before its run starts.
-        may_start: asked before each start; False leaves the rest alone.
+        directories: directories of the runs.
+        slots: resources of each run at a time.
+        observer: receives the events.
+        create: called with the directory of a run just before it starts; writes its configuration.
+        may_start: called before each start; after it returns False, no further run starts.
     """
 
     def __init__(
@@ -72,183 +95,194 @@ class Pool:
         create: Callable[[RunDirectory], None] = lambda directory: None,
         may_start: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.waiting, self.slots, self.observer = deque(directories), slots, observer
-        self.create, self.may_start = create, may_start
-        self.jobs: dict[int, Job] = {}
-        self.ended: list[Ended] = []
-        self.not_started: list[RunDirectory] = []  # since `may_start` said so
+        self.waiting = deque(directories)
+        self.slots = slots
+        self.observer = observer
+        self.create = create
+        self.may_start = may_start
+        self.active: dict[int, ActiveRun] = {}  # by the index of the slot
+        self.outcomes: list[RunOutcome] = []
+        self.not_started: list[RunDirectory] = []  # because `may_start` returned False
+        self.stop_requested = False  # a signal handler may set it: the pool then calls `stop`
         self._fork_server: ForkServer | None = None
         self._stopping = False
-        self.stop_asked = False  # set it, e.g. in a signal's handler, to have `stop` called
 
-    def run(self) -> list[Ended]:
-        """Run them all and say how each ended."""
-        self._run()
+    def run(self) -> list[RunOutcome]:
+        """Run all runs, and return their outcomes."""
+        self._run_all()
         self._close()
-        return self.ended
+        return self.outcomes
 
-    def _run(self) -> None:
-        while self.waiting or self.jobs:
-            if self.stop_asked:
-                self.stop_asked = False
+    def _run_all(self) -> None:
+        while self.waiting or self.active:
+            if self.stop_requested:
+                self.stop_requested = False
                 self.stop()
             for index in range(len(self.slots)):
-                if index not in self.jobs and self.waiting:
-                    self._next(index)
-            for index, job in list(self.jobs.items()):
-                one = self._look(job, self.slots[index])
-                if one is not None:
-                    del self.jobs[index]
-                    self._end(one)
-            self.observer.show(list(self.jobs.values()))
-            if self.waiting or self.jobs:
-                self._rest()
+                if index not in self.active and self.waiting:
+                    self._start_next(index)
+            for index, run in list(self.active.items()):
+                outcome = self._check(run, self.slots[index])
+                if outcome is not None:
+                    del self.active[index]
+                    self._end(outcome)
+            self.observer.show(list(self.active.values()))
+            if self.waiting or self.active:
+                self._sleep()
 
     def stop(self) -> None:
-        """Start no more, and ask what runs to stop at a checkpoint. Runs of other processes are left to them."""
+        """Start no further run, and ask the workers to stop at a checkpoint. Runs of other processes continue."""
         self._stopping = True
         self.waiting.clear()
-        self.jobs = {index: job for index, job in self.jobs.items() if job.process is not None}
-        for job in self.jobs.values():
-            if job.process is not None:
-                job.process.terminate()
+        self.active = {index: run for index, run in self.active.items() if run.worker is not None}
+        for run in self.active.values():
+            if run.worker is not None:
+                run.worker.terminate()
 
     def wait(self) -> None:
-        """Return once every process has ended."""
-        for job in self.jobs.values():
-            if job.process is not None:
-                job.process.wait()
-                while job.process.lost and job.directory.owner():  # it goes on to its checkpoint without its parent
+        """Return once every worker has ended."""
+        for run in self.active.values():
+            if run.worker is not None:
+                run.worker.wait()
+                while run.worker.lost and run.directory.owner():  # on its way to a checkpoint, without its parent
                     time.sleep(POLL_S)
         self._close()
 
     def kill(self) -> None:
-        """End every process at once."""
-        for job in self.jobs.values():
-            if job.process is not None:
-                job.process.kill()
+        """End every worker at once."""
+        for run in self.active.values():
+            if run.worker is not None:
+                run.worker.kill()
         self.wait()
 
     def _close(self) -> None:
         if self._fork_server is not None:
             self._fork_server.close()
 
-    def _rest(self) -> None:
-        """Wait until a process ends, for a moment at most."""
+    def _sleep(self) -> None:
+        """Wait for POLL_S, or until a worker ends."""
         if self._fork_server is not None and self._fork_server.alive:
-            self._fork_server.listen(POLL_S)
+            self._fork_server.read_reports(POLL_S)
         else:
             time.sleep(POLL_S)
 
-    def _next(self, index: int) -> None:
+    def _start_next(self, index: int) -> None:
+        """Start the next waiting run in a free slot."""
         if not self.may_start():
             self.not_started += self.waiting
             self.waiting.clear()
             return
         directory = self.waiting.popleft()
         if directory.stop_request.exists():
-            self._end(Ended(directory, "not started, as was asked"))
+            self._end(RunOutcome(directory, "cancelled before it started"))
             return
         self.create(directory)
-        self.jobs[index] = self._started(directory, self.slots[index])
-
-    def _started(self, directory: RunDirectory, slot: Slot) -> Job:
-        """Start a run, or wait for the process that has it."""
         if directory.owner():
-            return Job(directory, None, time.monotonic())
-        return Job(directory, self._start(directory, slot))
+            self.active[index] = ActiveRun(directory, None, time.monotonic())
+        else:
+            self.active[index] = ActiveRun(directory, self._start_worker(directory, self.slots[index]))
 
-    def _start(self, directory: RunDirectory, slot: Slot) -> Worker:
+    def _start_worker(self, directory: RunDirectory, slot: Slot) -> Worker:
         if self._fork_server is not None and not self._fork_server.alive:
             if not self._fork_server.pids:
-                raise UserError(
-                    "No run could be started: the process that starts them ended at once. What it said is above."
-                )
+                raise UserError("No run was started: the fork server ended at once. Its error message is above.")
             self._close()
             self._fork_server = None
         if self._fork_server is None:
             self._fork_server = ForkServer()
         return self._fork_server.start(directory, slot.cores, slot.gpu)
 
-    def _look(self, job: Job, slot: Slot) -> Ended | None:
-        """How a job ended, None while it goes on."""
-        if job.process is None:
-            return self._look_at_anothers(job, slot)
-        code = job.process.poll()
+    def _check(self, run: ActiveRun, slot: Slot) -> RunOutcome | None:
+        """Return the outcome of a run; None while it is in progress."""
+        if run.worker is None:
+            return self._check_busy(run, slot)
+        code = run.worker.poll()
         if code == BUSY:
-            if self._stopping and not job.process.lost:
-                return Ended(job.directory, "left to the process that has it")
-            job.process, job.looked = None, time.monotonic()
+            if self._stopping and not run.worker.lost:
+                return RunOutcome(run.directory, "left to the process that has it")
+            run.worker = None
+            run.checked = time.monotonic()
             return None
-        return None if code is None else _ending(job.directory, code)
+        return None if code is None else _outcome(run.directory, code)
 
-    def _look_at_anothers(self, job: Job, slot: Slot) -> Ended | None:
-        if time.monotonic() - job.looked < BUSY_S:
+    def _check_busy(self, run: ActiveRun, slot: Slot) -> RunOutcome | None:
+        """Return the outcome of a run that another process has. Start it here if that process ended without finishing it."""
+        if time.monotonic() - run.checked < BUSY_POLL_S:
             return None
-        job.looked = time.monotonic()
-        if job.directory.owner():
+        run.checked = time.monotonic()
+        if run.directory.owner():
             return None
-        if job.directory.result() is not None:
-            return Ended(job.directory)
-        if job.directory.status().get("state") == "failed":
-            return _ending(job.directory, 1)
+        if run.directory.result() is not None:
+            return RunOutcome(run.directory)
+        if run.directory.status().get("state") == FAILED:
+            return _outcome(run.directory, 1)
         if self._stopping:
-            return _ending(job.directory, INTERRUPTED)
-        job.process = self._start(job.directory, slot)
+            return _outcome(run.directory, EXIT_INTERRUPTED)
+        run.worker = self._start_worker(run.directory, slot)
         return None
 
-    def _end(self, one: Ended) -> None:
-        self.ended.append(one)
-        self.observer.ended(one)
+    def _end(self, outcome: RunOutcome) -> None:
+        self.outcomes.append(outcome)
+        self.observer.run_ended(outcome)
 
 
-def slots(count: int, device: str) -> list[Slot]:
-    """Slots for this machine or allocation: a core each when there are enough of them, and the GPUs in turn.
+def make_slots(count: int, device: str) -> list[Slot]:
+    """Divide the cores and GPUs of this machine, or of this Slurm job, among runs.
 
     Args:
-        count: how many; 0: one per core that this process may use, or one per GPU for runs on GPUs.
-        device: of the runs; 'cuda' hands the GPUs round, 'cuda:1' leaves them as they are.
+        count: number of runs at a time; 0: one per core, or one per GPU for runs on GPUs.
+        device: 'cuda': the runs share the GPUs in turn; anything else, such as 'cuda:1': CUDA_VISIBLE_DEVICES is not set.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    cards = gpus() if device == "cuda" else []
-    count = count or (min(len(cards), len(cores)) if cards else len(cores))
-    share = len(cores) // count
-    own: list[frozenset[int] | None]
-    if share == 0 or not hasattr(os, "sched_setaffinity"):
-        own = [None] * count
+    gpus = list_gpus() if device == "cuda" else []
+    if not count:
+        count = min(len(gpus), len(cores)) if gpus else len(cores)
+    cores_per_run = len(cores) // count
+    core_sets: list[frozenset[int] | None]
+    if cores_per_run == 0 or not hasattr(os, "sched_setaffinity"):
+        core_sets = [None] * count
     else:
-        own = [frozenset(cores[i * share : (i + 1) * share]) for i in range(count)]
-    return [Slot(one, cards[i % len(cards)] if cards else "") for i, one in enumerate(own)]
+        core_sets = [frozenset(cores[i * cores_per_run : (i + 1) * cores_per_run]) for i in range(count)]
+    return [Slot(core_set, gpus[i % len(gpus)] if gpus else "") for i, core_set in enumerate(core_sets)]
 
 
-def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. LanguageModel the driver's tool, not torch."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [one for one in given.split(",") if one and one != "-1"]
+def list_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Asks the driver's own tool, nvidia-smi, not torch.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
     try:
-        done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30)
+        process = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    lines = process.stdout.splitlines() if process.returncode == 0 else []
     return [str(i) for i in range(sum(line.startswith("GPU ") for line in lines))]
 
 
-def _ending(directory: RunDirectory, code: int) -> Ended:
+def _outcome(directory: RunDirectory, code: int) -> RunOutcome:
+    """Return the outcome of a run whose worker has ended. Write it into status.json if the run could not do so itself.
+
+    Args:
+        directory: the run's directory.
+        code: exit code of the worker, negative for a signal.
+    """
     if code == 0:
-        return Ended(directory)
+        return RunOutcome(directory)
     status = directory.status()
-    said = status.get("state")
-    if code == INTERRUPTED:
-        return Ended(directory, "stopped at a checkpoint")
-    if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):  # so early that it did not yet listen
-        directory.set_status_of_another("interrupted")
-        return Ended(directory, "stopped before it began")
-    error = status.get("error") or next(iter(directory.last_lines(1)), "no message")
+    recorded = status.get("state")
+    if code == EXIT_INTERRUPTED:
+        return RunOutcome(directory, "interrupted at a checkpoint")
+    if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):  # so early that the worker had no signal handlers yet
+        directory.set_status_from_outside(INTERRUPTED)
+        return RunOutcome(directory, "interrupted before it began")
+    error = status.get("error") or next(iter(directory.last_lines(1)), "no error message")
     if code < 0:
         error = f"killed by {signal.Signals(-code).name}"
-    elif said == "running":
-        error = f"ended with exit code {code} without a word"
-    if said != "failed":
-        directory.set_status_of_another("failed", error=error)
-    return Ended(directory, error, failed=True)
+    elif recorded == RUNNING:
+        error = f"ended with exit code {code} without an error message"
+    if recorded != FAILED:
+        directory.set_status_from_outside(FAILED, error=error)
+    return RunOutcome(directory, error, failed=True)

@@ -1,4 +1,4 @@
-"""From a checked configuration to a run that is ready to start: nothing left open, its function at hand, its folder named."""
+"""Turn a checked configuration into a run that is ready to start: device resolved, function at hand, directory named."""
 
 import subprocess
 import sys
@@ -21,115 +21,140 @@ from qllm_exp.tracking import wandb_login
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run that is ready to start: its configuration, its folder, and the text of its TFCAF."""
+class PreparedRun:
+    """A run that is ready to start.
 
-    run: schema.RunConfig
+    Attributes:
+        config: its configuration.
+        directory: its directory, which may not exist yet.
+        tfcaf: JSON text of its credit-assignment function; None if its mixer has none.
+    """
+
+    config: schema.RunConfig
     directory: RunDirectory
     tfcaf: str | None
 
 
-def check(run: schema.RunConfig, settle: DeviceResolver = resolve_device) -> schema.RunConfig:
-    """The run with what the configuration leaves open settled (device, device-dependent sizes).
+def check(run: schema.RunConfig, resolve: DeviceResolver = resolve_device) -> schema.RunConfig:
+    """Check that a run can start. Nothing is written, and no language model is called.
 
-    Raises UserError for whatever would keep it from starting. Nothing is written and no language model is asked.
+    Args:
+        run: the configuration.
+        resolve: maps a configured device to the device of the machine that will train the run.
+
+    Returns:
+        The configuration with its device and the sizes that depend on it (`env.num_envs=auto`) resolved.
+
+    Raises:
+        UserError: the run cannot start.
     """
     from qllm_exp.algorithms import check_combination
     from qllm_exp.envs import env_module
 
-    run = replace(run, device=settle(run.device))
+    run = replace(run, device=resolve(run.device))
     run = with_num_envs(run, run.device.partition(":")[0])
     check_combination(run.algorithm.name, run.mixer.name)
     env_module(run.env.name).check(run.env)
     if isinstance(run.tracking, schema.WandbConfig):
         wandb_login.check(run.tracking, (*run.sweep.tags, *run.tracking.tags))
     if isinstance(run.mixer, schema.FunctionMixerConfig):
-        from qllm_exp.generation import provide
-
         source = provide.locate(run)
-        if source.is_there or not source.key:
+        if source.exists or not source.key:
             _check_fits(run, source.path)
         else:
-            provide.check_can_ask(run)
+            provide.check_backend(run)
     return run
 
 
 def missing_function(run: schema.RunConfig) -> Path | None:
-    """Where the run's credit-assignment function will be once it is generated; None when it is there, or is not needed."""
+    """Return the file of a credit-assignment function that has to be generated for a run; None if none has to be."""
     if not isinstance(run.mixer, schema.FunctionMixerConfig):
         return None
-    from qllm_exp.generation import provide
-
     source = provide.locate(run)
-    return source.path if source.key and not source.is_there else None
+    return source.path if source.key and not source.exists else None
 
 
-def prepare(run: schema.RunConfig) -> Prepared:
-    """Provide the credit-assignment function of a checked run (a language model may be asked for it), and name its folder."""
+def prepare(run: schema.RunConfig) -> PreparedRun:
+    """Provide the credit-assignment function of a checked run, and name its directory.
+
+    A function that does not exist yet is generated, which calls a language model.
+    """
     text, tfcaf_hash = None, None
     if isinstance(run.mixer, schema.FunctionMixerConfig):
-        from qllm_exp.generation import provide
-
-        path = provide.provide(run, ranking(run))
+        path = provide.provide(run, probe_ranker(run))
         tfcaf_hash = _check_fits(run, path)
-        text = _text(path, path.stat().st_mtime_ns)
+        text = _read_text(path, path.stat().st_mtime_ns)
     name = run_name(run, tfcaf_hash)
-    return Prepared(run, RunDirectory(Path(run.dir) / name), text)
+    return PreparedRun(run, RunDirectory(Path(run.dir) / name), text)
 
 
 @cache
-def _text(path: Path, stamp: int) -> str:
+def _read_text(path: Path, modified_ns: int) -> str:
+    """Read a file; `modified_ns`, its modification time, makes the cache notice a changed file."""
     return path.read_text(encoding="utf-8")
 
 
-# Environment, mixer and file that are known to go together, and the hash of the function's program.
-_FIT: dict[tuple[Any, ...], str] = {}
+# Hash of a function's program, by environment, mixer, file and its modification time, once they are known to fit.
+_FITTING: dict[tuple[Any, ...], str] = {}
 
 
 def _check_fits(run: schema.RunConfig, path: Path) -> str:
-    """Hash of the function's program; UserError when it is for other sizes, or does not go with the gate. Once per pair."""
+    """Check a credit-assignment function against the environment and mixer of a run, once for each combination.
+
+    Returns:
+        Hash of the function's program.
+
+    Raises:
+        UserError: the function is for other sizes, or its IGM gate does not allow it.
+    """
     from qllm_exp.credit import stored_function
-    from qllm_exp.generation import provide
     from qllm_exp.mixers import make_mixer
 
     assert isinstance(run.mixer, schema.FunctionMixerConfig)
-    stamp = path.stat().st_mtime_ns if path.exists() else None
-    pair = (repr(run.env), repr(run.mixer), path, stamp)
-    if pair not in _FIT:
-        with provide.environment(run) as env:
+    modified_ns = path.stat().st_mtime_ns if path.exists() else None
+    key = (repr(run.env), repr(run.mixer), path, modified_ns)
+    if key not in _FITTING:
+        with provide.small_environment(run) as env:
             make_mixer(replace(run.mixer, file=str(path)), env)
-        _FIT[pair] = stored_function.load(path).program.hash
-    return _FIT[pair]
+        _FITTING[key] = stored_function.load(path).program.hash
+    return _FITTING[key]
 
 
-def ranking(run: schema.RunConfig) -> Ranker:
-    """Gives each candidate the mean return, over `run.tfcaf.probe.seeds`, of the last evaluation of a short training with it."""
+def probe_ranker(run: schema.RunConfig) -> Ranker:
+    """Return the ranker of `tfcaf.selection=probe`: it scores each candidate by short training runs with it.
+
+    The score is the mean, over `tfcaf.probe.seeds` runs, of the return of the last evaluation.
+    """
 
     def rank(candidates: Sequence[Accepted]) -> list[float]:
         with tempfile.TemporaryDirectory(prefix="qllm_exp-") as folder:
-            return [_short_training(run, one, Path(folder) / str(number)) for number, one in enumerate(candidates)]
+            return [
+                _probe_return(run, candidate, Path(folder) / str(number)) for number, candidate in enumerate(candidates)
+            ]
 
     return rank
 
 
-def _short_training(run: schema.RunConfig, candidate: Accepted, folder: Path) -> float:
+def _probe_return(run: schema.RunConfig, candidate: Accepted, folder: Path) -> float:
+    """Train with a candidate for `tfcaf.probe.total_steps`, and return the mean final return over the seeds."""
     assert isinstance(run.mixer, schema.FunctionMixerConfig)
     file = folder / "candidate.json"
-    with provide.environment(run) as env:
-        provide.imported(candidate, env, "a candidate").save(file)
+    with provide.small_environment(run) as env:
+        provide.import_function(candidate, env, "a candidate").save(file)
     steps = run.tfcaf.probe.total_steps
     evaluation = replace(run.train.evaluation, every=steps, absolute_episodes=1)
     train = replace(run.train, total_steps=steps, evaluation=evaluation)
     mixer = replace(run.mixer, file=str(file))
     returns = []
     for seed in range(run.tfcaf.probe.seeds):
-        ready = prepare(check(replace(run, mixer=mixer, train=train, seed=seed, dir=str(folder), device="auto")))
-        ready.directory.create(ready.run, ready.tfcaf)
-        command = [sys.executable, "-m", "qllm_exp.experiment", str(ready.directory.path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        result = ready.directory.result()
+        probe = replace(run, mixer=mixer, train=train, seed=seed, dir=str(folder), device="auto")
+        prepared = prepare(check(probe))
+        prepared.directory.create(prepared.config, prepared.tfcaf)
+        command = [sys.executable, "-m", "qllm_exp.experiment", str(prepared.directory.path)]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = prepared.directory.result()
         if result is None:
-            said = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(f"A short training for tfcaf.selection=probe failed: {said[-1]}")
+            lines = process.stderr.strip().splitlines() or ["no error message"]
+            raise UserError(f"A short training run for tfcaf.selection=probe failed: {lines[-1]}")
         returns.append(float(result["final_return"]))
     return sum(returns) / len(returns)

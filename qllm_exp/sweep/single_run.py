@@ -1,4 +1,4 @@
-"""One run in this process, from its configuration to its table and plot."""
+"""Train a single run in this process, from its configuration to its table and curves."""
 
 import logging
 import sys
@@ -6,9 +6,11 @@ import sys
 from omegaconf import DictConfig
 
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import FAILED, INTERRUPTED, execute
+from qllm_exp.experiment import FAILED as EXIT_FAILED
+from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
+from qllm_exp.experiment import execute
 from qllm_exp.results.summary import summarise
-from qllm_exp.sweep.launch import say
+from qllm_exp.sweep.launch import print_plan
 from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.plan import make_plan
 
@@ -16,25 +18,37 @@ log = logging.getLogger(__name__)
 
 
 def run_one(composed: DictConfig) -> float:
-    """Run it, or say that it is finished already. Returns the final evaluation return; nan after --dry-run."""
+    """Train a run. A finished run is not trained again; an interrupted one is resumed.
+
+    Exits with FAILED if the run fails, with INTERRUPTED if it is stopped at a checkpoint.
+
+    Args:
+        composed: the configuration, as Hydra composed it.
+
+    Returns:
+        The return of the last evaluation; NaN after --dry-run.
+
+    Raises:
+        UserError: the run cannot start.
+    """
     from qllm_exp.training.trainer import Interrupted
 
     plan = make_plan([()], lambda _: composed, lambda error, _: str(error))
-    if plan.asked.dry_run:
-        say(plan, Local())
+    if plan.sweep.dry_run:
+        print_plan(plan, Local())
         log.info("--dry-run: nothing was started")
         return float("nan")
-    (one,) = plan.runs
-    one.directory.create(one.run, one.tfcaf)
-    one.directory.stop_request.unlink(missing_ok=True)
-    log.info("run folder: %s", one.directory.path)
+    (run,) = plan.runs
+    run.directory.create(run.config, run.tfcaf)
+    run.directory.stop_request.unlink(missing_ok=True)
+    log.info("run directory: %s", run.directory.path)
     try:
-        result = execute(one.directory)
+        result = execute(run.directory)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+        sys.exit(EXIT_FAILED)
     except Interrupted:
-        log.info("stopped at a checkpoint; the same command goes on from there")
-        sys.exit(INTERRUPTED)
-    summarise(one.directory.path)
+        log.info("interrupted at a checkpoint; the same command resumes from there")
+        sys.exit(EXIT_INTERRUPTED)
+    summarise(run.directory.path)
     return result.final_return

@@ -1,4 +1,7 @@
-"""A sweep as jobs of a Slurm cluster: an array whose tasks have several runs each. Submitted and left alone, unless `wait`."""
+"""The launcher for a Slurm cluster: a sweep becomes an array of jobs with several runs each.
+
+The command returns once the jobs are submitted, or, with `wait`, when the runs have ended.
+"""
 
 import json
 import logging
@@ -18,28 +21,29 @@ from typing import Any, TypeVar
 
 from qllm_exp.config.device import DeviceResolver
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import INTERRUPTED
+from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DONE, FAILED, QUEUED, RUNNING, state_of
+from qllm_exp.runs.run_state import FAILED, FINISHED, NEW, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import JOBS, PACKS, Queue
 from qllm_exp.runs.sweep_directory import Sweep
 from qllm_exp.sweep.launcher import Work
-from qllm_exp.sweep.pool import Ended
-from qllm_exp.sweep.progress import ending, python
+from qllm_exp.sweep.pool import RunOutcome
+from qllm_exp.sweep.progress import outcome_line, python_command
 from qllm_exp.utils.files import write_atomically
 from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-LOOK_S = 2.0  # seconds between looks at the run folders while waiting
-ASK_SLURM_S = 10.0  # ... and between questions to Slurm
-GONE_S = 20.0  # a run that neither runs nor is queued nor has ended, for so long, has died; shared file systems are slow to tell
+POLL_S = 2.0  # seconds between reads of the run directories, while waiting
+QUERY_S = 10.0  # seconds between queries of Slurm's queue, while waiting
+GONE_S = 20.0  # a run that is neither running, queued nor ended for this long is dead; shared file systems have delays
+DEFAULT_ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """Jobs of a Slurm cluster; conf/hydra/launcher/slurm.yaml says what each value means."""
+    """Trains runs in jobs of a Slurm cluster. conf/hydra/launcher/slurm.yaml documents the options."""
 
     runs_per_job: int = 1
     at_once: int = 1
@@ -61,227 +65,291 @@ class Slurm:
 
     def __post_init__(self) -> None:
         for name in ("runs_per_job", "at_once", "array_parallelism", "cpus_per_run"):
-            self._check(name, _whole(getattr(self, name), 1), "a whole number from 1")
+            self._check(name, _is_integer_from(getattr(self, name), 1), "whole numbers from 1")
         for name in ("gpus_per_job", "stop_before_s", "max_timeouts"):
-            self._check(name, _whole(getattr(self, name), 0), "a whole number from 0")
+            self._check(name, _is_integer_from(getattr(self, name), 0), "whole numbers from 0")
         memory = self.mem_gb_per_run
-        self._check("mem_gb_per_run", memory is None or _positive(memory), "GB as a number, e.g. 4 or 1.5, or null")
-        self._check(
-            "setup", isinstance(self.setup, (list, tuple)), "a list of commands, e.g. 'setup=[\"module load gcc\"]'"
-        )
+        self._check("mem_gb_per_run", memory is None or _is_positive(memory), "a number of GB, e.g. 4 or 1.5, or null")
+        is_list = isinstance(self.setup, (list, tuple))
+        self._check("setup", is_list, "a list of commands, e.g. 'setup=[\"module load gcc\"]'")
         self._check("sbatch", isinstance(self.sbatch, dict), "options by name, e.g. 'sbatch={mail-type:FAIL}'")
-        minutes(self.time)
+        to_minutes(self.time)
 
-    def _check(self, name: str, right: bool, wanted: str) -> None:
-        if not right:
-            raise UserError(f"hydra.launcher.{name}={getattr(self, name)!r}: give {wanted}.")
+    def _check(self, name: str, is_valid: bool, allowed: str) -> None:
+        if not is_valid:
+            raise UserError(f"hydra.launcher.{name}={getattr(self, name)!r} is not allowed. Allowed: {allowed}.")
 
     @property
     def waits(self) -> bool:
+        """Whether `start` returns only when the runs have ended."""
         return self.wait
 
     def options(self) -> dict[str, Any]:
+        """Return the launcher's 'name' and its options, for the record of the sweep."""
         return {"name": "slurm", **asdict(self)}
 
-    def settle(self) -> DeviceResolver:
-        """Runs on a GPU when the jobs have GPUs: this machine's do not matter."""
+    def device_resolver(self) -> DeviceResolver:
+        """Return the function that maps a configured device to one of the jobs, whatever GPUs this machine has.
+
+        Raises:
+            UserError: there is no sbatch on this machine.
+        """
         if shutil.which("sbatch") is None:
             raise UserError(
-                "hydra/launcher=slurm: there is no sbatch here. Use hydra/launcher=local, or go to a machine of the cluster."
+                "hydra/launcher=slurm: there is no sbatch on this machine. "
+                "Use hydra/launcher=local, or a machine of the cluster."
             )
-        gpus = self.gpus_per_job
+        return self._resolve_device
 
-        def settled(device: str) -> str:
-            if device.startswith("cuda") and not gpus:
-                raise UserError(
-                    f"device={device}: these jobs have no GPU. Use hydra/launcher=slurm_gpu, or hydra.launcher.gpus_per_job=1."
-                )
-            return ("cuda" if gpus else "cpu") if device == "auto" else device
+    def _resolve_device(self, device: str) -> str:
+        if device.startswith("cuda") and not self.gpus_per_job:
+            raise UserError(
+                f"device={device}: the jobs have no GPU. "
+                "Use hydra/launcher=slurm_gpu, or hydra.launcher.gpus_per_job=1."
+            )
+        if device == "auto":
+            return "cuda" if self.gpus_per_job else "cpu"
+        return device
 
-        return settled
-
-    def at_a_time(self, device: str) -> int:
+    def max_parallel(self, device: str) -> int:
+        """Return the largest number of runs at a time, which does not depend on the device."""
         return self.array_parallelism * min(self.at_once, self.runs_per_job)
 
-    def start(self, sweep: Sweep, work: Work) -> list[Ended]:
-        """Submit them. With `wait`, return when they and those that run or wait already have ended, and say how."""
-        packs = list(_parts(work.directories, self.runs_per_job))
-        failed: list[Ended] = []
-        for part in _parts(packs, _largest_array()):
+    def start(self, sweep: Sweep, work: Work) -> list[RunOutcome]:
+        """Submit runs. With `wait`, also wait for them and for the runs that are running or queued already.
+
+        Args:
+            sweep: the sweep that the runs belong to.
+            work: the runs.
+
+        Returns:
+            Outcomes of the runs that could not be submitted; with `wait`, of all runs.
+
+        Raises:
+            UserError: nothing could be submitted.
+        """
+        packs = list(_split(work.directories, self.runs_per_job))
+        rejected: list[RunOutcome] = []
+        for array in _split(packs, _max_array_size()):
             try:
-                self._submit(sweep, part, work)
+                self._submit(sweep, array, work)
             except UserError as error:
-                if part[0] is packs[0]:
+                if array[0] is packs[0]:
                     raise
                 log.info("%s", error)  # a part of the sweep is submitted already
-                failed += [Ended(one, f"not submitted: {error}", failed=True) for pack in part for one in pack]
-        where = shlex.quote(str(sweep.path))
-        log.info("to see them: %s -m launch.status %s    (also: watch, logs, cancel, retry)", python(), where)
+                for pack in array:
+                    rejected += [RunOutcome(directory, f"not submitted: {error}", failed=True) for directory in pack]
+        path = shlex.quote(str(sweep.path))
+        log.info("status: %s -m qllm_exp status %s    (also: watch, logs, cancel, retry)", python_command(), path)
         if not self.wait:
-            return failed
-        lost = {one.directory.path for one in failed}
-        watched = [one for one in (*work.directories, *work.running, *work.queued) if one.path not in lost]
+            return rejected
+        not_submitted = {outcome.directory.path for outcome in rejected}
+        directories = [*work.directories, *work.running, *work.queued]
         try:
-            return failed + _wait(sweep, watched)
+            return rejected + _wait(sweep, [each for each in directories if each.path not in not_submitted])
         except KeyboardInterrupt:
-            log.info("no longer waiting; the jobs go on (%s -m launch.cancel %s stops them)", python(), where)
-            sys.exit(INTERRUPTED)
+            log.info(
+                "no longer waiting; the jobs continue (cancel them: %s -m qllm_exp cancel %s)", python_command(), path
+            )
+            sys.exit(EXIT_INTERRUPTED)
 
     def _submit(self, sweep: Sweep, packs: Sequence[Sequence[RunDirectory]], work: Work) -> None:
-        """Submit one array."""
+        """Submit one array of jobs.
+
+        Args:
+            sweep: the sweep that the runs belong to.
+            packs: the runs of each array task.
+            work: says how the directories are created, and on which device the runs are.
+
+        Raises:
+            UserError: sbatch rejected the array; the runs have the state that they had before.
+        """
         from qllm_exp.sweep.slurm_submit import PARAMETERS
 
         token = secrets.token_hex(3)
         folder = (sweep.path / JOBS / token).absolute()
         folder.mkdir(parents=True)
         at_once = min(self.at_once, max(map(len, packs)))
-        pack = {"at_once": at_once, "cores": at_once * self.cpus_per_run, "device": work.device}
-        given = {
-            "parameters": self._parameters(f"{sweep.path.name}.{token}", at_once),
-            "pack": pack,
+        submission = {
+            "parameters": self._job_parameters(f"{sweep.path.name}.{token}", at_once),
+            "pack": {"at_once": at_once, "cores": at_once * self.cpus_per_run, "device": work.device},
             "python": self.python or shlex.quote(sys.executable),
             "max_timeouts": self.max_timeouts,
         }
         directories = [directory for pack in packs for directory in pack]
-        before = {}
+        previous_status = {}
         for directory in directories:
             work.create(directory)
-            before[directory] = directory.status()
-            directory.set_status_of_another("queued")
-        write_atomically(folder / PARAMETERS, json.dumps(given, indent=1) + "\n")
-        write_atomically(
-            folder / PACKS, json.dumps([[one.path.name for one in pack] for pack in packs], indent=1) + "\n"
-        )
-        number, said = _hand_over(folder)
-        if not number:
-            for directory, status in before.items():
-                directory.set_status_of_another(**{"state": "new", **status})
+            previous_status[directory] = directory.status()
+            directory.set_status_from_outside(QUEUED)
+        names = [[directory.path.name for directory in pack] for pack in packs]
+        write_atomically(folder / PARAMETERS, json.dumps(submission, indent=1) + "\n")
+        write_atomically(folder / PACKS, json.dumps(names, indent=1) + "\n")
+        job_id, errors = _run_sbatch(folder)
+        if not job_id:
+            for directory, status in previous_status.items():
+                directory.set_status_from_outside(**{"state": NEW, **status})
             shutil.rmtree(folder, ignore_errors=True)
-            raise UserError(f"sbatch did not take the sweep: {' '.join(dict.fromkeys(said[-6:])) or 'no message'}")
-        log.info("Slurm job %s: %s in %s", number, count(len(directories), "run"), count(len(packs), "task"))
+            reason = " ".join(dict.fromkeys(errors[-6:])) or "no error message"
+            raise UserError(f"sbatch rejected the sweep: {reason}")
+        log.info("Slurm job %s: %s in %s", job_id, count(len(directories), "run"), count(len(packs), "task"))
 
-    def _parameters(self, name: str, at_once: int) -> dict[str, Any]:
-        """submitit's parameters of a job with `at_once` runs at a time."""
+    def _job_parameters(self, name: str, at_once: int) -> dict[str, Any]:
+        """Return submitit's parameters of a job.
+
+        Args:
+            name: name of the job.
+            at_once: number of runs at a time.
+        """
         cpus = at_once * self.cpus_per_run
-        given: dict[str, Any] = {
+        memory = self.mem_gb_per_run
+        parameters: dict[str, Any] = {
             "job_name": name,
-            "time": minutes(self.time),
+            "time": to_minutes(self.time),
             "nodes": 1,
             "ntasks_per_node": 1,
             "cpus_per_task": cpus,
             "array_parallelism": self.array_parallelism,
-            "signal_delay_s": min(self.stop_before_s, minutes(self.time) * 60 // 4),
+            "signal_delay_s": min(self.stop_before_s, to_minutes(self.time) * 60 // 4),
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
             "constraint": self.constraint,
             "gpus_per_node": self.gpus_per_job or None,
-            "mem": None if self.mem_gb_per_run is None else f"{math.ceil(at_once * self.mem_gb_per_run * 1024)}MB",
+            "mem": None if memory is None else f"{math.ceil(at_once * memory * 1024)}MB",
             "setup": self.setup or None,
             "stderr_to_stdout": True,
-            # Newer Slurms no longer hand the batch job's number on to its step.
+            # Newer versions of Slurm do not pass the number of CPUs of a batch job on to its steps.
             "srun_args": [f"--cpus-per-task={cpus}"],
             "additional_parameters": {"requeue": True, **self.sbatch},
         }
-        return {key: value for key, value in given.items() if value is not None} | {"wckey": None}  # submitit sets one
+        specified = {key: value for key, value in parameters.items() if value is not None}
+        return specified | {"wckey": None}  # submitit sets a wckey by default
 
 
-def _hand_over(folder: Path) -> tuple[str, list[str]]:
-    """The job's number, or '' and what Slurm said against it. Ctrl-C has to wait until it is known which of the two."""
+def _run_sbatch(folder: Path) -> tuple[str, list[str]]:
+    """Submit an array in a process of its own. Ctrl-C takes effect only once Slurm has accepted or rejected the array.
+
+    Args:
+        folder: folder of the submission.
+
+    Returns:
+        The job id, or '' if Slurm rejected the array; and the lines on standard error.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM arrived meanwhile.
+    """
     command = [sys.executable, "-m", "qllm_exp.sweep.slurm_submit", str(folder)]
-    pipe = subprocess.PIPE
-    asked: list[int] = []
-    before = {
-        number: signal.signal(number, lambda n, frame: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+    signals: list[int] = []  # that arrived meanwhile
+    previous = {
+        number: signal.signal(number, lambda n, frame: signals.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-        out, err = process.communicate()
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        output, errors = process.communicate()
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-    if asked:
-        log.info("Slurm job %s was submitted", out.strip() or "-")
+    if signals:
+        log.info("Slurm job %s was submitted", output.strip() or "-")
         raise KeyboardInterrupt
-    return (out.split()[-1] if process.returncode == 0 else ""), err.strip().splitlines()
+    job_id = output.split()[-1] if process.returncode == 0 else ""
+    return job_id, errors.strip().splitlines()
 
 
-def _whole(value: Any, low: int) -> bool:
+def _is_integer_from(value: Any, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-def _positive(value: Any) -> bool:
+def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
-def minutes(given: Any) -> int:
-    """Minutes of a time limit as sbatch takes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. UserError for anything else."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(given))
+def to_minutes(time_limit: Any) -> int:
+    """Convert a time limit to minutes, rounded up.
+
+    Args:
+        time_limit: as sbatch accepts it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+
+    Raises:
+        UserError: any other text, or less than a minute.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(time_limit))
     if match is None:
         raise UserError(
-            f"hydra.launcher.time={given!r} is no time limit: write minutes, H:M:S or D-H:M:S, e.g. 4:00:00."
+            f"hydra.launcher.time={time_limit!r} is not a time limit. Write minutes, H:M:S or D-H:M:S, e.g. 4:00:00."
         )
     days, *rest = match.groups()
-    parts = [int(one) for one in rest if one is not None]
-    if days is not None:
-        hours, mins, secs = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, mins, secs = parts
-    else:
-        hours, (mins, secs) = 0, [*parts, 0][:2]
-    total = math.ceil((int(days or 0) * 24 + hours) * 60 + mins + secs / 60)
+    numbers = [int(number) for number in rest if number is not None]
+    if days is not None:  # D-H, D-H:M or D-H:M:S
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:  # H:M:S
+        hours, minutes, seconds = numbers
+    else:  # M or M:S
+        hours = 0
+        minutes, seconds = [*numbers, 0][:2]
+    total = math.ceil((int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60)
     if total < 1:
-        raise UserError(f"hydra.launcher.time={given!r}: a job needs a minute at least.")
+        raise UserError(f"hydra.launcher.time={time_limit!r} is too short: a job needs at least one minute.")
     return total
 
 
-def _largest_array() -> int:
-    """How many tasks an array may have on this cluster."""
+def _max_array_size() -> int:
+    """Return the largest number of tasks that an array may have on this cluster."""
     try:
-        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60)
+        process = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return 1000
-    match = re.search(r"MaxArraySize\s*=\s*(\d+)", done.stdout)
-    return max(1, int(match[1]) - 1) if match else 1000  # 1001 is Slurm's default
+        return DEFAULT_ARRAY_SIZE
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", process.stdout)
+    return max(1, int(match[1]) - 1) if match else DEFAULT_ARRAY_SIZE
 
 
-def _parts(whole: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for begin in range(0, len(whole), size):
-        yield whole[begin : begin + size]
+def _split(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield consecutive parts of a sequence, of `size` items each; the last may be shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
-def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[Ended]:
-    """Return when none of the runs runs or is queued any more, and say how each ended. Ctrl-C leaves the jobs as they are."""
-    open_, ended = list(directories), list[Ended]()
-    queue, asked = Queue({}), -math.inf
-    unseen: dict[Path, float] = {}  # since when a run that has not ended is neither running nor queued
-    while open_:
+def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[RunOutcome]:
+    """Wait until none of the runs is running or queued, and return their outcomes. Ctrl-C leaves the jobs as they are.
+
+    Args:
+        sweep: the sweep that the runs belong to.
+        directories: directories of the runs.
+    """
+    waiting, outcomes = list(directories), list[RunOutcome]()
+    queue, queried = Queue({}), -math.inf
+    missing_since: dict[Path, float] = {}  # runs that are neither running, queued nor ended
+    while waiting:
         now = time.monotonic()
-        if now - asked >= ASK_SLURM_S:
-            queue, asked = _asked_again(sweep, queue), now
-        for directory in list(open_):
-            at = state_of(directory, queue)
-            if at.state in (RUNNING, QUEUED):
-                unseen.pop(directory.path, None)
+        if now - queried >= QUERY_S:
+            queue, queried = _query_again(sweep, queue), now
+        for directory in list(waiting):
+            run_state = state_of(directory, queue)
+            if run_state.state in (RUNNING, QUEUED):
+                missing_since.pop(directory.path, None)
                 continue
-            if at.state not in (DONE, FAILED) and now - unseen.setdefault(directory.path, now) < GONE_S:
+            has_ended = run_state.state in (FINISHED, FAILED)
+            if not has_ended and now - missing_since.setdefault(directory.path, now) < GONE_S:
                 continue
-            one = (
-                Ended(directory)
-                if at.state == DONE
-                else Ended(directory, at.why or at.state, failed=at.state == FAILED)
-            )
-            ended.append(one)
-            open_.remove(directory)
-            log.info("[%d/%d] %s", len(ended), len(directories), ending(one))
-        time.sleep(LOOK_S if open_ else 0)
-    return ended
+            if run_state.state == FINISHED:
+                outcome = RunOutcome(directory)
+            else:
+                error = run_state.reason or run_state.state
+                outcome = RunOutcome(directory, error, failed=run_state.state == FAILED)
+            outcomes.append(outcome)
+            waiting.remove(directory)
+            log.info("[%d/%d] %s", len(outcomes), len(directories), outcome_line(outcome))
+        time.sleep(POLL_S if waiting else 0)
+    return outcomes
 
 
-def _asked_again(sweep: Sweep, known: Queue) -> Queue:
-    """What is queued now; what was, while Slurm does not answer."""
+def _query_again(sweep: Sweep, known: Queue) -> Queue:
+    """Return the current queue; while Slurm does not answer, the last known one."""
     try:
-        return Queue.look(sweep.path.parent)
+        return Queue.query(sweep.path.parent)
     except UserError as error:
         log.info("%s", error)
         return known

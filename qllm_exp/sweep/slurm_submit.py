@@ -1,6 +1,6 @@
-"""`python -m qllm_exp.sweep.slurm_submit FOLDER`: hand a submission to Slurm, through submitit.
+"""The command `python -m qllm_exp.sweep.slurm_submit FOLDER`: submit an array of jobs to Slurm, with submitit.
 
-A process of its own, in a session of its own: once it has begun, it is not stopped by whatever happens to the one that asked.
+It runs in a process and a session of its own, so that a submission that has begun also ends, whatever happens to the sweep.
 """
 
 import json
@@ -10,20 +10,28 @@ from pathlib import Path
 
 import submitit
 
-from qllm_exp.runs.slurm_queue import packs_of
+from qllm_exp.runs.slurm_queue import read_packs
 from qllm_exp.sweep.slurm_task import Pack
 
-PARAMETERS = "submission.json"  # what `Slurm` writes for this: submitit's parameters, and the arguments of a pack
+PARAMETERS = "submission.json"  # written by `Slurm`: submitit's parameters of a job, and arguments of its Pack
 
 
 def main(arguments: list[str]) -> int:
-    """Submit, and print the job's number. Exit code 1, with Slurm's words, when it is refused."""
+    """Submit an array, and print its job id.
+
+    Args:
+        arguments: the folder of the submission.
+
+    Returns:
+        Exit code: 0 submitted, 1 rejected, with Slurm's message on standard error.
+    """
     folder = Path(arguments[0])
-    given = json.loads((folder / PARAMETERS).read_text())
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=given["max_timeouts"], python=given["python"])
-    packs = [Pack(str(folder.parent.parent), runs, **given["pack"]) for runs in packs_of(folder)]
+    submission = json.loads((folder / PARAMETERS).read_text())
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=submission["max_timeouts"], python=submission["python"])
+    sweep = str(folder.parent.parent)
+    packs = [Pack(sweep, runs, **submission["pack"]) for runs in read_packs(folder)]
     try:
-        executor.update_parameters(**given["parameters"])
+        executor.update_parameters(**submission["parameters"])
         with executor.batch():
             jobs = [executor.submit(pack) for pack in packs]
     except (submitit.core.utils.FailedJobError, subprocess.SubprocessError, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The runs packed into one allocation of a cluster: what a job of submitit's calls."""
+"""The runs packed into one Slurm job: the function that submitit calls in that job."""
 
 import logging
 import os
@@ -14,20 +14,26 @@ from types import FrameType
 from submitit.helpers import DelayedSubmission
 
 from qllm_exp.runs.progress_bar import LINE_EVERY_S
+from qllm_exp.runs.run_state import FAILED, NEW
 from qllm_exp.runs.sweep_directory import Sweep
-from qllm_exp.sweep.pool import Ended, Job, Pool, slots
-from qllm_exp.sweep.progress import ending, live
+from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
+from qllm_exp.sweep.progress import live_line, outcome_line
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Pack:
-    """Calls its runs, some at a time, each from its last checkpoint. Raises RuntimeError at the end when one failed.
+    """Trains the runs of a job, several at a time, each from its last checkpoint.
+
+    Submitted jobs hold pickled packs: renaming the class or a field breaks jobs that are in the queue.
 
     Attributes:
-        sweep: folder of the sweep. runs: names of their folders, beside it.
-        at_once: runs at a time. cores: that the job has. device: 'cuda' when GPUs are to be handed round.
+        sweep: directory of the sweep.
+        runs: names of the run directories, which lie beside the directory of the sweep.
+        at_once: number of runs at a time.
+        cores: number of CPU cores that the job has.
+        device: 'cuda' if the runs share the GPUs, else 'cpu'.
     """
 
     sweep: str
@@ -38,47 +44,65 @@ class Pack:
     _pool: Pool | None = field(default=None, repr=False)
 
     def __call__(self) -> str:
+        """Train the runs.
+
+        Returns:
+            How many runs ended, for submitit's result file.
+
+        Raises:
+            RuntimeError: some runs failed; raised when all have ended, so that Slurm shows the job as failed.
+        """
         _log_to_stdout()
         sweep = Sweep(Path(self.sweep))
-        terminated: list[int] = []
-        places = slots(self.at_once, self.device)
-        if len(os.sched_getaffinity(0)) > self.cores:  # the job is not kept to its cores, so its runs cannot be either
-            places = [replace(place, cores=None) for place in places]
-        observer = _Lines(sweep, len(self.runs))
+        slots = make_slots(self.at_once, self.device)
+        if (
+            len(os.sched_getaffinity(0)) > self.cores
+        ):  # Slurm does not bind the job to its cores, so neither are the runs
+            slots = [replace(slot, cores=None) for slot in slots]
         directories = [sweep.directory(name) for name in self.runs]
-        # A job that is queued again leaves alone what ended in an earlier turn of it.
-        left = [one for one in directories if one.result() is None and one.status().get("state") != "failed"]
-        self._pool = pool = Pool(left, places, observer, may_start=sweep.may_start)
+        # A requeued job skips the runs that ended before.
+        remaining = [
+            directory
+            for directory in directories
+            if directory.result() is None and directory.status().get("state") != FAILED
+        ]
+        observer = _JobLog(sweep, len(self.runs))
+        self._pool = pool = Pool(remaining, slots, observer, may_start=sweep.may_start)
+        terminated = False
 
         def stop(number: int, frame: FrameType | None) -> None:
-            terminated.append(number)
-            pool.stop_asked = True
+            nonlocal terminated
+            terminated = True
+            pool.stop_requested = True
 
         signal.signal(signal.SIGTERM, stop)
-        ended = pool.run()
+        outcomes = pool.run()
         if terminated:
-            self._go_on_elsewhere()
+            self._requeue_if_preempted()
         for directory in pool.not_started:
-            directory.set_status_of_another(
-                "new", why=f"not started, since {sweep.record.max_failures} runs had failed"
-            )
-        failed = [one.path.name for one in directories if one.status().get("state") == "failed"]
+            reason = f"not started: sweep.max_failures={sweep.record.max_failures} was reached"
+            directory.set_status_from_outside(NEW, why=reason)
+        failed = [directory.path.name for directory in directories if directory.status().get("state") == FAILED]
         if failed:
             raise RuntimeError(f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}")
-        return f"{len(ended)} of {len(directories)} runs ended"
+        return f"{len(outcomes)} of {len(directories)} runs ended"
 
     def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit before a time limit, in a signal's handler: stop at checkpoints, and be queued again."""
+        """Stop the runs at checkpoints, and return the job to requeue.
+
+        submitit calls this in a signal handler, before the time limit and after a preemption.
+        """
         if self._pool is not None:
-            log.info("stopping %d runs at their checkpoints", len(self._pool.jobs))
+            log.info("stopping %d runs at a checkpoint", len(self._pool.active))
             self._pool.stop()
             self._pool.wait()
         return DelayedSubmission(replace(self, _pool=None))
 
-    def _go_on_elsewhere(self) -> None:
-        """After SIGTERM: Slurm queues a preempted job again by itself unless it ends in its time of grace; then we do.
+    def _requeue_if_preempted(self) -> None:
+        """Requeue a job that was preempted with SIGTERM.
 
-        A job that was cancelled, or that is queued again already, is no longer RUNNING by now and is left as it is.
+        Slurm requeues a preempted job itself, unless the job ends within its grace period, as this one does. A job that was
+        cancelled, or requeued already, is not RUNNING any more, and is left as it is.
         """
         command = ["squeue", "--noheader", "--jobs", os.environ.get("SLURM_JOB_ID", ""), "--format", "%T"]
         try:
@@ -86,33 +110,37 @@ class Pack:
         except (OSError, subprocess.TimeoutExpired):
             return
         if state == "RUNNING":
-            log.info("asked to end by SIGTERM: to be queued again")
-            os.kill(os.getpid(), signal.SIGUSR2)  # submitit's sign for preemption
-            time.sleep(60)  # until its handler ends this process
+            log.info("received SIGTERM: requeueing the job")
+            os.kill(os.getpid(), signal.SIGUSR2)  # submitit's signal for a preemption
+            time.sleep(60)  # until submitit's handler ends this process
 
 
 def _log_to_stdout() -> None:
-    """Our lines in the job's log, beside submitit's own."""
+    """Write the package's log lines into the job's log, beside those of submitit."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    ours = logging.getLogger("qllm_exp")
-    ours.handlers, ours.propagate = [handler], False
-    ours.setLevel(logging.INFO)
+    package_log = logging.getLogger("qllm_exp")
+    package_log.handlers = [handler]
+    package_log.propagate = False
+    package_log.setLevel(logging.INFO)
 
 
-class _Lines:
-    """Plain lines in the job's log."""
+class _JobLog:
+    """Observer of a pool: writes plain lines into the job's log, and marks failed runs in the sweep directory."""
 
     def __init__(self, sweep: Sweep, total: int) -> None:
-        self.sweep, self.total, self.count, self.last = sweep, total, 0, time.monotonic()
+        self._sweep = sweep
+        self._total = total
+        self._ended = 0
+        self._last_line = time.monotonic()
 
-    def show(self, jobs: Sequence[Job]) -> None:
-        if time.monotonic() - self.last >= LINE_EVERY_S:
-            self.last = time.monotonic()
-            log.info("running: %s", "; ".join(live(job.directory) for job in jobs))
+    def show(self, active: Sequence[ActiveRun]) -> None:
+        if time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            log.info("running: %s", "; ".join(live_line(run.directory) for run in active))
 
-    def ended(self, one: Ended) -> None:
-        self.count += 1
-        if one.failed:
-            self.sweep.note_failure(one.directory.path.name)
-        log.info("[%d/%d] %s", self.count, self.total, ending(one))
+    def run_ended(self, outcome: RunOutcome) -> None:
+        self._ended += 1
+        if outcome.failed:
+            self._sweep.mark_failure(outcome.directory.path.name)
+        log.info("[%d/%d] %s", self._ended, self._total, outcome_line(outcome))

@@ -1,4 +1,4 @@
-"""How long a sweep will take, from runs that are finished."""
+"""Estimate how long a sweep takes, from finished runs of the same kind."""
 
 import json
 import os
@@ -6,62 +6,75 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from qllm_exp.sweep.prepare import Prepared
+from qllm_exp.sweep.prepare import PreparedRun
 from qllm_exp.utils.text import duration
 
-_ENOUGH = 5  # finished runs per kind that are looked at
+_SAMPLE_SIZE = 5  # finished runs of each kind that are read
 
 
-def estimate(runs: Sequence[Prepared], done_share: Sequence[float], slots: int) -> str:
-    """'about 3 h 20 min on 16 at a time (from 14 finished runs)'; '' when no finished run is like any of these.
+def estimate(runs: Sequence[PreparedRun], progress: Sequence[float], max_parallel: int) -> str:
+    """Estimate the time that runs take.
 
-    A finished run is like another when environment, task, algorithm and mixer are the same. Its seconds of start-up and per
-    environment step count.
+    Two runs are of one kind if they have the same environment, task, algorithm and mixer. The finished runs of a kind tell the
+    seconds of start-up, and the seconds per environment step.
 
     Args:
-        done_share: how much of each run is done already, 0 to 1. slots: runs at a time.
+        runs: runs to start.
+        progress: fraction of each run that is done already, from 0 to 1.
+        max_parallel: number of runs at a time.
+
+    Returns:
+        'about 3 h 20 min, 16 at a time; 48 h 05 min of computing'; '' if no run of these kinds is finished.
     """
     if not runs:
         return ""
     folder = runs[0].directory.path.parent
-    speeds = _seconds(folder, {_kind(one.directory.path.name) for one in runs})
-    costs = [
-        speeds[kind][0] + speeds[kind][1] * one.run.train.total_steps * (1 - share)
-        for one, share in zip(runs, done_share, strict=True)
-        if (kind := _kind(one.directory.path.name)) in speeds
-    ]
-    if not costs:
+    speeds = _measure(folder, {_kind(run.directory.path.name) for run in runs})
+    seconds = []
+    for run, fraction in zip(runs, progress, strict=True):
+        kind = _kind(run.directory.path.name)
+        if kind in speeds:
+            start_s, step_s = speeds[kind]
+            seconds.append(start_s + step_s * run.config.train.total_steps * (1 - fraction))
+    if not seconds:
         return ""
-    average = statistics.fmean(costs)
-    total = average * len(runs)
-    wall = max(total / max(1, min(slots, len(runs))), max(costs))
-    missing = len(runs) - len(costs)
-    guess = f"; nothing is known of {missing}, taken as average" if missing else ""
-    return f"about {duration(wall)}, {min(slots, len(runs))} at a time; {duration(total)} of computing{guess}"
+    total = statistics.fmean(seconds) * len(runs)
+    parallel = min(max_parallel, len(runs))
+    wall = max(total / max(1, parallel), max(seconds))
+    text = f"about {duration(wall)}, {parallel} at a time; {duration(total)} of computing"
+    unknown = len(runs) - len(seconds)
+    if unknown:
+        text += f"; {unknown} without finished runs of their kind, taken as average"
+    return text
 
 
 def _kind(name: str) -> str:
-    """Environment, task, algorithm and mixer in a run folder's name: all but the seed and the digits at the end."""
+    """Return environment, task, algorithm and mixer from the name of a run directory: all but seed and hash."""
     return name.rsplit("_", 2)[0]
 
 
-def _seconds(folder: Path, kinds: set[str]) -> dict[str, tuple[float, float]]:
-    """Median seconds of start-up, and per environment step, of a few finished runs of each kind."""
-    found: dict[str, list[tuple[float, float]]] = {}
+def _measure(folder: Path, kinds: set[str]) -> dict[str, tuple[float, float]]:
+    """Return the median seconds of start-up and per environment step, for each kind with finished runs.
+
+    Args:
+        folder: the folder of the run directories.
+        kinds: the kinds to measure.
+    """
+    samples: dict[str, list[tuple[float, float]]] = {}
     try:
         names = sorted(os.listdir(folder))
     except OSError:
         return {}
     for name in names:
         kind = _kind(name)
-        if kind in kinds and len(found.get(kind, ())) < _ENOUGH:
+        if kind in kinds and len(samples.get(kind, ())) < _SAMPLE_SIZE:
             try:
                 result = json.loads((folder / name / "result.json").read_text())
-                seconds = (result.get("start_s", 0.0), result["wall_s"] / result["env_steps"])
-                found.setdefault(kind, []).append(seconds)
+                sample = (result.get("start_s", 0.0), result["wall_s"] / result["env_steps"])
             except (OSError, ValueError, KeyError, ZeroDivisionError):
                 continue
+            samples.setdefault(kind, []).append(sample)
     return {
-        kind: (statistics.median(start for start, _ in seconds), statistics.median(step for _, step in seconds))
-        for kind, seconds in found.items()
+        kind: (statistics.median(start_s for start_s, _ in pairs), statistics.median(step_s for _, step_s in pairs))
+        for kind, pairs in samples.items()
     }

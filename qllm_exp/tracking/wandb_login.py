@@ -1,4 +1,4 @@
-"""Whether this machine has a login for Weights & Biases: looked up where their client does, without it and without the network."""
+"""Checks of Weights & Biases credentials and names before a run starts, without the W&B client and without the network."""
 
 import netrc
 import os
@@ -10,48 +10,52 @@ from urllib.parse import urlsplit
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
 
-HOW = "there is no login for {server} here. Type `wandb login` first (or set WANDB_API_KEY)"
-_SERVICE = "https://api.wandb.ai"
+LOGIN_HINT = (
+    "no W&B credentials for {server} are stored on this machine. Type `wandb login` first (or set WANDB_API_KEY)"
+)
+_PUBLIC_SERVER = "https://api.wandb.ai"
 
 
 def check(tracking: schema.WandbConfig, tags: tuple[str, ...]) -> None:
-    """UserError for a run that could not be sent: nobody is logged in, or a name that the service does not take.
+    """Raise UserError for a run that could not be uploaded: no credentials, or a name that W&B rejects.
 
     Args:
-        tags: all of the run's.
+        tracking: the run's tracking configuration.
+        tags: all tags of the run.
     """
     if tracking.mode == "disabled":
         return
     if not tracking.project or len(tracking.project) > 128 or re.search(r"[/\\#?%:]", tracking.project):
         raise UserError(
-            f"tracking.project={tracking.project!r} is no name for a project: use 1 to 128 characters without / \\ # ? % :"
+            f"tracking.project={tracking.project!r} is not a valid project name: use 1 to 128 characters without / \\ # ? % :"
         )
     for tag in tags:
         if not 1 <= len(tag) <= 64:
             raise UserError(
-                f"The tag {tag!r} has {len(tag)} characters; Weights & Biases takes 1 to 64 (sweep.tags, tracking.tags)."
+                f"The tag {tag!r} has {len(tag)} characters; Weights & Biases allows 1 to 64 (sweep.tags, tracking.tags)."
             )
     if tracking.mode == "online" and not logged_in():
         raise UserError(
-            f"tracking=wandb: {HOW.format(server=server())}, or use tracking.mode=offline (sent later: "
+            f"tracking=wandb: {LOGIN_HINT.format(server=server())}, or use tracking.mode=offline (uploaded later by "
             f"python -m qllm_exp.results sync), or tracking=local."
         )
 
 
 @cache
 def server() -> str:
-    """The server that runs are sent to: WANDB_BASE_URL, else that of `wandb login --host=...`, else the public service."""
-    given = os.environ.get("WANDB_BASE_URL") or _setting("base_url") or _SERVICE
-    return given.rstrip("/")
+    """Return the server's URL: WANDB_BASE_URL, else the host of `wandb login --host=...`, else the public service."""
+    url = os.environ.get("WANDB_BASE_URL") or _setting("base_url") or _PUBLIC_SERVER
+    return url.rstrip("/")
 
 
 @cache
 def logged_in() -> bool:
-    """Whether there is a key or a token for `server()`. Looked up once."""
+    """Whether a key or a token for `server()` is stored, in the places where the client looks for one."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _setting("api_key"):
         return True
-    given = os.environ.get("NETRC")
-    paths = [Path(given).expanduser()] if given else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    netrc_variable = os.environ.get("NETRC")
+    defaults = [Path.home() / ".netrc", Path.home() / "_netrc"]
+    paths = [Path(netrc_variable).expanduser()] if netrc_variable else defaults
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         return False
@@ -62,11 +66,11 @@ def logged_in() -> bool:
 
 
 def _setting(key: str) -> str:
-    """A value of the settings file that `wandb login` writes; '' when it has none."""
+    """A value of the settings file that `wandb login` writes; '' if it has none."""
     folder = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
     try:
         text = (Path(folder) / "settings").read_text()
     except OSError:
         return ""
-    found = re.search(rf"^\s*{key}\s*[=:]\s*(\S+)\s*$", text, re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(rf"^\s*{key}\s*[=:]\s*(\S+)\s*$", text, re.MULTILINE)
+    return match[1] if match else ""

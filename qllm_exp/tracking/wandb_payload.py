@@ -1,4 +1,7 @@
-"""What Weights & Biases is told about a run, made from its folder: words and figures, no paths. `unmirrored` is the way back."""
+"""The data that Weights & Biases receives about a run, built from its run directory: texts and numbers, no paths.
+
+`wandb_restore` rebuilds a run directory from this data.
+"""
 
 import hashlib
 import json
@@ -7,80 +10,94 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.config import schema
-from qllm_exp.config.load import identity_of
+from qllm_exp.config.load import identifying_options
+from qllm_exp.runs.metrics import MetricsRow
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.versions import OF_THE_MACHINE
+from qllm_exp.runs.versions import MACHINE_KEYS
 from qllm_exp.utils.files import write_atomically
 
-# What begins the names of figures that are told once more, for a dashboard: its panels cannot choose runs.
-BY_TASK = "tasks/"
-ROWS = "mirror/rows"  # in the summary: how many rows the run has
-WHOLE = "whole_floats"  # in the configuration: keys whose value is 1.0, say, and not 1; the service makes no difference
+# Prefix of metrics that are logged a second time, per task: the panels of a dashboard cannot select runs.
+TASK_PREFIX = "tasks/"
+ROWS_KEY = "mirror/rows"  # in the summary: number of rows of the run
+WHOLE_FLOATS_KEY = (
+    "whole_floats"  # in the configuration: keys whose value is 1.0 and not 1; the service stores both as 1
+)
 
 
 def run_id(directory: RunDirectory) -> str:
-    """The run's id, the same for whoever starts it."""
-    return id_of(directory.path.absolute().name)
+    """Return the run's id, which depends on the name of its folder only, not on who starts it or where it lies."""
+    return id_from_name(directory.path.absolute().name)
 
 
-def id_of(name: str) -> str:
-    """16 digits of the hash of the name of a run's folder."""
+def id_from_name(name: str) -> str:
+    """Return the first 16 hexadecimal digits of the hash of the name of a run's folder."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def task_key(run: schema.RunConfig) -> str:
-    """'tasks/lbf/8x8-2p-2f-coop-2s': begins the names of figures of one task."""
-    parts = ("".join(c if c.isalnum() or c in "_-" else "-" for c in part) for part in (run.env.name, run.env.task))
-    return BY_TASK + "/".join(parts)
+    """Return the prefix of the metrics of one task: 'tasks/lbf/8x8-2p-2f-coop-2s'."""
+    return f"{TASK_PREFIX}{_metric_name(run.env.name)}/{_metric_name(run.env.task)}"
 
 
-def settings_of(directory: RunDirectory) -> schema.WandbConfig:
-    """Where the run is sent; the defaults for one that is tracked in its folder only."""
+def _metric_name(text: str) -> str:
+    """The text with '-' for every character that a metric name should not have."""
+    return "".join(character if character.isalnum() or character in "_-" else "-" for character in text)
+
+
+def wandb_config(directory: RunDirectory) -> schema.WandbConfig:
+    """Return the run's W&B configuration; the defaults for a run that is tracked locally only."""
     tracking = directory.read_config().tracking
     return tracking if isinstance(tracking, schema.WandbConfig) else schema.WandbConfig()
 
 
-def words(run: schema.RunConfig) -> dict[str, Any]:
-    """Group, kind and tags, by the names that the client gives them."""
+def run_labels(run: schema.RunConfig) -> dict[str, Any]:
+    """Return group, job type and tags, as keywords of `wandb.init`."""
     tags = sorted({*run.sweep.tags, *getattr(run.tracking, "tags", [])})
     return {"group": run.sweep.name or None, "job_type": f"{run.algorithm.name}/{run.mixer.name}", "tags": tags}
 
 
 def flat_config(directory: RunDirectory) -> dict[str, Any]:
-    """The configuration with dotted keys, as they are typed on the command line, and plain names for what one groups by.
+    """Return the configuration with dotted keys, as typed on the command line, and short names for what runs are grouped by.
 
-    Only what defines a run is told: no folder, no address of a model's server, no name of a key.
+    Only what defines a run is included: no folder, no address of a model's server, no name of an API key.
     """
     run = directory.read_config()
-    flat = dotted(identity_of(run))
-    flat.pop("mixer.file", None)  # `function` says which; a path says nothing elsewhere
-    names = {"env": run.env.name, "task": run.env.task, "algorithm": run.algorithm.name, "mixer": run.mixer.name}
-    names |= {
+    flat = dotted(identifying_options(run))
+    flat.pop("mixer.file", None)  # a path means nothing on another machine; `function` identifies the function
+    names = {
+        "env": run.env.name,
+        "task": run.env.task,
+        "algorithm": run.algorithm.name,
+        "mixer": run.mixer.name,
         "run": directory.path.absolute().name,
         "train": run.train.name,
         "sweep": run.sweep.name,
         "device": run.device.partition(":")[0],
     }
-    if not directory.tfcaf.exists():  # who would have written a function says nothing of a run that has none
+    if directory.tfcaf.exists():
+        names |= {"llm": run.llm.name, "function": read_function(directory)["hash"][:8]}
+    else:  # the run has no function, so the language model that would have written one does not describe it
         flat = {key: value for key, value in flat.items() if not key.startswith(("llm.", "tfcaf."))}
-    else:
-        names |= {"llm": run.llm.name, "function": function(directory)["hash"][:8]}
-    versions = _read(directory.path / "versions.json")
-    known = {f"versions.{name}": version for name, version in versions.items() if name not in OF_THE_MACHINE}
-    whole = sorted(key for key, value in flat.items() if isinstance(value, float) and value.is_integer())
-    return flat | known | names | {WHOLE: whole}
+    versions = {
+        f"versions.{name}": version
+        for name, version in _read_json(directory.path / "versions.json").items()
+        if name not in MACHINE_KEYS
+    }
+    whole_floats = sorted(key for key, value in flat.items() if isinstance(value, float) and value.is_integer())
+    return flat | versions | names | {WHOLE_FLOATS_KEY: whole_floats}
 
 
-def function(directory: RunDirectory) -> dict[str, Any]:
-    """The stored credit-assignment function: source, program, verdict, provenance; see tfcaf/entry.py."""
-    return _read(directory.tfcaf)
+def read_function(directory: RunDirectory) -> dict[str, Any]:
+    """Return the stored credit-assignment function: source, program, verdict, provenance (see credit/stored_function.py)."""
+    return _read_json(directory.tfcaf)
 
 
-def logged(row: dict[str, Any], task: str) -> dict[str, Any]:
-    """A row of the metrics file under names that keep kinds apart: {'env_step': ..., 'evaluation/return_mean': ...}.
+def history_row(row: MetricsRow, task: str) -> dict[str, Any]:
+    """Return a metrics row under names that keep kinds apart: {'env_step': ..., 'evaluation/return_mean': ...}.
 
     Args:
-        task: `task_key` of the run, under which the return of an evaluation is told once more.
+        row: of the metrics file.
+        task: `task_key` of the run; the return of an evaluation is logged a second time under it.
     """
     named = {f"{row['kind']}/{key}": value for key, value in row.items() if key not in ("kind", "env_step")}
     if row["kind"] == "evaluation" and "return_mean" in row:
@@ -89,67 +106,95 @@ def logged(row: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any], rows: int, task: str) -> dict[str, Any]:
-    """The final figures with dotted keys, how many rows there are, and what dashboards draw, each under a name with a slash.
+    """Return the final numbers with dotted keys, the number of rows, and under names with a slash what dashboards show.
 
     Args:
-        result: {} for a run that is not finished.
+        result: content of result.json; {} for a run that is not finished.
+        rows: number of rows of the metrics file.
+        task: `task_key` of the run.
     """
-    told = dotted(result)
-    drawn = {f"{task}/{key}": told[key] for key in ("final_return", "absolute_return") if key in told}
-    if told.get("wall_s"):
-        drawn["speed/steps_per_s"] = told["env_steps"] / told["wall_s"]
-    return {**told, **drawn, ROWS: rows}
+    flat = dotted(result)
+    dashboard = {f"{task}/{key}": flat[key] for key in ("final_return", "absolute_return") if key in flat}
+    if flat.get("wall_s"):
+        dashboard["speed/steps_per_s"] = flat["env_steps"] / flat["wall_s"]
+    return {**flat, **dashboard, ROWS_KEY: rows}
 
 
-def dotted(node: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with keys such as 'train.learning_rate'."""
+def dotted(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts into one, with keys such as 'train.learning_rate'.
+
+    Args:
+        node: nested dicts.
+        prefix: of all keys, with its dot.
+    """
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= dotted(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
+        if isinstance(value, dict):
+            flat |= dotted(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
 class UploadState:
-    """`wandb.json` in a run's folder: what the server is known to have.
+    """The state of a run's upload, in `wandb.json` in its folder: what the server is known to have.
 
-    {"folder": this folder's mark, "project": ..., "entity": ..., "url": of the run's page, "rows": confirmed,
-     "state": that it was left in}
+    {"folder": the folder's mark, "project": ..., "entity": ..., "url": of the run's page, "rows": confirmed by the server,
+     "state": of the run at the last upload}
 
-    The mark, a random word in the run's configuration there, tells this folder from another one with the same name.
+    The mark is a random text that is also in the run's configuration on the server. It tells this folder from another folder
+    with the same name.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
         self._path = directory.path / "wandb.json"
-        self._known = _read(self._path)
-        self.folder = str(self._known.get("folder") or secrets.token_hex(8))
+        self._content = _read_json(self._path)
+        self.mark = str(self._content.get("folder") or secrets.token_hex(8))
 
     @property
     def rows(self) -> int:
-        return int(self._known.get("rows", 0))
+        """Number of rows that the server has confirmed."""
+        return int(self._content.get("rows", 0))
 
     @property
     def state(self) -> str:
-        return str(self._known.get("state", ""))
+        """State of the run at the last upload."""
+        return str(self._content.get("state", ""))
 
     @property
     def url(self) -> str:
-        """Empty until the run was begun on the server."""
-        return str(self._known.get("url", ""))
+        """URL of the run's page; '' until the run is created on the server."""
+        return str(self._content.get("url", ""))
 
-    def begun_in(self, tracking: schema.WandbConfig) -> bool:
-        """Whether it was begun from this folder, in the project that these settings name."""
-        place = (self._known.get("project"), self._known.get("entity"))
+    def was_created_in(self, tracking: schema.WandbConfig) -> bool:
+        """Whether the run was created on the server from this folder, in the project that the configuration names."""
+        place = (self._content.get("project"), self._content.get("entity"))
         return bool(self.url) and place == (tracking.project, tracking.entity)
 
     def write(self, tracking: schema.WandbConfig, url: str, rows: int, state: str) -> None:
-        place = {"folder": self.folder, "project": tracking.project, "entity": tracking.entity}
-        self._known = {**place, "url": url, "rows": rows, "state": state}
-        write_atomically(self._path, json.dumps(self._known, indent=1) + "\n")
+        """Write `wandb.json`.
+
+        Args:
+            tracking: names project and entity.
+            url: of the run's page.
+            rows: number of rows that the server has confirmed.
+            state: of the run.
+        """
+        self._content = {
+            "folder": self.mark,
+            "project": tracking.project,
+            "entity": tracking.entity,
+            "url": url,
+            "rows": rows,
+            "state": state,
+        }
+        write_atomically(self._path, json.dumps(self._content, indent=1) + "\n")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; {} if it is missing or invalid."""
     try:
-        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return read
+    return content

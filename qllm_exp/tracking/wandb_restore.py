@@ -1,7 +1,7 @@
-"""A run's folder, made again from what Weights & Biases was told of the run: the way back of `mirrored`.
+"""Restores a run directory from what Weights & Biases has of the run: the inverse of `wandb_payload`.
 
-What makes tables comes back as it was: configuration (but for what says where and how), figures, function, versions. The
-service keeps numbers without their kind (1.0 is 1), and those that are not finite as words in some places.
+What tables are made from is restored exactly: configuration (except where and how the run was made), metrics, function and
+versions. The service stores numbers without their type (1.0 becomes 1), and in some places NaN and infinity as texts.
 """
 
 import hashlib
@@ -17,188 +17,230 @@ from omegaconf import OmegaConf
 
 from qllm_exp.config import schema
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.tracking.wandb_payload import BY_TASK, ROWS, WHOLE, dotted, id_of
+from qllm_exp.tracking.wandb_payload import ROWS_KEY, TASK_PREFIX, WHOLE_FLOATS_KEY, dotted, id_from_name
 from qllm_exp.utils.files import write_atomically
 
-TOLD = "told.json"  # in the folder: {"mark": of what it was made from, "id": ..., "url": ...}
+ORIGIN_FILE = "told.json"  # in the folder: {"mark": fingerprint of its source, "id": ..., "url": ...}
 
-_FORMAT = 1  # of these folders; another one makes them all anew
+_FORMAT = 1  # of these folders; a new number makes all of them be restored again
 _HOST = "Weights & Biases"
-_NAMED = {"env.name", "env.task", "mixer.name", "algorithm.name", "seed"}  # every run of this package says these
-_COUNTS = {"env_step", "env_step_exact", "env_steps", "episodes", "updates"}  # whole numbers; other figures are floats
-_WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+_REQUIRED_KEYS = {"env.name", "env.task", "mixer.name", "algorithm.name", "seed"}  # every run of this package has them
+_COUNTS = {"env_step", "env_step_exact", "env_steps", "episodes", "updates"}  # integers; other metrics are floats
+_NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """A run as the server shows it.
+    """A run as the server has it.
 
     Attributes:
-        shown: the name that it is shown under. state: 'running', 'finished', 'crashed', ... in the service's words.
-        heartbeat: its last sign of life, ISO 8601; '' where there is none. lines: rows of its history, as counted so far.
-        config, summary: with dotted keys, whatever way the service nests them.
+        id: of the run.
+        display_name: name that is shown on its page, where a user can change it.
+        state: 'running', 'finished', 'crashed', ... in the service's terms.
+        heartbeat: time of the last heartbeat, ISO 8601; '' if there is none.
+        history_lines: rows of its history, as counted so far.
+        url: of its page.
+        config: configuration with dotted keys, however the service nests it.
+        summary: summary with dotted keys, likewise.
     """
 
     id: str
-    shown: str
+    display_name: str
     state: str
     heartbeat: str
-    lines: int
+    history_lines: int
     url: str
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """The name of the run's folder; '' for a run that this package did not make."""
-        name = str(self.config.get("run") or self.shown)
-        ours = self.id == id_of(name) and self.config.keys() >= _NAMED and name == Path(name).name
-        return name if ours and not name.startswith(".") else ""
+        """Name of the run's folder; '' for a run that this package did not make."""
+        name = str(self.config.get("run") or self.display_name)
+        made_here = self.id == id_from_name(name) and self.config.keys() >= _REQUIRED_KEYS and name == Path(name).name
+        return name if made_here and not name.startswith(".") else ""
 
     @property
     def function(self) -> str:
-        """The first digits of its function's hash; '' where it has none."""
+        """First digits of the hash of its function; '' if it has none."""
         return str(self.config.get("function") or "")
 
     @property
     def rows(self) -> int:
-        """How many rows the run has by its own account, -1 where it gave none."""
-        return int(self.summary.get(ROWS, -1))
+        """Number of rows that the run reported; -1 if it reported none."""
+        return int(self.summary.get(ROWS_KEY, -1))
 
     @property
     def result(self) -> dict[str, Any]:
-        """result.json; {} for a run that is not finished."""
+        """Content of result.json; {} for a run that is not finished."""
         if self.state != "finished" or "final_return" not in self.summary:
             return {}
         return _nested(
             {
-                key: _figure(key, value)
+                key: _typed(key, value)
                 for key, value in self.summary.items()
                 if "/" not in key and not key.startswith("_") and key != "env_step"
             }
         )
 
     @property
-    def mark(self) -> str:
-        """Changes with whatever the folder is made from."""
-        every = [_FORMAT, self.state, self.lines, dict(self.config), dict(self.summary)]
-        return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()
+    def fingerprint(self) -> str:
+        """Hash of everything that the folder is restored from."""
+        content = [_FORMAT, self.state, self.history_lines, dict(self.config), dict(self.summary)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def told(node: Mapping[str, Any], url: str) -> RemoteRun:
-    """From the fields that the service has of a run; `config` and `summaryMetrics` parsed."""
+def parse_run(node: Mapping[str, Any], url: str) -> RemoteRun:
+    """Return a run from the service's fields of it.
+
+    Args:
+        node: fields of the run, with `config` and `summaryMetrics` already parsed from JSON.
+        url: of its page.
+    """
     return RemoteRun(
         id=str(node["name"]),
-        shown=str(node.get("displayName") or ""),
+        display_name=str(node.get("displayName") or ""),
         state=str(node.get("state") or ""),
         heartbeat=str(node.get("heartbeatAt") or ""),
-        lines=int(node.get("historyLineCount") or 0),
+        history_lines=int(node.get("historyLineCount") or 0),
         url=url,
         config=dotted(dict(node.get("config") or {})),
         summary=dotted(dict(node.get("summaryMetrics") or {})),
     )
 
 
-def is_made(folder: Path, run: RemoteRun) -> bool:
-    """Whether the folder was made of what the server shows now."""
+def is_current(folder: Path, run: RemoteRun) -> bool:
+    """Whether the folder was restored from what the server has now."""
     try:
-        return bool(json.loads((folder / TOLD).read_text())["mark"] == run.mark)
+        return bool(json.loads((folder / ORIGIN_FILE).read_text())["mark"] == run.fingerprint)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def make(folder: Path, run: RemoteRun, history: Iterable[Mapping[str, Any]], function: str) -> None:
-    """Fill an empty folder. What a run that is not finished has come to is in its status alone, without rows and function.
+def restore(folder: Path, run: RemoteRun, history: Iterable[Mapping[str, Any]], function: str) -> None:
+    """Create a run directory. An unfinished run gets its configuration, versions and status, but no rows and no function.
 
     Args:
-        history: rows as the service has them, for a finished run. function: JSON text of the one it uses, '' for none.
+        folder: to create.
+        run: as the server has it.
+        history: rows as the service has them, for a finished run.
+        function: JSON text of the function that the run uses; '' for none.
     """
     folder.mkdir(parents=True)
     directory = RunDirectory(folder)
     directory.config.write_text(OmegaConf.to_yaml(OmegaConf.create(_configuration(run.config))))
-    lacking = ""
+    missing = ""
     if run.result:
-        rows = _rows(history)
+        rows = _metrics_rows(history)
         directory.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
         if function:
             directory.tfcaf.write_text(function, encoding="utf-8")
-        lacking = _lacking(run, len(rows), function)
-    versions = {key.removeprefix("versions."): v for key, v in run.config.items() if key.startswith("versions.")}
+        missing = _missing_parts(run, len(rows), function)
+    versions = {
+        key.removeprefix("versions."): value for key, value in run.config.items() if key.startswith("versions.")
+    }
     (folder / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
-    if run.result and not lacking:
+    if run.result and not missing:
         directory.finish(run.result)
-    note_status(folder, run, lacking)
-    if not lacking:  # else it is looked at again the next time
-        (folder / TOLD).write_text(json.dumps({"mark": run.mark, "id": run.id, "url": run.url}) + "\n")
+    write_status(folder, run, missing)
+    if not missing:  # without this file the run is read again the next time
+        origin = {"mark": run.fingerprint, "id": run.id, "url": run.url}
+        (folder / ORIGIN_FILE).write_text(json.dumps(origin) + "\n")
 
 
-def note_status(folder: Path, run: RemoteRun, lacking: str = "") -> None:
-    """Write status.json: how the run stands, in the words of a run's folder, with the sign of life that the server has of it."""
-    at = {"env_step": run.summary.get("env_step", 0), "total_steps": run.config.get("train.total_steps", 0)}
-    alive = {"host": _HOST, "pid": run.id}
-    if run.result and not lacking:
-        said: dict[str, Any] = {"state": "finished"}
+def write_status(folder: Path, run: RemoteRun, missing: str = "") -> None:
+    """Write status.json, with the run's state in this package's terms and the heartbeat that the server has of it.
+
+    Args:
+        folder: of the run.
+        run: as the server has it.
+        missing: what the server lacks of a finished run; '' if it has everything.
+    """
+    status: dict[str, Any] = {
+        "env_step": run.summary.get("env_step", 0),
+        "total_steps": run.config.get("train.total_steps", 0),
+        "host": _HOST,
+        "pid": run.id,
+    }
+    if run.result and not missing:
+        status["state"] = "finished"
     elif run.state == "running":
-        said = {"state": "running", "heartbeat": time.time()}  # the server waits for minutes before it says otherwise
-    elif run.state == "crashed":  # its sender gave no sign of life any more, and nobody knows of the run
-        said = {"state": "running", "heartbeat": _seconds(run.heartbeat)}
+        status |= {
+            "state": "running",
+            "heartbeat": time.time(),
+        }  # the server takes minutes to notice that a run is dead
+    elif run.state == "crashed":  # the server has had no heartbeat for a while
+        status |= {"state": "running", "heartbeat": _seconds(run.heartbeat)}
     elif run.state in ("preempting", "preempted"):
-        said = {"state": "interrupted"}
+        status["state"] = "interrupted"
     elif run.state == "pending":
-        said = {"state": "new"}
+        status["state"] = "new"
     else:
-        said = {"state": "failed", "error": f"{lacking or f'W&B says {run.state}'}: {run.url}"}
-    write_atomically(folder / "status.json", json.dumps({**at, **alive, **said}, indent=1) + "\n")
+        reason = missing or f"W&B reports {run.state}"
+        status |= {"state": "failed", "error": f"{reason}: {run.url}"}
+    write_atomically(folder / "status.json", json.dumps(status, indent=1) + "\n")
 
 
-def _lacking(run: RemoteRun, rows: int, function: str) -> str:
-    """What the server does not have of a finished run, in words; '' when it has all."""
+def _missing_parts(run: RemoteRun, rows: int, function: str) -> str:
+    """What the server lacks of a finished run, as a sentence; '' if it has everything."""
     if rows < run.rows or not rows:
-        return f"the server has {rows} of its {max(run.rows, 0) or 'own'} rows (to send them: python -m qllm_exp.results sync)"
+        total = max(run.rows, 0) or "own"
+        return f"the server has {rows} of its {total} rows (to upload them: python -m qllm_exp.results sync)"
     if run.function and not function:
         return f"its function, the artifact tfcaf-{run.function}, is not on the server"
     return ""
 
 
 def _configuration(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.yaml. Of the tracking and of the folder of a run nothing is told."""
-    whole = set(config.get(WHOLE) or ())
-    own = {key: float(value) if key in whole else value for key, value in config.items()}
-    groups = {one.name for one in fields(schema.RunConfig)} - {"tracking", "sweep"}
-    nested = _nested({key: value for key, value in own.items() if "." in key and key.partition(".")[0] in groups})
-    sweep = {"name": str(config.get("sweep") or "")}
-    return {**nested, "sweep": sweep, "seed": int(config["seed"]), "device": str(config.get("device") or "auto")}
+    """Content of config.yaml. The server has neither the tracking configuration nor the folder of a run."""
+    whole_floats = set(config.get(WHOLE_FLOATS_KEY) or ())
+    groups = {field.name for field in fields(schema.RunConfig)} - {"tracking", "sweep"}
+    flat = {
+        key: float(value) if key in whole_floats else value
+        for key, value in config.items()
+        if "." in key and key.partition(".")[0] in groups
+    }
+    return {
+        **_nested(flat),
+        "sweep": {"name": str(config.get("sweep") or "")},
+        "seed": int(config["seed"]),
+        "device": str(config.get("device") or "auto"),
+    }
 
 
-def _rows(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, by their numbers from 0 on; those after one that is missing do not count."""
-    by_number = {int(one["_step"]): one for one in history}
-    found: list[dict[str, Any]] = []
-    while (number := len(found)) in by_number:
-        found.append(_row(by_number[number]))
-    return found
+def _metrics_rows(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl in order of their numbers, from 0 up to the first number that is missing."""
+    by_number = {int(row["_step"]): row for row in history}
+    rows: list[dict[str, Any]] = []
+    while len(rows) in by_number:
+        rows.append(_metrics_row(by_number[len(rows)]))
+    return rows
 
 
-def _row(logged: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the service keeps histories as tables, what a row has not is None in it."""
-    named = {key: value for key, value in logged.items() if "/" in key and value is not None}
-    figures = {key: value for key, value in named.items() if not key.startswith(BY_TASK)}
-    kind = next(iter(figures)).partition("/")[0] if figures else "training"
-    own = {key.partition("/")[2]: value for key, value in sorted(figures.items())}
-    step = int(logged["env_step"])
-    return {"kind": kind, "env_step": step, **{key: _figure(key, value) for key, value in own.items()}}
+def _metrics_row(logged: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl. Where the service stores histories as tables, keys that a row does not have are None."""
+    metrics = {
+        key: value
+        for key, value in logged.items()
+        if "/" in key and value is not None and not key.startswith(TASK_PREFIX)
+    }
+    kind = next(iter(metrics)).partition("/")[0] if metrics else "training"
+    named = {key.partition("/")[2]: value for key, value in sorted(metrics.items())}
+    typed = {key: _typed(key, value) for key, value in named.items()}
+    return {"kind": kind, "env_step": int(logged["env_step"]), **typed}
 
 
-def _figure(key: str, value: Any) -> Any:
-    """A figure of the kind that it had."""
-    value = _WORDS.get(value, value) if isinstance(value, str) else value
+def _typed(key: str, value: Any) -> Any:
+    """A value of a metric with the type that it had in the run."""
+    if isinstance(value, str):
+        value = _NON_FINITE.get(value, value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     return int(value) if key in _COUNTS or key.startswith("parameters.") else float(value)
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The way back of `dotted`."""
+    """Nested dicts from dotted keys: the inverse of `dotted`."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *groups, last = key.split(".")
@@ -210,7 +252,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seconds(heartbeat: str) -> float:
-    """Since 1970; 0 where nothing is said."""
+    """Seconds since 1970; 0 if there is no valid time."""
     try:
         return datetime.fromisoformat(heartbeat).timestamp()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Evaluation: episodes without exploration that leave no trace in training."""
+"""Evaluation: episodes without exploration that do not affect training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,52 +14,67 @@ from qllm_exp.training.timer import Timer
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Figures over episodes. `returns` are undiscounted, in the environment's own reward unit."""
+    """Results of evaluation episodes.
+
+    Attributes:
+        returns: Undiscounted return of each episode, in the environment's reward unit.
+        lengths: Steps of each episode.
+        metrics: Means of the environment's additional metrics, e.g. {'win': 0.4}.
+    """
 
     returns: list[float]
     lengths: list[int]
-    metrics: dict[str, float]  # further figures of the environment, averaged, e.g. {'win': 0.4}
+    metrics: dict[str, float]
 
     @property
     def return_mean(self) -> float:
+        """Mean return."""
         return sum(self.returns) / len(self.returns)
 
     def row(self) -> dict[str, float | int]:
-        """What goes into the metrics file."""
-        n, mean = len(self.returns), self.return_mean
-        variance = sum((r - mean) ** 2 for r in self.returns) / n
-        figures = {
+        """Metrics of a row of the metrics file."""
+        count, mean = len(self.returns), self.return_mean
+        variance = sum((value - mean) ** 2 for value in self.returns) / count
+        row = {
             "return_mean": mean,
             "return_std": variance**0.5,
-            "length_mean": sum(self.lengths) / n,
-            "episodes": n,
+            "length_mean": sum(self.lengths) / count,
+            "episodes": count,
         }
-        return figures | {f"{name}_mean": value for name, value in self.metrics.items()}
+        return row | {f"{name}_mean": value for name, value in self.metrics.items()}
 
 
 def evaluate(
-    env: TeamEnv, algorithm: Algorithm, scratch: EpisodeStorage, episodes: int, seed: int, alive: Callable[[], None]
+    env: TeamEnv,
+    algorithm: Algorithm,
+    storage: EpisodeStorage,
+    episodes: int,
+    seed: int,
+    on_rollout: Callable[[], None],
 ) -> EvaluationResult:
-    """Play `episodes` episodes with the current parameters, and put the environment back to where it was.
+    """Evaluate the current parameters, and restore the state of the environment afterwards.
 
     Args:
-        scratch: room for one episode per copy; overwritten.
-        seed: decides the episodes. alive: called after every rollout.
+        env: The environment.
+        algorithm: Chooses the actions.
+        storage: Room for one episode per environment copy; overwritten.
+        episodes: Number of episodes.
+        seed: Determines the episodes.
+        on_rollout: Called after every rollout.
     """
     saved = env.state_dict()
     env.seed(seed)
     generator = torch.Generator(env.device).manual_seed(seed)
-    clock = Timer(env.device)
+    timer = Timer(env.device)
     returns: list[float] = []
     lengths: list[int] = []
     metrics: dict[str, list[float]] = {}
     while len(returns) < episodes:
-        total = rollout(env, algorithm, scratch, None, generator, clock)
-        returns += total.tolist()
-        lengths += scratch.lengths.tolist()
+        returns += rollout(env, algorithm, storage, None, generator, timer).tolist()
+        lengths += storage.lengths.tolist()
         for name, values in env.episode_metrics().items():
             metrics.setdefault(name, []).extend(values.tolist())
-        alive()
+        on_rollout()
     env.load_state_dict(saved)
     means = {name: sum(values[:episodes]) / episodes for name, values in metrics.items()}
     return EvaluationResult(returns[:episodes], lengths[:episodes], means)

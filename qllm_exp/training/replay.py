@@ -14,110 +14,143 @@ from qllm_exp.envs.base import TeamEnv
 
 
 class EpisodeStorage:
-    """Room for `count` episodes. One column per episode; `lengths` says how many of its steps happened."""
+    """Preallocated memory of episodes, one column per episode.
+
+    Args:
+        env: The environment, for its sizes and its device.
+        count: Number of episodes.
+
+    Attributes:
+        obs: [T + 1, count, n, obs_dim].
+        state: [T + 1, count, state_dim].
+        available_actions: [T + 1, count, n, A] bool.
+        actions: [T, count, n], uint8 or int16.
+        reward: [T, count].
+        terminated: [T, count] bool.
+        lengths: Number of steps of each episode, [count] int64.
+    """
 
     def __init__(self, env: TeamEnv, count: int) -> None:
-        t, n, device = env.episode_limit, env.n_agents, env.device
-        self.count, self.limit = count, t
-        self.obs = torch.zeros(t + 1, count, n, env.obs_dim, device=device)
-        self.state = torch.zeros(t + 1, count, env.state_dim, device=device)
-        self.available_actions = torch.zeros(t + 1, count, n, env.n_actions, dtype=torch.bool, device=device)
-        self.actions = torch.zeros(
-            t, count, n, dtype=torch.uint8 if env.n_actions < 256 else torch.int16, device=device
-        )
-        self.reward = torch.zeros(t, count, device=device)
-        self.terminated = torch.zeros(t, count, dtype=torch.bool, device=device)
+        limit, n, device = env.episode_limit, env.n_agents, env.device
+        action_dtype = torch.uint8 if env.n_actions < 256 else torch.int16
+        self.count, self.limit = count, limit
+        self.obs = torch.zeros(limit + 1, count, n, env.obs_dim, device=device)
+        self.state = torch.zeros(limit + 1, count, env.state_dim, device=device)
+        self.available_actions = torch.zeros(limit + 1, count, n, env.n_actions, dtype=torch.bool, device=device)
+        self.actions = torch.zeros(limit, count, n, dtype=action_dtype, device=device)
+        self.reward = torch.zeros(limit, count, device=device)
+        self.terminated = torch.zeros(limit, count, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(count, dtype=torch.int64, device=device)
 
     @property
     def fields(self) -> tuple[Tensor, ...]:
-        """Everything of an episode but its length, each [time, count, ...]."""
+        """All tensors except the lengths, each [time, count, ...]."""
         return (self.obs, self.state, self.available_actions, self.actions, self.reward, self.terminated)
 
     def mask(self) -> Tensor:
-        """[T, count] bool, the steps that happened."""
+        """Whether each step is part of its episode, [T, count] bool."""
         return torch.arange(self.limit, device=self.lengths.device).unsqueeze(1) < self.lengths
 
     def nbytes(self) -> int:
-        return sum(f.numel() * f.element_size() for f in self.fields)
+        """Size of all tensors except the lengths, in bytes."""
+        return sum(field.numel() * field.element_size() for field in self.fields)
 
 
 class ReplayBuffer:
-    """The latest C episodes.
+    """The C most recent episodes.
 
     Args:
-        env: gives sizes and device. capacity: C.
+        env: The environment, for its sizes and its device.
+        capacity: Number of episodes C.
+
+    Attributes:
+        episodes: The episodes; the columns are the slots of a ring.
+        next: Slot of the next episode.
+        size: Number of episodes in the buffer.
+        added: Number of episodes ever added.
     """
 
     def __init__(self, env: TeamEnv, capacity: int) -> None:
         self.capacity = capacity
         self.episodes = EpisodeStorage(env, capacity)
-        self.next, self.size = 0, 0
-        self.added = 0  # episodes ever added
-        self._host_lengths = np.zeros(capacity, dtype=np.int64)  # so that cutting a batch to its longest costs no sync
+        self.next, self.size, self.added = 0, 0, 0
+        # A copy of the lengths on the CPU, to cut a batch to its longest episode without waiting for a GPU.
+        self._host_lengths = np.zeros(capacity, dtype=np.int64)
 
     def add(self, new: EpisodeStorage) -> None:
-        """Store copies of all episodes of `new`, over the oldest."""
+        """Copy all episodes of `new` into the buffer, over the oldest episodes."""
         lengths = new.lengths.cpu().numpy()
         first = max(0, new.count - self.capacity)
-        done = first
-        while done < new.count:
-            part = min(new.count - done, self.capacity - self.next)
-            for to, source in zip(self.episodes.fields, new.fields, strict=True):
-                to[:, self.next : self.next + part] = source[:, done : done + part]
-            self.episodes.lengths[self.next : self.next + part] = new.lengths[done : done + part]
-            self._host_lengths[self.next : self.next + part] = lengths[done : done + part]
-            self.next = (self.next + part) % self.capacity
-            done += part
+        source = first
+        while source < new.count:
+            count = min(new.count - source, self.capacity - self.next)
+            new_slots, slots = slice(source, source + count), slice(self.next, self.next + count)
+            for field, new_field in zip(self.episodes.fields, new.fields, strict=True):
+                field[:, slots] = new_field[:, new_slots]
+            self.episodes.lengths[slots] = new.lengths[new_slots]
+            self._host_lengths[slots] = lengths[new_slots]
+            self.next = (self.next + count) % self.capacity
+            source += count
         self.added += new.count
         self.size = min(self.capacity, self.size + new.count - first)
 
     def sample(self, count: int, generator: torch.Generator) -> EpisodeBatch:
-        """`count` different episodes, uniformly, cut to the longest of them. `generator` is on the CPU."""
-        index = torch.randperm(self.size, generator=generator)[:count] if count < self.size else torch.arange(self.size)
-        return self.batch(index)
+        """Sample `count` distinct episodes uniformly; all of them if the buffer holds fewer.
 
-    def batch(self, index: Tensor) -> EpisodeBatch:
-        """The episodes in slots [count] int64 (on the CPU), cut to the longest of them."""
-        longest = int(self._host_lengths[index.numpy()].max())
-        e = self.episodes
-        index = index.to(e.lengths.device)
-        lengths = e.lengths[index]
+        Args:
+            count: Number of episodes.
+            generator: Source of random numbers, on the CPU.
+        """
+        if count >= self.size:
+            return self.batch(torch.arange(self.size))
+        return self.batch(torch.randperm(self.size, generator=generator)[:count])
 
-        def pick(values: Tensor, steps: int) -> Tensor:
-            return values[:steps].index_select(1, index)
+    def batch(self, slots: Tensor) -> EpisodeBatch:
+        """The episodes in some slots, cut to the longest of them.
 
+        Args:
+            slots: [count] int64, on the CPU.
+        """
+        steps = int(self._host_lengths[slots.numpy()].max())
+        episodes = self.episodes
+        slots = slots.to(episodes.lengths.device)
+        lengths = episodes.lengths[slots]
         return EpisodeBatch(
-            obs=pick(e.obs, longest + 1),
-            state=pick(e.state, longest + 1),
-            available_actions=pick(e.available_actions, longest + 1),
-            actions=pick(e.actions, longest).long(),
-            reward=pick(e.reward, longest),
-            terminated=pick(e.terminated, longest),
-            mask=torch.arange(longest, device=lengths.device).unsqueeze(1) < lengths,
+            obs=episodes.obs[: steps + 1].index_select(1, slots),
+            state=episodes.state[: steps + 1].index_select(1, slots),
+            available_actions=episodes.available_actions[: steps + 1].index_select(1, slots),
+            actions=episodes.actions[:steps].index_select(1, slots).long(),
+            reward=episodes.reward[:steps].index_select(1, slots),
+            terminated=episodes.terminated[:steps].index_select(1, slots),
+            mask=torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths,
         )
 
-    # EpisodeStorage as records of equal size, for the checkpoint
+    # Episodes as records of equal size, for the checkpoint
 
     def record_size(self) -> int:
-        """Bytes of one episode."""
-        return 8 + sum(f[:, 0].numel() * f.element_size() for f in self.episodes.fields)
+        """Size of the record of one episode, in bytes."""
+        return 8 + sum(field[:, 0].numel() * field.element_size() for field in self.episodes.fields)
 
     def latest(self, count: int) -> list[int]:
-        """Slots of the latest `count` episodes, oldest first."""
+        """Slots of the `count` most recent episodes, oldest first."""
         return [(self.next - count + i) % self.capacity for i in range(count)]
 
     def records(self, slots: list[int]) -> np.ndarray[Any, Any]:
-        """[len(slots), record_size] uint8."""
+        """Records of the episodes in some slots, [len(slots), record_size] uint8."""
         index = torch.tensor(slots, dtype=torch.int64, device=self.episodes.lengths.device)
         parts = [self.episodes.lengths[index].cpu().numpy().view(np.uint8).reshape(len(slots), -1)]
         for field in self.episodes.fields:
-            episodes = field.index_select(1, index).transpose(0, 1).contiguous().cpu().numpy()
-            parts.append(episodes.view(np.uint8).reshape(len(slots), -1))
+            values = field.index_select(1, index).transpose(0, 1).contiguous().cpu().numpy()
+            parts.append(values.view(np.uint8).reshape(len(slots), -1))
         return np.concatenate(parts, 1)
 
     def load_records(self, records: np.ndarray[Any, Any], slots: list[int]) -> None:
-        """Put back what `records` gave, into the given slots."""
+        """Restore records of `records` into slots.
+
+        Args:
+            records: [len(slots), record_size] uint8.
+            slots: Slots to overwrite.
+        """
         device = self.episodes.lengths.device
         index = torch.tensor(slots, dtype=torch.int64, device=device)
         lengths = records[:, :8].copy().reshape(-1).view(np.int64)
@@ -127,30 +160,37 @@ class ReplayBuffer:
         for field in self.episodes.fields:
             shape = (len(slots), field.shape[0], *field.shape[2:])
             width = int(np.prod(shape[1:])) * field.element_size()
-            raw = torch.from_numpy(records[:, start : start + width].copy().reshape(-1))
-            values = raw.view(field.dtype).view(shape)
+            field_bytes = torch.from_numpy(records[:, start : start + width].copy().reshape(-1))
+            values = field_bytes.view(field.dtype).view(shape)
             field.index_copy_(1, index, values.transpose(0, 1).to(device))
             start += width
 
     def restore_counters(self, next_slot: int, size: int, added: int) -> None:
+        """Restore `next`, `size` and `added` from a checkpoint."""
         self.next, self.size, self.added = next_slot, size, added
 
 
 class Experience:
-    """A replay buffer as algorithms see it.
+    """A replay buffer in the form that algorithms see (algorithms/base.py).
 
     Args:
-        rollout: episodes of a rollout. generator: of what is sampled; on the CPU.
+        buffer: The replay buffer.
+        rollout_episodes: Episodes of one rollout.
+        generator: Source of random numbers for sampling, on the CPU.
     """
 
-    def __init__(self, buffer: ReplayBuffer, rollout: int, generator: torch.Generator) -> None:
-        self._buffer, self._rollout, self._generator = buffer, rollout, generator
+    def __init__(self, buffer: ReplayBuffer, rollout_episodes: int, generator: torch.Generator) -> None:
+        self._buffer, self._rollout_episodes, self._generator = buffer, rollout_episodes, generator
 
     def sample(self, count: int) -> EpisodeBatch:
+        """Sample `count` distinct stored episodes uniformly."""
         return self._buffer.sample(count, self._generator)
 
     def latest(self, count: int) -> EpisodeBatch:
-        return self._buffer.batch(torch.tensor(self._buffer.latest(min(count, self._buffer.size))))
+        """The `count` most recent episodes, oldest first."""
+        slots = self._buffer.latest(min(count, self._buffer.size))
+        return self._buffer.batch(torch.tensor(slots))
 
-    def fresh(self) -> EpisodeBatch:
-        return self.latest(self._rollout)
+    def last_rollout(self) -> EpisodeBatch:
+        """The episodes of the last rollout."""
+        return self.latest(self._rollout_episodes)

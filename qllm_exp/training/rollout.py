@@ -1,4 +1,4 @@
-"""One episode in every copy of the environment, in lockstep."""
+"""Rollouts: one episode in every environment copy, in lockstep."""
 
 import torch
 from torch import Tensor
@@ -8,46 +8,53 @@ from qllm_exp.envs.base import TeamEnv
 from qllm_exp.training.replay import EpisodeStorage
 from qllm_exp.training.timer import Timer
 
-_STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}  # asking whether all copies are done makes a GPU wait
+_DONE_CHECK_INTERVAL = {"cpu": 1, "cuda": 8}  # steps; checking whether all copies are done synchronises with a GPU
 
 
 def rollout(
     env: TeamEnv,
     algorithm: Algorithm,
-    into: EpisodeStorage,
+    storage: EpisodeStorage,
     env_step: int | None,
     generator: torch.Generator,
-    clock: Timer,
+    timer: Timer,
 ) -> Tensor:
-    """Fill `into` with one episode per copy and return the episode returns [N], undiscounted.
+    """Play one episode in every environment copy.
 
     Args:
-        env_step: environment steps so far, for exploration; None to evaluate.
-        clock: books the time of the parts `simulate` and `act`.
+        env: The environment, with N copies.
+        algorithm: Chooses the actions.
+        storage: Where the N episodes are written; overwritten.
+        env_step: Environment steps so far, for exploration schedules; None for evaluation.
+        generator: Source of the algorithm's random numbers.
+        timer: Measures the parts `simulate` and `act`.
+
+    Returns:
+        Undiscounted episode returns, [N].
     """
-    with clock("simulate"):
-        seen = env.reset()
+    with timer("simulate"):
+        observation = env.reset()
     memory = algorithm.initial_memory(env.num_envs)
     active = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-    total = torch.zeros(env.num_envs, device=env.device)
-    into.lengths.zero_()
-    into.terminated.zero_()
-    into.obs[0], into.state[0], into.available_actions[0] = seen
-    look = _STEPS_BETWEEN_LOOKS[env.device.type]
-    obs, available = seen.obs, seen.available_actions
+    returns = torch.zeros(env.num_envs, device=env.device)
+    storage.lengths.zero_()
+    storage.terminated.zero_()
+    storage.obs[0], storage.state[0], storage.available_actions[0] = observation
+    check_interval = _DONE_CHECK_INTERVAL[env.device.type]
+    obs, available = observation.obs, observation.available_actions
     for t in range(env.episode_limit):
-        with clock("act"):
+        with timer("act"):
             actions, memory = algorithm.act(obs, available, memory, env_step, generator)
-        with clock("simulate"):
+        with timer("simulate"):
             step = env.step(actions)
         obs, available = step.obs, step.available_actions
         reward = torch.where(active, step.reward, 0.0)
-        into.obs[t + 1], into.state[t + 1], into.available_actions[t + 1] = obs, step.state, available
-        into.actions[t], into.reward[t] = actions, reward
-        into.terminated[t] = step.terminated & active
-        total += reward
-        into.lengths += active
+        storage.obs[t + 1], storage.state[t + 1], storage.available_actions[t + 1] = obs, step.state, available
+        storage.actions[t], storage.reward[t] = actions, reward
+        storage.terminated[t] = step.terminated & active
+        returns += reward
+        storage.lengths += active
         active = active & ~(step.terminated | step.truncated)
-        if (t + 1) % look == 0 and not bool(active.any()):
+        if (t + 1) % check_interval == 0 and not bool(active.any()):
             break
-    return total
+    return returns

@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Time spent in each part of a run."""
 
 import time
 from types import TracebackType
@@ -7,29 +7,35 @@ import torch
 
 
 class Timer:
-    """Seconds per part: `with clock("update"): ...`. Parts may not be nested.
+    """Measures seconds per part: `with timer("update"): ...`. Parts must not be nested.
 
     Args:
-        device: on a GPU, work is only handed over and runs later; with `exact` the clock waits for it, which costs speed.
+        device: Device of the computations.
+        exact: Whether to wait for a GPU to finish at the start and the end of each part. A GPU runs asynchronously, so the times
+            are only exact with it, but waiting slows down the run.
+
+    Attributes:
+        seconds: Seconds spent so far, by part.
     """
 
     def __init__(self, device: torch.device, exact: bool = False) -> None:
         self.seconds: dict[str, float] = {}
-        self._wait = exact and device.type == "cuda"
-        self._part, self._since = "", 0.0
+        self._synchronise = exact and device.type == "cuda"
+        self._part, self._start = "", 0.0
 
     def __call__(self, part: str) -> "Timer":
+        """Select the part that the next `with` block measures."""
         self._part = part
         return self
 
     def __enter__(self) -> None:
-        if self._wait:
+        if self._synchronise:
             torch.cuda.synchronize()
-        self._since = time.perf_counter()
+        self._start = time.perf_counter()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._wait:
+        if self._synchronise:
             torch.cuda.synchronize()
-        self.seconds[self._part] = self.seconds.get(self._part, 0.0) + time.perf_counter() - self._since
+        self.seconds[self._part] = self.seconds.get(self._part, 0.0) + time.perf_counter() - self._start

@@ -1,0 +1,1 @@
+"""Text, files and notebooks: small helpers that the other rooms share."""

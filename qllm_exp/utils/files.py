@@ -1,4 +1,4 @@
-"""Where things are kept between runs, writing a file as one step, and locking one."""
+"""The cache folder, atomic writes and file locks."""
 
 import contextlib
 import errno
@@ -9,44 +9,52 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/qllm_exp, or ~/.cache/qllm_exp."""
+    """Return $XDG_CACHE_HOME/qllm_exp, or ~/.cache/qllm_exp if that variable is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qllm_exp"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Make the file, or replace its content, at once or not at all: a reader sees the old text or the new one.
+    """Create a file, or replace its content, in one step: a reader sees the old text or the new text, never a mixture.
 
-    The folder must be there. Several processes may write the same file at a time; the last one stays.
+    Several processes may write the same file at the same time; the last write wins.
+
+    Args:
+        path: file to write; its folder must exist.
+        text: new content.
     """
-    descriptor, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)  # mkstemp makes files for their owner only
-        os.replace(part, path)
+        os.chmod(temporary, 0o644)  # mkstemp creates files that only their owner can read
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
+            os.unlink(temporary)
         raise
 
 
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # some shared file systems
+_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of some shared file systems
 
 
 def flock(handle: int, kind: int) -> bool | None:
-    """Take a lock (fcntl.LOCK_SH or LOCK_EX, with LOCK_NB: without waiting) on an open file. It is freed when the file is closed.
+    """Lock an open file. Closing the file releases the lock.
+
+    Args:
+        handle: descriptor of the open file.
+        kind: fcntl.LOCK_SH or fcntl.LOCK_EX; with fcntl.LOCK_NB the call does not wait.
 
     Returns:
-        False when another process has it; None on a file system that has no locks.
+        True once the lock is held, False if another process holds it, None if the file system does not support locks.
     """
     try:
         fcntl.flock(handle, kind)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
+        if error.errno not in _LOCKS_UNSUPPORTED:
             raise
         return None
     return True

@@ -45,7 +45,7 @@ def measure(rounds: int, device: str) -> list[dict[str, Any]]:
     for path in sorted(BUNDLED.glob("*/*.json")):
         stored = load(path)
         env = make_env(config_class("env", stored.env)(task=stored.task), 2, 0, device)
-        affine = stored.program.affine(extreme_states(env))
+        affine = stored.program.is_affine(extreme_states(env))
         played = task_states(env, 512)
         env.close()
         for episodes, steps in BATCHES:

@@ -40,7 +40,7 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
     from qllm_exp import experiment
     from qllm_exp.algorithms import make_algorithm
     from qllm_exp.config.load import config_class, load_run, with_num_envs
-    from qllm_exp.credit.stored_function import bundled
+    from qllm_exp.credit.stored_function import bundled_path
     from qllm_exp.envs import make_env
     from qllm_exp.mixers import make_mixer
     from qllm_exp.networks import gru_kernel
@@ -50,7 +50,7 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
     experiment.keep_freed_memory()
     env_name, mixer, hidden, batch, steps_per_update = SETTINGS[setting]
     task = config_class("env", env_name)().task
-    written = {"file": str(bundled(env_name, task))} if mixer["name"] == "tfcaf" else {}
+    written = {"file": str(bundled_path(env_name, task))} if mixer["name"] == "tfcaf" else {}
     run = load_run(
         {
             "env": {"name": env_name, "num_envs": num_envs or "auto"},
@@ -62,12 +62,12 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
     run = with_num_envs(run, device.partition(":")[0])
     env = make_env(run.env, run.env.num_envs, 0, device)
     algorithm = make_algorithm(run, env, make_mixer(run.mixer, env))
-    trainer = Trainer(run.train, env, algorithm, 0, lambda _: 0, lambda _: None, lambda: False, exact_clock=True)
+    trainer = Trainer(run.train, env, algorithm, 0, lambda _: 0, lambda _: None, lambda: False, exact_timer=True)
     trainer.cycle()
     startup = time.monotonic() - BEGIN
     while trainer.updates < 10:
         trainer.cycle()
-    trainer.clock.seconds.clear()
+    trainer.timer.seconds.clear()
     steps, updates, begin = trainer.env_steps, trainer.updates, time.perf_counter()
     while time.perf_counter() - begin < seconds:
         trainer.cycle()
@@ -83,7 +83,7 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
         "env_steps_per_s": (trainer.env_steps - steps) / wall,
         "updates_per_s": done / wall,
         "ms_per_update": {
-            part: 1000 * s / max(done, 1) for part, s in trainer.clock.seconds.items() if part != "evaluate"
+            part: 1000 * s / max(done, 1) for part, s in trainer.timer.seconds.items() if part != "evaluate"
         },
         "evaluation_of_100_episodes_s": evaluation,
         "startup_s": startup,

@@ -56,7 +56,7 @@ def measure(task: str, rounds: int, device: str, only: list[str] | None) -> dict
 
         latest = sample
 
-        def fresh(self) -> EpisodeBatch:
+        def last_rollout(self) -> EpisodeBatch:
             return self.batch
 
     torch.set_num_threads(1)
@@ -96,7 +96,7 @@ def learner(task: str, name: str, env: Any) -> Any:
     algorithm, _, mixer = name.partition("+")
     accepts = registry.find("algorithm", algorithm).ACCEPTS
     mixer = mixer or ("qmix" if accepts is None or "qmix" in accepts else accepts[0])
-    written = {"file": str(stored_function.bundled(task, env.task.task))} if mixer == "tfcaf" else {}
+    written = {"file": str(stored_function.bundled_path(task, env.task.task))} if mixer == "tfcaf" else {}
     run = schema.RunConfig(
         env=config_class("env", task)(),
         algorithm=config_class("algorithm", algorithm)(),

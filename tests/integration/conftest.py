@@ -1,4 +1,4 @@
-"""A real one-node Slurm for the tests that need one."""
+"""A real one-node Slurm, for the tests that need one."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ TOOL = Path(__file__).parents[2] / "launch" / "slurm_local.sh"
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory, worker_id):
-    """Environment variables of a client of it. Four CPUs, so that several jobs run at a time whatever the machine has."""
+    """Start Slurm, and return the environment variables of its clients. With four CPUs, several jobs run at a time anywhere."""
     folder = tmp_path_factory.mktemp("slurm")
     port = 17000 + 10 * int(worker_id.removeprefix("gw") if worker_id.startswith("gw") else 99)
     environment = os.environ | {"SLURM_LOCAL_PORT": str(port), "SLURM_LOCAL_CPUS": "4"}

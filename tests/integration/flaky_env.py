@@ -1,6 +1,6 @@
-"""An environment of a user's own, from outside the package: a matrix game in which an option decides how the run ends.
+"""A user's own environment: a matrix game that fails after 30 steps, in the way that `env.fault` names.
 
-FLAKY_ENV_IS_WELL in the environment cures it; FLAKY_ENV_PAUSE makes every step take so many seconds more, without computing.
+With the environment variable FLAKY_ENV_IS_WELL it does not fail. FLAKY_ENV_PAUSE adds that many seconds of sleep to every step.
 """
 
 import os
@@ -15,7 +15,7 @@ from qllm_exp.envs.matrix import Config as MatrixConfig
 @dataclass
 class Config(MatrixConfig):
     name: str = "flaky_env"
-    fault: str = ""  # raise | exit | kill; any other word is no fault
+    fault: str = ""  # raise | exit | kill; anything else: no failure
 
 
 def tasks():
@@ -28,7 +28,7 @@ def check(config):
 
 def make(config, num_envs, seed, device):
     env = matrix.make(config, num_envs, seed, device)
-    proper, calls = env.step, 0
+    original_step, calls = env.step, 0
     fault = "" if "FLAKY_ENV_IS_WELL" in os.environ else config.fault
     pause = float(os.environ.get("FLAKY_ENV_PAUSE", 0))
 
@@ -42,7 +42,7 @@ def make(config, num_envs, seed, device):
             os._exit(9)
         if calls > 30 and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        return proper(actions)
+        return original_step(actions)
 
     env.step = step
     return env

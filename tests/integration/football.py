@@ -1,4 +1,4 @@
-"""gfootball's own environment, for comparison, and joint actions to play it with."""
+"""gfootball's own environment as a reference, and joint actions to play it with."""
 
 import importlib
 import sys
@@ -11,8 +11,8 @@ import numpy as np
 RIGHT, LONG_PASS, SHOT, SPRINT = 5, 9, 12, 13
 
 
-def wrappers(task: str, agents: int, seed: int, rewards: str = "scoring,checkpoints") -> Any:
-    """The environment that gfootball itself offers, with the engine seeded."""
+def reference_env(task: str, agents: int, seed: int, rewards: str = "scoring,checkpoints") -> Any:
+    """gfootball's own environment, with a seeded engine."""
     return gfootball.env.create_environment(
         env_name=task,
         representation="simple115v2",
@@ -23,8 +23,8 @@ def wrappers(task: str, agents: int, seed: int, rewards: str = "scoring,checkpoi
     )
 
 
-def restricted(task: str, players: set[int]) -> str:
-    """Register a scenario that is `task` except that only these of our players can be controlled. Its name."""
+def register_restricted(task: str, players: set[int]) -> str:
+    """Register the scenario `task` with only these of our players controllable, and return its name."""
     original = importlib.import_module(f"gfootball.scenarios.{task}")
 
     def build_scenario(builder: Any) -> None:
@@ -40,7 +40,7 @@ def restricted(task: str, players: set[int]) -> str:
 
 
 def joint_action(rng: np.random.Generator, agents: int, purposeful: bool) -> list[int]:
-    """Random; or, for goals to be seen as well, mostly a run at the goal with shots."""
+    """Random actions; if `purposeful`, mostly a run at the goal with shots, so that goals are scored."""
     if purposeful and rng.random() < 0.9:
         return [int(rng.choice([RIGHT, RIGHT, RIGHT, SHOT, SPRINT, LONG_PASS]))] * agents
     return [int(action) for action in rng.integers(0, 19, agents)]

@@ -1,6 +1,6 @@
-"""A matrix game that stands still in the middle of a run for as long as a file is there, so that a test can do something to it.
+"""A matrix game that pauses in the middle of a run while a file exists, so that a test can act on a running run.
 
-HELD_ENV names the file. It is looked for from the thousandth step of all copies together on, about the middle of a short run.
+The environment variable HELD_ENV names the file. It is checked after 1,000 steps, about the middle of a short run.
 """
 
 import os
@@ -27,14 +27,14 @@ def check(config):
 
 def make(config, num_envs, seed, device):
     env = matrix.make(config, num_envs, seed, device)
-    proper, calls = env.step, 0
+    original_step, calls = env.step, 0
 
     def step(actions):
         nonlocal calls
         calls += 1
         while calls > 1000 and Path(os.environ.get("HELD_ENV", "/nowhere")).exists():
             time.sleep(0.02)
-        return proper(actions)
+        return original_step(actions)
 
     env.step = step
     return env

@@ -1,4 +1,4 @@
-"""An algorithm of a user's own that takes one mixer only."""
+"""A user's own algorithm that accepts a single mixer."""
 
 from dataclasses import dataclass
 

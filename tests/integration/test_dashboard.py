@@ -1,4 +1,4 @@
-"""A workspace of Weights & Biases, built for what a project has and saved, against the stand-in for their server."""
+"""A Weights & Biases workspace, built for the runs of a project and saved, against a local stand-in for the server."""
 
 import json
 import subprocess
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from loopback_wandb import LoopbackWandb
-from run_folders import make, of
+from run_folders import make_run, run_config
 from tracked import environment
 
 from qllm_exp.config import schema
-from qllm_exp.credit.stored_function import bundled
+from qllm_exp.credit.stored_function import bundled_path
 from qllm_exp.results.__main__ import main
 from qllm_exp.tracking import wandb_login
 
@@ -26,22 +26,22 @@ OFFLINE = {"tracking": schema.WandbConfig(mode="offline", project="p"), "sweep":
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackWandb]:
     """With two tasks; of VDN with two sizes, of QMIX and a function with one each; and a run of no sweep."""
     home = tmp_path_factory.mktemp("home")
-    runs = [of("vdn", 0, train=schema.TrainConfig(hidden=hidden), **OFFLINE) for hidden in (32, 64)]
-    runs += [of("qmix", 0, **OFFLINE), of("tfcaf", 0, **OFFLINE)]
-    runs += [of("qmix", 0, env="mpe", task="simple_spread", **OFFLINE)]
-    runs += [of("qmix", 0, env="mpe", task="simple_tag", tracking=OFFLINE["tracking"])]
+    runs = [run_config("vdn", 0, train=schema.TrainConfig(hidden=hidden), **OFFLINE) for hidden in (32, 64)]
+    runs += [run_config("qmix", 0, **OFFLINE), run_config("tfcaf", 0, **OFFLINE)]
+    runs += [run_config("qmix", 0, env="mpe", task="simple_spread", **OFFLINE)]
+    runs += [run_config("qmix", 0, env="mpe", task="simple_tag", tracking=OFFLINE["tracking"])]
     for run in runs:
-        path = make(home / "runs", run, 0.5)
+        path = make_run(home / "runs", run, 0.5)
         (path / "status.json").write_text('{"state": "finished"}')
         if run.mixer.name == "tfcaf":
-            (path / "tfcaf.json").write_bytes(bundled("lbf", "8x8-2p-2f-coop-2s").read_bytes())
-    with LoopbackWandb() as one:
+            (path / "tfcaf.json").write_bytes(bundled_path("lbf", "8x8-2p-2f-coop-2s").read_bytes())
+    with LoopbackWandb() as wandb_server:
         command = [sys.executable, "-m", "qllm_exp.results", "sync", str(home / "runs")]
-        given = environment(one, home)
-        done = subprocess.run(command, env=given, cwd=home, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stdout + done.stderr
-        yield one
-        assert one.refused == []
+        variables = environment(wandb_server, home)
+        process = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=200)
+        assert process.returncode == 0, process.stdout + process.stderr
+        yield wandb_server
+        assert wandb_server.refused == []
 
 
 @pytest.fixture(autouse=True)
@@ -62,18 +62,18 @@ def spec_of(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
 
 
 def panels_of(spec: dict[str, Any], section: str) -> list[dict[str, Any]]:
-    (found,) = (one for one in spec["panelBankConfig"]["sections"] if one["name"] == section)
-    return list(found["panels"])
+    (match,) = (candidate for candidate in spec["panelBankConfig"]["sections"] if candidate["name"] == section)
+    return list(match["panels"])
 
 
 def configs(panels: list[dict[str, Any]], kind: str, key: str) -> list[Any]:
-    return [one["config"].get(key) for one in panels if one["viewType"] == kind]
+    return [panel["config"].get(key) for panel in panels if panel["viewType"] == kind]
 
 
 def chosen(spec: dict[str, Any]) -> dict[str, Any]:
     """What the table of runs is filtered by."""
     (runs,) = spec["runSets"]
-    return {one["key"]["name"]: one["value"] for one in runs["filters"]["filters"]}
+    return {condition["key"]["name"]: condition["value"] for condition in runs["filters"]["filters"]}
 
 
 def test_baselines_are_saved_once_with_a_section_for_each_task(
@@ -83,23 +83,25 @@ def test_baselines_are_saved_once_with_a_section_for_each_task(
         assert main(["dashboard", ADDRESS]) == 0
         out = capfd.readouterr().out
         (view,) = server.views
-        assert view.saved == times and view.shown == "qllm_exp baselines figure_1" and view.project == "p"
+        assert view.saved == times and view.display_name == "qllm_exp baselines figure_1" and view.project == "p"
         slug = view.name.removeprefix("nw-").removesuffix("-v")
         assert out == f"{server.url}/team/p?nw={slug}\n"
     assert main(["dashboard", ADDRESS, "--name", "mine"]) == 0
-    assert [one.shown for one in server.views] == ["qllm_exp baselines figure_1", "mine"]
+    assert [view.display_name for view in server.views] == ["qllm_exp baselines figure_1", "mine"]
     spec = view.spec["section"]
-    names = [one["name"] for one in spec["panelBankConfig"]["sections"]]
-    assert names == [*TASKS, "What runs took", "Credit-assignment functions"]
+    names = [section["name"] for section in spec["panelBankConfig"]["sections"]]
+    assert names == [*TASKS, "Cost of the runs", "Credit-assignment functions"]
     for task, figures in TASKS.items():
         panels = panels_of(spec, task)
         assert configs(panels, "Run History Line Plot", "metrics") == [[f"{figures}/return_mean"]]
         assert configs(panels, "Run History Line Plot", "xAxis") == ["env_step"]
         finals = [[f"{figures}/final_return"], [f"{figures}/absolute_return"]]
         assert configs(panels, "Bar Chart", "metrics") == finals
-    told = {key for run in server.runs.values() for key in (*run.summary, *(k for row in run.history for k in row))}
-    drawn = {name for section in names for one in panels_of(spec, section) for name in one["config"].get("metrics", [])}
-    assert len(drawn) == 10 and drawn <= told, "every panel draws a figure that runs send"
+    sent = {key for run in server.runs.values() for key in (*run.summary, *(k for row in run.history for k in row))}
+    drawn = {
+        name for section in names for panel in panels_of(spec, section) for name in panel["config"].get("metrics", [])
+    }
+    assert len(drawn) == 10 and drawn <= sent, "every panel draws a metric that runs send"
 
 
 def test_runs_are_grouped_by_keys_of_their_configuration_as_the_server_keeps_them(
@@ -107,7 +109,7 @@ def test_runs_are_grouped_by_keys_of_their_configuration_as_the_server_keeps_the
 ) -> None:
     spec = spec_of(capfd)
     (runs,) = spec["runSets"]
-    grouping = [(one["section"], one["name"]) for one in runs["grouping"]]
+    grouping = [(group["section"], group["name"]) for group in runs["grouping"]]
     assert grouping == [("config", "task.value"), ("config", "mixer.value"), ("config", "train.hidden.value")]
     kept = next(iter(server.runs.values())).raw_config
     assert all(name.removesuffix(".value") in kept for _, name in grouping)
@@ -124,7 +126,7 @@ def test_an_ablation_is_by_what_varies_or_by_what_is_named(capfd: pytest.Capture
     panels = panels_of(spec, "lbf/8x8-2p-2f-coop-2s")
     assert configs(panels, "Run History Line Plot", "groupBy") == ["train.hidden.value"]
     (columns,) = configs(panels, "Parallel Coordinates Plot", "columns")
-    accessors = [one["accessor"] for one in columns]
+    accessors = [column["accessor"] for column in columns]
     assert accessors == ["config:train.hidden.value", "summary:tasks/lbf/8x8-2p-2f-coop-2s/final_return"]
     named = spec_of(capfd, "--preset", "ablation", "--axis", "tfcaf.rounds,tfcaf.candidates")
     assert chosen(named)["mixer"] == ["tfcaf"]
@@ -135,38 +137,38 @@ def test_an_ablation_is_by_what_varies_or_by_what_is_named(capfd: pytest.Capture
 def test_functions_are_shown_as_text_and_as_artifacts(server: LoopbackWandb, capfd: pytest.CaptureFixture[str]) -> None:
     saved = len(server.views)
     text, artifact = panels_of(spec_of(capfd), "Credit-assignment functions")
-    stored = json.loads(bundled("lbf", "8x8-2p-2f-coop-2s").read_text())
+    stored = json.loads(bundled_path("lbf", "8x8-2p-2f-coop-2s").read_text())
     assert stored["source"] in text["config"]["value"]
     assert f'"tfcaf-{stored["hash"][:8]}"' in json.dumps(artifact) and server.artifacts[0].name in json.dumps(artifact)
     assert len(server.views) == saved, "--print saves nothing"
 
 
-def test_what_cannot_be_is_one_clear_line(server: LoopbackWandb, capfd: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_clear_line(server: LoopbackWandb, capfd: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: str) -> str:
         assert main(["dashboard", *arguments]) == 2
         out, err = capfd.readouterr()
-        (line,) = (one for one in err.splitlines() if one.startswith("error: "))
+        (line,) = (candidate for candidate in err.splitlines() if candidate.startswith("error: "))
         assert out == "" and "Traceback" not in err
         return line
 
-    assert "Did you mean 'train.hidden'? What varies: train.hidden." in refused(ADDRESS, "--axis", "train.hiden")
-    assert "is no address" in refused("runs")
-    assert "--name='\U0001f600' is not taken" in refused(ADDRESS, "--print", "--name", "\U0001f600")
-    server.lost_after = {"UpsertView2": server.asked["UpsertView2"]}
+    assert "Did you mean 'train.hidden'? Settings that vary: train.hidden." in refused(ADDRESS, "--axis", "train.hiden")
+    assert "is not the address" in refused("runs")
+    assert "--name='\U0001f600' is not accepted" in refused(ADDRESS, "--print", "--name", "\U0001f600")
+    server.lost_after = {"UpsertView2": server.requests["UpsertView2"]}
     try:
-        assert "has not taken the workspace" in refused(ADDRESS, "--name", "lost")
+        assert "did not accept the workspace" in refused(ADDRESS, "--name", "lost")
     finally:
         server.lost, server.lost_after = False, {}
 
 
 def test_where_nothing_varies_there_is_no_ablation(tmp_path: Path) -> None:
     from qllm_exp.errors import UserError
-    from qllm_exp.results.dashboard_plan import plan
+    from qllm_exp.results.dashboard_plan import make_plan
     from qllm_exp.results.records.sources import Project
 
-    paths = [make(tmp_path, of(mixer, seed), 0.5) for mixer in ("qmix", "vdn") for seed in range(2)]
-    found = Project("team", "p", "", tuple(paths))
+    paths = [make_run(tmp_path, run_config(mixer, seed), 0.5) for mixer in ("qmix", "vdn") for seed in range(2)]
+    project = Project("team", "p", "", tuple(paths))
     with pytest.raises(UserError, match="Nothing varies"):
-        plan(found, "ablation")
-    baselines = plan(found, "baselines")
+        make_plan(project, "ablation")
+    baselines = make_plan(project, "baselines")
     assert (baselines.groupby, baselines.mixers, baselines.name) == (["mixer"], ["qmix", "vdn"], "qllm_exp baselines")

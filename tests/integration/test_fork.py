@@ -1,4 +1,4 @@
-"""Processes that fork do so with a single thread, before autograd has started its own: no build of torch works after that."""
+"""Processes fork with a single thread and before autograd starts its threads: torch does not work in a later fork."""
 
 import json
 import os
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from qllm_exp.sweep.fork_server import ONE_THREAD
 
-# Ends the process with 99 if it forks with more threads than one, or after a backward pass. A build of torch without CUDA starts
-# no threads for backward passes, so that a fork after one works there; with CUDA it does not.
-WATCHED = """
+# Exits with 99 if the process forks with more than one thread, or after a backward pass. A build of torch without CUDA starts
+# no threads for backward passes, so a later fork works there; with CUDA it does not.
+FORK_GUARD = """
 import os, sys
 import torch
 from torch.autograd import Variable
@@ -35,26 +35,27 @@ os.register_at_fork(before=before_fork)
 SOURCE = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(dim=1, keepdim=True)\n"
 
 
-def watched(code: str, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WATCHED + code]
+def run_guarded(code: str, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code with `text` as its input in a guarded process."""
+    command = [sys.executable, "-c", FORK_GUARD + code]
     environment = os.environ | ONE_THREAD
     return subprocess.run(command, input=text, capture_output=True, text=True, cwd=folder, env=environment, timeout=240)
 
 
-def test_the_watch_sees_a_fork_after_a_backward_pass(tmp_path: Path) -> None:
+def test_the_guard_detects_a_fork_after_a_backward_pass(tmp_path: Path) -> None:
     code = "torch.ones(1, requires_grad=True).sum().backward()\nif os.fork() == 0: os._exit(0)"
-    done = watched(code, "", tmp_path)
-    assert done.returncode == 99 and "backward pass before it: True" in done.stderr, done.stderr
+    process = run_guarded(code, "", tmp_path)
+    assert process.returncode == 99 and "backward pass before it: True" in process.stderr, process.stderr
 
 
 def test_candidates_are_forked_from_a_process_that_has_started_no_thread(tmp_path: Path) -> None:
     request = {"sources": [SOURCE] * 2, "states": [[0.5]] * 7, "n_agents": 2, "timeout_s": 60, "memory": 1 << 30}
-    done = watched("from qllm_exp.generation.sandbox_child import main; main()", json.dumps(request), tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert all("program" in result for result in json.loads(done.stdout)["results"]), done.stdout
+    process = run_guarded("from qllm_exp.generation.sandbox_child import main; main()", json.dumps(request), tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert all("program" in result for result in json.loads(process.stdout)["results"]), process.stdout
 
 
 def test_runs_are_forked_from_a_process_that_has_started_no_thread(tmp_path: Path) -> None:
     order = {"number": 0, "path": str(tmp_path), "gpu": "", "cores": None}
-    done = watched("from qllm_exp.sweep.fork_server import _serve; _serve()", json.dumps(order) + "\n", tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = run_guarded("from qllm_exp.sweep.fork_server import _serve; _serve()", json.dumps(order) + "\n", tmp_path)
+    assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""The football environment: the same matches as gfootball's own, and what it says about them."""
+"""The football environment: parity with gfootball's own environment, layout, endings, rewards and seeds."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from football import RIGHT, SHOT, joint_action, restricted, wrappers
+from football import RIGHT, SHOT, joint_action, reference_env, register_restricted
 from gfootball.env import scenario_builder
 
 from qllm_exp.envs import Step, make_env
@@ -22,7 +22,7 @@ Make = Callable[..., FootballEnv]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Builds environments, with one worker unless told otherwise, and closes them."""
+    """A function that builds environments, by default with one worker; they are closed after the test."""
     built = []
 
     def build(num_envs: int = 1, seed: int = 0, **config: Any) -> FootballEnv:
@@ -37,62 +37,65 @@ def make() -> Iterator[Make]:
 
 
 def play(env: FootballEnv, actions_seed: int = 0, purposeful: bool = False) -> list[Any]:
-    """An episode of every match, to the end of the longest: the observation at its start, then its steps."""
+    """Play an episode of every match, to the end of the longest: the first observation, then the steps."""
     rng = np.random.default_rng(actions_seed)
-    seen: list[Any] = [env.reset()]
+    episode: list[Any] = [env.reset()]
     playing = torch.ones(env.num_envs, dtype=torch.bool)
     while playing.any():
         step = env.step(torch.tensor([joint_action(rng, env.n_agents, purposeful) for _ in range(env.num_envs)]))
         playing &= ~(step.terminated | step.truncated)
-        seen.append(step)
-    return seen
+        episode.append(step)
+    return episode
 
 
-def same(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(
-        torch.equal(a, b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)
-    )
+def same(first: list[Any], second: list[Any]) -> bool:
+    """Whether two episodes are equal in every tensor."""
+    if len(first) != len(second):
+        return False
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
 
 
-# Scenario, further settings, our players that are agents (None: all), episodes.
+# Scenario, further options, our players that are agents (None: all), episodes.
 SETTINGS: list[tuple[str, dict[str, Any], set[int] | None, int]] = [
     ("academy_3_vs_1_with_keeper", {}, None, 4),
     ("academy_3_vs_1_with_keeper", {"goalkeeper": False}, {1, 2, 3}, 2),
     ("academy_pass_and_shoot_with_keeper", {"episode_limit": 1000}, None, 3),
     ("academy_empty_goal_close", {"rewards": "scoring"}, None, 4),
     ("academy_counterattack_easy", {}, {7, 8, 9, 10}, 2),
-    ("academy_corner", {}, None, 1),  # begins with a set piece; agents that hold the game up are overruled
+    ("academy_corner", {}, None, 1),  # begins with a set piece; agents that stall the game are overridden
 ]
 
 
 @pytest.mark.parametrize(("task", "settings", "players", "episodes"), SETTINGS)
-def test_matches_equal_those_of_the_wrappers_step_by_step(
+def test_matches_equal_those_of_gfootball_step_by_step(
     make: Make, task: str, settings: dict[str, Any], players: set[int] | None, episodes: int
 ) -> None:
     env = make(2, seed=3, task=task, reward="sum", **settings)
-    name = restricted(task, players) if players else task
+    name = register_restricted(task, players) if players else task
     rewards = settings.get("rewards", "scoring,checkpoints")
     for episode in range(episodes):
-        theirs = [wrappers(name, env.n_agents, engine_seed(3, match, episode), rewards) for match in range(2)]
+        seeds = [engine_seed(3, match, episode) for match in range(2)]
+        references = [reference_env(name, env.n_agents, seed, rewards) for seed in seeds]
         start = env.reset()
         for match in range(2):
-            assert torch.equal(start.obs[match], torch.tensor(theirs[match].reset()))
+            assert torch.equal(start.obs[match], torch.tensor(references[match].reset()))
         rng, playing, steps = np.random.default_rng(episode), {0, 1}, 0
         while playing:
             actions = [joint_action(rng, env.n_agents, purposeful=episode % 2 == 1) for _ in range(2)]
             step, steps = env.step(torch.tensor(actions)), steps + 1
             for match in sorted(playing):
-                obs, their_rewards, done, _ = theirs[match].step(actions[match])
+                obs, agent_rewards, done, _ = references[match].step(actions[match])
                 assert torch.equal(step.obs[match], torch.tensor(obs))
-                assert step.reward[match].item() == pytest.approx(float(their_rewards.sum()), abs=1e-5)
-                out_of_time = theirs[match].unwrapped.observation()[0]["steps_left"] == 0
+                assert step.reward[match].item() == pytest.approx(float(agent_rewards.sum()), abs=1e-5)
+                out_of_time = references[match].unwrapped.observation()[0]["steps_left"] == 0
                 assert step.terminated[match].item() == (done and not out_of_time)
                 assert step.truncated[match].item() == (
                     (done and out_of_time) or (not done and steps == env.episode_limit)
                 )
                 if done or step.truncated[match]:
                     playing.remove(match)
-                    theirs[match].close()
+                    references[match].close()
 
 
 @pytest.mark.parametrize(
@@ -103,16 +106,16 @@ def test_matches_equal_those_of_the_wrappers_step_by_step(
         ("academy_counterattack_hard", {}, [7, 8, 9, 10]),
     ],
 )
-def test_every_field_of_the_layout_holds_what_the_engine_says(
+def test_every_field_of_the_layout_holds_what_the_engine_reports(
     make: Make, task: str, settings: dict[str, Any], agents: list[int]
 ) -> None:
     env = make(task=task, **settings)
-    theirs = wrappers(restricted(task, set(agents)), len(agents), engine_seed(0, 0, 0))
-    theirs.reset()
+    reference = reference_env(register_restricted(task, set(agents)), len(agents), engine_seed(0, 0, 0))
+    reference.reset()
     state = env.reset().state
     rng = np.random.default_rng(0)
     for _ in range(15):
-        raw = theirs.unwrapped.observation()[0]
+        raw = reference.unwrapped.observation()[0]
         others = [i for i in range(len(raw["left_team"])) if i not in agents]
         expected: dict[str, Any] = {
             "ball position": raw["ball"][:2],
@@ -134,9 +137,9 @@ def test_every_field_of_the_layout_holds_what_the_engine_says(
         for field in env.layout:
             assert state[0, field.columns].tolist() == np.array(expected[field.label], np.float32).tolist(), field.label
         actions = joint_action(rng, len(agents), purposeful=False)
-        theirs.step(actions)
+        reference.step(actions)
         state = env.step(torch.tensor([actions])).state
-    theirs.close()
+    reference.close()
 
 
 def test_the_scenarios_are_those_of_the_package_and_each_can_be_played(make: Make) -> None:
@@ -155,28 +158,28 @@ def test_the_scenarios_are_those_of_the_package_and_each_can_be_played(make: Mak
 
 def test_an_agent_controls_the_same_player_from_the_first_step_to_the_last(make: Make) -> None:
     env = make(3, task="academy_3_vs_1_with_keeper", goalkeeper=False)
-    seen = play(env) + play(env, purposeful=True)
-    controlled = torch.stack([one.obs[:, :, 97:108] for one in seen])
+    moments = play(env) + play(env, purposeful=True)
+    controlled = torch.stack([moment.obs[:, :, 97:108] for moment in moments])
     assert (controlled == torch.eye(11)[[1, 2, 3]]).all()
 
 
 def test_equal_seeds_give_equal_episodes_whatever_the_number_of_workers(make: Make) -> None:
-    one, two = make(3, seed=5, workers=1), make(3, seed=6, workers=2)
-    first = play(one), play(one)
-    assert not same(first[0], first[1])
-    assert not torch.equal(first[0][1].state[0], first[0][1].state[1])  # the matches differ
-    assert not same(first[0], play(two))
-    two.seed(5)
-    assert same(first[0], play(two)) and same(first[1], play(two))
+    env, other_env = make(3, seed=5, workers=1), make(3, seed=6, workers=2)
+    first, second = play(env), play(env)
+    assert not same(first, second)
+    assert not torch.equal(first[1].state[0], first[1].state[1])  # the matches differ
+    assert not same(first, play(other_env))
+    other_env.seed(5)
+    assert same(first, play(other_env)) and same(second, play(other_env))
 
 
-def test_a_saved_state_goes_on_in_a_new_environment(make: Make) -> None:
-    before = make(2, seed=1)
-    play(before)
-    saved = before.state_dict()
-    after = make(2, seed=9)
-    after.load_state_dict(saved)
-    assert same(play(before), play(after))
+def test_a_new_environment_continues_from_a_saved_state(make: Make) -> None:
+    env = make(2, seed=1)
+    play(env)
+    saved = env.state_dict()
+    restored = make(2, seed=9)
+    restored.load_state_dict(saved)
+    assert same(play(env), play(restored))
 
 
 def test_a_goal_terminates_and_pays_each_agent_two_in_all(make: Make) -> None:
@@ -194,6 +197,7 @@ def test_a_goal_terminates_and_pays_each_agent_two_in_all(make: Make) -> None:
 
 
 def idle_to_the_end(env: FootballEnv) -> tuple[int, Step]:
+    """Play an episode without acting: its length and its last step."""
     env.reset()
     steps = 0
     while True:
@@ -221,18 +225,19 @@ def test_losing_the_ball_is_termination(make: Make) -> None:
 
 def test_a_match_that_has_ended_waits_for_the_others(make: Make) -> None:
     env = make(3, episode_limit=60)
-    seen = play(env)
-    ends = torch.stack([step.terminated | step.truncated for step in seen[1:]])
+    _, *steps = play(env)
+    ends = torch.stack([step.terminated | step.truncated for step in steps])
     assert ends.sum(0).tolist() == [1, 1, 1]
-    lengths = ends.int().argmax(0)
-    assert lengths.min() < lengths.max()
+    last_steps = ends.int().argmax(0)
+    assert last_steps.min() < last_steps.max()
     for match in range(3):
-        for step in seen[int(lengths[match]) + 2 :]:
+        last = int(last_steps[match])
+        for step in steps[last + 1 :]:
             assert step.reward[match] == 0.0
-            assert torch.equal(step.obs[match], seen[int(lengths[match]) + 1].obs[match])
+            assert torch.equal(step.obs[match], steps[last].obs[match])
 
 
-def test_what_is_returned_is_not_written_to_afterwards(make: Make) -> None:
+def test_returned_tensors_are_not_written_to_afterwards(make: Make) -> None:
     env = make()
     start = env.reset()
     copy = [tensor.clone() for tensor in start]
@@ -252,7 +257,7 @@ def test_the_description_fits_the_scenario(make: Make) -> None:
     assert "circles" in env.task.reward and "circles" not in make(rewards="scoring").task.reward
 
 
-def test_an_engine_that_does_not_load_is_a_users_error(
+def test_an_engine_that_does_not_load_is_a_user_error(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = tmp_path / "gfootball_engine"

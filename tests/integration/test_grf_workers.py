@@ -1,4 +1,4 @@
-"""The engine's processes: what happens when one dies, when the parent dies, on Ctrl-C, and on leaving."""
+"""The engine's worker processes: death of a worker, death of the parent, Ctrl-C, and a clean exit."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ from qllm_exp.envs.grf.pool import WorkerError
 START = """
 import sys, torch
 from qllm_exp.envs import make_env
-from qllm_exp.config.schema import Grf
-env = make_env(Grf(workers=2), 2, 0)
+from qllm_exp.envs.grf import Config
+env = make_env(Config(workers=2), 2, 0)
 env.reset()
 print(*[worker.pid for worker in env.pool.workers], flush=True)
 """
-# A shell's background job, which may be what runs these tests, hands on that SIGINT is ignored.
+# If these tests run as a background job of a shell, the processes that they start inherit that SIGINT is ignored.
 LISTEN = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 STEP = "env.step(torch.zeros(2, 4, dtype=torch.long))\n"
 
@@ -38,7 +38,7 @@ def actions(action: int = 0) -> torch.Tensor:
 
 
 def alive(pid: int) -> bool:
-    """Running, and not only waiting to be reaped."""
+    """Whether the process is running, not only waiting to be reaped."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -46,6 +46,7 @@ def alive(pid: int) -> bool:
 
 
 def all_gone(pids: list[int], seconds: float = 5.0) -> bool:
+    """Wait for the processes to end; whether all of them have."""
     deadline = time.monotonic() + seconds
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -66,7 +67,7 @@ def test_a_killed_worker_is_named_with_its_matches_and_the_signal() -> None:
         env.reset()
 
 
-def test_an_exception_in_a_worker_comes_with_its_traceback() -> None:
+def test_an_exception_in_a_worker_is_reported_with_its_traceback() -> None:
     env = two_workers()
     with pytest.raises(WorkerError, match=r"(?s)worker 0 .*matches 0, 2.*Traceback.*IndexError"):
         env.step(actions(99))
@@ -80,7 +81,7 @@ def test_workers_load_no_torch_and_use_one_thread() -> None:
     env.close()
 
 
-def test_workers_leave_when_the_parent_is_killed() -> None:
+def test_workers_exit_when_the_parent_is_killed() -> None:
     parent = subprocess.run(
         [sys.executable, "-c", START + "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"],
         capture_output=True,
@@ -92,7 +93,7 @@ def test_workers_leave_when_the_parent_is_killed() -> None:
     assert len(pids) == 2 and all_gone(pids)
 
 
-def test_ctrl_c_ends_the_parent_alone_and_the_workers_follow_in_silence() -> None:
+def test_ctrl_c_interrupts_only_the_parent_and_the_workers_exit_silently() -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", LISTEN + START + f"while True:\n    {STEP}"],
         stdout=subprocess.PIPE,
@@ -111,27 +112,27 @@ def test_ctrl_c_ends_the_parent_alone_and_the_workers_follow_in_silence() -> Non
     assert len(pids) == 2 and all_gone(pids)
 
 
-def test_leaving_is_clean() -> None:
+def test_exit_is_clean() -> None:
     code = """
 import gc, os, pathlib
 children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
 env.close()
 env.close()
-assert children.read_text() == ""  # no process, and no zombie either
-env = make_env(Grf(workers=2), 2, 0)
+assert children.read_text() == ""  # no process, and no zombie
+env = make_env(Config(workers=2), 2, 0)
 del env
 gc.collect()
 assert children.read_text() == ""
-env = make_env(Grf(workers=2), 2, 0)
+env = make_env(Config(workers=2), 2, 0)
 env.reset()
 print(children.read_text())
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-c", START + STEP + code],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0 and done.stderr == ""
-    at_exit = [int(pid) for pid in done.stdout.splitlines()[1].split()]
+    assert process.returncode == 0 and process.stderr == ""
+    at_exit = [int(pid) for pid in process.stdout.splitlines()[1].split()]
     assert len(at_exit) == 2 and all_gone(at_exit)

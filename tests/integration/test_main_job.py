@@ -1,4 +1,4 @@
-"""The platform's command, as a user types it, in processes of its own."""
+"""The command `python -m qllm_exp`, as a user types it, in its own processes."""
 
 import json
 import os
@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 
-from qllm_exp.credit.stored_function import bundled
+from qllm_exp.credit.stored_function import bundled_path
 
 HERE = Path(__file__).parent
-OTHERS_FUNCTION = bundled("lbf", "8x8-2p-2f-coop-2s")
+LBF_FUNCTION = bundled_path("lbf", "8x8-2p-2f-coop-2s")
 TINY = [
     "train=quick",
     "train.total_steps=4000",
@@ -30,18 +31,16 @@ def command(folder, *overrides, tiny=True):
     return [sys.executable, "-m", "qllm_exp", *(TINY if tiny else []), *overrides, f"dir={folder}"]
 
 
-def call(folder, *overrides, tiny=True, **more):
-    environment = os.environ | {"PYTHONPATH": str(HERE)} | more
-    done = subprocess.run(
-        command(folder, *overrides, tiny=tiny), capture_output=True, text=True, timeout=240, env=environment
-    )
-    return done.returncode, done.stdout + done.stderr
+def call(folder, *overrides, tiny=True):
+    environment = os.environ | {"PYTHONPATH": str(HERE)}
+    process = commands.run(command(folder, *overrides, tiny=tiny)[1:], timeout=240, env=environment)
+    return process.returncode, process.stdout + process.stderr
 
 
 def rows(run: Path):
-    """The metrics of a run without what the clock decides."""
-    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "wall_s"} for row in read]
+    """Return the metrics rows of a run, without the times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "wall_s"} for row in rows]
 
 
 def runs(folder: Path) -> list[Path]:
@@ -49,7 +48,7 @@ def runs(folder: Path) -> list[Path]:
 
 
 def last_checkpoint(folder: Path) -> float:
-    """When the latest checkpoint of a folder's runs was written; 0 when there is none."""
+    """Return the time of the latest checkpoint of a folder's runs; 0 if there is none."""
     return max((path.stat().st_mtime for path in folder.glob("*/checkpoint/state.pt")), default=0.0)
 
 
@@ -59,21 +58,21 @@ def test_a_run_ends_with_table_and_plot_and_is_not_run_twice(tmp_path):
     (run,) = runs(tmp_path / "r")
     assert re.search(r"\| lbf/8x8-2p-2f-coop-2s \| -?\d+\.\d{3} \(n=1\) \|", text), text
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert {p.name for p in run.iterdir()} >= {
+    assert {path.name for path in run.iterdir()} >= {
         *("config.yaml", "versions.json", "metrics.jsonl", "status.json"),
         *("result.json", "policy.pt", "tfcaf.json", "log.txt", "table.md"),
     }
     assert not (run / "checkpoint").exists() and json.loads((run / "status.json").read_text())["state"] == "finished"
     before = (run / "metrics.jsonl").read_bytes()
     code, text = call(tmp_path / "r")
-    assert code == 0 and "finished already" in text and (run / "metrics.jsonl").read_bytes() == before
+    assert code == 0 and "already finished" in text and (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_sweep_runs_every_combination_and_compares(tmp_path):
     args = ["-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-1"]
     code, text = call(tmp_path / "r", *args)
     assert code == 0, text
-    assert "8 runs: 0 done, 0 running, 0 queued, 8 to run" in text
+    assert "8 runs: 0 finished, 0 running, 0 queued, 8 to run" in text
     assert len(runs(tmp_path / "r")) == 8
     assert text.count("(n=2)") == 8 and "Fewer than 5 seeds" in text
     starts = {run.name[: run.name.rindex("_")]: rows(run)[0] for run in runs(tmp_path / "r")}
@@ -83,16 +82,16 @@ def test_a_sweep_runs_every_combination_and_compares(tmp_path):
     (sweep,) = (tmp_path / "r").glob("sweep_*")
     assert (sweep / "curves.png").stat().st_size > 10_000 and "| mpe/simple_spread" in (sweep / "table.md").read_text()
     code, text = call(tmp_path / "r", *args)
-    assert code == 0 and "8 runs: 8 done, 0 running, 0 queued, 0 to run" in text and text.count("(n=2)") == 8
+    assert code == 0 and "8 runs: 8 finished, 0 running, 0 queued, 0 to run" in text and text.count("(n=2)") == 8
     code, text = call(tmp_path / "r", "-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-2")
-    assert code == 0 and "12 runs: 8 done, 0 running, 0 queued, 4 to run" in text and text.count("(n=3)") == 8
+    assert code == 0 and "12 runs: 8 finished, 0 running, 0 queued, 4 to run" in text and text.count("(n=3)") == 8
 
 
 def test_one_failed_run_leaves_the_others_alone_and_is_named(tmp_path):
     args = ["-m", "env=matrix", "env.name=flaky_env", "+env.fault='',raise,exit,kill", "mixer=vdn", "seed=0"]
     code, text = call(tmp_path / "r", *args)
     assert code == 1, text
-    assert "3 of 4 runs failed" in text and text.count("    again: ") == 3 and text.count("log: ") == 3
+    assert "3 of 4 runs failed" in text and text.count("    retry: ") == 3 and text.count("log: ") == 3
     for error in ("the simulator says no", "exit code 9", "killed by SIGKILL"):
         assert error in text
     assert "| flaky_env/climbing |" in text and "(n=1)" in text
@@ -113,7 +112,7 @@ def test_killed_at_random_moments_and_started_again_gives_the_same_numbers(tmp_p
     ]
     code, text = call(tmp_path / "whole", *args)
     assert code == 0, text
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(5):
         process = subprocess.Popen(
             command(tmp_path / "killed", *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -123,20 +122,22 @@ def test_killed_at_random_moments_and_started_again_gives_the_same_numbers(tmp_p
         while last_checkpoint(tmp_path / "killed") == before and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.3))
         assert process.poll() is None, "the run must be long enough to be killed in the middle"
         process.kill()
         process.wait()
     code, text = call(tmp_path / "killed", *args)
-    assert code == 0 and "going on from the checkpoint" in text, text
+    assert code == 0 and "resuming from the checkpoint" in text, text
     (whole,), (killed,) = runs(tmp_path / "whole"), runs(tmp_path / "killed")
     assert rows(whole) == rows(killed)
-    one, two = (json.loads((run / "result.json").read_text()) for run in (whole, killed))
-    assert all(one[k] == two[k] for k in ("final_return", "absolute_return", "env_steps", "episodes", "updates"))
+    expected, result = (json.loads((run / "result.json").read_text()) for run in (whole, killed))
+    assert all(
+        result[key] == expected[key] for key in ("final_return", "absolute_return", "env_steps", "episodes", "updates")
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_at_a_checkpoint_that_the_same_command_goes_on_from(tmp_path, number):
+def test_a_signal_stops_the_run_at_a_checkpoint(tmp_path, number):
     args = ["mixer=vdn", "env=matrix", "train.total_steps=400000"]
     process = subprocess.Popen(command(tmp_path / "r", *args), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -151,7 +152,7 @@ def test_a_signal_stops_at_a_checkpoint_that_the_same_command_goes_on_from(tmp_p
     assert (run / "checkpoint/state.pt").exists()
 
 
-def test_the_same_run_is_not_started_beside_itself(tmp_path):
+def test_a_running_run_is_not_started_twice(tmp_path):
     args = ["mixer=vdn", "env=matrix", "train.total_steps=4000000"]
     first = subprocess.Popen(command(tmp_path / "r", *args), stderr=subprocess.DEVNULL)
     try:
@@ -160,14 +161,14 @@ def test_the_same_run_is_not_started_beside_itself(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         code, text = call(tmp_path / "r", *args)
-        assert code == 1 and f"is being run already, by process {first.pid}" in text
+        assert code == 1 and f"is already being run by process {first.pid}" in text
     finally:
         first.kill()
         first.wait()
 
 
 def test_a_run_that_diverges_is_a_failed_run(tmp_path):
-    for _ in range(2):  # the second time it goes on from where it was, and fails again
+    for _ in range(2):  # the second time it resumes from its checkpoint, and fails again
         code, text = call(
             tmp_path / "r", "env=matrix", "mixer=vdn", "train.learning_rate=1e30", "train.batch_episodes=2"
         )
@@ -188,17 +189,17 @@ def test_a_run_that_diverges_is_a_failed_run(tmp_path):
         (["train.learningrate=1"], "Unknown key 'train.learningrate'. Did you mean 'train.learning_rate'?"),
         (
             ["llm=openai", "llm.api_key=sk-1"],
-            "'llm.api_key' is not taken here: keys are read from the environment only",
+            "'llm.api_key' is not an option: API keys are read from environment variables only",
         ),
         (["train.gamma=1.2"], "train.gamma=1.2 is out of bounds"),
         (["seed=5-2"], "the range 5-2 runs backwards. Write seed=2-5"),
         (["-m", "seed=5-2"], "the range 5-2 runs backwards"),
-        (["seed=0-2"], "add -m"),
+        (["seed=0-2"], "Add -m"),
         (["device=cuda:99"], "device=cuda:99"),
         (["mixer.file=nowhere.json"], "nowhere.json"),
         (
-            ["env=matrix", f"mixer.file={OTHERS_FUNCTION}"],
-            "is for 2 agents and a state of 14 columns; env matrix/climbing has 2 and 2",
+            ["env=matrix", f"mixer.file={LBF_FUNCTION}"],
+            "is for 2 agents and a state of 14 columns, but env matrix/climbing has 2 agents",
         ),
         (["env=mpe", "env.options.n_agents=5"], "is for 3 agents"),
         (["algorithm.name=picky_algorithm", "mixer=vdn"], "algorithm=picky_algorithm does not accept mixer=vdn"),
@@ -218,10 +219,10 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, args, message
 def test_an_unwritable_folder_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     code, text = call(tmp_path / "file", "mixer=vdn")
-    assert code == 2 and "Cannot write the run folder" in text and "dir=" in text and "Traceback" not in text
+    assert code == 2 and "Cannot write the run directory" in text and "dir=" in text and "Traceback" not in text
 
 
-def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(tmp_path):
+def test_a_full_disk_is_one_clear_error_and_the_run_resumes_once_there_is_space(tmp_path):
     args = ["mixer=vdn", "env=matrix"]
     code, text = call(tmp_path / "r", *args)
     assert code == 0, text

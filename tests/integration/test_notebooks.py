@@ -10,7 +10,7 @@ import jupytext
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
-from run_folders import make, of
+from run_folders import make_run, run_config
 
 from qllm_exp.credit import stored_function
 from qllm_exp.results.records.collect import collect
@@ -69,7 +69,7 @@ def test_first_tour(copy: Path) -> None:
     assert all(f"| {name} " in tables[0] for name in ("tfcaf", "qmix", "vdn"))
     assert len(shown(notebook, "image/png")) == 2, "the curve of one run, and the curves of all"
     said = printed(notebook)
-    assert "Did you mean 'train.learning_rate'?" in said and "12 runs: 9 done" in said
+    assert "Did you mean 'train.learning_rate'?" in said and "12 runs: 9 finished" in said
     played = dict(re.findall(r"^(\w+) +return +(-?[\d.]+), joint actions", said, re.MULTILINE))
     last = {one.method: one.returns[-1] for one in sweep.finished if one.seed == 2}
     assert {name: float(value) for name, value in played.items()} == last
@@ -95,7 +95,7 @@ def test_baseline_comparison_of_runs_that_are_there(copy: Path, tmp_path: Path) 
     for task in ("8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"):
         for worth, mixer in ((0.6, "qmix"), (0.7, "vdn")):
             for seed in range(3):
-                make(tmp_path / "mine", of(mixer, seed, task), worth + 0.02 * seed)
+                make_run(tmp_path / "mine", run_config(mixer, seed, task), worth + 0.02 * seed)
     notebook = execute(copy / "baseline_comparison.py", RUNS=repr([str(tmp_path / "mine")]))
     assert not (copy / "runs").exists(), "nothing is trained"
     assert "12 runs: 12 finished\nmethods: qmix, vdn\n" in printed(notebook)
@@ -125,7 +125,7 @@ def test_ablation(copy: Path) -> None:
 
 def test_reading_a_tfcaf(copy: Path) -> None:
     notebook = execute(copy / "reading_a_tfcaf.py")
-    bundled = stored_function.load(stored_function.bundled("lbf", "8x8-2p-2f-coop-2s"))
+    bundled = stored_function.load(stored_function.bundled_path("lbf", "8x8-2p-2f-coop-2s"))
     texts = shown(notebook, "text/markdown")
     assert bundled.source in texts[0] and "all agent fields" in texts[2]
     assert len(shown(notebook, "image/png")) == 4

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from report_pages import give_function, sweep
-from run_folders import make, of, unfinished
+from report_pages import give_function, make_sweep
+from run_folders import make_run, make_unfinished_run, run_config
 
 from qllm_exp.config import schema
 from qllm_exp.results.__main__ import main
@@ -24,21 +24,21 @@ TASKS = ("8x8-2p-2f-coop-2s", "10x10-3p-3f-2s", "climbing")
 CONTRAST = """() => {
   const rgb = (colour) => (colour.match(/[\\d.]+/g) ?? []).map(Number);
   const light = (colour) => {
-    const [r, g, b] = rgb(colour).map((one) => (one /= 255) <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = rgb(colour).map((value) => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const ground = (one) => {
-    for (; one; one = one.parentElement) {
-      const colour = getComputedStyle(one).backgroundColor;
+  const ground = (element) => {
+    for (; element; element = element.parentElement) {
+      const colour = getComputedStyle(element).backgroundColor;
       if ((rgb(colour)[3] ?? 1) === 1) return colour;
     }
     return "rgb(255, 255, 255)";
   };
   let worst = [99, ""];
-  for (const one of document.body.querySelectorAll("*:not(svg, svg *, script)")) {
-    const own = [...one.childNodes].filter((node) => node.nodeType === 3 && node.data.trim());
-    if (!own.length || !one.checkVisibility()) continue;
-    const [a, b] = [light(getComputedStyle(one).color), light(ground(one))];
+  for (const element of document.body.querySelectorAll("*:not(svg, svg *, script)")) {
+    const own = [...element.childNodes].filter((node) => node.nodeType === 3 && node.data.trim());
+    if (!own.length || !element.checkVisibility()) continue;
+    const [a, b] = [light(getComputedStyle(element).color), light(ground(element))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < worst[0]) worst = [ratio, own[0].data.trim()];
   }
@@ -54,32 +54,34 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env = "matrix" if task == "climbing" else "lbf"
         for seed in range(5):
             for mixer in ("qmix", "vdn", "tfcaf"):
-                run = of(
+                run = run_config(
                     mixer, seed, task, env, train=schema.TrainConfig(learning_rate=3e-4 if mixer == "vdn" else 5e-4)
                 )
-                done = make(folder, run, 0.3 * at + seed / 10, program=1 if mixer == "tfcaf" else None)
+                done = make_run(folder, run, 0.3 * at + seed / 10, program=1 if mixer == "tfcaf" else None)
                 (done / "versions.json").write_text(json.dumps({"qllm_exp": "0.1.0", "commit": "a" * 40}))
                 if mixer == "tfcaf" and env == "lbf":
                     give_function(done, env, task)
-        make(folder, of("vdn", 0, task, env, train=schema.TrainConfig(learning_rate=1e-5)), 0.7)
-    playing = unfinished(folder, of("tfcaf", 9, "climbing", "matrix"), "failed", "RuntimeError: " + "no" * 300)
+        make_run(folder, run_config("vdn", 0, task, env, train=schema.TrainConfig(learning_rate=1e-5)), 0.7)
+    playing = make_unfinished_run(
+        folder, run_config("tfcaf", 9, "climbing", "matrix"), "failed", "RuntimeError: " + "no" * 300
+    )
     give_function(playing)
     for seed, state in enumerate(("interrupted", "queued", "", "running"), 10):
-        unfinished(folder, of("qmix", seed), state)
-    alive = unfinished(folder, of("qmix", 20), "running")
+        make_unfinished_run(folder, run_config("qmix", seed), state)
+    alive = make_unfinished_run(folder, run_config("qmix", 20), "running")
     (alive / "status.json").write_text(json.dumps({"state": "running", "host": "elsewhere", "heartbeat": time.time()}))
-    names = [*sorted(one.name for one in folder.iterdir()), "lbf_8x8-2p-2f-coop-2s_q-learning_qmix_s30_12345678"]
-    made = sweep(folder / "a_sweep_with_a_rather_long_name", names, "python -m qllm_exp -m " + "seed=0,1,2," * 40)
+    names = [*sorted(path.name for path in folder.iterdir()), "lbf_8x8-2p-2f-coop-2s_q-learning_qmix_s30_12345678"]
+    made = make_sweep(folder / "a_sweep_with_a_rather_long_name", names, "python -m qllm_exp -m " + "seed=0,1,2," * 40)
     assert main(["report", str(made)]) == 0
     return made / "report.html"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium")
-    assert found, "no chromium here: tests/install_browser.sh installs it"
+    executable = shutil.which("chromium")
+    assert executable, "chromium is not installed: run tests/install_browser.sh"
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        started = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
         yield started
         started.close()
 
@@ -99,14 +101,14 @@ def opened(browser: Browser, report: Path, width: int = 1280, scheme: str = "lig
 @pytest.mark.parametrize("width", [360, 768, 1280, 1600])
 def test_it_fits_the_screen_and_everything_is_seen(browser: Browser, report: Path, width: int, scheme: str) -> None:
     page = opened(browser, report, width, scheme)
-    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    page.evaluate("document.querySelectorAll('details').forEach((element) => (element.open = true))")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    wider = """() => [...document.querySelectorAll("main *:not(svg *)")].filter((one) => !one.closest(".scroll, pre.source")
-        && one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.outerHTML.slice(0, 80))"""
+    wider = """() => [...document.querySelectorAll("main *:not(svg *)")].filter((element) => !element.closest(".scroll, pre.source")
+        && element.getBoundingClientRect().right > innerWidth + 1).map((element) => element.outerHTML.slice(0, 80))"""
     assert page.evaluate(wider) == [], "but for what scrolls in a box of its own"
-    boxes = [one.bounding_box() for one in page.locator("svg").all()]
+    boxes = [figure.bounding_box() for figure in page.locator("svg").all()]
     assert len(boxes) == 9 and all(box and box["width"] > 250 and box["height"] > 60 for box in boxes)
-    assert page.evaluate("[...document.querySelectorAll('svg text')].every((one) => one.getBBox().width > 0)")
+    assert page.evaluate("[...document.querySelectorAll('svg text')].every((element) => element.getBBox().width > 0)")
     ratio, where = page.evaluate(CONTRAST)
     assert ratio >= 4.5, where
     page.close()
@@ -114,15 +116,15 @@ def test_it_fits_the_screen_and_everything_is_seen(browser: Browser, report: Pat
 
 def test_it_asks_for_nothing_and_complains_of_nothing(browser: Browser, report: Path) -> None:
     page = browser.new_page()
-    requests, said = [], []
-    page.on("request", lambda one: requests.append(one.url))
-    page.on("console", lambda one: said.append(one.text))
-    page.on("pageerror", lambda one: said.append(str(one)))
+    requests, messages = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto(report.as_uri())
-    for one in page.locator("summary").all():
-        one.click()
+    for summary in page.locator("summary").all():
+        summary.click()
     page.wait_for_load_state("networkidle")
-    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()] and said == []
+    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()] and messages == []
     page.close()
 
 
@@ -174,7 +176,7 @@ def test_runs_are_sorted_by_their_heads_and_are_there_without_scripts(browser: B
     for direction, turned in (("ascending", False), ("descending", True)):
         head.click()
         cells = page.locator("table.sortable tbody tr td:nth-child(5)").all_inner_texts()
-        numbers = [float(one) for one in cells if one != "-"]
+        numbers = [float(cell) for cell in cells if cell != "-"]
         assert numbers == sorted(numbers, reverse=turned) and len(numbers) == 48 and len(cells) == rows
         assert page.locator("th[aria-sort]").get_attribute("aria-sort") == direction
     page.close()
@@ -185,7 +187,7 @@ def test_in_the_dark_the_page_is_dark_and_figures_stay_on_a_light_ground(browser
         page = opened(browser, report, scheme=scheme)
         shades = {}
         for name in ("body", ".card"):
-            ground = page.locator(name).first.evaluate("(one) => getComputedStyle(one).backgroundColor")
+            ground = page.locator(name).first.evaluate("(element) => getComputedStyle(element).backgroundColor")
             shades[name] = sum(map(int, re.findall(r"\d+", ground)[:3]))
         assert (shades["body"] < 120) == dark and shades[".card"] > 690
         page.close()
@@ -198,10 +200,10 @@ def test_it_prints_with_all_that_is_folded(browser: Browser, report: Path) -> No
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
     heights = page.evaluate(
-        "[...document.querySelectorAll('details > :not(summary)')].map((one) => one.getBoundingClientRect().height)"
+        "[...document.querySelectorAll('details > :not(summary)')].map((element) => element.getBoundingClientRect().height)"
     )
     assert len(heights) >= 4 and min(heights) > 50, "unfolded by the style sheet alone"
     page.emulate_media(media="print", color_scheme="dark")
-    ground = page.locator("body").evaluate("(one) => getComputedStyle(one).backgroundColor")
+    ground = page.locator("body").evaluate("(element) => getComputedStyle(element).backgroundColor")
     assert ground == "rgb(255, 255, 255)", "nobody prints on black"
     page.close()

@@ -1,4 +1,4 @@
-"""Sweeps on this machine, as a user types them: planning, killing, stopping, moving, other sweepers."""
+"""Sweeps on this machine, as a user types them: planning, killing, interrupting, moving, other sweepers."""
 
 import json
 import os
@@ -11,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import psutil
 import pytest
-from run_folders import final
+from run_folders import run_outcome
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -24,37 +25,29 @@ TINY = [*SMALL, "train.total_steps=4000", "train.evaluation.every=2000"]
 PAUSE = {"FLAKY_ENV_PAUSE": "0.004"}
 
 
-def command(folder, *overrides, several=True):
-    return [sys.executable, "-m", "qllm_exp", *(["-m"] if several else []), *overrides, f"dir={folder}"]
+def command(folder, *overrides, sweep=True):
+    mode = ["-m"] if sweep else []
+    return [sys.executable, "-m", "qllm_exp", *mode, *overrides, f"dir={folder}"]
 
 
-def start(folder, *overrides, **more):
+def start(folder, *overrides, **variables):
     return subprocess.Popen(
-        command(folder, *overrides), env=os.environ | {"PYTHONPATH": str(HERE)} | more,
+        command(folder, *overrides), env=os.environ | {"PYTHONPATH": str(HERE)} | variables,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
-def call(folder, *overrides, check=0, several=True, **more):
-    environment = os.environ | {"PYTHONPATH": str(HERE)} | more
-    done = subprocess.run(
-        command(folder, *overrides, several=several),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=environment,
-    )
-    text = done.stdout + done.stderr
-    assert check is None or done.returncode == check, text
+def call(folder, *overrides, expected_code=0, sweep=True, **variables):
+    environment = os.environ | {"PYTHONPATH": str(HERE)} | variables
+    process = commands.run(command(folder, *overrides, sweep=sweep)[1:], timeout=280, env=environment)
+    text = process.stdout + process.stderr
+    assert process.returncode == expected_code, text
     return text
 
 
 def tool(name, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", f"launch.{name}", *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(HERE)},
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
+    process = commands.run(["-m", "qllm_exp", name, *arguments], env=os.environ | {"PYTHONPATH": str(HERE)})
+    return process.returncode, process.stdout + process.stderr
 
 
 def runs(folder: Path) -> list[Path]:
@@ -67,25 +60,26 @@ def sweep_of(folder: Path) -> Path:
 
 
 def until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    return found
+    return result
 
 
 def kill_all(process) -> None:
-    """The sweep and every process under it, as the machine's failure would."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in family:
-        if one.is_running():
-            one.kill()
+    """Kill a sweep and all its descendants, as a failure of the machine would."""
+    parent = psutil.Process(process.pid)
+    family = [parent, *parent.children(recursive=True)]
+    for member in family:
+        if member.is_running():
+            member.kill()
     process.communicate()
     psutil.wait_procs(family, timeout=10)
 
 
-def steps_in(run: Path) -> int:
-    """Environment steps of a run's last checkpoint."""
+def checkpoint_steps(run: Path) -> int:
+    """Return the environment steps of a run's last checkpoint; 0 if it has none."""
     import torch
 
     try:
@@ -101,41 +95,42 @@ def test_killed_with_its_children_at_twenty_random_moments_a_sweep_ends_with_the
         "train.checkpoint.every_s=0.3", "train.checkpoint.max_share=1",
     ]  # fmt: skip
     call(tmp_path / "whole", *args)
-    chance, kept = random.Random(0), {}
+    rng, trained_steps = random.Random(0), {}
     for number in range(20):
-        process = start(tmp_path / "r", *args, FLAKY_ENV_PAUSE="0.02")  # too slow to end before the last kill
-        if number % 2:  # while it plans, prepares and starts, or once runs are being run
+        process = start(tmp_path / "r", *args, FLAKY_ENV_PAUSE="0.02")  # too slow to finish before the last kill
+        if number % 2:  # kill once runs are running; else possibly while the sweep plans, prepares and starts
             until(lambda: len(psutil.Process(process.pid).children(recursive=True)) > 1)  # noqa: B023
-        time.sleep(chance.uniform(0, 3))
+        time.sleep(rng.uniform(0, 3))
         assert process.poll() is None
         kill_all(process)
         for run in runs(tmp_path / "r"):
-            steps = steps_in(run) if not (run / "result.json").exists() else 400_000
-            assert steps >= kept.get(run.name, 0), "what a checkpoint held is not trained again"
-            kept[run.name] = steps
-    assert sum(kept.values()) > 0, "some of the kills came in mid-training"
+            steps = checkpoint_steps(run) if not (run / "result.json").exists() else 400_000
+            assert steps >= trained_steps.get(run.name, 0), "what a checkpoint held is not trained again"
+            trained_steps[run.name] = steps
+    assert sum(trained_steps.values()) > 0, "some kills came in mid-training"
     text = call(tmp_path / "r", *args)
     assert "FAILED" not in text
-    for one, two in zip(runs(tmp_path / "whole"), runs(tmp_path / "r"), strict=True):
-        assert one.name == two.name and final(one) == final(two)
-        began = [int(m.replace(",", "")) for m in re.findall(r"checkpoint at ([\d,]+)", (two / "log.txt").read_text())]
-        assert began == sorted(began), "each start went on from where the one before was at least"
+    for whole, killed in zip(runs(tmp_path / "whole"), runs(tmp_path / "r"), strict=True):
+        assert whole.name == killed.name and run_outcome(whole) == run_outcome(killed)
+        resumed_at = re.findall(r"checkpoint at ([\d,]+)", (killed / "log.txt").read_text())
+        steps = [int(number.replace(",", "")) for number in resumed_at]
+        assert steps == sorted(steps), "each start resumed from the latest checkpoint"
 
 
-def test_the_plan_is_shown_and_nothing_is_written(tmp_path):
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     args = [*TINY, "mixer=qmix,vdn", "llm=bundled,openai", "seed=0-1"]
     text = call(tmp_path / "r", *args, "--dry-run")
-    assert "4 runs: 0 done, 0 running, 0 queued, 4 to run" in text and not (tmp_path / "r").exists()
-    assert "4 combinations left out, since llm makes no difference there: llm=openai is the run of llm=bundled" in text
+    assert "4 runs: 0 finished, 0 running, 0 queued, 4 to run" in text and not (tmp_path / "r").exists()
+    assert "4 combinations left out: llm makes no difference there (llm=openai is the same run as llm=bundled" in text
     call(tmp_path / "r", *args)
     text = call(tmp_path / "r", *TINY, "mixer=qmix,vdn", "seed=0-4", "--dry-run")
-    assert "10 runs: 4 done, 0 running, 0 queued, 6 to run" in text
+    assert "10 runs: 4 finished, 0 running, 0 queued, 6 to run" in text
     assert re.search(r"time: about \d+ s, \d at a time; \d+ s of computing", text), text
-    text = call(tmp_path / "one", *TINY, "--dry-run", several=False)
-    assert "1 run: 0 done, 0 running, 0 queued, 1 to run" in text and not (tmp_path / "one").exists()
+    text = call(tmp_path / "one", *TINY, "--dry-run", sweep=False)
+    assert "1 run: 0 finished, 0 running, 0 queued, 1 to run" in text and not (tmp_path / "one").exists()
 
 
-def test_two_sweeps_at_once_share_runs_without_training_them_twice(tmp_path):
+def test_two_sweeps_at_once_train_shared_runs_once(tmp_path):
     args = [*TINY, "train.total_steps=20000", "seed=0-2"]
     both = [start(tmp_path / "r", *args, **PAUSE) for _ in range(2)]
     texts = [process.communicate(timeout=200)[0] for process in both]
@@ -145,7 +140,7 @@ def test_two_sweeps_at_once_share_runs_without_training_them_twice(tmp_path):
         assert (run / "log.txt").read_text().count("ready after") == 1
 
 
-def test_a_moved_folder_goes_on_where_it_was(tmp_path):
+def test_a_moved_folder_resumes(tmp_path):
     args = [
         *TINY,
         "train.total_steps=100000",
@@ -160,45 +155,47 @@ def test_a_moved_folder_goes_on_where_it_was(tmp_path):
     assert process.wait(timeout=60) == 3
     shutil.move(tmp_path / "r", tmp_path / "moved")
     code, text = tool("status", sweep_of(tmp_path / "moved"))
-    assert code == 3 and "stopped" in text and "--missing" in text, text
+    assert code == 3 and "interrupted" in text and "--missing" in text, text
     text = call(tmp_path / "moved", *args)
-    assert "2 runs: 0 done, 0 running, 0 queued, 2 to run" in text and "(n=2)" in text
-    for one, two in zip(runs(tmp_path / "whole"), runs(tmp_path / "moved"), strict=True):
-        assert final(one) == final(two)
+    assert "2 runs: 0 finished, 0 running, 0 queued, 2 to run" in text and "(n=2)" in text
+    for whole, moved in zip(runs(tmp_path / "whole"), runs(tmp_path / "moved"), strict=True):
+        assert run_outcome(whole) == run_outcome(moved)
     assert tool("status", sweep_of(tmp_path / "moved"))[0] == 0
 
 
 def test_when_the_sweep_is_killed_its_runs_stop_at_a_checkpoint(tmp_path):
     process = start(tmp_path / "r", *TINY, "train.total_steps=4000000", "hydra.launcher.n_jobs=1", **PAUSE)
     run = until(lambda: [path.parent for path in (tmp_path / "r").glob("*/metrics.jsonl")])[0]
-    child = json.loads((run / "status.json").read_text())["pid"]
+    worker = json.loads((run / "status.json").read_text())["pid"]
     process.kill()
     process.communicate()
-    until(lambda: not psutil.pid_exists(child))
+    until(lambda: not psutil.pid_exists(worker))
     assert (run / "checkpoint/state.pt").exists()
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
 
 
-def test_the_process_that_forks_the_runs_may_be_killed(tmp_path):
+def test_a_killed_fork_server_is_replaced(tmp_path):
     args = [*TINY, "train.total_steps=100000", "train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"]
     call(tmp_path / "whole", *args)
     process = start(tmp_path / "r", *args, **PAUSE)
     until(lambda: list((tmp_path / "r").glob("*/checkpoint/state.pt")))
-    (nursery,) = psutil.Process(process.pid).children()
-    assert len(nursery.children()) == 1
-    nursery.kill()
+    (fork_server,) = psutil.Process(process.pid).children()
+    assert len(fork_server.children()) == 1
+    fork_server.kill()
     text = process.communicate(timeout=100)[0]
     assert process.returncode == 0 and "FAILED" not in text, text
-    (one,), (two,) = runs(tmp_path / "whole"), runs(tmp_path / "r")
-    assert final(one) == final(two) and "going on from the checkpoint" in (two / "log.txt").read_text()
+    (whole,), (killed,) = runs(tmp_path / "whole"), runs(tmp_path / "r")
+    assert (
+        run_outcome(whole) == run_outcome(killed) and "resuming from the checkpoint" in (killed / "log.txt").read_text()
+    )
 
 
-def test_without_the_process_that_forks_them_runs_that_are_asked_to_stop_are_waited_for(tmp_path):
+def test_ctrl_c_waits_for_runs_whose_fork_server_was_killed(tmp_path):
     args = [*TINY, "train.total_steps=100000", "train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"]
-    process = start(tmp_path / "r", *args, FLAKY_ENV_PAUSE="0.1")  # a cycle of two seconds and a half
+    process = start(tmp_path / "r", *args, FLAKY_ENV_PAUSE="0.1")  # one rollout takes two and a half seconds
     until(lambda: list((tmp_path / "r").glob("*/checkpoint/state.pt")))
-    (nursery,) = psutil.Process(process.pid).children()
-    nursery.kill()
+    (fork_server,) = psutil.Process(process.pid).children()
+    fork_server.kill()
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=100)[0]
     assert process.returncode == 3, text
@@ -206,29 +203,31 @@ def test_without_the_process_that_forks_them_runs_that_are_asked_to_stop_are_wai
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
 
 
-def test_max_failures_starts_no_more_and_retry_runs_what_failed(tmp_path):
+def test_max_failures_starts_no_further_run_and_retry_starts_failed_runs(tmp_path):
     args = [*TINY, "+env.fault=raise,kill,exit,w1,w2,w3", "sweep.max_failures=2", "hydra.launcher.n_jobs=1"]
-    text = call(tmp_path / "r", *args, check=1)
-    assert "2 of 6 runs failed" in text and "4 runs were not started, since 2 had failed" in text, text
+    text = call(tmp_path / "r", *args, expected_code=1)
+    assert "2 of 6 runs failed" in text and "4 runs not started: sweep.max_failures=2 was reached" in text, text
     code, text = tool("retry", sweep_of(tmp_path / "r"))
     assert code == 1 and "2 of 6 runs failed" in text, text
     text = call(tmp_path / "r", *args, FLAKY_ENV_IS_WELL="1")
     assert "6 to run" in text and text.count("(n=1)") == 12
 
 
-def test_after_a_stop_what_is_advised_finishes_the_sweep(tmp_path):
+def test_the_advised_command_finishes_an_interrupted_sweep(tmp_path):
     args = [*TINY, "train.total_steps=60000", "seed=0-2", "hydra.launcher.n_jobs=1"]
     process = start(tmp_path / "r", *args, **PAUSE)
     until(lambda: list((tmp_path / "r").glob("*/metrics.jsonl")))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     code, text = tool("status", sweep_of(tmp_path / "r"))
-    assert code == 3 and "1 stopped, 2 new" in text, text
-    advised = re.search(r"run what is missing:\s+python (.*)", text)[1].split()
-    assert "seed=0-2" in advised, "as it was typed"
+    assert code == 3 and "1 interrupted, 2 new" in text, text
+    advised = re.search(r"start missing runs:\s+python (.*)", text)[1].split()
+    assert "seed=0-2" in advised, "the command as typed"
     environment = os.environ | {"PYTHONPATH": str(HERE)}
-    done = subprocess.run([sys.executable, *advised], capture_output=True, text=True, env=environment, timeout=200)
-    assert done.returncode == 0 and "(n=3)" in done.stderr, done.stderr
+    advised_process = subprocess.run(
+        [sys.executable, *advised], capture_output=True, text=True, env=environment, timeout=200
+    )
+    assert advised_process.returncode == 0 and "(n=3)" in advised_process.stderr, advised_process.stderr
 
 
 def test_two_sweeps_of_one_name_started_together_keep_all_their_runs(tmp_path):
@@ -240,12 +239,12 @@ def test_two_sweeps_of_one_name_started_together_keep_all_their_runs(tmp_path):
 def test_a_named_sweep_grows(tmp_path):
     call(tmp_path / "r", *TINY, "seed=0", "sweep.name=figure3", "sweep.tags=[paper]")
     text = call(tmp_path / "r", *TINY, "seed=1-2", "sweep.name=figure3", "sweep.tags=[paper]")
-    assert "2 runs: 0 done, 0 running, 0 queued, 2 to run" in text and text.count("(n=3)") == 2
+    assert "2 runs: 0 finished, 0 running, 0 queued, 2 to run" in text and text.count("(n=3)") == 2
     assert sweep_of(tmp_path / "r") == tmp_path / "r/figure3" and len(runs(tmp_path / "r")) == 3
     config = (runs(tmp_path / "r")[0] / "config.yaml").read_text()
     assert "name: figure3" in config and "- paper" in config
     code, text = tool("status", tmp_path / "r", "--all")
-    assert code == 0 and "3 runs: 3 done" in text
+    assert code == 0 and "3 runs: 3 finished" in text
 
 
 def test_cancel_stops_a_running_sweep_run_by_run(tmp_path):
@@ -254,10 +253,10 @@ def test_cancel_stops_a_running_sweep_run_by_run(tmp_path):
     code, text = tool("cancel", sweep_of(tmp_path / "r"))
     assert code == 0 and "1 running" in text and "2 waiting" in text, text
     text = process.communicate(timeout=60)[0]
-    assert "stopped at a checkpoint" in text and text.count("not started, as was asked") == 2, text
+    assert "interrupted at a checkpoint" in text and text.count("cancelled before it started") == 2, text
     assert process.returncode == 3
     code, text = tool("watch", sweep_of(tmp_path / "r"))
-    assert code == 3 and "3 stopped" in text, text
+    assert code == 3 and "3 interrupted" in text, text
 
 
 def test_other_sweepers_of_hydra_get_the_final_return(tmp_path):
@@ -270,57 +269,57 @@ def test_other_sweepers_of_hydra_get_the_final_return(tmp_path):
     ]  # fmt: skip
     call(tmp_path / "optuna", *TINY, *optuna)
     assert len(list((tmp_path / "optuna").glob("*/sweep.json"))) == 1
-    found = {run: json.loads((run / "result.json").read_text())["final_return"] for run in runs(tmp_path / "optuna")}
-    assert len(found) == 4
+    returns = [json.loads((run / "result.json").read_text())["final_return"] for run in runs(tmp_path / "optuna")]
+    assert len(returns) == 4
     best = re.search(r"best_value: (\S+)", (tmp_path / "optuna/optimization_results.yaml").read_text())
-    assert float(best[1]) == max(found.values())
+    assert float(best[1]) == max(returns)
 
 
-def test_what_is_asked_wrongly_is_refused_before_anything_starts(tmp_path):
+def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
     for args, message in [
-        (["sweep.name=a/b"], "sweep.name='a/b' is a folder's name"),
+        (["sweep.name=a/b"], "sweep.name='a/b' is not a valid directory name"),
         (["hydra/launcher=slurmm"], "Did you mean 'slurm'?"),
         (["env=lbf,grf", "mixer=qmix,qmx"], "mixer=qmx is unknown. Did you mean 'qmix'?"),
     ]:
-        text = call(tmp_path / "r", *args, check=2)
+        text = call(tmp_path / "r", *args, expected_code=2)
         assert message in text and "Traceback" not in text, text
     environment = os.environ | {"PATH": ""}
-    done = subprocess.run(
+    process = subprocess.run(
         command(tmp_path / "r", "hydra/launcher=slurm"), capture_output=True, text=True, env=environment, timeout=60
     )
-    assert done.returncode == 2 and "there is no sbatch here" in done.stderr
+    assert process.returncode == 2 and "there is no sbatch on this machine" in process.stderr
     code, text = tool("status", tmp_path / "nothing")
-    assert code == 2 and "is no folder. Give the folder of a run, of a sweep" in text
+    assert code == 2 and "is not a folder. Give a run directory, a sweep directory" in text
     for args, message in [
-        (["hydra.launcher.n_jobs=-1"], "hydra.launcher.n_jobs=-1: give a whole number"),
-        (["hydra.launcher.n_jobs=two"], "hydra.launcher.n_jobs='two': give a whole number"),
-        (["sweep.name=a,b"], "sweep.name takes one value in a sweep, and got a, b"),
-        (["hydra/sweeper=basic", "--dry-run"], "--dry-run is for sweeps of hydra/sweeper=grid"),
-        (["seed=0,"], "cannot be read: write KEY=VALUE"),
+        (["hydra.launcher.n_jobs=-1"], "hydra.launcher.n_jobs=-1 is not allowed"),
+        (["hydra.launcher.n_jobs=two"], "hydra.launcher.n_jobs='two' is not allowed"),
+        (["sweep.name=a,b"], "sweep.name must have a single value in a sweep, not a, b"),
+        (["hydra/sweeper=basic", "--dry-run"], "--dry-run needs hydra/sweeper=grid"),
+        (["seed=0,"], "cannot be parsed. Write KEY=VALUE"),
     ]:
-        text = call(tmp_path / "r", *TINY, *args, check=2)
+        text = call(tmp_path / "r", *TINY, *args, expected_code=2)
         assert message in text and "Traceback" not in text, text
-    text = call(tmp_path / "r", *TINY, "hydra/launcher=slurm", several=False, check=2)
+    text = call(tmp_path / "r", *TINY, "hydra/launcher=slurm", sweep=False, expected_code=2)
     assert "hydra/launcher=slurm is for sweeps: add -m" in text
     assert not runs(tmp_path / "r")
 
 
-def test_odd_names_and_places(tmp_path):
+def test_unusual_names_and_folders(tmp_path):
     folder = tmp_path / "my runs"
-    call(folder, *TINY, "seed=0,0", "seed=1", "sweep.name=2026-11")  # what is given last counts
+    call(folder, *TINY, "seed=0,0", "seed=1", "sweep.name=2026-11")  # the last value of a key counts
     (run,) = runs(folder)
     assert "_s1_" in run.name and sweep_of(folder).name == "2026-11"
-    text = call(folder, *TINY, "seed=1-2", f"sweep.name={run.name}", check=2)
-    assert "is the name of a run's folder" in text
-    done = subprocess.run(
+    text = call(folder, *TINY, "seed=1-2", f"sweep.name={run.name}", expected_code=2)
+    assert "is the name of a run directory" in text
+    process = subprocess.run(
         [sys.executable, "-m", "launch.status", "."], capture_output=True, text=True, cwd=folder / "2026-11", timeout=60
     )
-    assert done.returncode == 0 and "1 done" in done.stdout, done.stdout + done.stderr
+    assert process.returncode == 0 and "1 finished" in process.stdout, process.stdout + process.stderr
     (folder / "broken").mkdir()
     (folder / "broken/sweep.json").write_text("{")
     assert tool("status", folder, "--all", folder / "2026-11")[0] == 0
     code, text = tool("retry", folder / "2026-11", "launcher=slrm", run.name)
-    assert code == 0 and "nothing to run again" in text
+    assert code == 0 and "nothing to retry" in text
     (run / "result.json").write_text("")
     code, text = tool("retry", folder / "2026-11", "launcher=slrm", "--missing", run.name)
     assert code == 2 and "Did you mean 'slurm'?" in text, text

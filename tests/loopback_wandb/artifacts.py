@@ -1,31 +1,34 @@
-"""Operations on artifacts: putting one there, and getting one back; each returns the data."""
+"""Operations on artifacts: upload and download; each returns the data."""
 
 import hashlib
 import json
 from typing import Any
 
-from loopback_wandb.kept import ENTITY, Artifact, Kept
+from loopback_wandb.state import ENTITY, Artifact, ServerState
 
 
-class Artifacts(Kept):
+class Artifacts(ServerState):
+    """Handlers of these operations."""
+
     def _on_artifact_type(self, v: dict[str, Any]) -> Any:
         name = v["name"].partition(":")[0]
-        types = [{"artifactType": {"name": one.type}} for one in self.artifacts if one.name == name]
+        types = [{"artifactType": {"name": artifact.type}} for artifact in self.artifacts if artifact.name == name]
         return {"project": {"artifact": types[-1] if types else None}}
 
     def _on_create_artifact(self, v: dict[str, Any]) -> Any:
-        """One that is there with the same content is the same version."""
-        asked = v["input"]
-        name, digest = asked["artifactCollectionName"], asked["digest"]
-        alike = [one for one in self.artifacts if (one.name, one.digest) == (name, digest)]
-        metadata = json.loads(asked["metadata"] or "{}")
-        one = (alike or [Artifact(f"a{len(self.artifacts)}", name, asked["artifactTypeName"], digest, metadata)])[0]
-        if not alike:
-            self.artifacts.append(one)
-        if asked["runName"] not in one.runs:
-            one.runs.append(asked["runName"])
-        sequence = {"latestArtifact": {"id": one.id} if one.state == "COMMITTED" else None}
-        return {"createArtifact": {"artifact": {"id": one.id, "state": one.state, "artifactSequence": sequence}}}
+        """An artifact with the same name and content is the same version."""
+        fields = v["input"]
+        name, digest = fields["artifactCollectionName"], fields["digest"]
+        artifact = next((known for known in self.artifacts if (known.name, known.digest) == (name, digest)), None)
+        if artifact is None:
+            metadata = json.loads(fields["metadata"] or "{}")
+            artifact = Artifact(f"a{len(self.artifacts)}", name, fields["artifactTypeName"], digest, metadata)
+            self.artifacts.append(artifact)
+        if fields["runName"] not in artifact.runs:
+            artifact.runs.append(fields["runName"])
+        sequence = {"latestArtifact": {"id": artifact.id} if artifact.state == "COMMITTED" else None}
+        answer = {"id": artifact.id, "state": artifact.state, "artifactSequence": sequence}
+        return {"createArtifact": {"artifact": answer}}
 
     def _on_create_artifact_manifest(self, v: dict[str, Any]) -> Any:
         id_ = f"{v['artifactID']}-manifest"
@@ -46,28 +49,41 @@ class Artifacts(Kept):
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
     def _on_commit_artifact(self, v: dict[str, Any]) -> Any:
-        one = next(one for one in self.artifacts if one.id == v["artifactID"])
-        one.state, start = "COMMITTED", f"/upload/{one.id}-files/"
-        one.files = {path.removeprefix(start): text for path, text in self._uploads.items() if path.startswith(start)}
-        return {"commitArtifact": {"artifact": {"id": one.id, "digest": one.digest}}}
+        artifact = next(artifact for artifact in self.artifacts if artifact.id == v["artifactID"])
+        artifact.state = "COMMITTED"
+        prefix = f"/upload/{artifact.id}-files/"
+        artifact.files = {
+            path.removeprefix(prefix): content for path, content in self._uploads.items() if path.startswith(prefix)
+        }
+        return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": artifact.digest}}}
 
     def _on_artifact_membership_by_name(self, v: dict[str, Any]) -> Any:
-        """Of each name there is one version here, which all its aliases mean."""
-        found = self._named(v["name"].partition(":")[0])
-        if found is None:
+        """There is one version of each name here, which all aliases refer to."""
+        artifact = self._named(v["name"].partition(":")[0])
+        if artifact is None:
             return {"project": {"artifactCollectionMembership": None}}
         project = {"id": "p", "internalId": "1", "name": v["project"], "entity": {"name": ENTITY}}
-        collection = {"__typename": "ArtifactSequence", "name": found.name, "project": project}
+        collection = {"__typename": "ArtifactSequence", "name": artifact.name, "project": project}
         times = {"createdAt": "2026-11-21T13:00:00Z", "updatedAt": None}
         more = {"ttlDurationSeconds": 0, "ttlIsInherited": True, "tags": [], "historyStep": None, "commitHash": None}
-        sizes = {"size": sum(map(len, found.files.values())), "fileCount": len(found.files)}
-        shown = {
-            **{"__typename": "Artifact", "id": found.id, "artifactSequence": collection, "versionIndex": 0},
-            **{"artifactType": {"name": found.type}, "description": None, "metadata": json.dumps(found.metadata)},
-            **{"state": found.state, "digest": found.digest, "aliases": [], **times, **more, **sizes},
+        sizes = {"size": sum(map(len, artifact.files.values())), "fileCount": len(artifact.files)}
+        node = {
+            "__typename": "Artifact",
+            "id": artifact.id,
+            "artifactSequence": collection,
+            "versionIndex": 0,
+            "artifactType": {"name": artifact.type},
+            "description": None,
+            "metadata": json.dumps(artifact.metadata),
+            "state": artifact.state,
+            "digest": artifact.digest,
+            "aliases": [],
+            **times,
+            **more,
+            **sizes,
         }
-        own = {"__typename": "ArtifactCollectionMembership", "id": f"m-{found.id}", "versionIndex": 0, "aliases": []}
-        membership = {**own, **times, "artifactCollection": collection, "artifact": shown}
+        own = {"__typename": "ArtifactCollectionMembership", "id": f"m-{artifact.id}", "versionIndex": 0, "aliases": []}
+        membership = {**own, **times, "artifactCollection": collection, "artifact": node}
         return {"project": {"artifactCollectionMembership": membership}}
 
     def _on_fetch_artifact_manifest(self, v: dict[str, Any]) -> Any:
@@ -75,9 +91,9 @@ class Artifacts(Kept):
         return {"artifact": {"currentManifest": {"file": {"directUrl": url}}}}
 
     def _named(self, name: str) -> Artifact | None:
-        return next((one for one in self.artifacts if one.name == name), None)
+        return next((artifact for artifact in self.artifacts if artifact.name == name), None)
 
     def _content(self, path: str) -> bytes:
-        """The file of an artifact whose MD5 the path asks for."""
-        every = (content for one in self.artifacts for content in one.files.values())
-        return next(content for content in every if hashlib.md5(content).hexdigest() in path)
+        """The file of an artifact whose MD5 is in the path."""
+        contents = (content for artifact in self.artifacts for content in artifact.files.values())
+        return next(content for content in contents if hashlib.md5(content).hexdigest() in path)

@@ -1,12 +1,14 @@
-"""Operations of the client's core while it tracks a run; each returns the data."""
+"""Operations of the client's service while it tracks a run; each returns the data."""
 
 import json
 from typing import Any
 
-from loopback_wandb.kept import ENTITY, Kept, Run
+from loopback_wandb.state import ENTITY, Run, ServerState
 
 
-class Tracking(Kept):
+class Tracking(ServerState):
+    """Handlers of these operations."""
+
     def _on_viewer(self, v: dict[str, Any]) -> Any:
         teams = {"edges": [{"node": {"name": ENTITY}}]}
         return {"viewer": {"id": "v", "entity": ENTITY, "username": "user", "email": "", "flags": "{}", "teams": teams}}
@@ -20,7 +22,7 @@ class Tracking(Kept):
     def _on_run_resume_status(self, v: dict[str, Any]) -> Any:
         run = self._by_id.get(v["name"])
         entity = {"id": "e", "name": ENTITY}
-        return {"model": {"id": "p", "name": v["project"], "entity": entity, "bucket": run and _resumed(run)}}
+        return {"model": {"id": "p", "name": v["project"], "entity": entity, "bucket": run and _resume_status(run)}}
 
     def _on_upsert_bucket(self, v: dict[str, Any]) -> Any:
         new = v["name"] not in self._by_id
@@ -29,8 +31,8 @@ class Tracking(Kept):
         run.group = v.get("groupName") or run.group
         run.job_type = v.get("jobType") or run.job_type
         run.tags = v["tags"] if v.get("tags") is not None else run.tags
-        if v.get("displayName"):  # later ones change the configuration only
-            run.begun += 1
+        if v.get("displayName"):  # later requests change the configuration only
+            run.starts += 1
             run.state, run.exit_code = "running", None
         run.raw_config |= json.loads(v.get("config") or "{}")
         project = {"id": "p", "name": run.project, "entity": {"id": "e", "name": ENTITY}}
@@ -43,7 +45,8 @@ class Tracking(Kept):
         return {"createRunFiles": {"runID": v["run"], "uploadHeaders": [], "files": files}}
 
 
-def _resumed(run: Run) -> dict[str, Any]:
+def _resume_status(run: Run) -> dict[str, Any]:
+    """What the client needs to resume a run."""
     counts = {"historyLineCount": len(run.lines), "logLineCount": 0, "eventsLineCount": 0}
     tails = {"historyTail": json.dumps(run.lines[-1:]), "eventsTail": "[]"}
     texts = {"config": json.dumps(run.raw_config), "summaryMetrics": json.dumps(run.summary), "notes": ""}

@@ -1,4 +1,4 @@
-"""env=pettingzoo against a plain loop over PettingZoo itself, and the rules for what such environments may do."""
+"""env=pettingzoo: parity with a plain loop over PettingZoo, and the handling of masks, dead agents and endings."""
 
 import importlib
 from pathlib import Path
@@ -21,35 +21,33 @@ def test_equals_a_plain_loop_with_the_same_seeds_and_actions(task: str, reward: 
     rng = np.random.default_rng(0)
     for episode in range(2):
         start = env.reset()
-        available = start.available_actions
+        n_available = start.available_actions.sum(-1)
         length = 12
-        actions = [torch.tensor(rng.integers(0, 10**6, (2, env.n_agents))) for _ in range(length)]
-        steps = []
-        for action in actions:
-            steps.append(env.step(action % available.sum(-1)))
+        draws = [torch.tensor(rng.integers(0, 10**6, (2, env.n_agents))) for _ in range(length)]
+        steps = [env.step(draw % n_available) for draw in draws]
         for copy in range(2):
             obs, _ = plain.reset(seed=episode_seed(4, copy, episode))
-            seen: Observation | Step = start
+            current: Observation | Step = start
             for index, step in enumerate(steps):
                 for agent, name in enumerate(plain.possible_agents):
                     width = obs[name].size
-                    assert np.array_equal(seen.obs[copy, agent, :width].numpy(), obs[name])
-                    assert not seen.obs[copy, agent, width:].any()
-                    assert seen.available_actions[copy, agent].sum() == plain.action_space(name).n
-                assert np.array_equal(seen.state[copy].numpy(), plain.state())
-                chosen = {
-                    name: int(actions[index][copy, agent]) % int(plain.action_space(name).n)
+                    assert np.array_equal(current.obs[copy, agent, :width].numpy(), obs[name])
+                    assert not current.obs[copy, agent, width:].any()
+                    assert current.available_actions[copy, agent].sum() == plain.action_space(name).n
+                assert np.array_equal(current.state[copy].numpy(), plain.state())
+                actions = {
+                    name: int(draws[index][copy, agent]) % int(plain.action_space(name).n)
                     for agent, name in enumerate(plain.possible_agents)
                 }
-                obs, rewards, _, truncations, _ = plain.step(chosen)
+                obs, rewards, _, truncations, _ = plain.step(actions)
                 total = sum(rewards.values()) / (len(rewards) if reward == "mean" else 1)
                 assert step.reward[copy].item() == pytest.approx(total, rel=1e-6)
                 assert step.truncated[copy].item() == all(truncations.values()) == (index == length - 1)
                 assert not step.terminated[copy]
-                seen = step
+                current = step
 
 
-def test_the_columns_of_simple_spread_hold_what_they_are_named_after() -> None:
+def test_the_columns_of_simple_spread_hold_what_their_names_say() -> None:
     env = make_env(PettingzooConfig(options={"N": 4}), 1, 0)
     assert isinstance(env, PettingzooEnv)
     plain = importlib.import_module("mpe2.simple_spread_v3").parallel_env(N=4)
@@ -64,15 +62,15 @@ def test_the_columns_of_simple_spread_hold_what_they_are_named_after() -> None:
         return state[env.layout.find("agent", name, agent).columns]
 
     for index, agent in enumerate(world.agents):
-        own = agent.state
-        np.testing.assert_allclose(read(index, "position"), own.p_pos, rtol=1e-6)
-        np.testing.assert_allclose(read(index, "velocity"), own.p_vel, rtol=1e-6)
+        position = agent.state.p_pos
+        np.testing.assert_allclose(read(index, "position"), position, rtol=1e-6)
+        np.testing.assert_allclose(read(index, "velocity"), agent.state.p_vel, rtol=1e-6)
         for number, landmark in enumerate(world.landmarks):
-            offset = landmark.state.p_pos - own.p_pos
+            offset = landmark.state.p_pos - position
             np.testing.assert_allclose(read(index, f"offset_to_landmark_{number}"), offset, rtol=1e-6)
         for number, other in enumerate(world.agents):
             if other is not agent:
-                offset = other.state.p_pos - own.p_pos
+                offset = other.state.p_pos - position
                 np.testing.assert_allclose(read(index, f"offset_to_agent_{number}"), offset, rtol=1e-6)
     assert env.layout.size == state.size
 
@@ -111,18 +109,18 @@ class Toy:
             return spaces.Box(0.0, 1.0, (2,))
         return spaces.Discrete(3, start=5) if agent == "a" else spaces.Discrete(2)
 
-    def seen(self):
+    def observe(self):
         views = {"a": {"observation": np.full((1, 3), self.steps), "action_mask": np.array([1, 0, 1], np.int8)}}
         return views | {"b": np.full(2, 8.0)}
 
     def reset(self, seed=None, options=None):
         self.steps, self.agents = 0, ["a", "b"]
-        return self.seen(), {"a": {}, "b": {"action_mask": np.array([0, 1])}}
+        return self.observe(), {"a": {}, "b": {"action_mask": np.array([0, 1])}}
 
     def step(self, actions):
         assert set(actions) == set(self.agents) and 5 <= actions["a"] <= 7
         self.steps += 1
-        obs = {name: view for name, view in self.seen().items() if name in self.agents}
+        obs = {name: view for name, view in self.observe().items() if name in self.agents}
         rewards = {name: float(actions[name]) for name in self.agents}
         last = self.steps == 4
         over = {"a": last, "b": self.steps == 2}
@@ -176,17 +174,17 @@ def test_masks_dead_agents_and_the_endings_of_an_episode(toy: str) -> None:
 
 
 def test_the_state_is_the_environments_own_or_else_all_observations(toy: str) -> None:
-    without = make_env(PettingzooConfig(task=toy), 1, 0)
-    assert without.reset().state.tolist() == [[0.0, 0.0, 0.0, 8.0, 8.0]]
-    assert [(field.label, len(field.components), field.high) for field in without.layout] == [
+    without_state = make_env(PettingzooConfig(task=toy), 1, 0)
+    assert without_state.reset().state.tolist() == [[0.0, 0.0, 0.0, 8.0, 8.0]]
+    assert [(field.label, len(field.components), field.high) for field in without_state.layout] == [
         ("agent 0 observation", 3, 9.0),
         ("agent 1 observation", 2, 9.0),
     ]
-    own = make_env(PettingzooConfig(task=toy, options={"with_state": True}), 1, 0)
-    own.reset()
-    assert own.step(torch.tensor([[0, 1]])).state.tolist() == [[1.0, 40.0, 41.0, 42.0]]
-    assert [field.label for field in own.layout] == ["environment state"]
-    assert "agent b dies after its second step" in own.task.goal
+    with_state = make_env(PettingzooConfig(task=toy, options={"with_state": True}), 1, 0)
+    with_state.reset()
+    assert with_state.step(torch.tensor([[0, 1]])).state.tolist() == [[1.0, 40.0, 41.0, 42.0]]
+    assert [field.label for field in with_state.layout] == ["environment state"]
+    assert "agent b dies after its second step" in with_state.task.goal
 
 
 def test_every_copy_and_episode_has_a_seed_of_its_own() -> None:
@@ -198,18 +196,18 @@ def test_every_copy_and_episode_has_a_seed_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ("simple_spread_v3", {}, "no PACKAGE.MODULE"),
+        ("simple_spread_v3", {}, "not of the form PACKAGE.MODULE"),
         ("surely_not_there.game_v1", {}, "pip install surely_not_there"),
         ("pettingzoo.mpe.simple_spread_v3", {}, "MPE2.* env.task=mpe2.simple_spread_v3"),
         ("mpe2.simple_spred_v3", {}, "Did you mean 'simple_spread_v3'"),
         ("toy_games.needs_v0", {}, "pip install surely_not_installed"),
         ("toy_games.turns_v0", {}, "no parallel_env"),
-        ("toy_games.toy_v0", {"continuous": True}, "only Discrete ones"),
+        ("toy_games.toy_v0", {"continuous": True}, "Only Discrete action spaces"),
         ("mpe2.simple_spread_v3", {"continuous_actions": True}, "continuous_actions=false"),
         ("mpe2.simple_spread_v3", {"n_agents": 3}, "n_agents"),
     ],
 )
 @pytest.mark.usefixtures("toy")
-def test_what_cannot_work_is_refused(task: str, options: dict[str, object], message: str) -> None:
+def test_unsupported_environments_and_options_are_refused(task: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_env(PettingzooConfig(task=task, options=options), 1, 0)

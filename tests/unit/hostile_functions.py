@@ -1,6 +1,6 @@
-"""Hostile and broken functions for the verifier, most of them made from templates, with the stages that may refuse them.
+"""Hostile and broken functions for the verifier, most of them from templates, with the stages that may refuse them.
 
-All are for 3 agents and a state of 18 columns (mpe simple_spread). CANARY in a source stands for a file to write.
+All are for 3 agents and a state of 18 columns (mpe simple_spread). CANARY in a source is replaced by a file to write.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,14 @@ CANARY = "CANARY"
 
 @dataclass(frozen=True)
 class Hostile:
-    """A source, the stages any of which may refuse it under the IGM gate, and whether it ends by a time limit only."""
+    """A function that must be refused.
+
+    Attributes:
+        kind: name of the attack.
+        source: Python source.
+        stages: stages that may refuse it with the IGM gate on.
+        endless: whether only a time limit ends it.
+    """
 
     kind: str
     source: str
@@ -22,8 +29,8 @@ class Hostile:
     endless: bool = False
 
 
-def _of(kind: str, stages: str, *bodies: str, endless: bool = False) -> Iterator[Hostile]:
-    """One function per body; a body of one line is an expression that the function computes before it returns."""
+def _functions(kind: str, stages: str, *bodies: str, endless: bool = False) -> Iterator[Hostile]:
+    """Make a function per body. A body without indentation is an expression that the function computes before it returns."""
     for body in bodies:
         lines = body if body.startswith("    ") else f"    x = {body}\n    return {MEAN} + 0 * x"
         yield Hostile(kind, HEAD + lines, frozenset(stages.split()), endless=endless)
@@ -48,7 +55,7 @@ IMPORTS = (
     "    from {0} import *\n    return {1}",
     "    x = __import__('{0}')\n    return {1}",
 )
-INNER = (  # of torch, each also by its second name and through torch.nn.functional
+INNER = (  # members of torch, also tried as th.NAME
     "os.system('touch CANARY')",
     "sys.modules",
     "save(agents_q, 'CANARY')",
@@ -94,78 +101,90 @@ DUNDER = (
 )
 OBJECTS = ("agents_q", "(1).real", "[]", "torch.tensor", "credit_assignment", "(lambda: 0)", "len", "agents_q.shape")
 BUILTINS = (
-    *(
-        "eval('1')",
-        "exec('1')",
-        "compile('1', '', 'exec')",
-        "open('CANARY', 'w')",
-        "input()",
-        "breakpoint()",
-        "print(1)",
-    ),
-    *("globals()", "locals()", "vars()", "dir()", "getattr(agents_q, 'data')", "setattr(agents_q, 'x', 1)", "type(1)"),
-    *(
-        "object()",
-        "super()",
-        "hasattr(1, 'x')",
-        "delattr(1, 'x')",
-        "memoryview(b'')",
-        "bytearray(9)",
-        "id(1)",
-        "help()",
-    ),
-    *("classmethod(len)", "property(len)", "isinstance(1, int)", "callable(1)", "iter([])", "next([])", "hash(1)"),
-    *(
-        "__builtins__['eval']",
-        "__name__",
-        "__file__",
-        "__spec__",
-        "__debug__",
-        "exit()",
-        "quit()",
-        "copyright",
-        "license()",
-    ),
+    "eval('1')",
+    "exec('1')",
+    "compile('1', '', 'exec')",
+    "open('CANARY', 'w')",
+    "input()",
+    "breakpoint()",
+    "print(1)",
+    "globals()",
+    "locals()",
+    "vars()",
+    "dir()",
+    "getattr(agents_q, 'data')",
+    "setattr(agents_q, 'x', 1)",
+    "type(1)",
+    "object()",
+    "super()",
+    "hasattr(1, 'x')",
+    "delattr(1, 'x')",
+    "memoryview(b'')",
+    "bytearray(9)",
+    "id(1)",
+    "help()",
+    "classmethod(len)",
+    "property(len)",
+    "isinstance(1, int)",
+    "callable(1)",
+    "iter([])",
+    "next([])",
+    "hash(1)",
+    "__builtins__['eval']",
+    "__name__",
+    "__file__",
+    "__spec__",
+    "__debug__",
+    "exit()",
+    "quit()",
+    "copyright",
+    "license()",
 )
 METHODS = (
-    *(
-        "numpy()",
-        "data_ptr()",
-        "storage()",
-        "untyped_storage()",
-        "data",
-        "grad_fn",
-        "tolist()",
-        "item()",
-        "apply_(len)",
-    ),
-    *(
-        "map_(agents_q, len)",
-        "map2_(agents_q, agents_q, len)",
-        "register_hook(len)",
-        "share_memory_()",
-        "set_(agents_q)",
-    ),
-    *(
-        "resize_(10**9)",
-        "as_strided((9,), (1,), 10**9)",
-        "as_subclass(len)",
-        "backward()",
-        "requires_grad_()",
-        "cuda()",
-    ),
-    *("to_dense()", "pin_memory()", "is_shared()", "names", "type('x')", "new(9)", "new_empty(9)", "copy_(agents_q)"),
-    *("fill_(0)", "zero_()", "random_()", "normal_()", "bernoulli()", "multinomial(1)", "nonzero()", "retain_grad()"),
-    *(
-        "module_load(agents_q)",
-        "dtype.to_complex()",
-        "device.type",
-        "shape.numel.real",
-        "T.mH",
-        "imag",
-        "char()",
-        "index",
-    ),
+    "numpy()",
+    "data_ptr()",
+    "storage()",
+    "untyped_storage()",
+    "data",
+    "grad_fn",
+    "tolist()",
+    "item()",
+    "apply_(len)",
+    "map_(agents_q, len)",
+    "map2_(agents_q, agents_q, len)",
+    "register_hook(len)",
+    "share_memory_()",
+    "set_(agents_q)",
+    "resize_(10**9)",
+    "as_strided((9,), (1,), 10**9)",
+    "as_subclass(len)",
+    "backward()",
+    "requires_grad_()",
+    "cuda()",
+    "to_dense()",
+    "pin_memory()",
+    "is_shared()",
+    "names",
+    "type('x')",
+    "new(9)",
+    "new_empty(9)",
+    "copy_(agents_q)",
+    "fill_(0)",
+    "zero_()",
+    "random_()",
+    "normal_()",
+    "bernoulli()",
+    "multinomial(1)",
+    "nonzero()",
+    "retain_grad()",
+    "module_load(agents_q)",
+    "dtype.to_complex()",
+    "device.type",
+    "shape.numel.real",
+    "T.mH",
+    "imag",
+    "char()",
+    "index",
 )
 STATEMENTS = (
     "    class A(torch.Tensor):\n        pass\n    return {0}",
@@ -237,20 +256,22 @@ FILES = (
 )
 
 
-def _static() -> Iterator[Hostile]:
-    yield from _of("import", "static", *(body.format(name, MEAN) for name, body in product(MODULES, IMPORTS)))
+def _refused_statically() -> Iterator[Hostile]:
+    yield from _functions("import", "static", *(body.format(name, MEAN) for name, body in product(MODULES, IMPORTS)))
     for prefix in ("torch", "th"):
-        yield from _of("module of torch", "static", *(f"{prefix}.{path}" for path in INNER))
-    yield from _of(
+        yield from _functions("module of torch", "static", *(f"{prefix}.{path}" for path in INNER))
+    yield from _functions(
         "module of torch", "static", *(f"F.{path}" for path in ("torch.save(1)", "os", "_VF", "Tensor", "math"))
     )
-    yield from _of("attribute", "static", *(one.format(name) for name, one in product(OBJECTS, DUNDER)))
-    yield from _of("builtin", "static", *BUILTINS)
-    yield from _of("method", "static", *(f"agents_q.{name}" for name in METHODS))
-    yield from _of("statement", "static", *(one.format(MEAN) for one in STATEMENTS))
+    yield from _functions(
+        "attribute", "static", *(template.format(name) for name, template in product(OBJECTS, DUNDER))
+    )
+    yield from _functions("builtin", "static", *BUILTINS)
+    yield from _functions("method", "static", *(f"agents_q.{name}" for name in METHODS))
+    yield from _functions("statement", "static", *(template.format(MEAN) for template in STATEMENTS))
     for source in FILES:
         yield Hostile("file", source, frozenset({"static"}))
-    yield from _of(
+    yield from _functions(
         "bomb",
         "static",
         "[0 for i in range(10**3) for j in range(9000)]",
@@ -261,8 +282,8 @@ def _static() -> Iterator[Hostile]:
     )
 
 
-def _run() -> Iterator[Hostile]:
-    yield from _of(
+def _refused_when_run() -> Iterator[Hostile]:
+    yield from _functions(
         "result",
         "run",
         "    return 1.0",
@@ -289,7 +310,7 @@ def _run() -> Iterator[Hostile]:
         "    return agents_q.mean(1, keepdim=True).squeeze().unsqueeze(-1).unsqueeze(-1)",
         "    return agents_q.argmax(1, keepdim=True).float()",
     )
-    yield from _of(
+    yield from _functions(
         "in place",
         "run program",
         f"    agents_q += 1\n    return {MEAN}",
@@ -300,7 +321,7 @@ def _run() -> Iterator[Hostile]:
         f"    torch.add(agents_q, 1, out=global_state)\n    return {MEAN}",
         f"    x = agents_q.detach()\n    x[0, 0] = 7\n    return {MEAN}",
     )
-    yield from _of(
+    yield from _functions(
         "error",
         "run",
         "agents_q @ torch.ones(5)",
@@ -324,7 +345,7 @@ def _run() -> Iterator[Hostile]:
         "    def h(k):\n        return h(k + 1)\n    return h(0)",
         "    assert 1 > 2, '\\ud800' + 'a' * 5000\n    return agents_q",
     )
-    yield from _of(
+    yield from _functions(
         "batch",
         "run trace",
         "    return (agents_q / agents_q.abs().sum()).sum(1, keepdim=True)",
@@ -344,7 +365,7 @@ def _run() -> Iterator[Hostile]:
         "    return torch.stack([row.sum() for row in agents_q]).unsqueeze(1)",
         "    return sum(agents_q.unbind(0)).sum().expand(agents_q.shape[0], 1)",
     )
-    yield from _of(
+    yield from _functions(
         "branch",
         "trace convert",
         "    if agents_q.sum() > 0:\n        return agents_q[:, :1]\n    return agents_q[:, 1:2]",
@@ -356,7 +377,7 @@ def _run() -> Iterator[Hostile]:
         "    x = [i for i in range(3) if global_state[0, i] > 0]\n    return agents_q[:, :1] + len(x)",
         "    return agents_q[agents_q[:, 0] > -99].mean(1, keepdim=True)",
     )
-    yield from _of(
+    yield from _functions(
         "bomb",
         "run limits program convert trace",
         "torch.zeros(10**12)",
@@ -392,7 +413,7 @@ def _run() -> Iterator[Hostile]:
         "    x = global_state[:, :1].expand(-1, 1024).reshape(-1, 32, 32)\n"
         "    return agents_q[:, :1] + F.cosine_similarity(x[:, :, None], x[:, None], dim=-1).sum((1, 2)).unsqueeze(1)",
     )
-    yield from _of(
+    yield from _functions(
         "machine",
         "run limits program convert trace",
         "torch.div((global_state[:, :1] * float('inf')).long(), -1, rounding_mode='trunc')",
@@ -414,14 +435,14 @@ def _run() -> Iterator[Hostile]:
     )
 
 
-def _probe() -> Iterator[Hostile]:
+def _refused_by_probes() -> Iterator[Hostile]:
     weighted = "    w = {0}\n    return (w * agents_q).sum(1, keepdim=True)"
-    yield from _of(
+    yield from _functions(
         "not finite",
         "probe run",
         *(
-            weighted.format(one)
-            for one in (
+            weighted.format(weights)
+            for weights in (
                 "agents_q * float('nan')",
                 "torch.full_like(agents_q, float('inf'))",
                 "(global_state[:, :3] - 20).log()",
@@ -440,12 +461,12 @@ def _probe() -> Iterator[Hostile]:
         "    return (agents_q + 1).log().sum(1, keepdim=True)",
         "    return agents_q.square().sum(1, keepdim=True).sqrt()",
     )
-    yield from _of(
+    yield from _functions(
         "scale",
         "probe",
         *(
-            weighted.format(one)
-            for one in (
+            weighted.format(weights)
+            for weights in (
                 "torch.full_like(agents_q, 1e4)",
                 "100 * torch.exp(global_state[:, :3].clamp(-4, 4))",
                 "1 / (global_state[:, :3].abs() + 1e-9)",
@@ -455,7 +476,7 @@ def _probe() -> Iterator[Hostile]:
         f"    return {MEAN} + 1e6",
         f"    return {MEAN} + (50 * global_state[:, :1]).square()",
     )
-    yield from _of(
+    yield from _functions(
         "no credit",
         "probe",
         "    return agents_q[:, :1]",
@@ -465,7 +486,7 @@ def _probe() -> Iterator[Hostile]:
         "    return agents_q.mean(1, keepdim=True) * (global_state[:, :1] > 5000)",
         "    return agents_q.mean(1, keepdim=True) - agents_q[:, 2:] / 3",
     )
-    yield from _of(
+    yield from _functions(
         "gate",
         "probe",
         "    return -agents_q.mean(1, keepdim=True)",
@@ -482,7 +503,7 @@ def _probe() -> Iterator[Hostile]:
         "    return torch.where(global_state[:, :1] > 900, agents_q.amin(1, True), agents_q.mean(1, True))",
         "    return agents_q.mean(1, keepdim=True) * agents_q[:, :1].tanh()",
     )
-    yield from _of(
+    yield from _functions(
         "index",
         "probe run",
         "    t = torch.tensor([0.1, 0.5, 0.9])\n    return (t[global_state[:, :3].long().abs()] * agents_q).sum(1, True)",
@@ -494,7 +515,7 @@ def _probe() -> Iterator[Hostile]:
 
 
 def _endless() -> Iterator[Hostile]:
-    yield from _of(
+    yield from _functions(
         "endless",
         "limits",
         "9**9**9",
@@ -507,4 +528,4 @@ def _endless() -> Iterator[Hostile]:
     )
 
 
-HOSTILE = (*_static(), *_run(), *_probe(), *_endless())
+HOSTILE = (*_refused_statically(), *_refused_when_run(), *_refused_by_probes(), *_endless())

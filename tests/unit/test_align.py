@@ -1,4 +1,4 @@
-"""Learning curves are put on the steps that all runs have, and that is said."""
+"""Learning curves are aligned to the steps that all runs have, with a note."""
 
 from pathlib import Path
 
@@ -13,21 +13,21 @@ def record(name: str, *steps: int) -> Record:
     return Record(Path(name), "a/b", "qmix", 0, {}, steps, tuple(float(step) / 10 for step in steps), {})
 
 
-def test_equal_grids_stay_as_they_are() -> None:
-    found = align([record("one", 0, 10, 20), record("two", 0, 10, 20)])
-    assert found.steps == (0, 10, 20) and found.note == ""
-    assert found.returns.tolist() == [[0, 1, 2], [0, 1, 2]]
+def test_equal_steps_are_kept() -> None:
+    curves = align([record("one", 0, 10, 20), record("two", 0, 10, 20)])
+    assert curves.steps == (0, 10, 20) and curves.note == ""
+    assert curves.returns.tolist() == [[0, 1, 2], [0, 1, 2]]
     assert align([record("one", 5)]).steps == (5,)
 
 
 def test_steps_that_a_run_lacks_are_left_out() -> None:
-    found = align([record("one", 0, 5, 10, 15, 20), record("two", 0, 10, 20), record("three", 0, 10, 20, 30)])
-    assert found.steps == (0, 10, 20) and found.returns.tolist() == [[0, 1, 2]] * 3
-    assert found.note == "evaluations at the 3 of 6 steps that all 3 runs share"
-    assert [one.path.name for one in found.runs] == ["one", "two", "three"]
+    curves = align([record("one", 0, 5, 10, 15, 20), record("two", 0, 10, 20), record("three", 0, 10, 20, 30)])
+    assert curves.steps == (0, 10, 20) and curves.returns.tolist() == [[0, 1, 2]] * 3
+    assert curves.note == "evaluations at the 3 of 6 steps that all 3 runs share"
+    assert [run.path.name for run in curves.runs] == ["one", "two", "three"]
 
 
-def test_grids_that_hardly_meet_are_refused_with_two_of_them() -> None:
+def test_steps_with_almost_no_overlap_are_refused_naming_two_runs() -> None:
     with pytest.raises(UserError) as refused:
         align([record("one", *range(0, 60, 10)), record("two", *range(0, 60, 5)), record("three", 0, 7, 14)])
     message = str(refused.value)

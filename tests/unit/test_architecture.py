@@ -25,8 +25,10 @@ FLOORS = (
     ("explain",),
     ("results",),
     ("sweep",),
-    ("tfcaf", "__main__"),
+    ("tfcaf", "cluster"),
+    ("api",),
     ("__init__",),
+    ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,13 +1,13 @@
-"""Ranges, combinations, and the errors of a mistyped command line."""
+"""Ranges, combinations, and errors for a mistyped command line."""
 
 import pytest
 
-from qllm_exp.config.overrides import arrange, combinations, expand_ranges, grids
+from qllm_exp.config.overrides import combinations, expand_ranges, grids, to_hydra_arguments
 from qllm_exp.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("given", "expanded"),
+    ("argument", "expanded"),
     [
         ("seed=0-4", "seed=0,1,2,3,4"),
         ("seed=0-2,7", "seed=0,1,2,7"),
@@ -20,43 +20,45 @@ from qllm_exp.errors import UserError
         ("seed=-1", "seed=-1"),
     ],
 )
-def test_ranges_of_whole_numbers_are_expanded_and_nothing_else(given, expanded):
-    assert expand_ranges(given) == expanded
+def test_only_ranges_of_whole_numbers_are_expanded(argument, expanded):
+    assert expand_ranges(argument) == expanded
 
 
-def test_a_backward_range_is_refused_with_what_to_type():
+def test_a_backward_range_is_rejected_with_what_to_type():
     with pytest.raises(UserError, match="seed=2-5"):
         expand_ranges("seed=5-2")
 
 
-def test_the_switch_for_several_runs_may_stand_anywhere():
-    assert arrange(["env=lbf", "-m", "seed=0,1"]) == ["-m", "env=lbf", "seed=0,1"]
-    assert arrange(["env=lbf", "seed=0"]) == ["env=lbf", "seed=0"]
+def test_the_multirun_switch_may_stand_anywhere():
+    assert to_hydra_arguments(["env=lbf", "-m", "seed=0,1"]) == ["-m", "env=lbf", "seed=0,1"]
+    assert to_hydra_arguments(["env=lbf", "seed=0"]) == ["env=lbf", "seed=0"]
 
 
 def test_options_of_the_simulator_need_no_plus():
-    assert arrange(["env=mpe", "env.options.n_agents=5"]) == ["env=mpe", "++env.options.n_agents=5"]
+    assert to_hydra_arguments(["env=mpe", "env.options.n_agents=5"]) == ["env=mpe", "++env.options.n_agents=5"]
 
 
-def test_an_option_of_a_choice_that_is_swept_is_a_list_of_one():
+def test_an_option_of_a_swept_choice_becomes_a_list_of_one():
     typed = ["-m", "algorithm=lica,riit", "algorithm.evaluation=greedy", "train.gamma=0.9", "algorithm.entropy=0.1,0.2"]
-    arranged = arrange(typed)
-    assert arranged == [*typed[:2], "algorithm.evaluation=choice(greedy)", *typed[3:]]
+    arguments = to_hydra_arguments(typed)
+    assert arguments == [*typed[:2], "algorithm.evaluation=choice(greedy)", *typed[3:]]
     assert (
         "algorithm=riit",
         "algorithm.evaluation=greedy",
         "train.gamma=0.9",
         "algorithm.entropy=0.2",
-    ) in combinations(arranged[1:])
-    for alone in (typed[1:], ["-m", "algorithm=lica", "algorithm.evaluation=greedy", "seed=0,1"]):
-        assert arrange(alone) == alone
-    narrowed = grids(arrange(["-m", "env=mpe,lbf", "env.task=spread"])[1:], {}, [{"env": "lbf", "env.task": "spread"}])
+    ) in combinations(arguments[1:])
+    for unchanged in (typed[1:], ["-m", "algorithm=lica", "algorithm.evaluation=greedy", "seed=0,1"]):
+        assert to_hydra_arguments(unchanged) == unchanged
+    narrowed = grids(
+        to_hydra_arguments(["-m", "env=mpe,lbf", "env.task=spread"])[1:], {}, [{"env": "lbf", "env.task": "spread"}]
+    )
     assert [combinations(grid) for grid in narrowed] == [[("env=lbf", "env.task=spread")]]
 
 
 def test_combinations_are_the_product_of_all_lists():
-    got = combinations(["env=lbf,mpe", "mixer=tfcaf", "seed=0-2"])
-    assert len(got) == 6 and ("env=mpe", "mixer=tfcaf", "seed=2") in got and len(set(got)) == 6
+    result = combinations(["env=lbf,mpe", "mixer=tfcaf", "seed=0-2"])
+    assert len(result) == 6 and ("env=mpe", "mixer=tfcaf", "seed=2") in result and len(set(result)) == 6
 
 
 CASES = [
@@ -66,6 +68,11 @@ CASES = [
 ]
 
 
+def values_by_key(overrides):
+    """Values of overrides such as 'seed=0,1'."""
+    return {key: value.split(",") for key, _, value in (override.partition("=") for override in overrides)}
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
@@ -73,27 +80,29 @@ CASES = [
         (["env=lbf"], [0, 1]),
         (["mixer=qmix"], [0, 2]),
         (["algorithm=ippo,q_learning"], [0, 1, 2]),
-        (["algorithm=riit", "env.task=tag"], [2]),  # any task may be asked for, where the experiment lists them
-        (["env.task=spread"], [2]),  # one that only some cases have leaves the others out
+        (["algorithm=riit", "env.task=tag"], [2]),  # a list of tasks may be replaced by any task
+        (["env.task=spread"], [2]),  # a task that only some cases have leaves out the others
         (["env.task=small"], [0, 1]),
-        (["env.task=large", "train.total_steps=9"], [0]),  # a number of steps leaves nothing out
+        (["env.task=large", "train.total_steps=9"], [0]),  # a single number is replaced, and leaves out no case
     ],
 )
 def test_the_command_line_narrows_an_experiments_cases(typed, expected):
-    found = grids([*typed, "train.gamma=0.9"], {"seed": [0, 1]}, CASES)
-    assert len(found) == len(expected)
-    asked = {key: value.split(",") for key, _, value in (one.partition("=") for one in typed)}
-    for grid, index in zip(found, expected, strict=True):
-        said = {key: value.split(",") for key, _, value in (one.partition("=") for one in grid)}
-        assert said.pop("seed") == ["0", "1"] and said.pop("train.gamma") == ["0.9"]
-        assert said.keys() == CASES[index].keys() | asked.keys()
-        for key, values in said.items():
+    result = grids([*typed, "train.gamma=0.9"], {"seed": [0, 1]}, CASES)
+    assert len(result) == len(expected)
+    requested = values_by_key(typed)
+    for grid, index in zip(result, expected, strict=True):
+        axes = values_by_key(grid)
+        assert axes.pop("seed") == ["0", "1"] and axes.pop("train.gamma") == ["0.9"]
+        assert axes.keys() == CASES[index].keys() | requested.keys()
+        for key, values in axes.items():
             case = CASES[index].get(key)
-            known = case if isinstance(case, list) else [str(case)]
-            free = key in asked and asked[key][0] in ("tag", "9")
-            assert values == (asked[key] if free else [one for one in asked.get(key, known) if one in known])
+            case_values = case if isinstance(case, list) else [str(case)]
+            if key in requested and requested[key][0] in ("tag", "9"):
+                assert values == requested[key]
+            else:
+                assert values == [value for value in requested.get(key, case_values) if value in case_values]
 
 
-def test_a_command_line_that_no_case_goes_with_is_refused():
-    with pytest.raises(UserError, match=r"None of the experiment's cases goes with algorithm=maser\."):
+def test_a_command_line_that_matches_no_case_is_rejected():
+    with pytest.raises(UserError, match=r"No case of the experiment matches algorithm=maser\."):
         grids(["algorithm=maser"], {"seed": [0]}, CASES)

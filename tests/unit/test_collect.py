@@ -1,4 +1,4 @@
-"""Folders become records: each run once, finished and unfinished apart, and put together only where they are one method."""
+"""Run directories become records: each run once, finished and unfinished separately, grouped only if they are one method."""
 
 import dataclasses
 import json
@@ -55,27 +55,35 @@ def vdn(**more: Any) -> schema.RunConfig:
 
 
 def names(paths: list[Path]) -> list[str]:
-    return [one.method for one in collect(paths).finished]
+    return [record.method for record in collect(paths).finished]
 
 
 def named(tmp_path: Path, *runs: schema.RunConfig, programs: list[Any] | None = None) -> list[str]:
-    given = programs or [None] * len(runs)
-    pairs = enumerate(zip(runs, given, strict=True))
+    run_programs = programs or [None] * len(runs)
+    pairs = enumerate(zip(runs, run_programs, strict=True))
     return names([run_folder(tmp_path / str(at), run, program) for at, (run, program) in pairs])
 
 
 # What a record holds
 
 
-def test_a_record_is_what_the_folder_says(tmp_path: Path) -> None:
+def test_a_record_has_the_content_of_the_run_directory(tmp_path: Path) -> None:
     path = run_folder(tmp_path / "one", schema.RunConfig(seed=3), {"a": 1}, value=0.9)
     (path / "versions.json").write_text(json.dumps({"qllm_exp": "0.1.0"}))
-    (one,) = collect([path]).finished
-    assert (one.path, one.name, one.task, one.method, one.seed) == (path, "one", "lbf/8x8-2p-2f-coop-2s", "tfcaf", 3)
-    assert (one.steps, one.returns, one.parameters, one.wall_s) == ((0, 10), (0.0, 0.9), 7, 3.5)
-    assert one.settings["train.learning_rate"] == 5e-4 and one.settings["llm.name"] == "bundled"
-    assert one.final["episodes"] == 32 and one.absolute["kind"] == "absolute" and one.differs == {}
-    assert one.cost["usd"] == 0.1 and one.provenance == {"model": "x"} and one.versions == {"qllm_exp": "0.1.0"}
+    (record,) = collect([path]).finished
+    assert (record.path, record.name, record.task, record.method, record.seed) == (
+        path,
+        "one",
+        "lbf/8x8-2p-2f-coop-2s",
+        "tfcaf",
+        3,
+    )
+    assert (record.steps, record.returns, record.parameters, record.wall_s) == ((0, 10), (0.0, 0.9), 7, 3.5)
+    assert record.settings["train.learning_rate"] == 5e-4 and record.settings["llm.name"] == "bundled"
+    assert record.final["episodes"] == 32 and record.absolute["kind"] == "absolute" and record.differs == {}
+    assert (
+        record.cost["usd"] == 0.1 and record.provenance == {"model": "x"} and record.versions == {"qllm_exp": "0.1.0"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,45 +98,47 @@ def test_configurations_are_read_as_omegaconf_reads_them(tmp_path: Path, value: 
     assert method.settings["train.gamma"] == expected and type(method.settings["train.gamma"]) is type(expected)
 
 
-def test_only_the_last_line_may_be_torn(tmp_path: Path) -> None:
+def test_only_the_last_line_may_be_truncated(tmp_path: Path) -> None:
     path = run_folder(tmp_path / "one", vdn())
     whole = (path / "metrics.jsonl").read_text()
     (path / "metrics.jsonl").write_text(whole + '{"kind": "evalua')
     assert collect([path]).finished[0].steps == (0, 10)
     for torn in ('{"kind": "evalua\n', '{"kind": "training", "env_step": 1' + row(7), "[1]\n", "{}\n"):
         (path / "metrics.jsonl").write_text(torn + whole)
-        with pytest.raises(UserError, match=r"one/metrics\.jsonl, line 1 is no row"):
+        with pytest.raises(UserError, match=r"one/metrics\.jsonl, line 1 is not a valid metrics row"):
             collect([path])
     (path / "metrics.jsonl").write_text(whole + '{"kind": "evalua\n')  # a line that has its end is not torn
     with pytest.raises(UserError, match="line 5"):
         collect([path])
 
 
-def test_rows_are_those_of_the_kinds_asked_for(tmp_path: Path) -> None:
+def test_rows_are_filtered_by_kind(tmp_path: Path) -> None:
     path = run_folder(tmp_path / "one", vdn()) / "metrics.jsonl"
-    assert [one["kind"] for one in read_rows(path)] == ["evaluation", "training", "evaluation", "absolute"]
+    assert [row["kind"] for row in read_rows(path)] == ["evaluation", "training", "evaluation", "absolute"]
     assert read_rows(path, "training") == [{"kind": "training", "env_step": 5, "return_mean": 0.5, "loss": 0.1}]
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
-        ("result.json", '{"final_', "is not whole"),
+        ("result.json", '{"final_', "is truncated or not valid JSON"),
         ("metrics.jsonl", None, "cannot be read"),
         ("metrics.jsonl", row(5, kind="training"), "it has no evaluation"),
-        ("metrics.jsonl", row(5) + row(5), "not in the order"),
+        ("metrics.jsonl", row(5) + row(5), "its evaluation steps are not increasing"),
         ("config.yaml", None, "has no config.yaml"),
-        ("config.yaml", "env: [", "is not the configuration"),
-        ("config.yaml", "seed: 1\n", "is not the configuration"),
-        ("tfcaf.json", "{}", "has no 'program'"),
+        ("config.yaml", "env: [", "is not a valid run configuration"),
+        ("config.yaml", "seed: 1\n", "is not a valid run configuration"),
+        ("tfcaf.json", "{}", "has no key 'program'"),
     ],
 )
-def test_a_finished_run_that_cannot_be_read_is_named(tmp_path: Path, file: str, content: str | None, said: str) -> None:
+def test_a_finished_run_that_cannot_be_read_is_named(
+    tmp_path: Path, file: str, content: str | None, message: str
+) -> None:
     path = run_folder(tmp_path / "one", vdn())
     (path / file).unlink(missing_ok=True)
     if content is not None:
         (path / file).write_text(content)
-    with pytest.raises(UserError, match=f"{path}.*{said}"):
+    with pytest.raises(UserError, match=f"{path}.*{message}"):
         Reader().finished(path)
 
 
@@ -145,18 +155,18 @@ def test_a_path_is_a_run_a_sweep_or_many(tmp_path: Path, monkeypatch: pytest.Mon
     for seed in range(3):
         run_folder(tmp_path / f"run{seed}", vdn(seed=seed))
     folder = sweep(tmp_path / "sweep", "run0", "run1")
-    assert [one.seed for one in collect([tmp_path / "run2"]).finished] == [2]
-    assert [one.seed for one in collect([folder]).finished] == [0, 1]
-    assert [one.seed for one in collect([tmp_path]).finished] == [0, 1, 2]
-    assert [one.seed for one in collect([folder, tmp_path, tmp_path / "run2"]).finished] == [0, 1, 2]
+    assert [record.seed for record in collect([tmp_path / "run2"]).finished] == [2]
+    assert [record.seed for record in collect([folder]).finished] == [0, 1]
+    assert [record.seed for record in collect([tmp_path]).finished] == [0, 1, 2]
+    assert [record.seed for record in collect([folder, tmp_path, tmp_path / "run2"]).finished] == [0, 1, 2]
     monkeypatch.chdir(folder)
-    assert [one.seed for one in collect([Path()]).finished] == [0, 1]
+    assert [record.seed for record in collect([Path()]).finished] == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
 def test_a_path_without_a_run_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=f"{name}.*Give the folder of a run"):
+    with pytest.raises(UserError, match=f"{name}.*Give a run directory"):
         collect([tmp_path / name])
 
 
@@ -164,31 +174,31 @@ def status(path: Path, state: str, **more: Any) -> None:
     (path / "status.json").write_text(json.dumps({"state": state, "host": "elsewhere", **more}))
 
 
-def test_unfinished_runs_are_told_apart_with_how_they_stand(tmp_path: Path) -> None:
-    for seed, name in enumerate(("done", "failed", "running", "dead", "stopped", "queued", "new")):
+def test_unfinished_runs_are_separate_with_their_states(tmp_path: Path) -> None:
+    for seed, name in enumerate(("done", "failed", "running", "dead", "interrupted", "queued", "new")):
         run_folder(tmp_path / name, vdn(seed=seed, env=MpeConfig()), finished=name == "done")
     status(tmp_path / "failed", "failed", error="out of memory")
     status(tmp_path / "running", "running", heartbeat=time.time(), env_step=5, total_steps=10)
     status(tmp_path / "dead", "running", heartbeat=time.time() - 1000, env_step=5, total_steps=10)
-    status(tmp_path / "stopped", "interrupted", env_step=5, total_steps=10)
+    status(tmp_path / "interrupted", "interrupted", env_step=5, total_steps=10)
     status(tmp_path / "queued", "queued")
-    absent = "mpe_simple-spread_q-learning_qmix_s12_1a2b3c4d"
-    sweep(tmp_path / "sweep", "done", absent, "renamed")
-    found = collect([tmp_path])
-    assert [one.name for one in found.finished] == ["done"]
-    assert {one.name: one.state for one in found.unfinished} == {
-        **{name: name for name in ("failed", "running", "dead", "stopped", "queued", "new")},
-        **{absent: "absent", "renamed": "absent"},
+    missing = "mpe_simple-spread_q-learning_qmix_s12_1a2b3c4d"
+    sweep(tmp_path / "sweep", "done", missing, "renamed")
+    collection = collect([tmp_path])
+    assert [run.name for run in collection.finished] == ["done"]
+    assert {run.name: run.state for run in collection.unfinished} == {
+        **{name: name for name in ("failed", "running", "dead", "interrupted", "queued", "new")},
+        **{missing: "new", "renamed": "new"},
     }
-    by_name = {one.name: one for one in found.unfinished}
-    assert str(by_name["failed"]) == "failed: failed: out of memory" and by_name["stopped"].why == "at 50%"
-    gone = by_name[absent]
+    by_name = {run.name: run for run in collection.unfinished}
+    assert str(by_name["failed"]) == "failed: failed: out of memory" and by_name["interrupted"].reason == "at 50%"
+    gone = by_name[missing]
     assert (gone.task, gone.method, gone.seed) == ("mpe/simple_spread", "qmix", 12)
     assert (by_name["dead"].task, by_name["dead"].method, by_name["dead"].seed) == ("mpe/simple_spread", "vdn", 3)
-    assert found.counts() == "9 runs: 1 finished, 2 absent, 1 dead, 1 failed, 1 new, 1 queued, 1 running, 1 stopped"
+    assert collection.counts() == "9 runs: 1 finished, 1 dead, 1 failed, 1 interrupted, 3 new, 1 queued, 1 running"
 
 
-def test_folders_of_several_machines_merge(tmp_path: Path) -> None:
+def test_directories_of_several_machines_are_merged(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     run_folder(here / "run0", vdn(seed=0))
     run_folder(there / "run1", vdn(seed=1))
@@ -197,36 +207,36 @@ def test_folders_of_several_machines_merge(tmp_path: Path) -> None:
     shutil.copytree(here / "run0", there / "run0")
     RunDirectory(there / "run2").finish({"final_return": 1.0, "absolute_return": 1.0})
     folder = sweep(here / "sweep", "run0", "run1", "run2")
-    assert [one.state for one in collect([folder]).unfinished] == ["absent", "new"]
-    found = collect([folder, there])
-    assert [one.path for one in found.finished] == [here / "run0", there / "run1", there / "run2"]
-    assert not found.unfinished
+    assert [run.state for run in collect([folder]).unfinished] == ["new", "new"]
+    collection = collect([folder, there])
+    assert [record.path for record in collection.finished] == [here / "run0", there / "run1", there / "run2"]
+    assert not collection.unfinished
 
 
-def test_of_two_unfinished_copies_the_one_that_says_more_counts(tmp_path: Path) -> None:
+def test_of_two_unfinished_copies_the_more_advanced_one_counts(tmp_path: Path) -> None:
     for root in ("here", "there"):
         run_folder(tmp_path / root / "run", vdn(), finished=False)
     status(tmp_path / "there" / "run", "running", heartbeat=time.time())
-    (one,) = collect([tmp_path / "here", tmp_path / "there"]).unfinished
-    assert one.state == "running" and one.path == tmp_path / "there" / "run"
+    (run,) = collect([tmp_path / "here", tmp_path / "there"]).unfinished
+    assert run.state == "running" and run.path == tmp_path / "there" / "run"
 
 
 @pytest.mark.parametrize("what", ["evaluation returns", "seed", "settings"])
-def test_copies_that_contradict_each_other_are_refused(tmp_path: Path, what: str) -> None:
-    one = run_folder(tmp_path / "here" / "run", vdn())
+def test_copies_that_disagree_are_refused(tmp_path: Path, what: str) -> None:
+    first = run_folder(tmp_path / "here" / "run", vdn())
     changed = {"seed": vdn(seed=1), "settings": vdn(train=schema.TrainConfig(gamma=0.5))}.get(what, vdn())
     other = run_folder(tmp_path / "there" / "run", changed, value=2.0 if what == "evaluation returns" else 1.0)
-    with pytest.raises(UserError, match=f"{one} and {other} .* their {what} differ"):
+    with pytest.raises(UserError, match=f"{first} and {other} .* their {what} differ"):
         collect([tmp_path / "here", tmp_path / "there"])
 
 
-def test_one_seed_does_not_count_twice(tmp_path: Path) -> None:
-    one, other = run_folder(tmp_path / "a", vdn()), run_folder(tmp_path / "b", vdn())
-    with pytest.raises(UserError, match=f"{one} and {other} are both seed 0 of vdn"):
+def test_a_seed_does_not_count_twice(tmp_path: Path) -> None:
+    first, other = run_folder(tmp_path / "a", vdn()), run_folder(tmp_path / "b", vdn())
+    with pytest.raises(UserError, match=f"{first} and {other} are both seed 0 of vdn"):
         collect([tmp_path])
 
 
-def test_grids_of_evaluations_make_methods_only_where_a_seed_has_two(tmp_path: Path) -> None:
+def test_evaluation_intervals_are_separate_methods_only_if_a_seed_has_two(tmp_path: Path) -> None:
     often = schema.TrainConfig(evaluation=schema.EvaluationConfig(every=5))
     assert named(tmp_path, vdn(), vdn(seed=1, train=often)) == ["vdn", "vdn"]
     run_folder(tmp_path / "2", vdn(seed=1))
@@ -236,12 +246,12 @@ def test_grids_of_evaluations_make_methods_only_where_a_seed_has_two(tmp_path: P
 # Names of methods
 
 
-def test_a_method_without_a_mixer_goes_by_its_algorithm(tmp_path: Path) -> None:
+def test_a_method_without_a_mixer_is_named_by_its_algorithm(tmp_path: Path) -> None:
     none = NoMixerConfig()
     runs = [schema.RunConfig(mixer=none), schema.RunConfig(mixer=none, algorithm=MappoConfig()), vdn()]
     assert named(tmp_path, *runs) == ["none", "mappo", "vdn"]
-    absent = sweep(tmp_path / "sweep", "lbf_8x8_mappo_none_s1_1a2b3c4d", "lbf_8x8_q-learning_none_s1_1a2b3c4d")
-    assert [one.method for one in collect([absent]).unfinished] == ["mappo", "none"]
+    missing = sweep(tmp_path / "sweep", "lbf_8x8_mappo_none_s1_1a2b3c4d", "lbf_8x8_q-learning_none_s1_1a2b3c4d")
+    assert [run.method for run in collect([missing]).unfinished] == ["mappo", "none"]
 
 
 def test_runs_with_other_functions_are_other_methods(tmp_path: Path) -> None:
@@ -252,12 +262,12 @@ def test_runs_with_other_functions_are_other_methods(tmp_path: Path) -> None:
     ]
     programs = [{"a": 1}, {"a": 1}, {"a": 2}]
     paths = [run_folder(tmp_path / str(i), *pair) for i, pair in enumerate(zip(runs, programs, strict=True))]
-    one, same, other = names(paths)
-    assert one == same != other and one.startswith("tfcaf function=")
+    first, same, other = names(paths)
+    assert first == same != other and first.startswith("tfcaf function=")
     assert names(paths[:2]) == ["tfcaf", "tfcaf"]
 
 
-def test_who_writes_functions_is_nothing_to_a_mixer_that_uses_none(tmp_path: Path) -> None:
+def test_the_language_model_is_irrelevant_for_a_mixer_without_a_function(tmp_path: Path) -> None:
     runs = [
         schema.RunConfig(mixer=VdnConfig()),
         schema.RunConfig(mixer=VdnConfig(), llm=OnlineConfig(name="openai"), seed=1),
@@ -275,12 +285,12 @@ def online(name: str, model: str, **more: Any) -> schema.RunConfig:
     return schema.RunConfig(llm=OnlineConfig(name=name, model=model), **more)
 
 
-def test_a_model_is_enough_of_a_name(tmp_path: Path) -> None:
+def test_functions_of_several_models_are_named_by_model(tmp_path: Path) -> None:
     runs = [online("openai", "openai/x"), online("deepseek", "deepseek/y")]
     assert named(tmp_path, *runs, programs=[1, 2]) == ["tfcaf model=openai/x", "tfcaf model=deepseek/y"]
 
 
-def test_a_provider_names_what_has_no_model(tmp_path: Path) -> None:
+def test_functions_without_a_model_are_named_by_provider(tmp_path: Path) -> None:
     runs = [schema.RunConfig(), online("openai", "openai/x")]
     assert named(tmp_path, *runs, programs=[1, 2]) == ["tfcaf llm=bundled", "tfcaf llm=openai"]
 
@@ -295,13 +305,13 @@ def test_samples_of_one_procedure_are_one_method(tmp_path: Path) -> None:
     assert names([tmp_path / "0", tmp_path / "1"]) == ["tfcaf", "tfcaf"]
 
 
-def test_functions_with_one_number_of_sample_are_no_samples_of_one_procedure(tmp_path: Path) -> None:
+def test_functions_with_equal_sample_indices_are_not_samples_of_one_procedure(tmp_path: Path) -> None:
     runs = [online("openai", "openai/x", tfcaf=schema.GenerationConfig(sample=sample)) for sample in (0, 0, 1)]
     first, second, third = named(tmp_path, *runs, programs=[1, 2, 3])
-    assert len({first, second, third}) == 3 and all("function=" in one for one in (first, second))
+    assert len({first, second, third}) == 3 and all("function=" in name for name in (first, second))
 
 
-def test_one_function_is_one_method_whoever_wrote_it(tmp_path: Path) -> None:
+def test_a_function_is_one_method_whoever_wrote_it(tmp_path: Path) -> None:
     runs = [online("openai", "openai/x", seed=0), schema.RunConfig(seed=1), online("openai", "openai/z", seed=2)]
     assert named(tmp_path, *runs, programs=[1, 1, 2]) == ["tfcaf", "tfcaf", "tfcaf model=openai/z"]
 
@@ -314,9 +324,9 @@ def test_a_setting_that_a_method_lacks_is_not_in_its_name(tmp_path: Path) -> Non
 def test_a_preset_stands_for_its_many_settings(tmp_path: Path) -> None:
     paper = schema.TrainConfig(name="paper", learning_rate=1e-3, hidden=128, batch_episodes=64)
     paths = [run_folder(tmp_path / str(at), vdn(train=train)) for at, train in enumerate((schema.TrainConfig(), paper))]
-    found = collect(paths).finished
-    assert [one.method for one in found] == ["vdn train=fair", "vdn train=paper"]
-    assert found[1].differs["train.hidden"] == 128 and found[1].differs["train.learning_rate"] == 1e-3
+    records = collect(paths).finished
+    assert [record.method for record in records] == ["vdn train=fair", "vdn train=paper"]
+    assert records[1].differs["train.hidden"] == 128 and records[1].differs["train.learning_rate"] == 1e-3
 
 
 def test_presets_with_equal_settings_are_one_method(tmp_path: Path) -> None:
@@ -336,7 +346,7 @@ def test_settings_of_the_environment_are_named_where_they_differ_between_mixers(
     assert named(tmp_path / "five", schema.RunConfig(mixer=QmixConfig(), env=mean), vdn(env=mean)) == ["qmix", "vdn"]
 
 
-def test_settings_that_say_the_same_are_named_once(tmp_path: Path) -> None:
+def test_redundant_settings_are_not_named(tmp_path: Path) -> None:
     trains = [schema.TrainConfig(gamma=gamma, hidden=hidden) for gamma, hidden in ((0.9, 32), (0.99, 64), (0.9, 64))]
     both = [vdn(train=train) for train in trains]
     assert named(tmp_path, *both) == ["vdn gamma=0.9 hidden=32", "vdn gamma=0.99 hidden=64", "vdn gamma=0.9 hidden=64"]

@@ -1,4 +1,4 @@
-"""The YAML files and the schema say the same, and what is wrong is refused with the nearest right word."""
+"""YAML files and schema agree, and invalid configurations are rejected with what to type instead."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from qllm_exp.config.compose import CONF
 from qllm_exp.config.load import load_run, run_name, to_dict, with_num_envs
 from qllm_exp.envs import make_env
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import algorithm_of
+from qllm_exp.experiment import build_algorithm
 from qllm_exp.llm.online import Config as OnlineConfig
 from qllm_exp.mixers.none import Config as NoMixerConfig
 from qllm_exp.mixers.qmix import Config as QmixConfig
@@ -25,7 +25,7 @@ from qllm_exp.sweep import prepare
 
 
 def config_class(group, name):
-    """The type of a choice; the YAML file of a language model names the module that asks it."""
+    """Configuration class of a choice. The YAML file of a language model names the module that calls it."""
     return load.config_class(group, name, str(OmegaConf.load(CONF / group / f"{name}.yaml").get("backend", "")))
 
 
@@ -50,18 +50,18 @@ def yaml_keys(node):
 
 
 def values(group, name):
-    """What the YAML file of a choice says, with what it takes over from others."""
-    written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    if "defaults" in written:  # pettingzoo has no presets that would change it
-        written = OmegaConf.to_container(composed("env=pettingzoo", f"{group}={name}")[group])
-    return written
+    """Options and values in the YAML file of a choice, with those that it inherits from other files."""
+    options = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    if "defaults" in options:  # with pettingzoo, which has no presets that would change them
+        options = OmegaConf.to_container(composed("env=pettingzoo", f"{group}={name}")[group])
+    return options
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_has_a_schema_with_exactly_its_keys(group, name):
-    written = values(group, name)
-    assert yaml_keys(written) == keys(config_class(group, name))
-    assert written["name"] == name
+    options = values(group, name)
+    assert yaml_keys(options) == keys(config_class(group, name))
+    assert options["name"] == name
 
 
 PROVIDERS = [(group, name) for group, name in CHOICES if group == "llm" and config_class(group, name) is OnlineConfig]
@@ -71,59 +71,60 @@ PROVIDERS_OWN = {"name", "model", "api_base", "key_env", "temperature", "max_tok
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), [one for one in CHOICES if one not in (("train", "paper"), ("train", "quick"), *PROVIDERS)]
+    ("group", "name"),
+    [choice for choice in CHOICES if choice not in (("train", "paper"), ("train", "quick"), *PROVIDERS)],
 )
 def test_the_schema_defaults_are_the_values_of_the_yaml(group, name):
-    written = values(group, name)
-    assert written == dataclasses.asdict(config_class(group, name)())
+    assert values(group, name) == dataclasses.asdict(config_class(group, name)())
 
 
 @pytest.mark.parametrize(("group", "name"), PROVIDERS)
-def test_what_no_provider_has_of_its_own_has_the_schema_default(group, name):
-    written = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+def test_options_that_no_provider_changes_have_the_schema_default(group, name):
+    options = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     default = dataclasses.asdict(OnlineConfig())
-    assert {k: v for k, v in written.items() if v != default[k]}.keys() <= PROVIDERS_OWN
-    assert load_run(composed(f"llm={name}")).llm == OnlineConfig(**written)
+    assert {key for key, value in options.items() if value != default[key]} <= PROVIDERS_OWN
+    assert load_run(composed(f"llm={name}")).llm == OnlineConfig(**options)
 
 
-def test_the_options_of_a_generation_are_those_of_the_schema_and_commented():
-    written = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))["tfcaf"]
-    assert written == dataclasses.asdict(schema.GenerationConfig())
+def test_the_options_of_generation_match_the_schema_and_are_commented():
+    options = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))["tfcaf"]
+    assert options == dataclasses.asdict(schema.GenerationConfig())
     text = (CONF / "config.yaml").read_text().partition("tfcaf:  ")[2].partition("\nhydra:")[0]
     assert all("#" in line or line.strip() == "probe:" for line in text.strip().splitlines())
 
 
 @pytest.mark.parametrize("value", ["on", "off", "true", "false"])
-def test_switches_are_given_in_words(value):
+def test_switches_accept_on_and_off(value):
     run = load_run(composed(f"tfcaf.evaluator={value}"))
     assert run.tfcaf.evaluator is (value in ("on", "true"))
 
 
-def test_who_wrote_a_function_does_not_define_a_run_that_has_another_mixer_or_the_same_function():
+def test_the_llm_does_not_define_a_run_with_another_mixer_or_the_same_function():
     for mixer in ("vdn", "tfcaf"):
-        one, other = (load_run(composed(f"mixer={mixer}", *more)) for more in ([], ["llm=openai", "tfcaf.rounds=1"]))
-        assert run_name(one, "a") == run_name(other, "a")
+        default = load_run(composed(f"mixer={mixer}"))
+        other_llm = load_run(composed(f"mixer={mixer}", "llm=openai", "tfcaf.rounds=1"))
+        assert run_name(default, "a") == run_name(other_llm, "a")
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_value_is_commented(group, name):
     lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
     assert lines[0].startswith("# ")
-    own_words = {"name", "evaluation", "checkpoint", "defaults", "learning_rate", "source"}
+    self_explanatory = {"name", "evaluation", "checkpoint", "defaults", "learning_rate", "source"}
     for line in lines:
         key = line.strip().partition(":")[0]
-        if line.strip() and not line.strip().startswith(("#", "-")) and key not in own_words:
+        if line.strip() and not line.strip().startswith(("#", "-")) and key not in self_explanatory:
             assert "#" in line, f"{group}/{name}: {line}"
 
 
 @pytest.mark.parametrize(("env", "mixer", "train"), ALL)
 def test_every_combination_composes_and_loads(env, mixer, train):
-    given = composed(f"env={env}", f"mixer={mixer}", f"train={train}")
+    config = composed(f"env={env}", f"mixer={mixer}", f"train={train}")
     if (train, env) == ("paper", "pettingzoo"):
         with pytest.raises(UserError, match="no published settings for env=pettingzoo"):
-            load_run(given)
+            load_run(config)
         return
-    run = load_run(given)
+    run = load_run(config)
     assert (run.env.name, run.mixer.name, run.train.name) == (env, mixer, train)
     assert load_run(to_dict(run)) == run
 
@@ -131,18 +132,18 @@ def test_every_combination_composes_and_loads(env, mixer, train):
 @pytest.mark.parametrize("algorithm", registry.choices("algorithm"))
 @pytest.mark.parametrize(("env", "train"), list(itertools.product(registry.choices("env"), registry.choices("train"))))
 def test_every_algorithm_composes_with_every_environment(algorithm, env, train):
-    given = composed(f"env={env}", f"algorithm={algorithm}", f"train={train}")
+    config = composed(f"env={env}", f"algorithm={algorithm}", f"train={train}")
     if train == "paper" and (env == "pettingzoo" or (env == "grf" and algorithm != "q_learning")):
         with pytest.raises(UserError, match=f"no published settings for env={env} with algorithm={algorithm}"):
-            load_run(given)
+            load_run(config)
         return
-    run = load_run(given)
+    run = load_run(config)
     assert (run.env.name, run.algorithm.name, run.train.name) == (env, algorithm, train)
     assert type(run.algorithm) is config_class("algorithm", algorithm)
     check_combination(algorithm, run.mixer.name)
 
 
-def test_an_algorithm_without_a_mixer_is_given_none_and_refuses_one_that_is_asked_for():
+def test_an_algorithm_without_a_mixer_sets_it_to_none_and_rejects_any_other():
     assert load_run(composed("algorithm=mappo")).mixer == NoMixerConfig()
     assert load_run(composed("algorithm=q_learning")).mixer == TfcafConfig()
     for order in (["algorithm=mappo", "mixer=qmix"], ["mixer=qmix", "algorithm=mappo"]):
@@ -151,51 +152,50 @@ def test_an_algorithm_without_a_mixer_is_given_none_and_refuses_one_that_is_aske
             prepare.check(run)
 
 
-def test_an_algorithm_that_takes_most_mixers_says_why_it_refuses_one():
+def test_an_algorithm_that_accepts_most_mixers_says_why_it_rejects_one():
     for mixer in ("qplex", "qtran"):
-        with pytest.raises(
-            UserError, match=rf"algorithm=riit does not accept mixer={mixer}: its individual Qs .* It accepts: none, qatten, qmix, tfcaf, vdn, wqmix\."
-        ):
+        reason = rf"algorithm=riit does not accept mixer={mixer}: its individual Qs .* "
+        accepted = r"It accepts: none, qatten, qmix, tfcaf, vdn, wqmix\."
+        with pytest.raises(UserError, match=reason + accepted):
             prepare.check(load_run(composed("algorithm=riit", f"mixer={mixer}")))
     prepare.check(load_run(composed("algorithm=riit", "mixer=wqmix")))
 
 
 @pytest.mark.parametrize("algorithm", registry.choices("algorithm"))
 @pytest.mark.parametrize("mixer", registry.choices("mixer"))
-def test_an_algorithm_and_a_mixer_make_a_team_or_are_refused_with_both_names(algorithm, mixer, tmp_path):
-    words = ["env=matrix", f"algorithm={algorithm}", f"mixer={mixer}", "env.num_envs=2", "train.hidden=4"]
-    run = load_run(composed(*words, f"dir={tmp_path}"))
+def test_an_algorithm_and_a_mixer_make_a_team_or_are_rejected_with_both_names(algorithm, mixer, tmp_path):
+    overrides = ["env=matrix", f"algorithm={algorithm}", f"mixer={mixer}", "env.num_envs=2", "train.hidden=4"]
+    run = load_run(composed(*overrides, f"dir={tmp_path}"))
     try:
         ready = prepare.prepare(prepare.check(run))
     except UserError as error:
-        said, _, accepted = str(error).partition(" It accepts: ")
-        assert re.match(rf"algorithm={algorithm} does not accept mixer={mixer}(\.$|: .+\.$)", said)
+        reason, _, accepted = str(error).partition(" It accepts: ")
+        assert re.match(rf"algorithm={algorithm} does not accept mixer={mixer}(\.$|: .+\.$)", reason)
         assert accepted and mixer not in accepted.rstrip(".").split(", ")
         return
     if ready.tfcaf is not None:
         ready.directory.path.mkdir()
         ready.directory.tfcaf.write_text(ready.tfcaf)
-    with contextlib.closing(make_env(ready.run.env, 2, 0)) as env:
-        team = algorithm_of(ready.run, ready.directory, env)
+    with contextlib.closing(make_env(ready.config.env, 2, 0)) as env:
+        team = build_algorithm(ready.config, ready.directory, env)
     assert team.parameter_counts()["agent"] > 0
 
 
 def test_a_rollout_of_an_on_policy_algorithm_is_what_its_update_learns_from():
-    def copies(*overrides):
+    def num_envs(*overrides):
         return with_num_envs(load_run(composed(*overrides)), "cpu").env.num_envs
 
-    assert copies("algorithm=mappo") == copies("algorithm=coma", "env=mpe", "train=paper") == 10
-    assert copies("algorithm=mappo", "algorithm.num_envs=32") == 32
-    assert copies("algorithm=mappo", "algorithm.num_envs=32", "env.num_envs=7") == 7
-    assert copies("algorithm=q_learning") == schema.EnvConfig.auto_num_envs["cpu"]
+    assert num_envs("algorithm=mappo") == num_envs("algorithm=coma", "env=mpe", "train=paper") == 10
+    assert num_envs("algorithm=mappo", "algorithm.num_envs=32") == 32
+    assert num_envs("algorithm=mappo", "algorithm.num_envs=32", "env.num_envs=7") == 7
+    assert num_envs("algorithm=q_learning") == schema.EnvConfig.auto_num_envs["cpu"]
 
 
-def test_copies_define_a_run_whichever_option_says_how_many():
-    one, other, third = (
-        run_name(with_num_envs(load_run(composed("algorithm=mappo", given)), "cpu"), None)
-        for given in ("algorithm.num_envs=12", "env.num_envs=12", "env.num_envs=13")
-    )
-    assert one == other != third
+def test_the_number_of_environment_copies_defines_a_run_whichever_option_sets_it():
+    def name(override):
+        return run_name(with_num_envs(load_run(composed("algorithm=mappo", override)), "cpu"), None)
+
+    assert name("algorithm.num_envs=12") == name("env.num_envs=12") != name("env.num_envs=13")
 
 
 @pytest.mark.parametrize("algorithm", ["coma", "ippo", "mappo"])
@@ -216,7 +216,7 @@ def test_published_settings_of_on_policy_algorithms(algorithm):
         assert (a.target_update, a.target_tau) == ("soft", 0.01)
 
 
-def test_riit_has_its_own_mixer_unless_another_is_asked_for_and_its_own_published_settings():
+def test_riit_has_its_own_mixer_unless_another_is_chosen_and_its_own_published_settings():
     assert load_run(composed("algorithm=riit")).mixer == QmixConfig()
     for order in (["algorithm=riit", "mixer=tfcaf"], ["mixer=tfcaf", "algorithm=riit"]):
         assert load_run(composed(*order)).mixer == TfcafConfig()
@@ -277,8 +277,8 @@ def test_published_settings_differ_where_the_publication_differs():
     qllm, qmix = (load_run(composed("env=lbf", "train=paper", f"mixer={m}")) for m in ("tfcaf", "qmix"))
     assert (qllm.train.learning_rate, qllm.train.batch_episodes, qllm.env.num_envs) == (1e-3, 64, 8)
     assert (qmix.train.learning_rate, qmix.train.batch_episodes, qmix.env.num_envs) == (3e-4, 32, 6)
-    for one in (qllm, qmix):
-        t, a = one.train, one.algorithm
+    for run in (qllm, qmix):
+        t, a = run.train, run.algorithm
         assert (t.optimiser, t.hidden, t.standardise_rewards, t.buffer_episodes) == ("adam", 128, True, 5000)
         assert (a.targets, a.n_step, a.target_update, a.target_tau) == ("n_step", 1, "soft", 0.01)
         assert (a.epsilon_steps, a.epsilon_evaluation, a.last_action) == (200_000, 0.05, False)
@@ -293,22 +293,17 @@ def test_published_settings_of_a_mixer_are_never_those_of_another(env):
         assert (t.batch_episodes, t.standardise_rewards, t.steps_per_update) == (32, False, run.env.episode_limit)
         assert (a.targets, a.n_step, a.target_update, a.target_period) == ("n_step", 1, "periodic", 200)
         assert (a.epsilon_steps, a.epsilon_evaluation, a.last_action, run.env.num_envs) == (50_000, 0.0, True, 1)
-        assert run.mixer == (
-            QtranConfig(lambda_nopt=0.1) if mixer == "qtran" else config_class("mixer", mixer)()
-        )
+        assert run.mixer == (QtranConfig(lambda_nopt=0.1) if mixer == "qtran" else config_class("mixer", mixer)())
 
 
 @pytest.mark.parametrize(("env", "train"), list(itertools.product(registry.choices("env"), registry.choices("train"))))
 def test_q_learning_with_no_mixer_is_iql(env, train):
     if train == "paper" and env in ("pettingzoo", "grf"):
         return
-    named, plain = (
-        load_run(composed(f"env={env}", f"train={train}", *how))
-        for how in (["algorithm=iql"], ["algorithm=q_learning", "mixer=none"])
-    )
-    same = dataclasses.asdict(plain.algorithm) | {"name": "iql"}
-    assert dataclasses.asdict(named.algorithm) == same
-    assert dataclasses.replace(plain, algorithm=named.algorithm) == named
+    iql = load_run(composed(f"env={env}", f"train={train}", "algorithm=iql"))
+    q_learning = load_run(composed(f"env={env}", f"train={train}", "algorithm=q_learning", "mixer=none"))
+    assert dataclasses.asdict(iql.algorithm) == dataclasses.asdict(q_learning.algorithm) | {"name": "iql"}
+    assert dataclasses.replace(q_learning, algorithm=iql.algorithm) == iql
 
 
 @pytest.mark.parametrize(
@@ -321,24 +316,24 @@ def test_q_learning_with_no_mixer_is_iql(env, train):
         ({"train": {"gamma": 1.5}}, "train.gamma=1.5 is out of bounds"),
         ({"train": {"total_steps": "many"}}, "train.total_steps"),
         ({"env": {"num_envs": 0}}, "env.num_envs=0"),
-        ({"train": {"batch_episodes": 7, "buffer_episodes": 5}}, "never holds the train.batch_episodes=7"),
+        ({"train": {"batch_episodes": 7, "buffer_episodes": 5}}, "smaller than train.batch_episodes=7"),
         ({"sed": 1}, "Did you mean 'seed'"),
         ({"seed": -1}, "seed=-1 is out of bounds"),
         ({"device": "gpu"}, "device='gpu' is unknown"),
     ],
 )
-def test_what_is_wrong_is_named_with_what_is_right(change, message):
-    given = OmegaConf.to_container(composed())
+def test_errors_name_what_is_wrong_and_what_is_allowed(change, message):
+    config = OmegaConf.to_container(composed())
     for key, value in change.items():
         if isinstance(value, dict):
-            given[key] |= value
+            config[key] |= value
         else:
-            given[key] = value
+            config[key] = value
     with pytest.raises(UserError, match=message):
-        load_run(given)
+        load_run(config)
 
 
-def test_identity_is_what_a_run_is_not_where_it_runs():
+def test_where_a_run_takes_place_does_not_define_it():
     run = load_run(composed("mixer=qmix", "env=grf"))
     elsewhere = dataclasses.replace(run, dir="/elsewhere", device="cuda", env=dataclasses.replace(run.env, workers=7))
     assert run_name(elsewhere, None) == run_name(run, None)
@@ -347,7 +342,7 @@ def test_identity_is_what_a_run_is_not_where_it_runs():
     assert run_name(dataclasses.replace(run, train=slower), None) != run_name(run, None)
 
 
-def test_the_function_counts_not_its_path():
+def test_the_function_defines_a_run_not_its_path():
     run = load_run(composed("mixer=tfcaf"))
     moved = dataclasses.replace(run, mixer=dataclasses.replace(run.mixer, file="moved.json"))
     assert run_name(run, "a") == run_name(moved, "a") != run_name(run, "b")

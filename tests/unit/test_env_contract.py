@@ -1,4 +1,4 @@
-"""What every environment promises in envs/base.py, whatever it simulates."""
+"""The contract of envs/base.py, checked for every kind of environment."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,12 +33,12 @@ Make = Callable[..., TeamEnv]
 
 @pytest.fixture(params=CONFIGS)
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    """Builds the environment of the test's parameter; closes what it built."""
+    """A function that builds the environment of the test's parameter; environments are closed after the test."""
     built = []
 
-    def build(seed: int = 0, num_envs: int = N, **changes: Any) -> TeamEnv:
+    def build(seed: int = 0, num_envs: int = N, **options: Any) -> TeamEnv:
         config = CONFIGS[request.param]()
-        for name, value in changes.items():
+        for name, value in options.items():
             setattr(config, name, value)
         built.append(make_env(config, num_envs, seed))
         return built[-1]
@@ -48,24 +48,25 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
         env.close()
 
 
-def choose(available: Tensor, generator: torch.Generator) -> Tensor:
+def random_actions(available: Tensor, generator: torch.Generator) -> Tensor:
     """A random available action of each agent, [N, n]."""
     return torch.multinomial(available.flatten(0, 1).float(), 1, generator=generator).view(available.shape[:2])
 
 
 def play(env: TeamEnv, seed: int = 0, steps: int | None = None) -> tuple[Observation, list[Step]]:
-    """One episode, to its limit, with random actions that depend on `seed` alone."""
+    """Play `steps` steps, or to the episode limit, with random actions that depend only on `seed`."""
     generator = torch.Generator().manual_seed(seed)
     start = env.reset()
-    taken, available = [], start.available_actions
+    played, available = [], start.available_actions
     for _ in range(steps or env.episode_limit):
-        taken.append(env.step(choose(available, generator)))
-        available = taken[-1].available_actions
-    return start, taken
+        played.append(env.step(random_actions(available, generator)))
+        available = played[-1].available_actions
+    return start, played
 
 
-def same(one: tuple[Observation, list[Step]], other: tuple[Observation, list[Step]]) -> bool:
-    left, right = ([tensor for seen in (start, *steps) for tensor in seen] for start, steps in (one, other))
+def same(first: tuple[Observation, list[Step]], second: tuple[Observation, list[Step]]) -> bool:
+    """Whether two episodes are equal in every tensor."""
+    left, right = ([tensor for moment in (start, *steps) for tensor in moment] for start, steps in (first, second))
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
@@ -73,29 +74,29 @@ def test_shapes_dtypes_and_device(make: Make) -> None:
     env = make()
     start, steps = play(env)
     assert env.num_envs == N
-    everything: list[Observation | Step] = [start, *steps]
-    for seen in everything:
-        assert seen.obs.shape == (N, env.n_agents, env.obs_dim) and seen.obs.dtype == torch.float32
-        assert seen.state.shape == (N, env.state_dim) and seen.state.dtype == torch.float32
-        assert seen.available_actions.shape == (N, env.n_agents, env.n_actions)
-        assert seen.available_actions.dtype == torch.bool
+    moments: list[Observation | Step] = [start, *steps]
+    for moment in moments:
+        assert moment.obs.shape == (N, env.n_agents, env.obs_dim) and moment.obs.dtype == torch.float32
+        assert moment.state.shape == (N, env.state_dim) and moment.state.dtype == torch.float32
+        assert moment.available_actions.shape == (N, env.n_agents, env.n_actions)
+        assert moment.available_actions.dtype == torch.bool
     for step in steps:
         assert step.reward.shape == (N,) and step.reward.dtype == torch.float32
         assert step.terminated.shape == step.truncated.shape == (N,)
         assert step.terminated.dtype == step.truncated.dtype == torch.bool
-    assert {tensor.device for seen in everything for tensor in seen} == {env.device}
+    assert {tensor.device for moment in moments for tensor in moment} == {env.device}
 
 
-def test_everything_is_finite_and_each_agent_can_always_do_something(make: Make) -> None:
+def test_values_are_finite_and_each_agent_always_has_an_available_action(make: Make) -> None:
     start, steps = play(make())
-    everything: list[Observation | Step] = [start, *steps]
-    for seen in everything:
-        assert torch.isfinite(seen.obs).all() and torch.isfinite(seen.state).all()
-        assert seen.available_actions.any(-1).all()
+    moments: list[Observation | Step] = [start, *steps]
+    for moment in moments:
+        assert torch.isfinite(moment.obs).all() and torch.isfinite(moment.state).all()
+        assert moment.available_actions.any(-1).all()
     assert all(torch.isfinite(step.reward).all() for step in steps)
 
 
-def test_the_layout_covers_the_state_without_gap_or_repetition(make: Make) -> None:
+def test_the_layout_covers_the_state_without_gap_or_overlap(make: Make) -> None:
     env = make()
     columns = [column for field in env.layout for column in range(env.state_dim)[field.columns]]
     assert columns == list(range(env.layout.size))
@@ -114,7 +115,7 @@ def test_state_values_keep_to_the_declared_ranges(make: Make) -> None:
             assert inside.all(), field.label
 
 
-def test_the_description_fits(make: Make) -> None:
+def test_the_description_matches_the_environment(make: Make) -> None:
     env = make()
     assert env.task.n_agents == env.n_agents
     assert len(env.task.actions) == env.n_actions
@@ -126,9 +127,9 @@ def test_an_episode_that_does_not_terminate_is_truncated_exactly_at_the_limit(ma
         env = make(episode_limit=limit)
         _, steps = play(env)
         assert env.episode_limit == limit == len(steps)
-        ended_by_itself = torch.stack([step.terminated for step in steps]).any(0)
+        terminated = torch.stack([step.terminated for step in steps]).any(0)
         assert not any(step.truncated.any() for step in steps[:-1])
-        assert torch.equal(steps[-1].truncated, ~ended_by_itself)
+        assert torch.equal(steps[-1].truncated, ~terminated)
 
 
 def test_a_finished_copy_gives_no_reward(make: Make) -> None:
@@ -139,56 +140,58 @@ def test_a_finished_copy_gives_no_reward(make: Make) -> None:
 
 
 def test_equal_seeds_give_equal_episodes(make: Make) -> None:
-    one, other = make(seed=5), make(seed=6)
-    first = play(one)
-    nothing_is_random = one.task.env == "matrix"
-    assert same(first, play(other)) == nothing_is_random
-    other.seed(5)
-    assert same(first, play(other))
-    one.seed(5)
-    assert same(first, play(one))
+    env, other_env = make(seed=5), make(seed=6)
+    episode = play(env)
+    is_deterministic = env.task.env == "matrix"
+    assert same(episode, play(other_env)) == is_deterministic
+    other_env.seed(5)
+    assert same(episode, play(other_env))
+    env.seed(5)
+    assert same(episode, play(env))
 
 
-def test_the_episodes_after_each_other_differ(make: Make) -> None:
+def test_successive_episodes_differ(make: Make) -> None:
     env = make()
-    nothing_is_random = env.task.env == "matrix"
-    assert torch.equal(env.reset().state, env.reset().state) == nothing_is_random
+    is_deterministic = env.task.env == "matrix"
+    assert torch.equal(env.reset().state, env.reset().state) == is_deterministic
 
 
-def test_saved_state_continues_bit_for_bit(make: Make) -> None:
+def test_a_restored_environment_continues_bit_for_bit(make: Make) -> None:
     env = make(seed=1)
     play(env)
     saved = env.state_dict()
     expected = [play(env, seed=1), play(env, seed=2)]
-    fresh = make(seed=99)
-    fresh.load_state_dict(saved)
-    assert same(expected[0], play(fresh, seed=1))
-    assert same(expected[1], play(fresh, seed=2))
+    restored = make(seed=99)
+    restored.load_state_dict(saved)
+    assert same(expected[0], play(restored, seed=1))
+    assert same(expected[1], play(restored, seed=2))
 
 
-def test_what_was_returned_is_not_written_to_later(make: Make) -> None:
+def test_returned_tensors_are_not_written_to_later(make: Make) -> None:
     env = make()
     start, steps = play(env, steps=4)
-    kept = [[tensor.clone() for tensor in seen] for seen in [start, *steps]]
+    start_copy = Observation(*(tensor.clone() for tensor in start))
+    step_copies = [Step(*(tensor.clone() for tensor in step)) for step in steps]
     play(env, seed=3)
-    for seen, copies in zip([start, *steps], kept, strict=True):
-        assert all(torch.equal(tensor, copy) for tensor, copy in zip(seen, copies, strict=True))
+    assert same((start, steps), (start_copy, step_copies))
 
 
-def test_writing_into_what_was_returned_changes_nothing(make: Make) -> None:
-    def scribbled(env: TeamEnv) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        seen: Observation | Step = env.reset()
-        states = []
-        for _ in range(4):
-            actions = choose(seen.available_actions, generator)
-            states.append(seen.state.clone())
-            seen.obs.fill_(7.0)
-            seen.state.fill_(7.0)
-            seen.available_actions.fill_(False)
-            seen = env.step(actions)
-        return states
+def states_while_overwriting(env: TeamEnv) -> list[Tensor]:
+    """The states of four moments, each of whose tensors is overwritten before the next step."""
+    generator = torch.Generator().manual_seed(0)
+    moment: Observation | Step = env.reset()
+    states = []
+    for _ in range(4):
+        actions = random_actions(moment.available_actions, generator)
+        states.append(moment.state.clone())
+        moment.obs.fill_(7.0)
+        moment.state.fill_(7.0)
+        moment.available_actions.fill_(False)
+        moment = env.step(actions)
+    return states
 
+
+def test_writing_into_returned_tensors_changes_nothing(make: Make) -> None:
     start, steps = play(make(), steps=3)
     expected = [start.state, *(step.state for step in steps)]
-    assert all(torch.equal(a, b) for a, b in zip(expected, scribbled(make()), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, states_while_overwriting(make()), strict=True))

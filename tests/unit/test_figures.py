@@ -1,4 +1,4 @@
-"""Figures show every method on every task, look the same everywhere, and say what is not in them."""
+"""Figures show every method on every task, and note the runs that are missing from them."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from run_folders import STEPS, make, of
+from run_folders import STEPS, make_run, run_config
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
@@ -29,169 +29,176 @@ KINDS: list[Callable[..., None]] = [
 
 @pytest.fixture
 def records(tmp_path: Path) -> list[Record]:
-    for task, worth in (("8x8-2p-2f-coop-2s", 0.8), (OTHER, 0.6)):
-        for mixer, more in (("qmix", 0.0), ("vdn", 0.1)):
+    for task, base in (("8x8-2p-2f-coop-2s", 0.8), (OTHER, 0.6)):
+        for mixer, gain in (("qmix", 0.0), ("vdn", 0.1)):
             for seed in range(3):
-                make(tmp_path / "runs", of(mixer, seed, task), worth + more + 0.02 * seed)
+                make_run(tmp_path / "runs", run_config(mixer, seed, task), base + gain + 0.02 * seed)
     return collect([tmp_path / "runs"]).finished
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """What would be saved, still open."""
-    kept: list[Figure] = []
+    """The figures that would be written."""
+    figures: list[Figure] = []
     for module in (per_task, across_tasks):
-        monkeypatch.setattr(module, "save", lambda figure, path: kept.append(figure))
-    return kept
+        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+    return figures
 
 
-def everything(figure: Figure) -> str:
+def all_text(figure: Figure) -> str:
     figure.draw_without_rendering()
-    return "\n".join(one.get_text() for one in figure.findobj(Text))
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("ending", "begin"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
-def test_the_ending_says_the_format(
-    records: list[Record], tmp_path: Path, kind: Callable[..., None], ending: str, begin: bytes
+@pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_the_suffix_gives_the_format(
+    records: list[Record], tmp_path: Path, kind: Callable[..., None], suffix: str, magic: bytes
 ) -> None:
-    path = tmp_path / "new" / f"figure.{ending}"
+    path = tmp_path / "new" / f"figure.{suffix}"
     kind(records, path)
-    assert path.read_bytes().startswith(begin)
+    assert path.read_bytes().startswith(magic)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_figure_says_what_is_missing_and_what_its_intervals_are(
+def test_every_figure_notes_what_is_missing_and_what_its_intervals_are(
     records: list[Record], drawn: list[Figure], kind: Callable[..., None]
 ) -> None:
     kind(records, Path("x.png"), missing=["Missing: vdn on a/b: 1 failed (s3)."])
-    text = " ".join(drawn[0].get_supxlabel().split())
-    assert "95 %" in text and text.endswith("Missing: vdn on a/b: 1 failed (s3).")
-    said = everything(drawn[0])
-    assert "qmix" in said and "vdn" in said
+    notes = " ".join(drawn[0].get_supxlabel().split())
+    assert "95 %" in notes and notes.endswith("Missing: vdn on a/b: 1 failed (s3).")
+    text = all_text(drawn[0])
+    assert "qmix" in text and "vdn" in text
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_cut_off_or_covered(records: list[Record], drawn: list[Figure], kind: Callable[..., None]) -> None:
-    kind(records, Path("x.png"), missing=["Missing: " + "a long account of what there is not " * 8])
+    kind(records, Path("x.png"), missing=["Missing: " + "a long list of runs that are missing " * 8])
     figure = drawn[0]
     figure.draw_without_rendering()
-    whole = figure.bbox.padded(1)
-    small_print = next(one for one in figure.texts if one.get_text() == figure.get_supxlabel())
-    below = small_print.get_window_extent()
-    for axis in (one for one in figure.axes if one.get_visible()):
+    canvas = figure.bbox.padded(1)
+    small_print = next(text for text in figure.texts if text.get_text() == figure.get_supxlabel())
+    notes_box = small_print.get_window_extent()
+    for axis in (axis for axis in figure.axes if axis.get_visible()):
         box = axis.get_tightbbox()
-        assert box is not None and whole.contains(box.x0, box.y0) and whole.contains(box.x1, box.y1)
-        assert box.y0 >= below.y1 - 1
-    assert whole.contains(below.x0, below.y0) and whole.contains(below.x1, below.y1)
+        assert box is not None and canvas.contains(box.x0, box.y0) and canvas.contains(box.x1, box.y1)
+        assert box.y0 >= notes_box.y1 - 1
+    assert canvas.contains(notes_box.x0, notes_box.y0) and canvas.contains(notes_box.x1, notes_box.y1)
 
 
 def test_curves_are_means_with_bootstrap_bands(records: list[Record], drawn: list[Figure]) -> None:
     per_task.curves(records, Path("x.png"))
-    axis = next(one for one in drawn[0].axes if one.get_title() == "lbf/8x8-2p-2f-coop-2s")
-    line = next(one for one in axis.lines if one.get_label() == "vdn (n=3)")
+    axis = next(axis for axis in drawn[0].axes if axis.get_title() == "lbf/8x8-2p-2f-coop-2s")
+    line = next(line for line in axis.lines if line.get_label() == "vdn (n=3)")
     values = np.outer([0.9, 0.92, 0.94], np.linspace(0, 1, 5))
     assert list(line.get_xdata()) == list(STEPS) and np.allclose(line.get_ydata(), values.mean(0))
     low, high = bootstrap_mean(values)
-    bands = [one.get_paths()[0].vertices[:, 1] for one in axis.collections]
+    bands = [band.get_paths()[0].vertices[:, 1] for band in axis.collections]
     assert any(np.allclose([band.min(), band.max()], [low.min(), high.max()]) for band in bands)
 
 
-def test_curves_say_which_evaluations_were_left_out(tmp_path: Path, drawn: list[Figure]) -> None:
-    make(tmp_path, of("vdn", 0), 0.5, steps=(0, 10, 20, 30))
-    make(tmp_path, of("vdn", 1), 0.5, steps=(0, 10, 30))
+def test_curves_note_the_evaluations_that_are_left_out(tmp_path: Path, drawn: list[Figure]) -> None:
+    make_run(tmp_path, run_config("vdn", 0), 0.5, steps=(0, 10, 20, 30))
+    make_run(tmp_path, run_config("vdn", 1), 0.5, steps=(0, 10, 30))
     per_task.curves(collect([tmp_path]).finished, Path("x.png"))
     assert "evaluations at the 3 of 4 steps that all 2 runs share" in " ".join(drawn[0].get_supxlabel().split())
 
 
 def test_aggregated_curves_are_the_iqm_of_normalised_returns(records: list[Record], drawn: list[Figure]) -> None:
     across_tasks.aggregated_curves(records, Path("x.png"))
-    line = next(one for one in drawn[0].axes[0].lines if one.get_label() == "qmix (n=3)")
+    line = next(line for line in drawn[0].axes[0].lines if line.get_label() == "qmix (n=3)")
     final = sorted([0.8, 0.82, 0.84, 0.6, 0.62, 0.64])  # 1 is all food on both tasks; of six, half is three
     iqm = (0.5 * final[1] + final[2] + final[3] + 0.5 * final[4]) / 3
     assert np.allclose(line.get_ydata(), iqm * np.linspace(0, 1, 5))
-    assert "1 is 1 (no food and all of it loaded)" in drawn[0].get_supxlabel()
+    assert "1 is 1 (no food and all food loaded)" in drawn[0].get_supxlabel()
 
 
-def test_tasks_that_not_all_methods_have_are_left_out_and_named(
+def test_tasks_that_not_all_methods_have_are_left_out_and_listed(
     records: list[Record], tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    make(tmp_path / "more", of("qmix", 0, "15x15-4p-3f-2s"), 0.0)
-    every = [*records, *collect([tmp_path / "more"]).finished]
+    make_run(tmp_path / "more", run_config("qmix", 0, "15x15-4p-3f-2s"), 0.0)
+    all_records = [*records, *collect([tmp_path / "more"]).finished]
     for kind in KINDS[2:]:
-        kind(every, Path("x.png"))
-    for one in drawn:
+        kind(all_records, Path("x.png"))
+    for figure in drawn:
         assert "Left out, since not all methods have them with a scale: lbf/15x15-4p-3f-2s." in " ".join(
-            one.get_supxlabel().split()
+            figure.get_supxlabel().split()
         )
 
 
 def test_methods_without_a_common_task_are_refused(tmp_path: Path) -> None:
-    make(tmp_path, of("qmix"), 0.5)
-    make(tmp_path, of("vdn", 0, OTHER), 0.5)
+    make_run(tmp_path, run_config("qmix"), 0.5)
+    make_run(tmp_path, run_config("vdn", 0, OTHER), 0.5)
     with pytest.raises(UserError, match=r"No task has runs of all 2 methods.*qmix: lbf/8x8"):
         across_tasks.profiles(collect([tmp_path]).finished, tmp_path / "x.png")
 
 
 def test_an_improvement_needs_two_methods(tmp_path: Path) -> None:
-    make(tmp_path, of("qmix"), 0.5)
-    with pytest.raises(UserError, match="One method only, qmix"):
+    make_run(tmp_path, run_config("qmix"), 0.5)
+    with pytest.raises(UserError, match=r"Only qmix found; .*compares two methods"):
         across_tasks.improvement(collect([tmp_path]).finished, tmp_path / "x.png")
 
 
 def test_profiles_are_the_share_of_runs_above(records: list[Record], drawn: list[Figure]) -> None:
     across_tasks.profiles(records, Path("x.png"))
-    line = next(one for one in drawn[0].axes[0].lines if one.get_label() == "qmix (n=3)")
-    at = dict(zip(np.round(line.get_xdata(), 2), line.get_ydata(), strict=True))
-    assert at[0.5] == 1 and at[0.7] == 0.5 and at[0.83] == pytest.approx(1 / 6) and at[0.9] == 0
+    line = next(line for line in drawn[0].axes[0].lines if line.get_label() == "qmix (n=3)")
+    share = dict(zip(np.round(line.get_xdata(), 2), line.get_ydata(), strict=True))
+    assert share[0.5] == 1 and share[0.7] == 0.5 and share[0.83] == pytest.approx(1 / 6) and share[0.9] == 0
 
 
 def test_improvement_is_of_each_pair(records: list[Record], drawn: list[Figure]) -> None:
     across_tasks.improvement(records, Path("x.png"))
     axis = drawn[0].axes[0]
-    assert [one.get_text() for one in axis.get_yticklabels()] == ["qmix  >  vdn"]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["qmix  >  vdn"]
     (bar,) = axis.patches
     assert bar.get_x() + bar.get_width() == pytest.approx(0.0)
 
 
-def test_an_improvement_is_over_one_method_where_pairs_are_too_many(tmp_path: Path, drawn: list[Figure]) -> None:
-    for at in range(7):
+def test_methods_are_compared_with_one_method_where_there_are_too_many_pairs(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    for number in range(7):
         for seed in range(2):
-            make(tmp_path, of("vdn", seed, train=schema.TrainConfig(hidden=at + 1)), 0.5 + at)
-    every = collect([tmp_path]).finished
+            make_run(tmp_path, run_config("vdn", seed, train=schema.TrainConfig(hidden=number + 1)), 0.5 + number)
+    records = collect([tmp_path]).finished
     with pytest.raises(UserError, match=r"7 methods are 21 pairs.*--against 'vdn hidden=7'"):
-        across_tasks.improvement(every, Path("x.png"))
+        across_tasks.improvement(records, Path("x.png"))
     with pytest.raises(UserError, match=r"--against='vdn hiden=1' is unknown. Did you mean 'vdn hidden=1'\?"):
-        across_tasks.improvement(every, Path("x.png"), against="vdn hiden=1")
-    across_tasks.improvement(every, Path("x.png"), against="vdn hidden=1")
+        across_tasks.improvement(records, Path("x.png"), against="vdn hiden=1")
+    across_tasks.improvement(records, Path("x.png"), against="vdn hidden=1")
     assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [0.5] * 6
 
 
-def test_few_seeds_are_said(records: list[Record], drawn: list[Figure]) -> None:
+def test_few_seeds_are_noted(records: list[Record], drawn: list[Figure]) -> None:
     for kind in KINDS:
         kind(records, Path("x.png"))
-    assert all("Fewer than 5 seeds" in one.get_supxlabel() for one in drawn)
+    assert all("Fewer than 5 seeds" in figure.get_supxlabel() for figure in drawn)
 
 
 def test_bars_are_means(records: list[Record], drawn: list[Figure]) -> None:
     per_task.bars(records, Path("x.png"))
-    axis = next(one for one in drawn[0].axes if OTHER in one.get_title())
+    axis = next(axis for axis in drawn[0].axes if OTHER in axis.get_title())
     assert [bar.get_height() for bar in axis.patches] == pytest.approx([0.62, 0.72])
-    assert [one.get_text() for one in axis.get_xticklabels()] == ["qmix\n(n=3)", "vdn\n(n=3)"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["qmix\n(n=3)", "vdn\n(n=3)"]
 
 
-@pytest.mark.parametrize("alike", [True, False])
-def test_many_methods_have_their_legend_beside_the_curves(tmp_path: Path, drawn: list[Figure], alike: bool) -> None:
-    """One for all tasks where they have the same methods."""
-    for at in range(8):
-        for task in (OTHER, "8x8-2p-2f-coop")[: 1 + (alike or at > 0)]:
-            make(tmp_path, of("vdn", task=task, train=schema.TrainConfig(learning_rate=1e-4 * (at + 1))), 0.5)
+@pytest.mark.parametrize("same_methods", [True, False])
+def test_many_methods_have_their_legend_beside_the_curves(
+    tmp_path: Path, drawn: list[Figure], same_methods: bool
+) -> None:
+    """One legend for all tasks if they have the same methods."""
+    for number in range(8):
+        tasks = (OTHER, "8x8-2p-2f-coop") if same_methods or number > 0 else (OTHER,)
+        for task in tasks:
+            make_run(
+                tmp_path, run_config("vdn", task=task, train=schema.TrainConfig(learning_rate=1e-4 * (number + 1))), 0.5
+            )
     per_task.curves(collect([tmp_path]).finished, Path("x.png"))
     drawn[0].draw_without_rendering()
-    owners = drawn[0].legends if alike else [axis.get_legend() for axis in drawn[0].axes]
-    assert len(owners) == (1 if alike else 2)
+    owners = drawn[0].legends if same_methods else [axis.get_legend() for axis in drawn[0].axes]
+    assert len(owners) == (1 if same_methods else 2)
     for axis, legend in zip(drawn[0].axes[-len(owners) :], owners, strict=True):
         assert legend is not None
         box = legend.get_window_extent()
         assert box.x0 > axis.bbox.x1 and drawn[0].bbox.x1 >= box.x1 - 1
-    assert len(re.findall("learning_rate", everything(drawn[0]))) == (8 if alike else 15)
+    assert len(re.findall("learning_rate", all_text(drawn[0]))) == (8 if same_methods else 15)

@@ -1,4 +1,4 @@
-"""What env=grf does on a machine without the football engine."""
+"""env=grf on a machine without the football engine."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# A process in which nothing of gfootball can be found, whether it is installed or not.
+# A process in which gfootball cannot be found, whether it is installed or not.
 WITHOUT_ENGINE = """
 import json, sys
 
@@ -18,19 +18,18 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 from qllm_exp.envs import env_module, make_env
 from qllm_exp.errors import UserError
-from qllm_exp.config.schema import Grf
 
-def error(call):
+def message_of(call):
     try:
         call()
-    except UserError as one:
-        return str(one)
+    except UserError as error:
+        return str(error)
 
 grf = env_module("grf")
 print(json.dumps({
-    "make": error(lambda: make_env(Grf(), 2, 0)),
-    "check": error(lambda: grf.check(Grf())),
-    "unknown": error(lambda: grf.check(Grf(task="academy_conrer"))),
+    "make": message_of(lambda: make_env(grf.Config(), 2, 0)),
+    "check": message_of(lambda: grf.check(grf.Config())),
+    "unknown": message_of(lambda: grf.check(grf.Config(task="academy_conrer"))),
     "tasks": grf.tasks(),
 }))
 """
@@ -38,10 +37,10 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def without_engine() -> dict[str, str]:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_ENGINE], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    answers: dict[str, str] = json.loads(done.stdout)
-    return answers
+    process = subprocess.run([sys.executable, "-c", WITHOUT_ENGINE], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    results: dict[str, str] = json.loads(process.stdout)
+    return results
 
 
 @pytest.mark.parametrize("call", ["make", "check"])
@@ -49,12 +48,12 @@ def test_the_error_says_what_to_type(without_engine: dict[str, str], call: str) 
     assert without_engine[call] == "env=grf needs the football engine, which is not installed. Type: make grf"
 
 
-def test_an_unknown_scenario_is_named_with_those_allowed(without_engine: dict[str, str]) -> None:
+def test_an_unknown_scenario_is_refused_with_the_allowed_ones(without_engine: dict[str, str]) -> None:
     message = without_engine["unknown"]
     assert "academy_conrer" in message and "Did you mean 'academy_corner'?" in message
     assert "academy_3_vs_1_with_keeper" in message
 
 
-def test_the_scenarios_are_known_all_the_same(without_engine: dict[str, str]) -> None:
+def test_the_scenarios_are_listed_nevertheless(without_engine: dict[str, str]) -> None:
     assert len(without_engine["tasks"]) == 11
     assert {"academy_3_vs_1_with_keeper", "academy_counterattack_hard"} <= set(without_engine["tasks"])

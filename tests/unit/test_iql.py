@@ -23,13 +23,13 @@ def test_an_update_is_that_of_q_learning_bit_by_bit():
     for algorithm in (IqlConfig(), QLearningConfig()):
         torch.manual_seed(0)
         run = schema.RunConfig(algorithm=algorithm, mixer=NoMixerConfig(), train=schema.TrainConfig(hidden=8))
-        made = make_algorithm(run, ENV, Independent())
-        assert isinstance(made, QLearning)
-        before = made.online.values.detach().clone()
+        algo = make_algorithm(run, ENV, Independent())
+        assert isinstance(algo, QLearning)
+        before = algo.online.values.detach().clone()
         for seed in range(3):
-            made.learn(batch(seed=seed))
-        assert not torch.equal(made.online.values, before)
-        values.append(torch.cat([made.online.values, made.target.values]).detach())
+            algo.learn(batch(seed=seed))
+        assert not torch.equal(algo.online.values, before)
+        values.append(torch.cat([algo.online.values, algo.target.values]).detach())
     assert torch.equal(*values)
 
 
@@ -37,9 +37,9 @@ def test_an_update_is_that_of_q_learning_bit_by_bit():
 @pytest.mark.parametrize("env", registry.choices("env"))
 def test_its_settings_are_those_of_q_learning(env, train):
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        one, other = (
-            load_run(compose("config", [f"env={env}", f"train={train}", *words]))
-            for words in (["algorithm=iql"], ["algorithm=q_learning", "mixer=none"])
+        first, second = (
+            load_run(compose("config", [f"env={env}", f"train={train}", *overrides]))
+            for overrides in (["algorithm=iql"], ["algorithm=q_learning", "mixer=none"])
         )
-    assert to_dict(one) == to_dict(dataclasses.replace(other, algorithm=one.algorithm))
-    assert dataclasses.asdict(one.algorithm) == dataclasses.asdict(other.algorithm) | {"name": "iql"}
+    assert to_dict(first) == to_dict(dataclasses.replace(second, algorithm=first.algorithm))
+    assert dataclasses.asdict(first.algorithm) == dataclasses.asdict(second.algorithm) | {"name": "iql"}

@@ -1,4 +1,4 @@
-"""Tables compile as they are, with the one package that they name, and stay within the text."""
+"""LaTeX tables compile as they are, with the packages that they name, and stay within the text width."""
 
 import re
 import subprocess
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from run_folders import make, of, unfinished
+from run_folders import make_run, make_unfinished_run, run_config
 
 from qllm_exp.config import schema
 from qllm_exp.llm.online import Config as OnlineConfig
 from qllm_exp.results.records.collect import collect
 from qllm_exp.results.statistics.aggregate import Estimate
-from qllm_exp.results.tables.costs import spent
+from qllm_exp.results.tables.costs import cost_sheet
 from qllm_exp.results.tables.formats import in_latex, latex
 from qllm_exp.results.tables.pivot import Cell
 from qllm_exp.results.tables.sheet import Sheet
@@ -22,7 +22,7 @@ OTHER = "10x10-3p-3f-2s"
 
 
 def compiled(folder: Path, sheets: Sequence[Sheet], packages: str = "booktabs,graphicx") -> tuple[int, str]:
-    """Pages of an article with the tables, and what pdflatex said."""
+    """Return the number of pages of an article with the tables, and the log of pdflatex."""
     text = f"\\documentclass{{article}}\n\\usepackage{{{packages}}}\n\\begin{{document}}\n{latex(sheets)}\\end{{document}}\n"
     (folder / "t.tex").write_text(text)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
@@ -34,13 +34,13 @@ def compiled(folder: Path, sheets: Sequence[Sheet], packages: str = "booktabs,gr
 
 
 def sheet(columns: int, rows: int, long: str = "", cell: Cell | str | None = None) -> Sheet:
-    one = Cell(Estimate(-0.5, -0.75, -0.25, 4), bold=True, functions=True) if cell is None else cell
+    value = Cell(Estimate(-0.5, -0.75, -0.25, 4), bold=True, functions=True) if cell is None else cell
     return Sheet(
         title="Return & <more> of 95 % λ",
         heading="method",
         labels=["env", "task"],
         columns=[f"tfcaf learning_rate=0.{at:04}" for at in range(columns)],
-        rows=[(("lbf", f"8x8-2p-2f_{at}{long}"), [one] * columns) for at in range(rows)],
+        rows=[(("lbf", f"8x8-2p-2f_{at}{long}"), [value] * columns) for at in range(rows)],
         notes=["Missing: " + "a long note of what there is not " * 20],
     )
 
@@ -50,20 +50,20 @@ def test_tables_of_every_kind_compile(tmp_path: Path) -> None:
         for sample in range(2):
             llm = OnlineConfig(name="openai", model="openai/gpt_5&x%#$^~{}")
             for seed in range(2):
-                run = of("tfcaf", seed, task, tfcaf=schema.GenerationConfig(sample=sample), llm=llm)
-                make(tmp_path / "runs", run, 0.5 + 0.1 * seed, program=sample)
+                run = run_config("tfcaf", seed, task, tfcaf=schema.GenerationConfig(sample=sample), llm=llm)
+                make_run(tmp_path / "runs", run, 0.5 + 0.1 * seed, program=sample)
         for rate in (5e-4, 1e-3):
             for seed in range(2):
                 train = schema.TrainConfig(learning_rate=rate)
-                make(tmp_path / "runs", of("qmix", seed, task, train=train), 0.4 + 0.1 * seed)
-    unfinished(tmp_path / "runs", of("vdn", 7), "failed")
-    found = collect([tmp_path / "runs"])
-    table, cells = comparison(found, columns=["method", "llm.model"])
-    took = spent(cells, table, ["parameters", "time", "cost", "steps-to=0.3"])
-    over, _ = comparison(found, rows=[], columns=["mixer", "train.learning_rate", "tfcaf.sample"])
-    effects, _ = ablation(found, ["train.learning_rate"])
-    _, said = compiled(tmp_path, [table, took, over, effects])
-    assert "Overfull" not in said and "undefined" not in said
+                make_run(tmp_path / "runs", run_config("qmix", seed, task, train=train), 0.4 + 0.1 * seed)
+    make_unfinished_run(tmp_path / "runs", run_config("vdn", 7), "failed")
+    runs = collect([tmp_path / "runs"])
+    table, cells = comparison(runs, columns=["method", "llm.model"])
+    took = cost_sheet(cells, table, ["parameters", "time", "cost", "steps-to=0.3"])
+    over, _ = comparison(runs, rows=[], columns=["mixer", "train.learning_rate", "tfcaf.sample"])
+    effects, _ = ablation(runs, ["train.learning_rate"])
+    _, log = compiled(tmp_path, [table, took, over, effects])
+    assert "Overfull" not in log and "undefined" not in log
 
 
 SIGNS = (
@@ -73,28 +73,28 @@ SIGNS = (
 
 
 @pytest.mark.parametrize("cell", [SIGNS, "[1] begins with a bracket"])
-def test_no_sign_stops_latex(tmp_path: Path, cell: str) -> None:
-    one = sheet(2, 1, " " + SIGNS, cell)
-    _, said = compiled(tmp_path, [Sheet(**{**vars(one), "title": SIGNS, "notes": [SIGNS], "labels": ["env", SIGNS]})])
-    assert "Missing character" not in said and "undefined" not in said
+def test_all_characters_compile(tmp_path: Path, cell: str) -> None:
+    table = sheet(2, 1, " " + SIGNS, cell)
+    _, log = compiled(tmp_path, [Sheet(**{**vars(table), "title": SIGNS, "notes": [SIGNS], "labels": ["env", SIGNS]})])
+    assert "Missing character" not in log and "undefined" not in log
 
 
-def test_what_the_fonts_lack_is_written_by_its_code() -> None:
+def test_characters_without_a_glyph_are_written_as_code_points() -> None:
     assert in_latex("中é") == "U+4E2Dé" and in_latex("λ≥½") == r"$\lambda$$\geq$U+00BD"
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 1), (3, 4), (4, 10), (14, 3), (3, 75), (9, 30)])
 def test_tables_stay_within_the_text(tmp_path: Path, columns: int, rows: int) -> None:
-    one = sheet(columns, rows)
-    _, said = compiled(tmp_path, [one])
-    assert "Overfull" not in said and "too large" not in said
-    written = latex([one])
+    table = sheet(columns, rows)
+    _, log = compiled(tmp_path, [table])
+    assert "Overfull" not in log and "too large" not in log
+    written = latex([table])
     assert written.count(r"\begin{table}") == written.count(r"\end{table}") == written.count(r"\caption")
     assert written.count(r"\textbf{") == columns * rows  # every cell, once
     assert written.count("Missing: ") == 1
 
 
-def test_a_narrow_table_is_one_with_its_intervals_beside_their_values() -> None:
+def test_a_narrow_table_is_not_split_and_has_intervals_beside_values() -> None:
     written = latex([sheet(1, 3)])
     assert (
         written.count(r"\begin{tabular}") == 1

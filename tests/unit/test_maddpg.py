@@ -1,4 +1,4 @@
-"""MADDPG against its formulas, the slow way, and the gradient of a drawn action against its closed form."""
+"""MADDPG against its formulas, written out step by step, and the gradient of a drawn action against its closed form."""
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ N, A = ENV.n_agents, ENV.n_actions
 
 def disturbed(**train):
     """A learner whose target agents differ from its agents."""
-    made = learner("maddpg", {"grad_norm_clip": 1e9} | train)
+    algo = learner("maddpg", {"grad_norm_clip": 1e9} | train)
     with torch.no_grad():
-        made.target_actor.values += 0.3 * torch.randn_like(made.target_actor.values)
-    return made
+        algo.target_actor.values += 0.3 * torch.randn_like(algo.target_actor.values)
+    return algo
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -33,11 +33,11 @@ def test_the_gradient_of_a_drawn_action_is_that_of_its_softmax(temperature):
         return (((z + noise) / temperature).masked_fill(~available, -torch.inf)).softmax(-1)
 
     z = logits.clone().requires_grad_()
-    drawn = straight_through(MaskedCategorical(z, available).log_probs, noise, temperature)
-    (drawn * weight).sum().backward()
+    sampled = straight_through(MaskedCategorical(z, available).log_probs, noise, temperature)
+    (sampled * weight).sum().backward()
     y = soft(logits)
-    closed = (torch.diag(y) - torch.outer(y, y)) @ weight / temperature
-    torch.testing.assert_close(z.grad, closed, atol=1e-12, rtol=1e-9)
+    closed_form = (torch.diag(y) - torch.outer(y, y)) @ weight / temperature
+    torch.testing.assert_close(z.grad, closed_form, atol=1e-12, rtol=1e-9)
     for a in range(6):
         step = 1e-6 * F.one_hot(torch.tensor(a), 6)
         numeric = ((soft(logits + step) - soft(logits - step)) * weight).sum() / 2e-6
@@ -49,23 +49,23 @@ def test_a_drawn_action_is_one_hot_available_and_as_probable_as_the_policy_says(
     g = torch.Generator().manual_seed(0)
     policy = MaskedCategorical(torch.tensor([1.0, 0.0, 5.0, -1.0]), torch.tensor([True, True, False, True]))
     log_probs = policy.log_probs.expand(40_000, 4)
-    drawn = straight_through(log_probs, gumbel(log_probs, g), 0.1)
-    assert set(drawn.round(decimals=5).unique().tolist()) == {0.0, 1.0}
-    torch.testing.assert_close(drawn.mean(0), policy.probs, atol=0.01, rtol=0)
-    assert drawn[:, 2].abs().max() == 0
+    sampled = straight_through(log_probs, gumbel(log_probs, g), 0.1)
+    assert set(sampled.round(decimals=5).unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(sampled.mean(0), policy.probs, atol=0.01, rtol=0)
+    assert sampled[:, 2].abs().max() == 0
 
 
-def q_of(made, critic, t, e, i, b, joint):
+def q_of(algo, critic, t, e, i, b, joint):
     """Q^i of one state and one joint action, a list of n one-hot actions."""
-    seen = torch.cat([b.state[t, e], F.one_hot(torch.tensor(i), N).float(), *joint])
-    return critic.unroll(seen.expand(1, 1, N, -1))[0, 0, i, 0]
+    critic_inputs = torch.cat([b.state[t, e], F.one_hot(torch.tensor(i), N).float(), *joint])
+    return critic.unroll(critic_inputs.expand(1, 1, N, -1))[0, 0, i, 0]
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_an_update_of_the_critic_is_its_definition(shared):
-    made, b = disturbed(share_parameters=shared), batch()
+    algo, b = disturbed(share_parameters=shared), batch()
     with torch.no_grad():
-        logits = made.target_agents.unroll(made.inputs.along(b.obs, b.actions))
+        logits = algo.target_agents.unroll(algo.inputs.sequence_inputs(b.obs, b.actions))
     errors = []
     for e in range(4):
         length = int(b.mask[:, e].sum())
@@ -75,22 +75,22 @@ def test_an_update_of_the_critic_is_its_definition(shared):
             for i in range(N):
                 y = b.reward[t, e]
                 if not b.terminated[t, e]:
-                    then = [F.one_hot(torch.tensor(a), A).float() for a in best]
-                    y = y + made.train.gamma * q_of(made, made.target_critic, t + 1, e, i, b, then).detach()
-                now = [F.one_hot(a, A).float() for a in b.actions[t, e]]
-                errors.append((q_of(made, made.critic, t, e, i, b, now) - y) ** 2)
+                    next_joint = [F.one_hot(torch.tensor(a), A).float() for a in best]
+                    y = y + algo.train.gamma * q_of(algo, algo.target_critic, t + 1, e, i, b, next_joint).detach()
+                joint = [F.one_hot(a, A).float() for a in b.actions[t, e]]
+                errors.append((q_of(algo, algo.critic, t, e, i, b, joint) - y) ** 2)
     loss = torch.stack(errors).mean()
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(made.critic.parameters()))])
-    assert float(made.learn(b)["value_loss"]) == pytest.approx(loss.item(), rel=1e-5)
-    torch.testing.assert_close(made.critic_parameters.gradient, expected, atol=1e-6, rtol=1e-4)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(algo.critic.parameters()))])
+    assert float(algo.learn(b)["value_loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    torch.testing.assert_close(algo.critic_parameters.gradient, expected, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("network", ["gru", "mlp"])
 def test_each_agent_climbs_its_critic_through_its_own_action_alone(shared, network):
-    made, b = disturbed(share_parameters=shared, network=network, learning_rate=0.0), batch()  # the critic stays
-    noise = gumbel(torch.empty(b.steps, 4, N, A), torch.Generator().set_state(made.generator.get_state()))
-    logits = made.agents.unroll(made.inputs.along(b.obs, b.actions)[:-1])
+    algo, b = disturbed(share_parameters=shared, network=network, learning_rate=0.0), batch()  # the critic stays
+    noise = gumbel(torch.empty(b.steps, 4, N, A), torch.Generator().set_state(algo.generator.get_state()))
+    logits = algo.agents.unroll(algo.inputs.sequence_inputs(b.obs, b.actions)[:-1])
     gains, squares = [], []
     for e in range(4):
         for t in range(int(b.mask[:, e].sum())):
@@ -101,27 +101,27 @@ def test_each_agent_climbs_its_critic_through_its_own_action_alone(shared, netwo
                 soft = (masked.log_softmax(-1) + noise[t, e, j]).softmax(-1)
                 joint.append(F.one_hot(soft.argmax(), A) + soft - soft.detach())
             for i in range(N):
-                mine = [one if j == i else one.detach() for j, one in enumerate(joint)]
-                gains.append(q_of(made, made.critic, t, e, i, b, mine))
+                own_gradient = [action if j == i else action.detach() for j, action in enumerate(joint)]
+                gains.append(q_of(algo, algo.critic, t, e, i, b, own_gradient))
                 squares.append((logits[t, e, i] * allowed[i]).square().mean())
     gain = torch.stack(gains).mean()
     loss = 0.001 * torch.stack(squares).mean() - gain
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(made.agents.parameters()))])
-    figures = made.learn(b)
-    assert float(figures["policy_loss"]) == pytest.approx(-gain.item(), rel=1e-5)
-    torch.testing.assert_close(made.actor_parameters.gradient, expected, atol=1e-7, rtol=1e-3)
-    assert made.actor_parameters.gradient.norm() > 1e-4
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(algo.agents.parameters()))])
+    metrics = algo.learn(b)
+    assert float(metrics["policy_loss"]) == pytest.approx(-gain.item(), rel=1e-5)
+    torch.testing.assert_close(algo.actor_parameters.gradient, expected, atol=1e-7, rtol=1e-3)
+    assert algo.actor_parameters.gradient.norm() > 1e-4
 
 
 def test_target_agents_follow_softly_and_are_kept():
-    made, other = disturbed(), learner("maddpg")
-    before = made.target_actor.values.detach().clone()
-    made.learn(batch())
-    after = before + 0.01 * (made.actor_parameters.values.detach() - before)
-    torch.testing.assert_close(made.target_actor.values.detach(), after)
-    other.load_state_dict(made.state_dict())
-    assert torch.equal(other.target_actor.values, made.target_actor.values)
-    assert torch.equal(made._drawn(_uniform()), other._drawn(_uniform()))
+    algo, second = disturbed(), learner("maddpg")
+    before = algo.target_actor.values.detach().clone()
+    algo.learn(batch())
+    expected = before + 0.01 * (algo.actor_parameters.values.detach() - before)
+    torch.testing.assert_close(algo.target_actor.values.detach(), expected)
+    second.load_state_dict(algo.state_dict())
+    assert torch.equal(second.target_actor.values, algo.target_actor.values)
+    assert torch.equal(algo._sample_joint(_uniform()), second._sample_joint(_uniform()))
 
 
 def _uniform() -> MaskedCategorical:
@@ -136,23 +136,23 @@ def test_it_learns_from_replayed_episodes():
             assert count == 7
             return b
 
-    one, other = (learner("maddpg", {"batch_episodes": 7}) for _ in range(2))
-    assert not one.on_policy
-    figures, others = one.update(Replay()), other.learn(b)
-    assert all(torch.equal(figures[name], others[name]) for name in others)
+    first, second = (learner("maddpg", {"batch_episodes": 7}) for _ in range(2))
+    assert not first.on_policy
+    metrics, second_metrics = first.update(Replay()), second.learn(b)
+    assert all(torch.equal(metrics[name], second_metrics[name]) for name in second_metrics)
 
 
-def test_it_learns_to_agree_from_what_others_did():
+def test_it_learns_to_coordinate_from_random_actions():
     """Two agents of one state get 1 if both do action 3, from episodes of random actions, the last action never available."""
     train = {"network": "mlp", "share_parameters": False, "learning_rate": 1e-2}
-    made, g = learner("maddpg", train, evaluation="greedy"), torch.Generator().manual_seed(0)
+    algo, g = learner("maddpg", train, evaluation="greedy"), torch.Generator().manual_seed(0)
     obs, state = (x[:2, :1].repeat_interleave(32, 1) for x in batch()[:2])
     available = torch.ones(2, 32, N, A, dtype=torch.bool)
     available[..., -1] = False
-    yes = torch.ones(1, 32, dtype=torch.bool)
+    all_true = torch.ones(1, 32, dtype=torch.bool)
     for _ in range(100):
         actions = torch.randint(A - 1, (1, 32, N), generator=g)
         reward = (actions == 3).all(-1).float()
-        made.learn(EpisodeBatch(obs, state, available, actions, reward, yes, yes))
-    greedy, _ = made.act(obs[0], available[0], made.initial_memory(32), None, g)
+        algo.learn(EpisodeBatch(obs, state, available, actions, reward, all_true, all_true))
+    greedy, _ = algo.act(obs[0], available[0], algo.initial_memory(32), None, g)
     assert (greedy == 3).all()

@@ -20,7 +20,7 @@ def claus_penalty(k: int) -> np.ndarray:
 
 
 def played_payoffs(task: str, reward: str = "mean") -> np.ndarray:
-    """The payoff matrix as the environment pays it, every joint action in a copy of its own."""
+    """The payoff matrix that the environment pays, with one copy per joint action."""
     env = make_env(MatrixConfig(task=task, reward=reward), 9, 0)
     env.reset()
     joint = torch.tensor(list(itertools.product(range(3), repeat=2)))
@@ -31,9 +31,9 @@ def test_climbing_is_claus_and_boutiliers_with_the_agents_exchanged() -> None:
     assert np.array_equal(played_payoffs("climbing"), CLAUS_CLIMBING.T)
 
 
-@pytest.mark.parametrize("size", [0, 25, 50, 75, 100])
-def test_penalty_is_claus_and_boutiliers_with_the_second_agents_actions_reversed(size: int) -> None:
-    assert np.array_equal(played_payoffs(f"penalty-{size}"), claus_penalty(-size)[:, ::-1])
+@pytest.mark.parametrize("penalty", [0, 25, 50, 75, 100])
+def test_penalty_is_claus_and_boutiliers_with_the_second_agents_actions_reversed(penalty: int) -> None:
+    assert np.array_equal(played_payoffs(f"penalty-{penalty}"), claus_penalty(-penalty)[:, ::-1])
 
 
 def test_sum_adds_the_payoffs_of_both_agents() -> None:
@@ -45,9 +45,9 @@ def test_the_state_is_the_last_joint_action_and_the_observation_is_constant() ->
     start = env.reset()
     assert start.state.tolist() == [[-1.0, -1.0], [-1.0, -1.0]]
     step = env.step(torch.tensor([[0, 2], [1, 0]]))
-    for agent in range(2):
+    for agent, last_actions in enumerate([[[0.0], [1.0]], [[2.0], [0.0]]]):
         column = step.state[:, env.layout.find("agent", "last_action", agent).columns]
-        assert column.tolist() == [[[0.0], [1.0]], [[2.0], [0.0]]][agent]
+        assert column.tolist() == last_actions
     assert torch.equal(step.obs, start.obs)
     assert env.reset().state.tolist() == start.state.tolist()
 

@@ -47,6 +47,6 @@ def test_vdn_adds_and_none_hands_on():
 
 def test_the_state_changes_the_credit_of_qmix_only():
     torch.manual_seed(0)
-    qs, one, other = torch.randn(1, 3), torch.randn(1, 4), torch.randn(1, 4)
-    assert not torch.allclose(gradient(Qmix(3, 4), qs, one), gradient(Qmix(3, 4), qs, other))
-    assert torch.equal(gradient(Vdn(), qs, one), torch.ones(1, 3))
+    qs, first, second = torch.randn(1, 3), torch.randn(1, 4), torch.randn(1, 4)
+    assert not torch.allclose(gradient(Qmix(3, 4), qs, first), gradient(Qmix(3, 4), qs, second))
+    assert torch.equal(gradient(Vdn(), qs, first), torch.ones(1, 3))

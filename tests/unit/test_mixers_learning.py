@@ -1,4 +1,4 @@
-"""The whole loss of mixers that ask more than the individual Qs, written out step by step: its gradient is that of `learn`."""
+"""The whole loss of mixers with more than a `forward`, written out step by step: its gradient is that of `learn`."""
 
 import copy
 import itertools
@@ -27,10 +27,10 @@ CONFIGS = {
 def learner(name: str, double_q: bool) -> QLearning:
     torch.manual_seed(0)
     train = schema.TrainConfig(hidden=8, grad_norm_clip=1e9, standardise_rewards=False)
-    made = QLearning(QLearningConfig(targets="n_step", double_q=double_q), train, ENV, make_mixer(CONFIGS[name], ENV))
-    with torch.no_grad():  # so that online and target differ
-        made.target.values += 0.3 * torch.randn_like(made.target.values)
-    return made
+    algo = QLearning(QLearningConfig(targets="n_step", double_q=double_q), train, ENV, make_mixer(CONFIGS[name], ENV))
+    with torch.no_grad():  # so that online and target networks differ
+        algo.target.values += 0.3 * torch.randn_like(algo.target.values)
+    return algo
 
 
 def one_hot(actions) -> torch.Tensor:
@@ -41,7 +41,7 @@ def best(qs, allowed) -> list[int]:
     return [max((a for a in range(A) if allowed[i, a]), key=lambda a: float(qs[i, a].detach())) for i in range(N)]
 
 
-def picked(qs, actions) -> torch.Tensor:
+def select(qs, actions) -> torch.Tensor:
     return torch.stack([qs[i, int(actions[i])] for i in range(N)])
 
 
@@ -57,7 +57,7 @@ def qplex_value(mixer, qs, allowed, actions, state):
         agents = torch.sigmoid(second[2 + k] @ mixer.agents_action.weight[k] + mixer.agents_action.bias[k][0])
         action = torch.sigmoid(second[4 + k] @ mixer.agents_action.weight[2 + k] + mixer.agents_action.bias[2 + k][0])
         importance = importance + key * agents * action
-    q, v = picked(qs, actions), picked(qs, best(qs, allowed))
+    q, v = select(qs, actions), select(qs, best(qs, allowed))
     transformed = [w[i] * q[i] + b[i] for i in range(N)]
     advantages = [(w[i] * q[i] + b[i] - w[i] * v[i] - b[i]).detach() for i in range(N)]
     return sum(transformed[i] + (importance[i] - 1) * advantages[i] for i in range(N))
@@ -67,74 +67,78 @@ def qtran_joint(mixer, actions, state):
     return mixer.joint(torch.cat([state, one_hot(actions)]))[0]
 
 
-def step_loss(name, made, mixer_target, now, then, b, e, t):
+def step_loss(name, algo, mixer_target, qs, next_qs, b, e, t):
     """Loss of one step. now, then: the Qs [n, A] at t and t + 1 of online agents, target agents, central and its target."""
-    mixer, state, after = made.mixer, b.state[t, e], b.state[t + 1, e]
+    mixer, state, next_state = algo.mixer, b.state[t, e], b.state[t + 1, e]
     allowed, allowed_then, actions = b.available_actions[t, e], b.available_actions[t + 1, e], b.actions[t, e]
-    online, _, central, _ = now
-    judge = then[0] if made.config.double_q else then[1]
-    choice = best(judge, allowed_then)
+    online, _, central, _ = qs
+    selecting_qs = next_qs[0] if algo.config.double_q else next_qs[1]
+    choice = best(selecting_qs, allowed_then)
     if name == "qplex":
-        bootstrap = qplex_value(mixer_target, then[1], allowed_then, choice, after)
+        bootstrap = qplex_value(mixer_target, next_qs[1], allowed_then, choice, next_state)
     elif name == "qtran":
-        bootstrap = qtran_joint(mixer_target, choice, after)
+        bootstrap = qtran_joint(mixer_target, choice, next_state)
     else:
-        bootstrap = mixer_target.unrestricted(picked(then[3], choice), after)
-    y = (b.reward[t, e] + made.train.gamma * (0 if b.terminated[t, e] else bootstrap)) * torch.ones(())
+        bootstrap = mixer_target.unrestricted(select(next_qs[3], choice), next_state)
+    y = (b.reward[t, e] + algo.train.gamma * (0 if b.terminated[t, e] else bootstrap)) * torch.ones(())
     return value_loss(name, mixer, online, central, allowed, actions, state, y.detach())
 
 
 def value_loss(name, mixer, online, central, allowed, actions, state, y):
-    """Loss of what the mixer says of a joint action in a state. online, central: the Qs [n, A] of agents and central."""
+    """Loss of one joint action in one state. online, central: Qs [n, A] of the agents and of the central agents."""
     if name == "qplex":
         return (qplex_value(mixer, online, allowed, actions, state) - y) ** 2
     if name == "qtran":
         q_jt, v = qtran_joint(mixer, actions, state), mixer.of_state(state)[0]
-        top = best(online, allowed)
-        opt = picked(online, top).sum() + v - qtran_joint(mixer, top, state).detach()
-        nopt = picked(online, actions).sum() + v - q_jt.detach()
+        best_actions = best(online, allowed)
+        opt = select(online, best_actions).sum() + v - qtran_joint(mixer, best_actions, state).detach()
+        nopt = select(online, actions).sum() + v - q_jt.detach()
         return (q_jt - y) ** 2 + 0.7 * opt**2 + (0.3 * nopt**2 if nopt < 0 else 0)
-    q_tot, free = mixer(picked(online, actions), state), mixer.unrestricted(picked(central, actions), state)
+    q_tot, central_q_tot = mixer(select(online, actions), state), mixer.unrestricted(select(central, actions), state)
     if name == "ow":
-        full = q_tot < y
+        has_full_weight = q_tot < y
     else:
-        top = best(online, allowed)
-        full = top == actions.tolist() or y > mixer.unrestricted(picked(central, top), state)
-    return (1.0 if full else 0.3) * (q_tot - y) ** 2 + (free - y) ** 2
+        best_actions = best(online, allowed)
+        has_full_weight = best_actions == actions.tolist() or y > mixer.unrestricted(
+            select(central, best_actions), state
+        )
+    return (1.0 if has_full_weight else 0.3) * (q_tot - y) ** 2 + (central_q_tot - y) ** 2
 
 
 @pytest.mark.parametrize(("name", "double_q"), list(itertools.product(CONFIGS, (True, False))))
 def test_the_gradient_is_that_of_the_published_loss(name, double_q):
-    made, literal, b = learner(name, double_q), learner(name, double_q), batch()
-    made.learn(b)
-    inputs = literal.inputs.along(b.obs, b.actions)
-    networks = (literal.agents, literal.target_agents, literal.central, literal.target_central)
-    qs = [None if one is None else one.unroll(inputs) for one in networks]
+    algo, reference, b = learner(name, double_q), learner(name, double_q), batch()
+    algo.learn(b)
+    inputs = reference.inputs.sequence_inputs(b.obs, b.actions)
+    networks = (reference.agents, reference.target_agents, reference.central, reference.target_central)
+    qs = [None if network is None else network.unroll(inputs) for network in networks]
     losses = []
     for e in range(b.reward.shape[1]):
         for t in range(int(b.mask[:, e].sum())):
-            now, then = ([None if q is None else q[at, e] for q in qs] for at in (t, t + 1))
-            losses.append(step_loss(name, literal, literal.target_mixer, now, then, b, e, t))
-    literal.online.gradient.zero_()
+            step_qs, next_qs = ([None if q is None else q[step, e] for q in qs] for step in (t, t + 1))
+            losses.append(step_loss(name, reference, reference.target_mixer, step_qs, next_qs, b, e, t))
+    reference.online.gradient.zero_()
     torch.stack(losses).mean().backward()
-    assert literal.online.gradient.abs().max() > 0.01
-    assert torch.allclose(made.online.gradient, literal.online.gradient, rtol=1e-3, atol=1e-5)
+    assert reference.online.gradient.abs().max() > 0.01
+    assert torch.allclose(algo.online.gradient, reference.online.gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_the_agents_of_the_unrestricted_mixer_learn_and_do_not_act():
-    made = learner("cw", True)
-    before = [p.clone() for p in made.central.parameters()]
-    kept = made.policy_state_dict()
-    made.learn(batch())
-    assert all(not torch.equal(p, q) for p, q in zip(before, made.central.parameters(), strict=True))
-    assert made.parameter_counts().keys() == {"agent", "mixer", "central"}
-    assert not any(name.startswith("central") for name in kept)
+    algo = learner("cw", True)
+    before = [p.clone() for p in algo.central.parameters()]
+    policy = algo.policy_state_dict()
+    algo.learn(batch())
+    assert all(not torch.equal(p, q) for p, q in zip(before, algo.central.parameters(), strict=True))
+    assert algo.parameter_counts().keys() == {"agent", "mixer", "central"}
+    assert not any(name.startswith("central") for name in policy)
 
 
-def test_a_learner_with_an_unrestricted_mixer_goes_on_as_the_saved_one():
-    one, other = learner("ow", True), learner("ow", True)
-    one.learn(batch(seed=1))
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
-    for made in (one, other):
-        made.learn(batch(seed=2))
-    assert torch.equal(one.online.values, other.online.values) and torch.equal(one.target.values, other.target.values)
+def test_a_restored_learner_with_an_unrestricted_mixer_continues_identically():
+    first, second = learner("ow", True), learner("ow", True)
+    first.learn(batch(seed=1))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for algo in (first, second):
+        algo.learn(batch(seed=2))
+    assert torch.equal(first.online.values, second.online.values) and torch.equal(
+        first.target.values, second.target.values
+    )

@@ -21,16 +21,16 @@ from qllm_exp.mixers.qatten import OwnState, Qatten
 from qllm_exp.mixers.qplex import Qplex
 from qllm_exp.mixers.qtran import Qtran
 from qllm_exp.mixers.wqmix import FeedForward, Wqmix
-from qllm_exp.networks.layers import ParallelLinear, side_by_side
+from qllm_exp.networks.layers import ParallelLinear, grouped_linear
 
 INF = math.inf
 
 
 def layout(n, extra=2):
-    """x and y of each agent, then columns of nobody's."""
+    """A layout with x and y of each agent, then columns of no agent."""
     fields = [StateField("agent", i, "position", ("x", "y"), -INF, INF) for i in range(n)]
     names = tuple(f"c{k}" for k in range(extra))
-    return StateLayout.of([*fields, StateField("match", None, "rest", names, -INF, INF)])
+    return StateLayout.from_fields([*fields, StateField("match", None, "rest", names, -INF, INF)])
 
 
 def scaled(mixer, factor):
@@ -59,8 +59,8 @@ def test_qatten_is_its_formula():
 @given(st.integers(0, 10**6), st.integers(1, 5), st.floats(0.1, 100))
 def test_qatten_wqmix_qplex_and_qtran_never_fall_where_a_q_rises(seed, n, scale):
     torch.manual_seed(seed)
-    made = [Qatten(n, layout(n), 2, 5, 4), Wqmix(n, 2 * n + 2, 4, 5, 6), Qplex(n, 3, 2 * n + 2, 2, 5, 6)]
-    for mixer in [*made, Qtran(n, 3, 2 * n + 2, 6)]:
+    mixers = [Qatten(n, layout(n), 2, 5, 4), Wqmix(n, 2 * n + 2, 4, 5, 6), Qplex(n, 3, 2 * n + 2, 2, 5, 6)]
+    for mixer in [*mixers, Qtran(n, 3, 2 * n + 2, 6)]:
         assert mixer.monotone
         qs, state = scale * torch.randn(4, 3, n), scale * torch.randn(4, 3, 2 * n + 2)
         assert (gradient(scaled(mixer, 3), qs, state) >= 0).all()
@@ -75,23 +75,23 @@ def test_own_state_takes_an_agents_fields_and_aligns_them_by_name():
         StateField("agent", 1, "position", ("x", "y"), -INF, INF),
     ]
     state = torch.tensor([10.0, 11, 12, 13, 14, 15, 16, 17])
-    assert OwnState(2, StateLayout.of(fields))(state).tolist() == [[10, 11, 12, 0], [16, 17, 0, 15]]
+    assert OwnState(2, StateLayout.from_fields(fields))(state).tolist() == [[10, 11, 12, 0], [16, 17, 0, 15]]
 
 
-def test_an_agent_without_fields_of_its_own_is_told_by_its_index():
-    one = StateLayout.of([StateField("environment", None, "state", ("a", "b"), -INF, INF)])
-    assert OwnState(2, one)(torch.tensor([[5.0, 6.0]])).tolist() == [[[5, 6, 1, 0], [5, 6, 0, 1]]]
+def test_an_agent_without_fields_is_identified_by_its_index():
+    state_layout = StateLayout.from_fields([StateField("environment", None, "state", ("a", "b"), -INF, INF)])
+    assert OwnState(2, state_layout)(torch.tensor([[5.0, 6.0]])).tolist() == [[[5, 6, 1, 0], [5, 6, 0, 1]]]
 
 
-@pytest.mark.parametrize("env", ["lbf", "mpe", "matrix", "pettingzoo"])
-def test_the_environments_name_each_agents_part_of_the_state(env):
-    made = make_env(config_class("env", env)(), 2, 0)
-    own = OwnState(made.n_agents, made.layout)
-    assert own.by_name and own(made.reset().state).shape == (2, made.n_agents, own.width)
-    made.close()
+@pytest.mark.parametrize("env_name", ["lbf", "mpe", "matrix", "pettingzoo"])
+def test_the_environments_name_each_agents_part_of_the_state(env_name):
+    env = make_env(config_class("env", env_name)(), 2, 0)
+    own = OwnState(env.n_agents, env.layout)
+    assert own.by_name and own(env.reset().state).shape == (2, env.n_agents, own.width)
+    env.close()
 
 
-def joint(n, a, seed=0):
+def all_joint_actions(n, a, seed=0):
     """Random Qs in one state, with every joint action [a ** n, n]."""
     g = torch.Generator().manual_seed(seed)
     actions = torch.tensor(list(itertools.product(range(a), repeat=n)))
@@ -103,126 +103,132 @@ def joint(n, a, seed=0):
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(2, 4))
 def test_the_best_joint_action_of_qplex_is_that_of_the_individual_ones(seed, n, a):
     torch.manual_seed(seed)
-    mixer, one = scaled(Qplex(n, a, 3, 2, 5, 6), 2), joint(n, a, seed)
-    values = mixer.value(one, torch.randn(3).expand(len(one.actions), 3))
-    assert one.actions[values.argmax()].tolist() == one.best_actions[0].tolist()
+    mixer, joint = scaled(Qplex(n, a, 3, 2, 5, 6), 2), all_joint_actions(n, a, seed)
+    values = mixer.q_tot(joint, torch.randn(3).expand(len(joint.actions), 3))
+    assert joint.actions[values.argmax()].tolist() == joint.best_actions[0].tolist()
 
 
 def test_qplex_at_the_best_joint_action_is_its_forward_pass():
     torch.manual_seed(0)
-    mixer, one, state = Qplex(2, 3, 4), joint(2, 3), torch.randn(4).expand(9, 4)
-    best = (one.actions == one.best_actions).all(-1)
-    assert torch.allclose(mixer.value(one, state)[best], mixer(one.best_qs, state)[best])
-    assert (mixer.importance(state, one.one_hot(one.actions)) > 0).all()
+    mixer, joint, state = Qplex(2, 3, 4), all_joint_actions(2, 3), torch.randn(4).expand(9, 4)
+    best = (joint.actions == joint.best_actions).all(-1)
+    assert torch.allclose(mixer.q_tot(joint, state)[best], mixer(joint.best_qs, state)[best])
+    assert (mixer.importance(state, joint.one_hot(joint.actions)) > 0).all()
 
 
-def test_qplex_asks_for_lambda_only_where_an_agent_loses_and_learns_the_same(monkeypatch):
+def test_qplex_computes_lambda_only_for_actions_that_are_not_greedy_and_learns_the_same(monkeypatch):
     torch.manual_seed(0)
-    mixer, one, state = scaled(Qplex(2, 3, 4), 2).double(), joint(2, 3), torch.randn(9, 4, dtype=torch.float64)
-    qs = one.all_qs.double().requires_grad_()
-    one = JointAction(qs, one.available, one.actions)
+    mixer, joint, state = (
+        scaled(Qplex(2, 3, 4), 2).double(),
+        all_joint_actions(2, 3),
+        torch.randn(9, 4, dtype=torch.float64),
+    )
+    qs = joint.all_qs.double().requires_grad_()
+    joint = JointAction(qs, joint.available, joint.actions)
     scale = mixer(torch.eye(2).double().unsqueeze(1).expand(2, 9, 2), state) - mixer(torch.zeros(9, 2).double(), state)
-    advantage = (scale.T * (one.qs - one.best_qs)).detach()
-    everywhere = mixer.importance(state, one.one_hot(one.actions))
-    expected = mixer(one.qs, state) + ((everywhere - 1) * advantage).sum(-1)
-    asked = []
-    monkeypatch.setattr(Qplex, "importance", watched(Qplex.importance, asked))
-    value = mixer.value(one, state)
-    assert torch.allclose(value, expected, rtol=1e-12) and asked == [8]
-    weight, learnt = torch.randn(9, dtype=torch.float64), [*mixer.parameters(), qs]
-    found, right = (torch.autograd.grad((weight * v).sum(), learnt, retain_graph=True) for v in (value, expected))
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in zip(found, right, strict=True))
-    best = JointAction(qs, one.available, one.best_actions)
-    assert torch.equal(mixer.value(best, state), mixer(one.best_qs, state)) and asked == [8, 0]
+    advantage = (scale.T * (joint.qs - joint.best_qs)).detach()
+    everywhere = mixer.importance(state, joint.one_hot(joint.actions))
+    expected = mixer(joint.qs, state) + ((everywhere - 1) * advantage).sum(-1)
+    rows = []
+    monkeypatch.setattr(Qplex, "importance", counting_rows(Qplex.importance, rows))
+    value = mixer.q_tot(joint, state)
+    assert torch.allclose(value, expected, rtol=1e-12) and rows == [8]
+    weight, inputs = torch.randn(9, dtype=torch.float64), [*mixer.parameters(), qs]
+    actual, reference = (torch.autograd.grad((weight * v).sum(), inputs, retain_graph=True) for v in (value, expected))
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in zip(actual, reference, strict=True))
+    best = JointAction(qs, joint.available, joint.best_actions)
+    assert torch.equal(mixer.q_tot(best, state), mixer(joint.best_qs, state)) and rows == [8, 0]
 
 
-def watched(function, asked):
-    """`function`, which also notes how many rows it is asked for."""
+def counting_rows(function, rows):
+    """`function`, which also records the number of rows of each call."""
 
     def call(self, state, actions):
-        asked.append(len(state))
+        rows.append(len(state))
         return function(self, state, actions)
 
     return call
 
 
-def test_parallel_layers_are_so_many_linear_ones():
+def test_parallel_layers_equal_separate_linear_layers():
     torch.manual_seed(0)
     layers, shared = ParallelLinear(4, 3, 2), nn.Linear(3, 8)
-    x, each = torch.randn(3, 5), torch.randn(2, 3, 5)
-    expected = [layers.weight[1 + k].T @ each[k] + layers.bias[1 + k].T for k in range(2)]
-    assert torch.allclose(layers(each, 1), torch.stack(expected), atol=1e-6)
-    assert torch.allclose(side_by_side(shared, x, 2, 1, 2), shared(x.T).T[2:6].view(2, 2, 5), atol=1e-6)
-    assert torch.allclose(side_by_side(shared, x, 2, 1), shared(x.T).T[2:].view(3, 2, 5), atol=1e-6)
+    x, inputs = torch.randn(3, 5), torch.randn(2, 3, 5)
+    expected = [layers.weight[1 + k].T @ inputs[k] + layers.bias[1 + k].T for k in range(2)]
+    assert torch.allclose(layers(inputs, 1), torch.stack(expected), atol=1e-6)
+    assert torch.allclose(grouped_linear(shared, x, 2, 1, 2), shared(x.T).T[2:6].view(2, 2, 5), atol=1e-6)
+    assert torch.allclose(grouped_linear(shared, x, 2, 1), shared(x.T).T[2:].view(3, 2, 5), atol=1e-6)
 
 
 def test_an_unavailable_action_is_never_the_best_that_qplex_compares_with():
     torch.manual_seed(0)
-    mixer, one, state = Qplex(2, 3, 4), joint(2, 3), torch.randn(4).expand(9, 4)
-    available = one.available.clone()
-    available[:, 0, one.best_actions[0, 0]] = False
-    fewer = JointAction(one.all_qs, available, one.actions)
-    allowed = available.gather(-1, one.actions.unsqueeze(-1)).squeeze(-1).all(-1)
-    values = mixer.value(fewer, state)
-    assert (one.actions[allowed][values[allowed].argmax()] == fewer.best_actions[0]).all()
+    mixer, joint, state = Qplex(2, 3, 4), all_joint_actions(2, 3), torch.randn(4).expand(9, 4)
+    available = joint.available.clone()
+    available[:, 0, joint.best_actions[0, 0]] = False
+    fewer = JointAction(joint.all_qs, available, joint.actions)
+    allowed = available.gather(-1, joint.actions.unsqueeze(-1)).squeeze(-1).all(-1)
+    values = mixer.q_tot(fewer, state)
+    assert (joint.actions[allowed][values[allowed].argmax()] == fewer.best_actions[0]).all()
 
 
-def test_qtran_holds_the_sum_to_the_joint_value_without_moving_it():
+def test_qtran_ties_the_sum_to_the_joint_value_without_changing_the_joint_networks():
     torch.manual_seed(0)
     mixer, state = Qtran(2, 3, 4, 8, lambda_opt=0.7, lambda_nopt=0.3), torch.randn(4)
     qs = torch.randn(2, 3, requires_grad=True)
     for actions in itertools.product(range(3), repeat=2):
-        one = JointAction(qs[None], torch.ones(1, 2, 3, dtype=torch.bool), torch.tensor([actions]))
-        hot = [torch.eye(3)[a] for a in actions], [torch.eye(3)[int(row.argmax())] for row in qs]
-        taken, top = (mixer.joint(torch.cat([state, *rows]))[0] for rows in hot)
+        joint = JointAction(qs[None], torch.ones(1, 2, 3, dtype=torch.bool), torch.tensor([actions]))
+        one_hots = [torch.eye(3)[a] for a in actions], [torch.eye(3)[int(row.argmax())] for row in qs]
+        q_jt, best_q_jt = (mixer.joint(torch.cat([state, *rows]))[0] for rows in one_hots)
         v = mixer.of_state(state)[0]
-        opt, below = qs.max(1).values.sum() + v - top, qs[0, actions[0]] + qs[1, actions[1]] + v - taken
-        value = mixer.value(one, state[None])
-        given_ = mixer.constraint(one, state[None], value)
-        assert torch.allclose(value, taken) and torch.allclose(given_, 0.7 * opt**2 + 0.3 * below.clamp(max=0) ** 2)
-        moved = torch.autograd.grad(given_.sum(), [*mixer.joint.parameters(), qs], allow_unused=True)
+        opt, nopt = qs.max(1).values.sum() + v - best_q_jt, qs[0, actions[0]] + qs[1, actions[1]] + v - q_jt
+        value = mixer.q_tot(joint, state[None])
+        loss = mixer.auxiliary_loss(joint, state[None], value)
+        assert torch.allclose(value, q_jt) and torch.allclose(loss, 0.7 * opt**2 + 0.3 * nopt.clamp(max=0) ** 2)
+        moved = torch.autograd.grad(loss.sum(), [*mixer.joint.parameters(), qs], allow_unused=True)
         assert all(g is None for g in moved[:-1]) and moved[-1].any()
 
 
 def test_weights_are_those_of_the_paper():
-    one = joint(2, 2)
-    u_max = one.best_actions[0].tolist()
+    joint = all_joint_actions(2, 2)
+    u_max = joint.best_actions[0].tolist()
     q_tot, target, best = torch.tensor([0.0, 3, 5, 1]), torch.tensor([1.0, 2, 4, 9]), torch.full((4,), 3.0)
-    for weighting, full in (
-        ("cw", [row.tolist() == u_max or float(y) > 3 for row, y in zip(one.actions, target, strict=True)]),
+    for weighting, full_weight in (
+        ("cw", [row.tolist() == u_max or float(y) > 3 for row, y in zip(joint.actions, target, strict=True)]),
         ("ow", [True, False, False, True]),
     ):
         mixer = Wqmix(2, 3, weighting=weighting, alpha=0.25)
-        assert mixer.weight(one, q_tot, target, best).tolist() == [1.0 if yes else 0.25 for yes in full]
+        assert mixer.td_weight(joint, q_tot, target, best).tolist() == [
+            1.0 if is_full else 0.25 for is_full in full_weight
+        ]
 
 
 def test_the_unrestricted_mixer_is_its_formula_and_may_fall_where_a_q_rises():
     torch.manual_seed(0)
-    free = FeedForward(3, 4, 8)
+    mixer = FeedForward(3, 4, 8)
     qs, state = torch.randn(50, 3), torch.randn(50, 4)
     x = torch.cat([qs, state], -1)
     for layer in (0, 2, 4):
-        x = torch.relu(x @ free.mixed[layer].weight.T + free.mixed[layer].bias)
-    v = torch.relu(state @ free.of_state[0].weight.T + free.of_state[0].bias) @ free.of_state[2].weight.T
-    expected = x @ free.mixed[6].weight.T + free.mixed[6].bias + v + free.of_state[2].bias
-    assert torch.allclose(free(qs, state), expected[:, 0], atol=1e-6)
-    assert not free.monotone and (gradient(free, qs, state) < 0).any()
+        x = torch.relu(x @ mixer.mixed[layer].weight.T + mixer.mixed[layer].bias)
+    v = torch.relu(state @ mixer.of_state[0].weight.T + mixer.of_state[0].bias) @ mixer.of_state[2].weight.T
+    expected = x @ mixer.mixed[6].weight.T + mixer.mixed[6].bias + v + mixer.of_state[2].bias
+    assert torch.allclose(mixer(qs, state), expected[:, 0], atol=1e-6)
+    assert not mixer.monotone and (gradient(mixer, qs, state) < 0).any()
 
 
 @pytest.mark.parametrize("name", sorted(set(registry.choices("mixer")) - {"tfcaf", "none"}))
-@pytest.mark.parametrize("env", ["lbf", "matrix"])
-def test_every_mixer_gives_each_agent_its_credit(name, env):
+@pytest.mark.parametrize("env_name", ["lbf", "matrix"])
+def test_every_mixer_gives_each_agent_its_credit(name, env_name):
     torch.manual_seed(0)
-    made = make_env(config_class("env", env)(), 5, 0)
+    env = make_env(config_class("env", env_name)(), 5, 0)
     mixer, qs, state = (
-        make_mixer(config_class("mixer", name)(), made),
-        torch.randn(5, made.n_agents),
-        made.reset().state,
+        make_mixer(config_class("mixer", name)(), env),
+        torch.randn(5, env.n_agents),
+        env.reset().state,
     )
-    given_ = credit(mixer, qs, state)
-    step = 1e-3 * torch.eye(made.n_agents, dtype=torch.float64)
+    credits = credit(mixer, qs, state)
+    step = 1e-3 * torch.eye(env.n_agents, dtype=torch.float64)
     mixer, qs, state = mixer.double(), qs.double(), state.double()
-    for i in range(made.n_agents):
+    for i in range(env.n_agents):
         with torch.no_grad():
             slope = (mixer(qs + step[i], state) - mixer(qs - step[i], state)) / 2e-3
-        assert torch.allclose(given_[:, i].double(), slope, rtol=1e-2, atol=1e-3)
+        assert torch.allclose(credits[:, i].double(), slope, rtol=1e-2, atol=1e-3)

@@ -1,4 +1,4 @@
-"""env=mpe: the same numbers as VMAS itself, private randomness, the scripted side, and what the state's columns hold."""
+"""env=mpe: parity with VMAS, private randomness, the scripted side, and the contents of the state's columns."""
 
 import random
 
@@ -26,7 +26,7 @@ def random_actions(available: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def push_index(control: Tensor) -> Tensor:
-    """VMAS's index of a push whose signs are those of `control` [N, 2]: on each axis 0 for none, 1 for -, 2 for +."""
+    """VMAS's index of a push with the signs of `control` [N, 2]: on each axis 0 for none, 1 for -, 2 for +."""
     digit = torch.tensor([1, 0, 2])[control.sign().long() + 1]
     return digit[:, 0] * 3 + digit[:, 1]
 
@@ -38,7 +38,7 @@ def test_every_scenario_of_vmas_is_a_task() -> None:
 
 @pytest.mark.parametrize("task", tasks())
 def test_every_task_starts_and_steps(task: str) -> None:
-    options = {"grid_spacing": 0.25} if task == "sampling" else {}  # its default takes seconds to build
+    options = {"grid_spacing": 0.25} if task == "sampling" else {}  # the default takes seconds to build
     env = build(task, num_envs=2, options=options)
     start = env.reset()
     step = env.step(random_actions(start.available_actions, torch.Generator().manual_seed(0)))
@@ -69,10 +69,10 @@ PARITY = [
 
 
 @pytest.mark.parametrize(("task", "options"), PARITY)
-def test_equals_vmas_stepped_by_its_own_environment(task: str, options: dict[str, object]) -> None:
+def test_steps_equal_those_of_vmas_own_environment(task: str, options: dict[str, object]) -> None:
     env = build(task, num_envs=32, seed=11, options=options, episode_limit=60)
     reference = vmas.make_env(task, num_envs=32, continuous_actions=False, seed=0, **options)
-    ours = [index for index, agent in enumerate(reference.agents) if agent.name in env._state.names["agent"]]
+    team = [index for index, agent in enumerate(reference.agents) if agent.name in env._state.names["agent"]]
     words = reference.world.dim_c if env.n_actions > 9 else 1
     generator = torch.Generator().manual_seed(5)
     start = env.reset()
@@ -80,7 +80,7 @@ def test_equals_vmas_stepped_by_its_own_environment(task: str, options: dict[str
     ended = torch.zeros(32, dtype=torch.bool)
 
     def check_views(obs: Tensor) -> None:
-        for row, index in enumerate(ours):
+        for row, index in enumerate(team):
             width = views[index].shape[1]
             assert torch.equal(obs[:, row, :width], views[index].float())
             assert not obs[:, row, width:].any()
@@ -90,18 +90,18 @@ def test_equals_vmas_stepped_by_its_own_environment(task: str, options: dict[str
     for _ in range(30):
         actions = random_actions(available, generator)
         step = env.step(actions)
-        given = []
+        reference_actions = []
         for index, agent in enumerate(reference.agents):
-            if index in ours:
-                choice = actions[:, ours.index(index)]
-                given.append((choice if not agent.silent else choice // words).clone())
+            if index in team:
+                action = actions[:, team.index(index)]
+                reference_actions.append((action // words if agent.silent else action).clone())
             else:
-                scripted = next(one for one in env._opponents if one.name == agent.name)
-                given.append(push_index(scripted.action.u))
-        views, rewards, done, _ = reference.step(given)
+                scripted = next(opponent for opponent in env._opponents if opponent.name == agent.name)
+                reference_actions.append(push_index(scripted.action.u))
+        views, rewards, done, _ = reference.step(reference_actions)
         check_views(step.obs)
-        team = torch.stack([rewards[index].reshape(-1) for index in ours]).sum(0)
-        assert torch.equal(step.reward, torch.where(ended, 0.0, team))
+        team_reward = torch.stack([rewards[index].reshape(-1) for index in team]).sum(0)
+        assert torch.equal(step.reward, torch.where(ended, 0.0, team_reward))
         assert torch.equal(step.terminated, done & ~ended)
         ended |= done
         available = step.available_actions
@@ -117,7 +117,7 @@ def test_in_a_batch_of_any_size_the_physics_differ_from_vmas_by_rounding_only() 
     for _ in range(10):
         actions = random_actions(available, generator)
         obs = env.step(actions).obs
-        scripted = [push_index(one.action.u) for one in env._opponents]
+        scripted = [push_index(opponent.action.u) for opponent in env._opponents]
         views, *_ = reference.step([*(column.clone() for column in actions.unbind(1)), *scripted])
         torch.testing.assert_close(obs, torch.stack(views[:5], dim=1), rtol=1e-4, atol=1e-5)
 
@@ -138,16 +138,16 @@ def test_the_global_random_streams_are_left_alone(task: str) -> None:
 
 def test_two_environments_do_not_disturb_each_other() -> None:
     undisturbed = build("simple_spread", seed=7)
-    alone = [undisturbed.reset().obs, undisturbed.reset().obs]
-    one, other = build("simple_spread", seed=7), build("simple_spread", seed=8)
-    together = []
+    expected = [undisturbed.reset().obs, undisturbed.reset().obs]
+    env, other_env = build("simple_spread", seed=7), build("simple_spread", seed=8)
+    interleaved = []
     for _ in range(2):
-        together.append(one.reset().obs)
-        other.reset()
-    assert torch.equal(alone[0], together[0]) and torch.equal(alone[1], together[1])
+        interleaved.append(env.reset().obs)
+        other_env.reset()
+    assert all(map(torch.equal, expected, interleaved))
 
 
-def test_the_state_names_what_the_agents_of_simple_spread_see() -> None:
+def test_the_state_holds_what_the_agents_of_simple_spread_observe() -> None:
     env = build("simple_spread", options={"n_agents": 4})
     available = env.reset().available_actions
     for _ in range(5):
@@ -157,25 +157,25 @@ def test_the_state_names_what_the_agents_of_simple_spread_see() -> None:
         assert torch.equal(position, step.obs[:, agent, 0:2])
         assert torch.equal(step.state[:, env.layout.find("agent", "velocity", agent).columns], step.obs[:, agent, 2:4])
         for landmark in range(4):
-            place = step.state[:, env.layout.find("landmark", "position", landmark).columns]
-            seen = step.obs[:, agent, 4 + 2 * landmark : 6 + 2 * landmark]
-            torch.testing.assert_close(place - position, seen)
+            landmark_position = step.state[:, env.layout.find("landmark", "position", landmark).columns]
+            observed_offset = step.obs[:, agent, 4 + 2 * landmark : 6 + 2 * landmark]
+            torch.testing.assert_close(landmark_position - position, observed_offset)
 
 
-def test_the_state_of_simple_adversary_marks_the_goal_that_the_team_sees() -> None:
+def test_the_state_of_simple_adversary_marks_the_goal_that_the_team_observes() -> None:
     env = build("simple_adversary", num_envs=3)
     goals = set()
     for _ in range(8):
         start = env.reset()
-        marks = torch.cat([start.state[:, env.layout.find("landmark", "is_goal", k).columns] for k in range(2)], dim=1)
-        assert torch.equal(marks.sum(1), torch.ones(3))
+        flags = torch.cat([start.state[:, env.layout.find("landmark", "is_goal", k).columns] for k in range(2)], dim=1)
+        assert torch.equal(flags.sum(1), torch.ones(3))
         landmarks = torch.stack(
             [start.state[:, env.layout.find("landmark", "position", k).columns] for k in range(2)], dim=1
         )
-        goal = (landmarks * marks.unsqueeze(-1)).sum(1)
-        own = start.state[:, env.layout.find("agent", "position", 1).columns]
-        torch.testing.assert_close(goal - own, start.obs[:, 1, 0:2])
-        goals.add(int(marks[0].argmax()))
+        goal = (landmarks * flags.unsqueeze(-1)).sum(1)
+        position = start.state[:, env.layout.find("agent", "position", 1).columns]
+        torch.testing.assert_close(goal - position, start.obs[:, 1, 0:2])
+        goals.add(int(flags[0].argmax()))
     assert goals == {0, 1}
 
 
@@ -190,11 +190,11 @@ def test_the_state_of_simple_tag_holds_chasers_then_prey_then_landmarks() -> Non
 
 
 def place(env: MpeEnv, team: list[list[float]], opponents: list[list[float]]) -> Observation:
-    """A new episode in which every copy has its agents here, at rest, and its landmarks out of the way."""
+    """Start an episode with the agents of every copy at these positions, at rest, and the landmarks out of the way."""
     start = env.reset()
-    for agents, places in ((env._team, team), (env._opponents, opponents)):
-        for agent, where in zip(agents, places, strict=True):
-            agent.set_pos(torch.tensor([where]), batch_index=None)
+    for agents, positions in ((env._team, team), (env._opponents, opponents)):
+        for agent, position in zip(agents, positions, strict=True):
+            agent.set_pos(torch.tensor([position]), batch_index=None)
     for number, landmark in enumerate(env._world.landmarks):
         landmark.set_pos(torch.tensor([[50.0 + number, 50.0]]), batch_index=None)
     return start
@@ -207,62 +207,69 @@ def stay(env: MpeEnv) -> Tensor:
 def test_the_reward_of_simple_spread_is_what_the_description_says() -> None:
     env = build("simple_spread", num_envs=8, reward="mean")
     env.reset()
-    env._team[1].state.pos[::2] = env._team[0].state.pos[::2]  # no force parts what lies at the very same place
+    env._team[1].state.pos[::2] = env._team[0].state.pos[::2]  # no force separates agents at exactly the same position
     step = env.step(stay(env))
     agents = torch.stack([step.state[:, env.layout.find("agent", "position", k).columns] for k in range(3)], dim=1)
-    marks = torch.stack([step.state[:, env.layout.find("landmark", "position", k).columns] for k in range(3)], dim=1)
-    far = torch.cdist(marks, agents).amin(-1).sum(-1)
+    landmarks = torch.stack(
+        [step.state[:, env.layout.find("landmark", "position", k).columns] for k in range(3)], dim=1
+    )
+    distance = torch.cdist(landmarks, agents).amin(-1).sum(-1)
     overlaps = ((torch.cdist(agents, agents) < 0.3).sum((1, 2)) - 3) / 2
     assert overlaps.tolist() == [1.0, 0.0] * 4
-    torch.testing.assert_close(step.reward, -3 * far - 2 * overlaps)
+    torch.testing.assert_close(step.reward, -3 * distance - 2 * overlaps)
 
 
 def chase(obs: Tensor) -> Tensor:
-    """Each chaser of simple_tag pushes towards the prey, which it sees after its own velocity and position, two
-    landmarks and the two other chasers."""
-    toward = obs[:, :, 12:14]
-    wanted = torch.where(toward.abs() > 0.03, toward.sign(), 0.0)
-    return push_index(wanted.flatten(0, 1)).view(obs.shape[:2])
+    """Actions with which each chaser of simple_tag pushes towards the prey.
+
+    In a chaser's observation the prey's offset follows its own velocity and position, two landmarks and the two other
+    chasers.
+    """
+    offset = obs[:, :, 12:14]
+    push = torch.where(offset.abs() > 0.03, offset.sign(), 0.0)
+    return push_index(push.flatten(0, 1)).view(obs.shape[:2])
 
 
 @pytest.mark.parametrize(("reward", "per_touch"), [("sum", 30.0), ("mean", 10.0)])
 def test_only_the_chasers_reward_counts_in_simple_tag(reward: str, per_touch: float) -> None:
     env = build("simple_tag", num_envs=32, reward=reward)
-    obs, touched = env.reset().obs, 0.0
+    obs, total = env.reset().obs, 0.0
     prey = env.layout.find("opponent", "position", 0).columns
     for _ in range(25):
         step = env.step(chase(obs))
-        places = [step.state[:, env.layout.find("agent", "position", chaser).columns] for chaser in range(3)]
-        touches = sum((place - step.state[:, prey]).norm(dim=-1) < 0.075 + 0.05 for place in places)
+        chasers = [step.state[:, env.layout.find("agent", "position", chaser).columns] for chaser in range(3)]
+        touches = sum((position - step.state[:, prey]).norm(dim=-1) < 0.075 + 0.05 for position in chasers)
         torch.testing.assert_close(step.reward, per_touch * touches)
-        obs, touched = step.obs, touched + float(step.reward.sum())
-    assert touched > 0
+        obs, total = step.obs, total + float(step.reward.sum())
+    assert total > 0
 
 
 def test_the_prey_runs_from_a_chaser_and_stays_in_bounds() -> None:
     env = build("simple_tag", num_envs=1, episode_limit=100)
     place(env, [[-0.3, 0.0], [-0.9, 0.9], [-0.9, -0.9]], [[0.0, 0.0]])
     prey = env.layout.find("opponent", "position", 0).columns
-    where = [env.step(stay(env)).state[0, prey] for _ in range(30)]
-    assert where[3][0] > 0.02
-    assert (torch.stack(where).abs() <= 1.0).all()
-    assert where[-1].abs().max() > 0.5
+    positions = [env.step(stay(env)).state[0, prey] for _ in range(30)]
+    assert positions[3][0] > 0.02
+    assert (torch.stack(positions).abs() <= 1.0).all()
+    assert positions[-1].abs().max() > 0.5
+
+
+def chasers_return(prey_moves: bool) -> float:
+    """Mean return of chasing a prey that runs, or one that stands still."""
+    env = build("simple_tag", num_envs=64, episode_limit=50, reward="mean")
+    obs, total, prey = env.reset().obs, 0.0, env._opponents[0]
+    home = prey.state.pos.clone()
+    for _ in range(50):
+        step = env.step(chase(obs))
+        if not prey_moves:
+            prey.state.pos, prey.state.vel = home.clone(), torch.zeros_like(home)
+        obs, total = step.obs, total + float(step.reward.mean())
+    return total
 
 
 def test_the_prey_is_harder_to_catch_than_one_that_stands_still_but_can_be_caught() -> None:
-    def caught(moving: bool) -> float:
-        env = build("simple_tag", num_envs=64, episode_limit=50, reward="mean")
-        obs, total, prey = env.reset().obs, 0.0, env._opponents[0]
-        home = prey.state.pos.clone()
-        for _ in range(50):
-            step = env.step(chase(obs))
-            if not moving:
-                prey.state.pos, prey.state.vel = home.clone(), torch.zeros_like(home)
-            obs, total = step.obs, total + float(step.reward.mean())
-        return total
-
-    still, running = caught(moving=False), caught(moving=True)
-    assert running < 0.6 * still
+    standing, running = chasers_return(prey_moves=False), chasers_return(prey_moves=True)
+    assert running < 0.6 * standing
     assert running > 0
 
 
@@ -292,12 +299,13 @@ def test_the_eavesdropper_repeats_the_speakers_last_word() -> None:
     assert torch.equal(state[:, env.layout.find("agent", "message", 1).columns].argmax(-1), torch.full((4,), 3))
 
 
-def test_masks_say_who_can_move_and_who_can_speak() -> None:
+def test_masks_mark_which_agents_can_move_and_speak() -> None:
     env = build("simple_speaker_listener")
     speaker, listener = env.reset().available_actions[0]
-    assert [env.task.actions[i] for i in speaker.nonzero().flatten()] == [f"no push, say word {w}" for w in range(3)]
-    assert listener.sum() == 9
-    assert all(env.task.actions[i].endswith("say word 0") for i in listener.nonzero().flatten())
+    speaker_actions = [env.task.actions[i] for i in speaker.nonzero().flatten()]
+    assert speaker_actions == ["no push, say word 0", "no push, say word 1", "no push, say word 2"]
+    listener_actions = [env.task.actions[i] for i in listener.nonzero().flatten()]
+    assert len(listener_actions) == 9 and all(action.endswith("say word 0") for action in listener_actions)
 
 
 @pytest.mark.parametrize(
@@ -332,13 +340,13 @@ def test_a_copy_that_the_scenario_ended_gives_no_more_reward_and_leaves_the_othe
     [
         ("simple_spred", {}, "Did you mean 'simple_spread'"),
         ("simple_spread", {"n_agent": 6}, "Did you mean 'n_agents'.*obs_agents"),
-        ("simple", {"n_agents": 6}, "takes none"),
+        ("simple", {"n_agents": 6}, "has no options"),
         ("simple_adversary", {"n_agents": 1}, "n_agents"),
         ("football", {"ai_red_agents": False}, "ai_red_agents=true"),
         ("football", {"ai_blue_agents": True}, "no agent to control"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(task: str, options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_refused(task: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(task, options=options)
 

@@ -1,4 +1,4 @@
-"""Scores on one scale, with bounds that are known or said to come from the data."""
+"""Scores on one scale, with known bounds or bounds from the data, and a note on which."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ def record(task: str, method: str, seed: int, returns: tuple[float, ...], **env:
 @pytest.mark.parametrize("task", sorted(PAYOFFS))
 @pytest.mark.parametrize(("reward", "agents"), [("mean", 1), ("sum", 2)])
 def test_bounds_of_the_matrix_games_are_those_of_their_payoffs(task: str, reward: str, agents: int) -> None:
-    found = known_bounds(f"matrix/{task}", {"env.episode_limit": 25, "env.reward": reward})
+    known = known_bounds(f"matrix/{task}", {"env.episode_limit": 25, "env.reward": reward})
     payoffs = [value for row in PAYOFFS[task] for value in row]
-    assert found is not None
-    assert (found.low, found.high) == (25 * agents * min(payoffs), 25 * agents * max(payoffs))
+    assert known is not None
+    assert (known.low, known.high) == (25 * agents * min(payoffs), 25 * agents * max(payoffs))
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_bounds_of_the_matrix_games_are_those_of_their_payoffs(task: str, reward
     ],
 )
 def test_known_bounds(task: str, settings: dict[str, Any], bounds: tuple[float, float]) -> None:
-    found = known_bounds(task, settings)
-    assert found is not None and (found.low, found.high) == bounds
+    known = known_bounds(task, settings)
+    assert known is not None and (known.low, known.high) == bounds
 
 
 @pytest.mark.parametrize("task", ["mpe/simple_spread", "my_env/climbing", "grf/academy_corner", "matrix/other"])
@@ -47,29 +47,32 @@ def test_nothing_is_known_of_other_tasks(task: str) -> None:
     assert known_bounds(task, {"env.reward": "sum", "env.episode_limit": 25, "env.rewards": "scoring"}) is None
 
 
-def test_bounds_from_the_data_are_those_of_all_methods_and_are_said() -> None:
+def test_bounds_from_the_data_cover_all_methods_and_are_noted() -> None:
     runs = [
         record("mpe/simple_spread", "qmix", 0, (-500.0, -360.0)),
         record("mpe/simple_spread", "vdn", 0, (-490.0, -400.0)),
         record("lbf/8x8-2p-2f", "qmix", 0, (0.0, 0.5), reward="sum"),
     ]
-    found = normalise(runs)
-    spread = found.of(runs[1])
+    normalisation = normalise(runs)
+    spread = normalisation.bounds_of(runs[1])
     assert spread is not None and (spread.low, spread.high) == (-500, -360)
     assert spread(np.array([-500.0, -430.0, -360.0, -290.0])).tolist() == [0, 0.5, 1, 1.5]
-    assert any(note.startswith("mpe/simple_spread: 0 is a return of -500, 1 is -360") for note in found.notes)
-    assert any("of the 2 runs here, over all methods; no bounds are known" in note for note in found.notes)
-    assert sample_units.scores(runs[::2], ["lbf/8x8-2p-2f", "mpe/simple_spread"], "final_return", found) == [0.5, 1.0]
+    assert any(note.startswith("mpe/simple_spread: 0 is a return of -500, 1 is -360") for note in normalisation.notes)
+    assert any("of these 2 runs, over all methods; no bounds are known" in note for note in normalisation.notes)
+    assert sample_units.scores(runs[::2], ["lbf/8x8-2p-2f", "mpe/simple_spread"], "final_return", normalisation) == [
+        0.5,
+        1.0,
+    ]
 
 
-def test_returns_that_mean_something_else_have_bounds_of_their_own() -> None:
+def test_returns_with_another_meaning_have_their_own_bounds() -> None:
     runs = [record("mpe/x", "qmix", at, (0.0, 10.0 * (1 + at)), reward=("mean", "sum")[at]) for at in range(2)]
-    found = normalise(runs)
-    assert [found.of(one).high for one in runs] == [10, 20]
+    normalisation = normalise(runs)
+    assert [normalisation.bounds_of(run).high for run in runs] == [10, 20]
 
 
-def test_a_task_without_a_scale_is_left_out_and_that_is_said() -> None:
+def test_a_task_without_a_scale_is_left_out_with_a_note() -> None:
     runs = [record("mpe/x", "qmix", 0, (3.0, 3.0))]
-    found = normalise(runs)
-    assert found.left_out == tuple(runs) and "left out" in found.notes[0]
-    assert found.of(runs[0]) is None
+    normalisation = normalise(runs)
+    assert normalisation.left_out == tuple(runs) and "left out" in normalisation.notes[0]
+    assert normalisation.bounds_of(runs[0]) is None

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from run_folders import make, of
+from run_folders import make_run, run_config
 
 from qllm_exp.config import schema
 from qllm_exp.config.compose import compose_run
@@ -23,8 +23,8 @@ from qllm_exp.utils.notebook import shell
 def runs(tmp_path: Path) -> Collection:
     for rate, worth in ((0.0005, 0.4), (0.001, 0.6), (0.002, 0.3)):
         for seed in range(3):
-            run = of("qmix", seed, train=schema.TrainConfig(learning_rate=rate))
-            make(tmp_path / "runs", run, worth + 0.03 * seed)
+            run = run_config("qmix", seed, train=schema.TrainConfig(learning_rate=rate))
+            make_run(tmp_path / "runs", run, worth + 0.03 * seed)
     return collect([tmp_path / "runs"])
 
 
@@ -46,7 +46,7 @@ def test_only_commands_of_the_package_are_run(command: str) -> None:
 def test_a_command_that_fails_is_an_error_after_it_said_why(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"^python -m qllm_exp.results table nowhere ended with exit code 2"):
         shell("python -m qllm_exp.results table nowhere")
-    assert capsys.readouterr().out.startswith("error: nowhere is no folder")
+    assert capsys.readouterr().out.startswith("error: nowhere is not a folder")
 
 
 def test_words_make_the_configuration_that_the_command_makes() -> None:
@@ -57,7 +57,7 @@ def test_words_make_the_configuration_that_the_command_makes() -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("mixer", "no KEY=VALUE"),
+        ("mixer", "is not of the form KEY=VALUE"),
         ("mixer=qmx", r"mixer=qmx is unknown. Did you mean 'qmix'\?"),
         ("train.gama=0.5", r"Did you mean 'train.gamma'\?"),
         ("train.gamma=2", "out of bounds"),
@@ -106,8 +106,8 @@ def test_a_panel_of_effects_per_task(tmp_path: Path) -> None:
     for task in ("8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"):
         for rate in (0.0005, 0.001):
             for seed in range(2):
-                run = of("qmix", seed, task, train=schema.TrainConfig(learning_rate=rate))
-                make(tmp_path, run, rate * 100 + 0.01 * seed)
+                run = run_config("qmix", seed, task, train=schema.TrainConfig(learning_rate=rate))
+                make_run(tmp_path, run, rate * 100 + 0.01 * seed)
     figure = effects(ablation(collect([tmp_path]), ["train.learning_rate"])[0])
     assert {axis.get_title() for axis in figure.axes} == {"lbf/8x8-2p-2f-coop-2s", "lbf/10x10-3p-3f-2s"}
 

@@ -21,15 +21,15 @@ MIXERS = {"qmix": lambda: Qmix(ENV.n_agents, ENV.state_dim, 4, 8), "vdn": Vdn, "
 
 def learner(mixer="vdn", train=None, **algorithm) -> QLearning:
     torch.manual_seed(0)
-    made = QLearning(
+    algo = QLearning(
         QLearningConfig(**({"targets": "n_step"} | algorithm)),
         schema.TrainConfig(hidden=8, **(train or {})),
         ENV,
         MIXERS[mixer](),
     )
-    with torch.no_grad():  # so that online and target differ
-        made.target.values += 0.1 * torch.randn_like(made.target.values)
-    return made
+    with torch.no_grad():  # so that online and target networks differ
+        algo.target.values += 0.1 * torch.randn_like(algo.target.values)
+    return algo
 
 
 def values(agent, b: EpisodeBatch, episode: int, last_action: bool) -> list[list[list[float]]]:
@@ -55,36 +55,36 @@ def values(agent, b: EpisodeBatch, episode: int, last_action: bool) -> list[list
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize(("double_q", "last_action"), [(True, False), (False, True)])
 def test_the_loss_is_its_definition(mixer, double_q, last_action):
-    made, b = learner(mixer, double_q=double_q, last_action=last_action), batch()
-    gamma = made.train.gamma
+    algo, b = learner(mixer, double_q=double_q, last_action=last_action), batch()
+    gamma = algo.train.gamma
     errors = []
     with torch.no_grad():
         for e in range(b.reward.shape[1]):
             online, target = (
-                values(agent, b, e, last_action) for agent in (made.agents.members[0], made.target_agents.members[0])
+                values(agent, b, e, last_action) for agent in (algo.agents.members[0], algo.target_agents.members[0])
             )
             for t in range(int(b.mask[:, e].sum())):
                 chosen, best = [], []
                 for i in range(ENV.n_agents):
                     allowed = [a for a in range(ENV.n_actions) if b.available_actions[t + 1, e, i, a]]
-                    judge = online if double_q else target
-                    pick = max(allowed, key=lambda a: judge[t + 1][i][a])
-                    best.append(target[t + 1][i][pick])
+                    selecting_qs = online if double_q else target
+                    best_action = max(allowed, key=lambda a: selecting_qs[t + 1][i][a])
+                    best.append(target[t + 1][i][best_action])
                     chosen.append(online[t][i][int(b.actions[t, e, i])])
-                now = made.mixer(torch.tensor(chosen), b.state[t, e])
-                then = made.target_mixer(torch.tensor(best), b.state[t + 1, e])
-                y = b.reward[t, e] + gamma * (0 if b.terminated[t, e] else then)
-                errors.append((now - y).square().mean())
+                q_tot = algo.mixer(torch.tensor(chosen), b.state[t, e])
+                next_q_tot = algo.target_mixer(torch.tensor(best), b.state[t + 1, e])
+                y = b.reward[t, e] + gamma * (0 if b.terminated[t, e] else next_q_tot)
+                errors.append((q_tot - y).square().mean())
     expected = torch.stack(errors).mean() * (ENV.n_agents if mixer == "none" else 1)
-    counted = made.learn(b)["loss"] * (ENV.n_agents if mixer == "none" else 1)
-    assert torch.allclose(counted, expected, rtol=1e-4)
+    actual = algo.learn(b)["loss"] * (ENV.n_agents if mixer == "none" else 1)
+    assert torch.allclose(actual, expected, rtol=1e-4)
 
 
 def test_padding_changes_nothing():
-    one, other = learner("qmix"), learner("qmix")
-    one.learn(batch())
-    other.learn(otherwise_padded(batch()))
-    assert torch.allclose(one.online.values, other.online.values, atol=1e-6)
+    first, second = learner("qmix"), learner("qmix")
+    first.learn(batch())
+    second.learn(otherwise_padded(batch()))
+    assert torch.allclose(first.online.values, second.online.values, atol=1e-6)
 
 
 def test_target_updates():
@@ -101,27 +101,27 @@ def test_target_updates():
 
 
 def test_learning_reaches_a_constant_return():
-    made, b = learner("qmix", train={"learning_rate": 1e-2, "gamma": 0.0}), batch()
+    algo, b = learner("qmix", train={"learning_rate": 1e-2, "gamma": 0.0}), batch()
     b = b._replace(reward=torch.full_like(b.reward, 2.0))
     for _ in range(300):
-        figures = made.learn(b)
-    assert figures["loss"] < 1e-2 and abs(figures["q_tot"] - 2.0) < 0.1
+        metrics = algo.learn(b)
+    assert metrics["loss"] < 1e-2 and abs(metrics["q_tot"] - 2.0) < 0.1
 
 
 def test_acting_is_greedy_over_available_actions_and_explores_uniformly():
-    made = learner(epsilon_start=1.0, epsilon_end=0.0, epsilon_steps=100)
-    seen, g = ENV.reset(), torch.Generator().manual_seed(0)
+    algo = learner(epsilon_start=1.0, epsilon_end=0.0, epsilon_steps=100)
+    observation, g = ENV.reset(), torch.Generator().manual_seed(0)
     available = torch.zeros(3, ENV.n_agents, ENV.n_actions, dtype=torch.bool)
     available[..., [1, 4]] = True
-    memory = made.initial_memory(3)
-    q, _ = made.agents.step(made.inputs.at(seen.obs, None), memory[0])
+    memory = algo.initial_memory(3)
+    q, _ = algo.agents.step(algo.inputs.step_inputs(observation.obs, None), memory[0])
     best = q.view(3, ENV.n_agents, -1)[..., [1, 4]].argmax(-1) * 3 + 1
     for env_step in (None, 100):
-        actions, _ = made.act(seen.obs, available, memory, env_step, g)
+        actions, _ = algo.act(observation.obs, available, memory, env_step, g)
         assert torch.equal(actions, best)
-    drawn = torch.stack([made.act(seen.obs, available, memory, 0, g)[0] for _ in range(600)])
-    assert set(drawn.unique().tolist()) == {1, 4} and abs((drawn == 1).float().mean() - 0.5) < 0.05
-    assert made.exploration(50)["epsilon"] == 0.5
+    sampled = torch.stack([algo.act(observation.obs, available, memory, 0, g)[0] for _ in range(600)])
+    assert set(sampled.unique().tolist()) == {1, 4} and abs((sampled == 1).float().mean() - 0.5) < 0.05
+    assert algo.exploration(50)["epsilon"] == 0.5
 
 
 def test_flat_parameters_are_the_modules_parameters():
@@ -141,22 +141,25 @@ def test_flat_parameters_are_the_modules_parameters():
 
 
 def test_running_moments_are_those_of_everything_seen():
-    moments, seen = RunningMoments(torch.device("cpu")), []
+    moments, batches = RunningMoments(torch.device("cpu")), []
     g = torch.Generator().manual_seed(0)
     for count in (1, 7, 30):
         x, mask = 5 + 3 * torch.randn(count, 4, generator=g), torch.rand(count, 4, generator=g) < 0.7
         moments.update(x, mask)
-        seen.append(x[mask])
-    every = torch.cat(seen).double()
-    assert torch.allclose(moments.standardise(every), (every - every.mean()) / every.std(correction=0), atol=1e-5)
+        batches.append(x[mask])
+    all_values = torch.cat(batches).double()
+    expected = (all_values - all_values.mean()) / all_values.std(correction=0)
+    assert torch.allclose(moments.standardise(all_values), expected, atol=1e-5)
 
 
-def test_a_reloaded_learner_goes_on_as_the_saved_one():
-    one, other = learner("qmix"), learner("qmix", train={})
+def test_a_restored_learner_continues_identically():
+    first, second = learner("qmix"), learner("qmix", train={})
     for seed in range(3):
-        one.learn(batch(seed=seed))
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
+        first.learn(batch(seed=seed))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     for seed in range(3, 6):
-        one.learn(batch(seed=seed))
-        other.learn(batch(seed=seed))
-    assert torch.equal(one.online.values, other.online.values) and torch.equal(one.target.values, other.target.values)
+        first.learn(batch(seed=seed))
+        second.learn(batch(seed=seed))
+    assert torch.equal(first.online.values, second.online.values) and torch.equal(
+        first.target.values, second.target.values
+    )

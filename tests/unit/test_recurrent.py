@@ -41,13 +41,13 @@ def agent(n_inputs: int, n_actions: int, hidden: int) -> RecurrentAgent:
 class Twin(nn.Module):
     """The same network from torch's modules, step by step, in float64."""
 
-    def __init__(self, of: RecurrentAgent) -> None:
+    def __init__(self, agent: RecurrentAgent) -> None:
         super().__init__()
-        hidden = of.gru.hidden_size
-        self.fc_in = nn.Linear(of.fc_in.in_features, hidden)
+        hidden = agent.gru.hidden_size
+        self.fc_in = nn.Linear(agent.fc_in.in_features, hidden)
         self.gru = nn.GRUCell(hidden, hidden)
-        self.fc_out = nn.Linear(hidden, of.fc_out.out_features)
-        self.load_state_dict(of.state_dict())
+        self.fc_out = nn.Linear(hidden, agent.fc_out.out_features)
+        self.load_state_dict(agent.state_dict())
         self.double()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -71,9 +71,9 @@ def assert_matches_twin(module: RecurrentAgent, inputs: Tensor) -> None:
     q, expected = module.unroll(inputs), twin(inputs)
     torch.testing.assert_close(q.double(), expected, rtol=0, atol=Q_TOLERANCE * max(1.0, expected.abs().max().item()))
     names = [name for name, _ in module.named_parameters()]
-    for name, ours, theirs in zip(names, gradients(q, module), gradients(expected, twin), strict=True):
-        error = (ours.double() - theirs).abs().max().item()
-        assert error <= GRADIENT_TOLERANCE * max(theirs.abs().max().item(), 1e-3), name
+    for name, gradient, expected_gradient in zip(names, gradients(q, module), gradients(expected, twin), strict=True):
+        error = (gradient.double() - expected_gradient).abs().max().item()
+        assert error <= GRADIENT_TOLERANCE * max(expected_gradient.abs().max().item(), 1e-3), name
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unbuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A process that has not looked for the compiled code yet, and its empty cache; built without optimisation."""
+    """The empty cache of a process that has not built the kernel yet; it builds without optimisation."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(gru_kernel, "_FLAGS", ("-std=gnu++17", "-O0", "-shared", "-fPIC"))
     gru_kernel._library.cache_clear()
@@ -137,10 +137,10 @@ def test_acting_evaluating_and_training_see_the_same_bits(hidden: int, rows: int
     state = module.initial_hidden(rows, "cpu")
     for x, expected in zip(inputs, q, strict=True):
         given_state = state.clone()
-        step_q, after = module.step(x, state)
+        step_q, next_state = module.step(x, state)
         assert torch.equal(step_q, expected) and not step_q.requires_grad
         assert torch.equal(state, given_state)
-        state = after
+        state = next_state
 
 
 @pytest.mark.parametrize("rows", [3, 96, 200])
@@ -163,18 +163,18 @@ def test_graphs_that_live_at_once_keep_their_own_memory() -> None:
     alone = [gradients(module.unroll(batch), module) for batch in batches]
     graphs = [module.unroll(batch) for batch in batches]
     together = [gradients(q, module) for q in graphs]
-    for one, other in zip(alone, together, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for expected, actual in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
 
 
 def test_a_kept_graph_gives_its_gradients_twice() -> None:
     module = agent(9, 5, 64)
     q = module.unroll(torch.randn(7, 20, 9))
     parameters = list(module.parameters())
-    once = torch.autograd.grad(q.sum(), parameters, retain_graph=True)
+    first = torch.autograd.grad(q.sum(), parameters, retain_graph=True)
     torch.autograd.backward(module.unroll(torch.randn(7, 20, 9)).sum())
-    again = torch.autograd.grad(q.sum(), parameters)
-    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    second = torch.autograd.grad(q.sum(), parameters)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_a_parameter_changed_between_forward_and_backward_is_refused() -> None:
@@ -204,11 +204,11 @@ def test_gradients_reach_the_parameters_that_are_trained(trained: list[str]) -> 
 
 def test_inputs_that_need_gradients_get_them() -> None:
     module, inputs = agent(9, 5, 16), torch.randn(4, 5, 9)
-    ours, theirs = inputs.clone().requires_grad_(), inputs.double().requires_grad_()
-    torch.autograd.backward(module.unroll(ours).sum())
-    torch.autograd.backward(Twin(module)(theirs).sum())
-    assert ours.grad is not None and theirs.grad is not None
-    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=1e-6)
+    inputs32, inputs64 = inputs.clone().requires_grad_(), inputs.double().requires_grad_()
+    torch.autograd.backward(module.unroll(inputs32).sum())
+    torch.autograd.backward(Twin(module)(inputs64).sum())
+    assert inputs32.grad is not None and inputs64.grad is not None
+    torch.testing.assert_close(inputs32.grad.double(), inputs64.grad, rtol=0, atol=1e-6)
 
 
 def one_unit(weight: float, bias: list[float]) -> RecurrentAgent:
@@ -261,9 +261,9 @@ def test_inputs_need_not_be_contiguous() -> None:
     assert torch.equal(module.unroll(inputs.transpose(0, 1)), module.unroll(inputs.transpose(0, 1).contiguous()))
     q, expected = module.unroll(inputs), module.unroll(inputs)
     by_column = torch.randn(5, 4, 9).permute(2, 1, 0)
-    ours = torch.autograd.grad(q, list(module.parameters()), by_column)
-    theirs = torch.autograd.grad(expected, list(module.parameters()), by_column.contiguous())
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    actual = torch.autograd.grad(q, list(module.parameters()), by_column)
+    contiguous = torch.autograd.grad(expected, list(module.parameters()), by_column.contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(actual, contiguous, strict=True))
 
 
 def test_a_copy_and_other_precisions_work() -> None:
@@ -281,18 +281,18 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="hidden"):
         module.step(torch.zeros(9, 6), torch.zeros(8, 16))
     with pytest.raises(TypeError, match="float32 on cpu"):
-        gru_kernel.unroll(torch.zeros(4, 9, 6, dtype=torch.float64), module._weights())
+        gru_kernel.unroll(torch.zeros(4, 9, 6, dtype=torch.float64), module._kernel_parameters())
 
 
 WITHOUT_COMPILER = """
 import sys, torch
-from qllm_exp.networks import native
+from qllm_exp.networks import gru_kernel
 from qllm_exp.networks.recurrent import RecurrentAgent
 torch.manual_seed(3)
 module, inputs = RecurrentAgent(9, 5, 64), torch.randn(7, 20, 9)
 q = module.unroll(inputs)
 q.square().sum().backward()
-torch.save((native.status(), q.detach(), [p.grad for p in module.parameters()]), sys.argv[1])
+torch.save((gru_kernel.status(), q.detach(), [p.grad for p in module.parameters()]), sys.argv[1])
 """
 
 
@@ -304,15 +304,15 @@ def test_without_a_compiler_the_results_are_the_same(tmp_path: Path) -> None:
     assert status.startswith("torch (no C++ compiler")
     torch.manual_seed(3)
     module, inputs = RecurrentAgent(9, 5, 64), torch.randn(7, 20, 9)
-    ours = module.unroll(inputs)
-    torch.testing.assert_close(ours.detach(), q, rtol=0, atol=1e-5)
-    torch.autograd.backward(ours.square().sum())
+    q_compiled = module.unroll(inputs)
+    torch.testing.assert_close(q_compiled.detach(), q, rtol=0, atol=1e-5)
+    torch.autograd.backward(q_compiled.square().sum())
     for parameter, expected in zip(module.parameters(), grads, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_it_can_be_switched_off(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_can_be_disabled(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QLLM_EXP_NATIVE", "0")
     assert gru_kernel.status() == "torch (QLLM_EXP_NATIVE=0)"
     assert not unbuilt.exists()
@@ -333,7 +333,7 @@ def test_a_compiler_that_fails_is_reported_once(
 
 def test_many_that_build_at_once_leave_one_whole_file(unbuilt: Path) -> None:
     places = []
-    builders = [threading.Thread(target=lambda: places.append(gru_kernel._from_cache()[1])) for _ in range(2)]
+    builders = [threading.Thread(target=lambda: places.append(gru_kernel._load_cached()[1])) for _ in range(2)]
     for builder in builders:
         builder.start()
     for builder in builders:
@@ -343,7 +343,7 @@ def test_many_that_build_at_once_leave_one_whole_file(unbuilt: Path) -> None:
     assert gru_kernel.status() == f"native ({places[0]})"
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(unbuilt: Path) -> None:
+def test_the_kernel_works_without_a_writable_cache(unbuilt: Path) -> None:
     unbuilt.write_text("a file where the folder should be")
     assert gru_kernel.status().startswith("native (for this process only")
     assert agent(6, 5, 16).unroll(torch.randn(4, 9, 6)).shape == (4, 9, 5)

@@ -14,8 +14,8 @@ ENV = SimpleNamespace(
 )
 
 
-def fresh(first: int, count: int) -> EpisodeStorage:
-    """EpisodeStorage that carry their own number in every field."""
+def numbered_episodes(first: int, count: int) -> EpisodeStorage:
+    """Episodes that carry their number in every field."""
     new = EpisodeStorage(ENV, count)
     number = torch.arange(first, first + count)
     for field in new.fields:
@@ -35,16 +35,16 @@ def contents(buffer: ReplayBuffer) -> list[float]:
 def test_the_buffer_holds_the_latest_episodes():
     buffer = ReplayBuffer(ENV, 5)
     for first in range(0, 12, 3):
-        buffer.add(fresh(first, 3))
+        buffer.add(numbered_episodes(first, 3))
     assert sorted(contents(buffer)) == [7, 8, 9, 10, 11]
-    buffer.add(fresh(12, 9))
+    buffer.add(numbered_episodes(12, 9))
     assert sorted(contents(buffer)) == [16, 17, 18, 19, 20]
     assert [buffer.episodes.reward[0, s].item() for s in buffer.latest(5)] == [16, 17, 18, 19, 20]
 
 
 def test_a_sample_is_whole_different_episodes_cut_to_the_longest():
     buffer = ReplayBuffer(ENV, 50)
-    buffer.add(fresh(0, 40))
+    buffer.add(numbered_episodes(0, 40))
     g = torch.Generator().manual_seed(0)
     for _ in range(20):
         batch = buffer.sample(6, g)
@@ -58,7 +58,7 @@ def test_a_sample_is_whole_different_episodes_cut_to_the_longest():
 
 def test_every_episode_is_sampled_equally_often():
     buffer = ReplayBuffer(ENV, 10)
-    buffer.add(fresh(0, 10))
+    buffer.add(numbered_episodes(0, 10))
     g = torch.Generator().manual_seed(0)
     counts = torch.zeros(10)
     for _ in range(3000):
@@ -66,50 +66,50 @@ def test_every_episode_is_sampled_equally_often():
     assert (counts - 900).abs().max() < 4 * (3000 * 0.3 * 0.7) ** 0.5
 
 
-def twin(path, capacity=5) -> tuple[ReplayBuffer, CheckpointStore]:
+def make_store(path, capacity=5) -> tuple[ReplayBuffer, CheckpointStore]:
     buffer = ReplayBuffer(ENV, capacity)
     return buffer, CheckpointStore(path, buffer, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("amounts", [(2,), (3, 1), (5, 5, 5), (2, 4, 1, 1, 3, 2, 5, 1), (9, 1, 12, 3, 3, 3)])
 def test_a_checkpoint_restores_every_slot(tmp_path, amounts):
-    buffer, store = twin(tmp_path / "c")
+    buffer, store = make_store(tmp_path / "c")
     first = 0
     for i, amount in enumerate(amounts):
-        buffer.add(fresh(first, amount))
+        buffer.add(numbered_episodes(first, amount))
         first += amount
         store.save({"i": i})
-        other, again = twin(tmp_path / "c")
-        assert again.load() == {"i": i}
-        assert (other.next, other.size, other.added) == (buffer.next, buffer.size, buffer.added)
-        for mine, theirs in zip(buffer.episodes.fields, other.episodes.fields, strict=True):
-            assert torch.equal(mine[:, : buffer.size], theirs[:, : buffer.size])
-        one, two = (b.sample(2, torch.Generator().manual_seed(1)) for b in (buffer, other))
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        resumed, resumed_store = make_store(tmp_path / "c")
+        assert resumed_store.load() == {"i": i}
+        assert (resumed.next, resumed.size, resumed.added) == (buffer.next, buffer.size, buffer.added)
+        for field, resumed_field in zip(buffer.episodes.fields, resumed.episodes.fields, strict=True):
+            assert torch.equal(field[:, : buffer.size], resumed_field[:, : buffer.size])
+        sample, resumed_sample = (b.sample(2, torch.Generator().manual_seed(1)) for b in (buffer, resumed))
+        assert all(torch.equal(a, b) for a, b in zip(sample, resumed_sample, strict=True))
     assert (tmp_path / "c/episodes.bin").stat().st_size <= 2 * 5 * buffer.record_size()
 
 
 @pytest.mark.parametrize("amounts", [(3, 4), (5, 5), (5, 9), (2, 1), (4, 4)])
 @pytest.mark.parametrize("killed_in", ["episodes", "state"])
 def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch, amounts, killed_in):
-    buffer, store = twin(tmp_path / "c")
-    buffer.add(fresh(0, 3))
+    buffer, store = make_store(tmp_path / "c")
+    buffer.add(numbered_episodes(0, 3))
     store.save({"i": 0})
-    buffer.add(fresh(3, amounts[0]))
+    buffer.add(numbered_episodes(3, amounts[0]))
     store.save({"i": 1})
-    before = contents(buffer)
-    buffer.add(fresh(3 + amounts[0], amounts[1]))
+    saved_contents = contents(buffer)
+    buffer.add(numbered_episodes(3 + amounts[0], amounts[1]))
 
-    def die(*_):
+    def kill(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "fsync" if killed_in == "episodes" else "replace", die)
+    monkeypatch.setattr(os, "fsync" if killed_in == "episodes" else "replace", kill)
     with pytest.raises(KeyboardInterrupt):
         store.save({"i": 2})
     monkeypatch.undo()
-    other, again = twin(tmp_path / "c")
-    assert again.load() == {"i": 1}
-    assert contents(other) == before
+    resumed, resumed_store = make_store(tmp_path / "c")
+    assert resumed_store.load() == {"i": 1}
+    assert contents(resumed) == saved_contents
 
 
 def test_a_slow_checkpoint_makes_the_next_one_wait(tmp_path, monkeypatch):
@@ -120,12 +120,12 @@ def test_a_slow_checkpoint_makes_the_next_one_wait(tmp_path, monkeypatch):
     assert not store.due()
     now = 11.0
     assert store.due()
-    real = os.replace
+    replace = os.replace
 
     def slow(*args):
         nonlocal now
         now += 3.0
-        real(*args)
+        replace(*args)
 
     monkeypatch.setattr(os, "replace", slow)
     store.save({})

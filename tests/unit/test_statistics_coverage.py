@@ -1,4 +1,4 @@
-"""How often a 95 % percentile bootstrap interval contains the true value, by simulation: the table in `statistics`.
+"""Coverage of a 95 % percentile bootstrap interval, by simulation: the table in `statistics.aggregate`.
 
 Every experiment draws normal scores afresh; the true mean and, by symmetry, the true interquartile mean are 0.
 """
@@ -18,8 +18,8 @@ def mean_coverage(runs: int, source: np.random.Generator) -> float:
 
 def iqm_coverage(runs: int, tasks: int, experiments: int, source: np.random.Generator) -> float:
     scores = source.normal(size=(experiments, runs, tasks))
-    found = [estimate(one) for one in scores]
-    return sum(one.low <= 0 <= one.high for one in found) / experiments
+    estimates = [estimate(experiment_scores) for experiment_scores in scores]
+    return sum(result.low <= 0 <= result.high for result in estimates) / experiments
 
 
 @pytest.mark.parametrize(

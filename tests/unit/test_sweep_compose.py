@@ -1,4 +1,4 @@
-"""Configurations put together from few are those that Hydra composes one by one."""
+"""`Composer` gives the configurations that Hydra composes one by one."""
 
 import random
 
@@ -47,32 +47,34 @@ def outcome(make):
         return str(error)
 
 
-@pytest.mark.parametrize("number", range(12))
-def test_what_is_put_together_is_what_hydra_composes(hydra, number):
-    chance = random.Random(number)
-    keys = [key for key in AXES if AXES[key] and chance.random() < 0.3]
+@pytest.mark.parametrize("seed", range(12))
+def test_composer_gives_what_hydra_composes(hydra, seed):
+    rng = random.Random(seed)
+    keys = [key for key in AXES if rng.random() < 0.3]
     if "llm.temperature" in keys and "llm" not in keys:
         keys.remove("llm.temperature")
-    chance.shuffle(keys)
-    given = [f"{key}={','.join(chance.sample(AXES[key], chance.randint(1, len(AXES[key]))))}" for key in keys]
-    given = [one.replace("llm=bundled", "llm=openai") if "llm.temperature" in keys else one for one in given]
-    wanted = combinations(given)
+    rng.shuffle(keys)
+    arguments = [f"{key}={','.join(rng.sample(AXES[key], rng.randint(1, len(AXES[key]))))}" for key in keys]
+    if "llm.temperature" in keys:  # the bundled functions have no temperature
+        arguments = [argument.replace("llm=bundled", "llm=openai") for argument in arguments]
+    wanted = combinations(arguments)
     composer = Composer(hydra, wanted)
-    for one in random.Random(0).sample(wanted, min(12, len(wanted))):
-        assert outcome(lambda one=one: composer(one)) == outcome(lambda one=one: load_run(hydra(one))), one
+    for overrides in random.Random(0).sample(wanted, min(12, len(wanted))):
+        fast = outcome(lambda overrides=overrides: composer(overrides))
+        assert fast == outcome(lambda overrides=overrides: load_run(hydra(overrides))), overrides
 
 
 def test_hydra_composes_each_choice_of_groups_once(hydra):
-    asked = []
+    calls = []
 
     def counted(overrides):
-        asked.append(overrides)
+        calls.append(overrides)
         return hydra(overrides)
 
     wanted = combinations(["mixer=qmix,vdn", "seed=0-99", "train.learning_rate=1e-3,1e-4", "train.gamma=0.9"])
     composer = Composer(counted, wanted)
-    found = [composer(one) for one in wanted]
-    assert len(found) == 400 and len(asked) == 2
-    assert {(run.mixer.name, run.seed, run.train.learning_rate) for run in found} == {
+    runs = [composer(overrides) for overrides in wanted]
+    assert len(runs) == 400 and len(calls) == 2
+    assert {(run.mixer.name, run.seed, run.train.learning_rate) for run in runs} == {
         (mixer, seed, rate) for mixer in ("qmix", "vdn") for seed in range(100) for rate in (1e-3, 1e-4)
     }

@@ -1,4 +1,4 @@
-"""Tables say what the runs scored, what is told apart, and what is missing; and they read back from what they are written as."""
+"""Tables: scores, bold, footnotes on missing runs, ablations, costs, and all output formats."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import make, of, unfinished
+from run_folders import make_run, make_unfinished_run, run_config
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
@@ -17,10 +17,10 @@ from qllm_exp.llm.online import Config as OnlineConfig
 from qllm_exp.results.records.collect import collect
 from qllm_exp.results.records.keys import methods, sort_key
 from qllm_exp.results.statistics.aggregate import Estimate, bootstrap_mean
-from qllm_exp.results.tables.costs import spent
+from qllm_exp.results.tables.costs import cost_sheet
 from qllm_exp.results.tables.formats import as_csv, html, in_latex, latex
-from qllm_exp.results.tables.pivot import Cell, gap, statistic
-from qllm_exp.results.tables.sheet import Sheet, markdown, text
+from qllm_exp.results.tables.pivot import Cell, difference, statistic
+from qllm_exp.results.tables.sheet import Sheet, cell_text, markdown
 from qllm_exp.results.tables.table import ablation, comparison
 
 TASK, OTHER = "8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"
@@ -28,18 +28,18 @@ TASK, OTHER = "8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"
 
 def five(folder: Path, mixer: str, middle: float, task: str = TASK, seeds: int = 5, spread: float = 0.01) -> None:
     for seed in range(seeds):
-        make(folder, of(mixer, seed, task), middle + spread * (seed - 2), absolute=middle + 1)
+        make_run(folder, run_config(mixer, seed, task), middle + spread * (seed - 2), absolute=middle + 1)
 
 
 def cell(sheet: Sheet, row: int, column: str) -> Cell:
-    found = sheet.rows[row][1][list(sheet.columns).index(column)]
-    assert isinstance(found, Cell)
-    return found
+    value = sheet.rows[row][1][list(sheet.columns).index(column)]
+    assert isinstance(value, Cell)
+    return value
 
 
 def bold(sheet: Sheet, row: int = 0) -> set[str]:
     cells = zip(sheet.columns, sheet.rows[row][1], strict=True)
-    return {column for column, one in cells if isinstance(one, Cell) and one.bold}
+    return {column for column, value in cells if isinstance(value, Cell) and value.bold}
 
 
 def notes(sheet: Sheet) -> str:
@@ -52,32 +52,34 @@ def notes(sheet: Sheet) -> str:
 def test_a_cell_is_the_mean_over_seeds_with_its_interval(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 0.7)
     sheet, _ = comparison(collect([tmp_path]))
-    one = cell(sheet, 0, "qmix")
+    value = cell(sheet, 0, "qmix")
     scores = np.array([0.68, 0.69, 0.7, 0.71, 0.72])
     low, high = bootstrap_mean(scores)
-    assert one.estimate.value == pytest.approx(0.7) and one.estimate.runs == 5
-    assert (one.estimate.low, one.estimate.high) == (pytest.approx(low, abs=0.002), pytest.approx(high, abs=0.002))
+    assert value.estimate.value == pytest.approx(0.7) and value.estimate.runs == 5
+    assert (value.estimate.low, value.estimate.high) == (pytest.approx(low, abs=0.002), pytest.approx(high, abs=0.002))
     assert re.search(r"\| lbf/8x8-2p-2f-coop-2s \| 0\.700 \[0\.688, 0\.712\] \(n=5\) \|", markdown([sheet]))
     assert cell(comparison(collect([tmp_path]), metric="absolute")[0], 0, "qmix").estimate.value == pytest.approx(1.7)
 
 
 def test_rows_are_tasks_and_columns_methods_in_a_fixed_order(tmp_path: Path) -> None:
     for mixer in ("none", "qmix", "tfcaf", "vdn"):
-        make(tmp_path, of(mixer), 1.0, program=1 if mixer == "tfcaf" else None)
-    make(tmp_path, of("vdn", 0, OTHER), 1.0)
+        make_run(tmp_path, run_config(mixer), 1.0, program=1 if mixer == "tfcaf" else None)
+    make_run(tmp_path, run_config("vdn", 0, OTHER), 1.0)
     sheet, _ = comparison(collect([tmp_path]))
     assert sheet.columns == ["tfcaf", "qmix", "vdn", "none"]
     assert [row for row, _ in sheet.rows] == [("lbf", TASK), ("lbf", OTHER)]
-    assert [one is None for one in sheet.rows[1][1]] == [True, True, False, True]
+    assert [value is None for value in sheet.rows[1][1]] == [True, True, False, True]
     assert "| lbf/10x10-3p-3f-2s    | -" in markdown([sheet])
 
 
 def test_any_key_makes_rows_and_columns(tmp_path: Path) -> None:
     for rate in (1e-3, 1e-4):
         for seed in range(2):
-            make(tmp_path, of("vdn", seed, train=schema.TrainConfig(learning_rate=rate)), rate * 1000 + seed)
-    found = collect([tmp_path])
-    sheet, _ = comparison(found, rows=["train.learning_rate", "mixer"], columns=["seed"])
+            make_run(
+                tmp_path, run_config("vdn", seed, train=schema.TrainConfig(learning_rate=rate)), rate * 1000 + seed
+            )
+    runs = collect([tmp_path])
+    sheet, _ = comparison(runs, rows=["train.learning_rate", "mixer"], columns=["seed"])
     assert list(sheet.labels) == ["train.learning_rate", "mixer"] and sheet.columns == ["seed=0", "seed=1"]
     assert [row for row, _ in sheet.rows] == [(1e-4, "vdn"), (1e-3, "vdn")]
     assert cell(sheet, 0, "seed=1").estimate.value == pytest.approx(1.1)
@@ -85,8 +87,8 @@ def test_any_key_makes_rows_and_columns(tmp_path: Path) -> None:
 
 def test_a_cell_does_not_mix_methods(tmp_path: Path) -> None:
     for rate in (1e-3, 1e-4):
-        make(tmp_path, of("vdn", train=schema.TrainConfig(learning_rate=rate)), 1.0)
-    with pytest.raises(UserError, match=r"mixer=vdn differ in train\.learning_rate, and would be mixed as one"):
+        make_run(tmp_path, run_config("vdn", train=schema.TrainConfig(learning_rate=rate)), 1.0)
+    with pytest.raises(UserError, match=r"mixer=vdn differ in train\.learning_rate and would be pooled"):
         comparison(collect([tmp_path]), columns=["mixer"])
     assert comparison(collect([tmp_path]))[0].columns == ["vdn learning_rate=0.0001", "vdn learning_rate=0.001"]
 
@@ -96,9 +98,9 @@ def test_over_several_tasks_scores_are_normalised_and_on_common_tasks(tmp_path: 
     five(tmp_path, "vdn", 0.5)
     five(tmp_path, "vdn", 0.1, OTHER)
     for seed in range(2):
-        make(tmp_path, of("qmix", seed, "climbing", "matrix"), 1.0)  # not a task of vdn's
-    sheet, found = comparison(collect([tmp_path]), rows=["env"], columns=["mixer"])
-    assert found.normalised is not None and "normalised" in sheet.title
+        make_run(tmp_path, run_config("qmix", seed, "climbing", "matrix"), 1.0)  # not a task of vdn's
+    sheet, cells = comparison(collect([tmp_path]), rows=["env"], columns=["mixer"])
+    assert cells.normalisation is not None and "normalised" in sheet.title
     assert cell(sheet, 0, "vdn").estimate.value == pytest.approx(0.5)  # without the other task
     assert "Left out: vdn on lbf/10x10-3p-3f-2s (5 runs)." in notes(sheet) and "0 is a return of 0" in notes(sheet)
     both, _ = comparison(collect([tmp_path]), rows=["mixer"], columns=["env"])
@@ -115,21 +117,21 @@ def test_without_rows_all_tasks_are_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stat", "value"), [("mean", 0.3), ("median", 0.2), ("iqm", 0.2)])
 def test_statistics_are_over_the_seeds(tmp_path: Path, stat: str, value: float) -> None:
     for seed, score in enumerate((0.0, 0.2, 0.2, 0.2, 0.9)):
-        make(tmp_path, of("vdn", seed), score)
-    one = cell(comparison(collect([tmp_path]), stat=stat)[0], 0, "vdn").estimate
-    assert one.value == pytest.approx(value) and one.low <= value <= one.high
+        make_run(tmp_path, run_config("vdn", seed), score)
+    estimate = cell(comparison(collect([tmp_path]), stat=stat)[0], 0, "vdn").estimate
+    assert estimate.value == pytest.approx(value) and estimate.low <= value <= estimate.high
 
 
 def test_numbers_within_names_are_in_the_order_of_their_size() -> None:
-    given = ["vdn rate=0.001", "tfcaf rounds=10", "tfcaf rounds=2", "vdn rate=1e-05", "tfcaf", "none", "a1"]
-    found = sorted(given, key=sort_key)
-    assert found == ["tfcaf", "tfcaf rounds=2", "tfcaf rounds=10", "vdn rate=1e-05", "vdn rate=0.001", "none", "a1"]
+    names = ["vdn rate=0.001", "tfcaf rounds=10", "tfcaf rounds=2", "vdn rate=1e-05", "tfcaf", "none", "a1"]
+    ordered = sorted(names, key=sort_key)
+    assert ordered == ["tfcaf", "tfcaf rounds=2", "tfcaf rounds=10", "vdn rate=1e-05", "vdn rate=0.001", "none", "a1"]
 
 
 # Bold
 
 
-def test_bold_is_the_best_with_all_that_are_not_told_apart(tmp_path: Path) -> None:
+def test_bold_is_the_best_and_all_indistinguishable_values(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 0.7)
     five(tmp_path, "vdn", 0.705)
     five(tmp_path, "none", 0.2)
@@ -141,7 +143,7 @@ def test_bold_is_the_best_with_all_that_are_not_told_apart(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("middles", [(0.7, 0.705, 0.71), (0.7, 0.7, 0.7)])
-def test_nothing_is_bold_where_none_is_told_apart(tmp_path: Path, middles: tuple[float, ...]) -> None:
+def test_nothing_is_bold_if_all_are_indistinguishable(tmp_path: Path, middles: tuple[float, ...]) -> None:
     for mixer, middle in zip(("qmix", "vdn", "none"), middles, strict=True):
         five(tmp_path, mixer, middle)
     sheet, _ = comparison(collect([tmp_path]))
@@ -154,13 +156,13 @@ def test_nothing_is_bold_where_a_method_has_one_seed(tmp_path: Path) -> None:
     assert bold(comparison(collect([tmp_path]))[0]) == set()
 
 
-def test_methods_whose_seeds_all_agree_are_told_apart(tmp_path: Path) -> None:
+def test_methods_with_equal_seeds_are_distinguishable(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 0.7, spread=0)
     five(tmp_path, "vdn", 0.6, spread=0)
     assert bold(comparison(collect([tmp_path]))[0]) == {"qmix"}
 
 
-def test_rounding_tells_nothing_apart(tmp_path: Path) -> None:
+def test_rounding_errors_do_not_distinguish(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 0.9, spread=0, seeds=5)
     five(tmp_path, "vdn", 0.9, spread=0, seeds=13)
     sheet, _ = comparison(collect([tmp_path]))
@@ -168,27 +170,27 @@ def test_rounding_tells_nothing_apart(tmp_path: Path) -> None:
 
 
 def test_no_zero_is_negative() -> None:
-    assert text(Cell(Estimate(-1e-5, -2e-4, 1e-5, 5))) == "0.000 [0.000, 0.000] (n=5)"
+    assert cell_text(Cell(Estimate(-1e-5, -2e-4, 1e-5, 5))) == "0.000 [0.000, 0.000] (n=5)"
 
 
-def test_the_gap_of_means_is_welchs_interval() -> None:
+def test_the_difference_of_means_has_welchs_interval() -> None:
     from scipy.stats import ttest_ind
 
     x, y = np.array([1.0, 1.4, 0.9, 1.2]), np.array([0.5, 0.9, 0.2, 0.4, 0.6])
     ends = ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
-    found = gap([x], [y], "mean")
-    assert (found.low, found.high) == (pytest.approx(ends.low), pytest.approx(ends.high))
+    result = difference([x], [y], "mean")
+    assert (result.low, result.high) == (pytest.approx(ends.low), pytest.approx(ends.high))
 
 
 @pytest.mark.parametrize("stat", ["median", "iqm"])
-def test_the_gap_of_other_statistics_is_bootstrapped(stat: str) -> None:
+def test_the_difference_of_other_statistics_is_bootstrapped(stat: str) -> None:
     x, y = np.array([1.0, 1.4, 0.9, 1.2, 7.0]), np.array([0.5, 0.9, 0.2, 0.4, 0.6])
     random = np.random.default_rng(7)
-    of = statistic(stat, 1)
-    drawn = [float(of([random.choice(x, 5)]) - of([random.choice(y, 5)])) for _ in range(4000)]
-    found = gap([x], [y], stat)
-    assert found.value == pytest.approx(float(of([x]) - of([y])))
-    assert (found.low, found.high) == (
+    function = statistic(stat, 1)
+    drawn = [float(function([random.choice(x, 5)]) - function([random.choice(y, 5)])) for _ in range(4000)]
+    result = difference([x], [y], stat)
+    assert result.value == pytest.approx(float(function([x]) - function([y])))
+    assert (result.low, result.high) == (
         pytest.approx(np.quantile(drawn, 0.025), abs=0.1),
         pytest.approx(np.quantile(drawn, 0.975), rel=0.1),
     )
@@ -197,7 +199,7 @@ def test_the_gap_of_other_statistics_is_bootstrapped(stat: str) -> None:
 # Footnotes
 
 
-def test_few_seeds_are_marked_and_said(tmp_path: Path) -> None:
+def test_few_seeds_are_marked_with_a_footnote(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 0.7)
     five(tmp_path, "vdn", 0.1, seeds=4)
     some, _ = comparison(collect([tmp_path]))
@@ -207,23 +209,23 @@ def test_few_seeds_are_marked_and_said(tmp_path: Path) -> None:
     assert "†" not in markdown([every]) and "Fewer than 5 seeds in every cell" in notes(every)
 
 
-def test_what_is_missing_is_said_per_method(tmp_path: Path) -> None:
+def test_missing_runs_are_counted_per_method(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 0.7)
     for seed, state in ((5, "failed"), (6, "failed"), (7, "interrupted")):
-        unfinished(tmp_path, of("qmix", seed), state)
-    unfinished(tmp_path, of("vdn", 0, OTHER), "failed")
+        make_unfinished_run(tmp_path, run_config("qmix", seed), state)
+    make_unfinished_run(tmp_path, run_config("vdn", 0, OTHER), "failed")
     sheet, _ = comparison(collect([tmp_path]))
-    assert "Missing: qmix on lbf/8x8-2p-2f-coop-2s: 2 failed (s5, s6), 1 stopped (s7)." in sheet.notes
+    assert "Missing: qmix on lbf/8x8-2p-2f-coop-2s: 2 failed (s5, s6), 1 interrupted (s7)." in sheet.notes
     assert "Missing: vdn on lbf/10x10-3p-3f-2s: 1 failed (s0)." in sheet.notes
 
 
 def test_a_run_that_diverged_is_named_and_not_averaged_away(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 0.7)
     five(tmp_path, "vdn", 0.2)
-    path = make(tmp_path, of("vdn", 5), float("nan"))
+    path = make_run(tmp_path, run_config("vdn", 5), float("nan"))
     sheet, _ = comparison(collect([tmp_path]))
     assert np.isnan(cell(sheet, 0, "vdn").estimate.value) and not cell(sheet, 0, "vdn").bold
-    assert "no finite number" in notes(sheet) and path.name in notes(comparison(collect([path]))[0])
+    assert "Not a finite number" in notes(sheet) and path.name in notes(comparison(collect([path]))[0])
 
 
 # The ablation
@@ -236,38 +238,36 @@ def generation(**more: object) -> dict[str, object]:
 def test_an_ablation_compares_with_the_default(tmp_path: Path) -> None:
     for rounds, middle in ((1, 0.5), (3, 0.7), (10, 0.9)):
         for seed in range(5):
-            make(tmp_path, of("tfcaf", seed, **generation(rounds=rounds)), middle + 0.01 * seed, program=rounds)
-    make(tmp_path, of("qmix"), 1.0)
+            make_run(
+                tmp_path, run_config("tfcaf", seed, **generation(rounds=rounds)), middle + 0.01 * seed, program=rounds
+            )
+    make_run(tmp_path, run_config("qmix"), 1.0)
     sheet, _ = ablation(collect([tmp_path]), ["tfcaf.rounds"])
     assert [row[2] for row, _ in sheet.rows] == [1, 3, 10] and sheet.rows[1][1][1] == "default"
     lower, upper = cell(sheet, 0, "difference to default"), cell(sheet, 2, "difference to default")
     assert lower.estimate.value == pytest.approx(-0.2) and upper.estimate.value == pytest.approx(0.2)
     assert -0.25 < lower.estimate.low < -0.2 < lower.estimate.high < -0.15
-    assert "Default: tfcaf.rounds=3 (of the configuration)." in sheet.notes
-    assert "Left out: qmix (1 run), without tfcaf.rounds." in sheet.notes
+    assert "Default: tfcaf.rounds=3 (from the configuration)." in sheet.notes
+    assert "Left out: qmix (1 run), which has no tfcaf.rounds." in sheet.notes
 
 
 def test_without_a_run_of_the_default_most_runs_decide(tmp_path: Path) -> None:
     for rate, seeds in ((1e-3, 2), (1e-4, 3)):
         for seed in range(seeds):
-            make(tmp_path, of("vdn", seed, train=schema.TrainConfig(learning_rate=rate)), rate)
+            make_run(tmp_path, run_config("vdn", seed, train=schema.TrainConfig(learning_rate=rate)), rate)
     sheet, _ = ablation(collect([tmp_path]), ["train.learning_rate"])
-    assert any(
-        note.startswith(
-            "Default: train.learning_rate=0.0001 (what most runs have; the configuration's, train.learning_rate=0.0005, was"
-        )
-        for note in sheet.notes
-    )
+    reason = "the most common value; no run has the configured default, train.learning_rate=0.0005"
+    assert f"Default: train.learning_rate=0.0001 ({reason})." in sheet.notes
     assert [cells[1] == "default" for _, cells in sheet.rows] == [True, False]
 
 
 def gammas(
-    folder: Path, env: str, task: str, mixer: str, middle: float, found: tuple[float, ...], **more: object
+    folder: Path, env: str, task: str, mixer: str, middle: float, values: tuple[float, ...], **more: object
 ) -> None:
-    for gamma in found:
+    for gamma in values:
         for seed in range(2):
             train = schema.TrainConfig(gamma=gamma, **more)  # type: ignore[arg-type]
-            make(folder, of(mixer, seed, task, env, train=train), middle + gamma + 0.01 * seed)
+            make_run(folder, run_config(mixer, seed, task, env, train=train), middle + gamma + 0.01 * seed)
 
 
 def test_every_row_has_the_default_of_its_own_environment(tmp_path: Path) -> None:
@@ -281,8 +281,8 @@ def test_every_row_has_the_default_of_its_own_environment(tmp_path: Path) -> Non
     first = cell(sheet, 0, "difference to default")
     assert sheet.rows[0][0][0] == "grf" and first.estimate.value == pytest.approx(0.9 - 0.999)
     assert [note for note in sheet.notes if note.startswith("Default")] == [
-        "Default for grf: train.gamma=0.999 (of the configuration).",
-        "Default for lbf: train.gamma=0.99 (of the configuration).",
+        "Default for grf: train.gamma=0.999 (from the configuration).",
+        "Default for lbf: train.gamma=0.99 (from the configuration).",
     ]
 
 
@@ -291,15 +291,15 @@ def test_every_row_has_the_default_of_its_own_mixer_and_preset(tmp_path: Path) -
     for mixer in ("tfcaf", "qmix"):
         for rate in (3e-4, 1e-3):
             train = schema.TrainConfig(name="paper", learning_rate=rate)
-            make(
+            make_run(
                 tmp_path,
-                of(mixer, 0, "simple_spread", "mpe", train=train),
+                run_config(mixer, 0, "simple_spread", "mpe", train=train),
                 rate,
                 program=1 if mixer == "tfcaf" else None,
             )
     sheet, _ = ablation(collect([tmp_path]), ["train.learning_rate"])
     assert [row[2:] for row, cells in sheet.rows if cells[1] == "default"] == [("tfcaf", 1e-3), ("qmix", 3e-4)]
-    assert "Default for qmix: train.learning_rate=0.0003 (of the configuration)." in sheet.notes
+    assert "Default for qmix: train.learning_rate=0.0003 (from the configuration)." in sheet.notes
 
 
 def test_a_row_in_which_the_default_was_not_run_has_another(tmp_path: Path) -> None:
@@ -310,37 +310,37 @@ def test_a_row_in_which_the_default_was_not_run_has_another(tmp_path: Path) -> N
     assert [row[1:] for row, cells in sheet.rows if cells[1] == "default"] == [
         *(("5x5-2p-1f", 0.99), (TASK, 0.99), (OTHER, 0.8))
     ]
-    assert f"Default for 5x5-2p-1f, {TASK}: train.gamma=0.99 (of the configuration)." in sheet.notes
-    lacking = "what most runs have; the configuration's, train.gamma=0.99, was not run"
+    assert f"Default for 5x5-2p-1f, {TASK}: train.gamma=0.99 (from the configuration)." in sheet.notes
+    lacking = "the most common value; no run has the configured default, train.gamma=0.99"
     assert f"Default for {OTHER}: train.gamma=0.8 ({lacking})." in sheet.notes
 
 
 def test_of_several_axes_the_combination_is_the_default(tmp_path: Path) -> None:
     """Where each default was run but not both together, the combination that most runs have is compared with."""
-    for task, found in ((TASK, [(0.99, 64), (0.9, 64)]), (OTHER, [(0.99, 32), (0.9, 64), (0.9, 64)])):
-        for seed, (gamma, hidden) in enumerate(found):
+    for task, combinations in ((TASK, [(0.99, 64), (0.9, 64)]), (OTHER, [(0.99, 32), (0.9, 64), (0.9, 64)])):
+        for seed, (gamma, hidden) in enumerate(combinations):
             train = schema.TrainConfig(gamma=gamma, hidden=hidden)
-            make(tmp_path, of("vdn", seed, task, train=train), gamma)
+            make_run(tmp_path, run_config("vdn", seed, task, train=train), gamma)
     sheet, _ = ablation(collect([tmp_path]), ["train.gamma", "train.hidden"])
     assert [row[1:] for row, cells in sheet.rows if cells[1] == "default"] == [(TASK, 0.99, 64), (OTHER, 0.9, 64)]
-    assert f"Default for {TASK}: train.gamma=0.99 train.hidden=64 (of the configuration)." in sheet.notes
-    assert all(isinstance(one, Cell) or one == "default" for _, cells in sheet.rows for one in cells[1:])
+    assert f"Default for {TASK}: train.gamma=0.99 train.hidden=64 (from the configuration)." in sheet.notes
+    assert all(isinstance(value, Cell) or value == "default" for _, cells in sheet.rows for value in cells[1:])
 
 
-def test_a_choice_of_ones_own_has_what_most_of_its_runs_have(tmp_path: Path) -> None:
+def test_the_default_of_a_users_own_choice_is_the_most_common_value(tmp_path: Path) -> None:
     for value, seeds in ((1, 2), (2, 3)):
         for seed in range(seeds):
-            path = make(tmp_path, of("qmix", seed), 0.1 * seed)
+            path = make_run(tmp_path, run_config("qmix", seed), 0.1 * seed)
             text = (path / "config.yaml").read_text().replace("name: qmix", f"name: elsewhere.mine\n  rate: {value}")
             (path / "config.yaml").write_text(text)
             path.rename(path.with_name(f"{path.name}_{value}"))
     sheet, _ = ablation(collect([tmp_path]), ["mixer.rate"])
-    assert "Default: mixer.rate=2 (what most runs have)." in sheet.notes
+    assert "Default: mixer.rate=2 (the most common value)." in sheet.notes
 
 
 def test_a_group_is_an_axis_too(tmp_path: Path) -> None:
     for mixer in ("vdn", "tfcaf"):
-        make(tmp_path, of(mixer), 0.5, program=1 if mixer == "tfcaf" else None)
+        make_run(tmp_path, run_config(mixer), 0.5, program=1 if mixer == "tfcaf" else None)
     sheet, _ = ablation(collect([tmp_path]), ["mixer"])
     assert [row for row, _ in sheet.rows] == [("lbf", TASK, "tfcaf"), ("lbf", TASK, "vdn")]
     assert sheet.rows[0][1][1] == "default"
@@ -351,7 +351,7 @@ def test_several_axes_have_a_row_for_each_combination_that_was_run(tmp_path: Pat
         for mixer in ("qmix", "vdn"):
             for seed in range(2):
                 train = schema.TrainConfig(gamma=gamma, hidden=hidden)
-                make(tmp_path, of(mixer, seed, train=train), gamma + hidden + seed * 0.1)
+                make_run(tmp_path, run_config(mixer, seed, train=train), gamma + hidden + seed * 0.1)
     assert methods(collect([tmp_path]).finished)[0] == "qmix gamma=0.9 hidden=64"
     sheet, _ = ablation(collect([tmp_path]), ["train.gamma", "train.hidden"])
     assert list(sheet.labels) == ["env", "task", "mixer", "train.gamma", "train.hidden"]
@@ -364,34 +364,34 @@ def test_functions_and_not_their_seeds_are_counted(tmp_path: Path) -> None:
     for rounds in (1, 3):
         for sample, middle in enumerate((0.2, 0.5, 0.9)):
             for seed in range(4):
-                run = of("tfcaf", seed, **generation(rounds=rounds, sample=sample))
-                make(tmp_path, run, middle + 0.01 * seed, program=[rounds, sample])
+                run = run_config("tfcaf", seed, **generation(rounds=rounds, sample=sample))
+                make_run(tmp_path, run, middle + 0.01 * seed, program=[rounds, sample])
     sheet, _ = ablation(collect([tmp_path]), ["tfcaf.rounds"])
-    one = cell(sheet, 0, "return")
-    assert one.estimate.runs == 3 and sorted(one.scores[0]) == pytest.approx([0.215, 0.515, 0.915])
-    assert "(n=3 functions)" in markdown([sheet]) and "each counts once" in notes(sheet)
+    value = cell(sheet, 0, "return")
+    assert value.estimate.runs == 3 and sorted(value.scores[0]) == pytest.approx([0.215, 0.515, 0.915])
+    assert "(n=3 functions)" in markdown([sheet]) and "each function counts once" in notes(sheet)
 
 
-# What it took
+# Costs
 
 
-def test_what_runs_took(tmp_path: Path) -> None:
+def test_costs_of_runs(tmp_path: Path) -> None:
     for seed in range(2):
-        make(tmp_path, of("tfcaf", seed), 0.5, program=1)
-        make(tmp_path, of("qmix", seed), 0.5)
-    sheet, found = comparison(collect([tmp_path]))
-    took = spent(found, sheet, ["parameters", "time", "cost"])
-    assert [list(row) for row, _ in took.rows] == [["lbf", TASK, "tfcaf"], ["lbf", TASK, "qmix"]]
-    assert took.rows[0][1] == ["26310", "0", "100.0", "2000", "7", "0.2500"]  # one function, paid for once
-    assert took.rows[1][1] == ["27310", "1000", "100.0", "2000", "-", "-"]
+        make_run(tmp_path, run_config("tfcaf", seed), 0.5, program=1)
+        make_run(tmp_path, run_config("qmix", seed), 0.5)
+    sheet, cells = comparison(collect([tmp_path]))
+    costs = cost_sheet(cells, sheet, ["parameters", "time", "cost"])
+    assert [list(row) for row, _ in costs.rows] == [["lbf", TASK, "tfcaf"], ["lbf", TASK, "qmix"]]
+    assert costs.rows[0][1] == ["26310", "0", "100.0", "2000", "7", "0.2500"]  # one function, paid for once
+    assert costs.rows[1][1] == ["27310", "1000", "100.0", "2000", "-", "-"]
     with pytest.raises(UserError, match=r"'tim' is unknown. Did you mean 'time'\?"):
-        spent(found, sheet, ["tim"])
+        cost_sheet(cells, sheet, ["tim"])
 
 
-def test_an_unknown_price_is_not_nothing(tmp_path: Path) -> None:
-    make(tmp_path, of("tfcaf"), 0.5, program=1, usd=None)
-    sheet, found = comparison(collect([tmp_path]))
-    assert spent(found, sheet, ["cost"]).rows[0][1] == ["7", "?"]
+def test_an_unknown_price_is_not_zero(tmp_path: Path) -> None:
+    make_run(tmp_path, run_config("tfcaf"), 0.5, program=1, usd=None)
+    sheet, cells = comparison(collect([tmp_path]))
+    assert cost_sheet(cells, sheet, ["cost"]).rows[0][1] == ["7", "?"]
 
 
 def slow_median(values: list[float]) -> float:
@@ -413,7 +413,7 @@ def slow_steps_to(runs: list[list[float]], steps: tuple[int, ...], target: float
         medians.append(slow_median([first[at] for at in picks]))
     medians.sort()
     low, high = medians[int(0.025 * 1999)], medians[math.ceil(0.975 * 1999)]
-    return slow_median(first), low, high, sum(one < float("inf") for one in first)
+    return slow_median(first), low, high, sum(step < float("inf") for step in first)
 
 
 @pytest.mark.parametrize("target", [0.05, 0.5, 0.9, 1.5])
@@ -422,14 +422,14 @@ def test_steps_to_a_return_are_a_median_in_which_no_run_is_dropped(tmp_path: Pat
     steps = tuple(range(0, 1001, 100))
     curves = [list(np.minimum.accumulate(random.normal(0.5, 0.4, 11))[::-1]) for _ in range(6)]
     for seed, returns in enumerate(curves):
-        make(tmp_path, of("qmix", seed), 1.0, returns=returns, steps=steps)
-    sheet, found = comparison(collect([tmp_path]))
-    took = spent(found, sheet, [f"steps-to={target}"])
+        make_run(tmp_path, run_config("qmix", seed), 1.0, returns=returns, steps=steps)
+    sheet, cells = comparison(collect([tmp_path]))
+    costs = cost_sheet(cells, sheet, [f"steps-to={target}"])
     middle, low, high, reached = slow_steps_to(curves, steps, target)
-    shown = [f"{one:.0f}" if one < float("inf") else ">1000" for one in (middle, low, high)]
-    assert took.columns == [f"steps to {target}"]
-    assert took.rows[0][1] == [f"{shown[0]} [{shown[1]}, {shown[2]}] ({reached} of 6 reached it)"]
-    assert any("counts as later than every step" in note for note in took.notes)
+    shown = [f"{step:.0f}" if step < float("inf") else ">1000" for step in (middle, low, high)]
+    assert costs.columns == [f"steps to {target}"]
+    assert costs.rows[0][1] == [f"{shown[0]} [{shown[1]}, {shown[2]}] ({reached} of 6 reached it)"]
+    assert any("counts as later than all evaluated steps" in note for note in costs.notes)
 
 
 def test_steps_to_a_return_are_those_of_functions(tmp_path: Path) -> None:
@@ -437,34 +437,34 @@ def test_steps_to_a_return_are_those_of_functions(tmp_path: Path) -> None:
     steps = (0, 10, 20)
     for sample, finals in enumerate(((1.0, 0.0), (1.0, 1.0), (0.0, 0.0))):
         for seed, final in enumerate(finals):
-            run = of("tfcaf", seed, **generation(sample=sample))
-            make(tmp_path, run, final, program=sample, steps=steps)
-    sheet, found = comparison(collect([tmp_path]))
-    (row,) = spent(found, sheet, ["steps-to=0.5"]).rows
+            run = run_config("tfcaf", seed, **generation(sample=sample))
+            make_run(tmp_path, run, final, program=sample, steps=steps)
+    sheet, cells = comparison(collect([tmp_path]))
+    (row,) = cost_sheet(cells, sheet, ["steps-to=0.5"]).rows
     assert row[1] == ["20 [10, >20] (2 of 3 functions reached it)"]
 
 
 def test_evaluations_that_not_all_runs_have_are_left_out_of_steps_to(tmp_path: Path) -> None:
-    make(tmp_path, of("vdn", 0), 0.5, steps=(0, 10, 20, 30))
-    make(tmp_path, of("vdn", 1), 0.5, steps=(0, 10, 30))
-    sheet, found = comparison(collect([tmp_path]))
-    took = spent(found, sheet, ["steps-to=0.3", "steps-to=0.1"])
-    assert took.columns == ["steps to 0.3", "steps to 0.1"] and took.rows[0][1][0].startswith("30 ")  # type: ignore[union-attr]
-    assert f"lbf {TASK} vdn: evaluations at the 3 of 4 steps that all 2 runs share." in took.notes
-    assert len([note for note in took.notes if note.startswith("Steps to")]) == 1
+    make_run(tmp_path, run_config("vdn", 0), 0.5, steps=(0, 10, 20, 30))
+    make_run(tmp_path, run_config("vdn", 1), 0.5, steps=(0, 10, 30))
+    sheet, cells = comparison(collect([tmp_path]))
+    costs = cost_sheet(cells, sheet, ["steps-to=0.3", "steps-to=0.1"])
+    assert costs.columns == ["steps to 0.3", "steps to 0.1"] and costs.rows[0][1][0].startswith("30 ")  # type: ignore[union-attr]
+    assert f"lbf {TASK} vdn: evaluations at the 3 of 4 steps that all 2 runs share." in costs.notes
+    assert len([note for note in costs.notes if note.startswith("Steps to")]) == 1
 
 
 def test_steps_to_a_return_need_one_task_and_a_number(tmp_path: Path) -> None:
     five(tmp_path, "qmix", 0.7)
     five(tmp_path, "qmix", 0.5, OTHER)
-    sheet, found = comparison(collect([tmp_path]), rows=["mixer"], columns=["env"])
+    sheet, cells = comparison(collect([tmp_path]), rows=["mixer"], columns=["env"])
     with pytest.raises(UserError, match=r"--columns steps-to=0\.5: returns of several tasks.*--rows env,task"):
-        spent(found, sheet, ["steps-to=0.5"])
+        cost_sheet(cells, sheet, ["steps-to=0.5"])
     for wrong in ("steps-to=", "steps-to=high", "steps-to=inf", "steps-to=RETURN"):
-        with pytest.raises(UserError, match="give the return as a number"):
-            spent(found, sheet, [wrong])
+        with pytest.raises(UserError, match="the return must be a number"):
+            cost_sheet(cells, sheet, [wrong])
     with pytest.raises(UserError, match="Did you mean 'steps-to=RETURN'"):
-        spent(found, sheet, ["steps-to"])
+        cost_sheet(cells, sheet, ["steps-to"])
 
 
 # Formats
@@ -477,8 +477,13 @@ def test_csv_reads_back_to_the_same_numbers(tmp_path: Path) -> None:
     second, first = csv.DictReader(io.StringIO(as_csv([sheet])))
     assert (first["env"], first["task"], first["method"], first["value"]) == ("lbf", OTHER, "vdn", repr(0.1 - 0.02))
     assert (first["low"], first["n"], first["few"], first["metric"]) == ("", "1", "1", "final")
-    one = cell(sheet, 0, "qmix").estimate
-    assert [float(second[head]) for head in ("value", "low", "high", "n")] == [one.value, one.low, one.high, 5]
+    estimate = cell(sheet, 0, "qmix").estimate
+    assert [float(second[head]) for head in ("value", "low", "high", "n")] == [
+        estimate.value,
+        estimate.low,
+        estimate.high,
+        5,
+    ]
 
 
 def hostile() -> Sheet:
@@ -496,8 +501,8 @@ def hostile() -> Sheet:
 
 def test_latex_is_a_whole_table_with_nothing_unescaped() -> None:
     written = latex([hostile()])
-    for one in ("table", "tabular"):
-        assert written.count(f"\\begin{{{one}}}") == written.count(f"\\end{{{one}}}") == 1
+    for environment in ("table", "tabular"):
+        assert written.count(f"\\begin{{{environment}}}") == written.count(f"\\end{{{environment}}}") == 1
     assert [written.count(f"\\{rule}rule") for rule in ("top", "mid", "bottom")] == [1, 1, 1]
     body = written.partition("\\toprule")[2].partition("\\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]

@@ -17,21 +17,21 @@ def network(kind: str, shared: bool) -> TeamNetwork:
 @pytest.mark.parametrize("kind", ["gru", "mlp"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_step_by_step_and_along_episodes_are_the_same(kind, shared):
-    made, inputs = network(kind, shared), torch.randn(T, N, AGENTS, INPUTS)
-    along, hidden = made.unroll(inputs), made.initial_hidden(N, "cpu")
+    team, inputs = network(kind, shared), torch.randn(T, N, AGENTS, INPUTS)
+    sequence, hidden = team.unroll(inputs), team.initial_hidden(N, "cpu")
     for t in range(T):
-        out, hidden = made.step(inputs[t], hidden)
-        torch.testing.assert_close(out, along[t])
+        out, hidden = team.step(inputs[t], hidden)
+        torch.testing.assert_close(out, sequence[t])
 
 
 @pytest.mark.parametrize("kind", ["gru", "mlp"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_an_agent_is_trained_by_its_own_outputs_unless_the_network_is_shared(kind, shared):
-    made, inputs = network(kind, shared), torch.randn(T, N, AGENTS, INPUTS)
-    assert len(made.members) == (1 if shared else AGENTS)
-    made.unroll(inputs)[:, :, 1].sum().backward()
-    trained = [any(p.grad is not None and p.grad.any() for p in one.parameters()) for one in made.members]
-    assert trained == ([True] if shared else [False, True])
+    team, inputs = network(kind, shared), torch.randn(T, N, AGENTS, INPUTS)
+    assert len(team.members) == (1 if shared else AGENTS)
+    team.unroll(inputs)[:, :, 1].sum().backward()
+    has_gradient = [any(p.grad is not None and p.grad.any() for p in member.parameters()) for member in team.members]
+    assert has_gradient == ([True] if shared else [False, True])
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -1,4 +1,4 @@
-"""Generated source in the child process: what comes back for good, broken, hostile and endless functions."""
+"""The sandbox: results of good, broken, hostile and endless functions."""
 
 import re
 import tempfile
@@ -15,7 +15,7 @@ from qllm_exp.generation.sandbox import export, export_all
 
 HEAD = "def credit_assignment(agents_q, global_state):\n"
 
-BROKEN = [  # body of the function, stage that refuses it, what the reason says
+BROKEN = [  # body of the function, stage that refuses it, fragment of the reason
     ("    return agents_q.sum(1)", "run", r"returns shape \[7\] for a batch of 7 instead of \[7, 1\]"),
     ("    return agents_q", "run", r"shape \[7, 3\]"),
     ("    return (agents_q.sum(1, keepdim=True), 0)", "run", "returns tuple: return one tensor"),
@@ -65,20 +65,20 @@ LOOKED_UP = "    table = torch.arange(6.0)\n    return (agents_q * table[global_
 
 @pytest.fixture(scope="module")
 def answers() -> list[Program | Refused]:
-    """One child for all: the broken functions, then two good ones; run on states in which every column is 5."""
+    """Results of one child for the broken functions and two good ones, run on states in which every column is 5."""
     sources = [*(HEAD + body for body, _, _ in BROKEN), SPREAD.source, HEAD + LOOKED_UP]
     return export_all(sources, n_agents=3, state_dim=18, states=torch.full((2, 18), 5.0))
 
 
 @pytest.mark.parametrize("number", range(len(BROKEN)))
-def test_a_broken_function_is_refused_in_words(answers: list[Program | Refused], number: int) -> None:
+def test_a_broken_function_is_refused_with_a_reason(answers: list[Program | Refused], number: int) -> None:
     answer, (_, stages, reason) = answers[number], BROKEN[number]
     assert isinstance(answer, Refused)
     assert answer.stage in stages.split("|"), answer
     assert re.search(reason, answer.reason), answer.reason
 
 
-def test_good_functions_come_back_as_programs_in_their_places(answers: list[Program | Refused]) -> None:
+def test_good_functions_are_returned_as_programs_in_order(answers: list[Program | Refused]) -> None:
     spread, looked_up = answers[len(BROKEN) :]
     assert isinstance(spread, Program) and isinstance(looked_up, Program)
     q, states = torch.randn(9, 3), SPREAD.states(9)
@@ -90,10 +90,10 @@ def test_endless_functions_end_in_time_and_leave_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    started = time.monotonic()
-    refused = export_all([HEAD + body for body, _, _ in ENDLESS], n_agents=3, state_dim=4, timeout_s=1)
-    assert time.monotonic() - started < 90
-    for answer, (_, stage, reason) in zip(refused, ENDLESS, strict=True):
+    start = time.monotonic()
+    results = export_all([HEAD + body for body, _, _ in ENDLESS], n_agents=3, state_dim=4, timeout_s=1)
+    assert time.monotonic() - start < 90
+    for answer, (_, stage, reason) in zip(results, ENDLESS, strict=True):
         assert isinstance(answer, Refused) and answer.stage == stage
         assert re.search(reason, answer.reason), answer.reason
     assert not list(tmp_path.iterdir())
@@ -105,6 +105,6 @@ def test_export_raises_what_export_all_returns() -> None:
     assert refused.value.stage == "static"
 
 
-def test_states_of_another_width_are_an_error_of_the_caller() -> None:
+def test_states_of_another_width_raise_value_error() -> None:
     with pytest.raises(ValueError, match=r"\[M, 24\]"):
         export(GRF.source, 4, 24, states=torch.zeros(5, 3))

@@ -1,4 +1,4 @@
-"""Hostile and broken functions through the whole cascade: none escapes, none brings the platform down, each gets a reason."""
+"""Hostile and broken functions through the whole cascade: none escapes, none crashes the platform, each has a reason."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from qllm_exp.generation.verify import Accepted, verify_all
 SECRET = "sk-planted-5b1f0c"
 WEIGHTED = (VDN, SPREAD, SPREAD_COLLISIONS, QLLM_NAME, GROUPS, INDEXED)
 
-Tried = list[tuple[Hostile, Accepted | Refused]]
+Verdicts = list[tuple[Hostile, Accepted | Refused]]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def env() -> TeamEnv:
 
 @pytest.fixture(scope="module")
 def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file that hostile code is to touch, with a secret in it and in the environment beside it."""
+    """A file that hostile code tries to touch. It contains a secret, which is in the environment as well."""
     path = tmp_path_factory.mktemp("outside") / "canary"
     path.write_text(SECRET)
     with pytest.MonkeyPatch.context() as patch:
@@ -40,13 +40,13 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def tried(env: TeamEnv, canary: Path) -> Tried:
-    """All hostile functions, and after them the good ones, in two child processes."""
-    results: Tried = []
+def hostile_verdicts(env: TeamEnv, canary: Path) -> Verdicts:
+    """Verdicts on all hostile functions. They run in two child processes, the first of which runs good functions too."""
+    results: Verdicts = []
     for endless in (False, True):
-        chosen = [one for one in HOSTILE if one.endless == endless]
-        sources = [one.source.replace(CANARY, str(canary)) for one in chosen]
-        good = [] if endless else [one.source for one in WEIGHTED]
+        chosen = [hostile for hostile in HOSTILE if hostile.endless == endless]
+        sources = [hostile.source.replace(CANARY, str(canary)) for hostile in chosen]
+        good = [] if endless else [written.source for written in WEIGHTED]
         verdicts = verify_all(sources + good, env, enforce=True, timeout_s=0.5 if endless else 20)
         results += zip(chosen, verdicts, strict=False)
         for written, verdict in zip(WEIGHTED, verdicts[len(chosen) :], strict=False):
@@ -54,38 +54,38 @@ def tried(env: TeamEnv, canary: Path) -> Tried:
     return results
 
 
-def test_no_hostile_function_is_accepted_and_each_is_refused_where_it_should_be(tried: Tried) -> None:
-    stages = Counter(verdict.stage if isinstance(verdict, Refused) else "accepted" for _, verdict in tried)
-    figures = {"tried": len(tried), "accepted": stages.pop("accepted", 0), "refused": dict(stages)}
-    print(json.dumps(figures))
-    assert figures["accepted"] == 0 and len(tried) == len(HOSTILE) >= 250
+def test_each_hostile_function_is_refused_at_the_expected_stage(hostile_verdicts: Verdicts) -> None:
+    stages = Counter(verdict.stage if isinstance(verdict, Refused) else "accepted" for _, verdict in hostile_verdicts)
+    counts = {"tried": len(hostile_verdicts), "accepted": stages.pop("accepted", 0), "refused": dict(stages)}
+    print(json.dumps(counts))
+    assert counts["accepted"] == 0 and len(hostile_verdicts) == len(HOSTILE) >= 250
     wrong = [
-        (one.kind, one.source[-300:], verdict)
-        for one, verdict in tried
-        if not (isinstance(verdict, Refused) and verdict.stage in one.stages)
+        (hostile.kind, hostile.source[-300:], verdict)
+        for hostile, verdict in hostile_verdicts
+        if not (isinstance(verdict, Refused) and verdict.stage in hostile.stages)
     ]
     assert not wrong
 
 
-def test_every_refusal_has_a_reason_that_can_be_sent_on(tried: Tried) -> None:
-    for one, verdict in tried:
+def test_every_refusal_has_a_reason_that_can_be_sent_to_a_model(hostile_verdicts: Verdicts) -> None:
+    for hostile, verdict in hostile_verdicts:
         assert isinstance(verdict, Refused)
-        assert 20 < len(verdict.reason) < MAX_REASON, (one.source, verdict.reason)
+        assert 20 < len(verdict.reason) < MAX_REASON, (hostile.source, verdict.reason)
         assert verdict.reason.encode().decode() == verdict.reason.strip()
 
 
-def test_nothing_outside_is_touched_and_no_secret_comes_back(tried: Tried, canary: Path) -> None:
+def test_nothing_outside_is_touched_and_no_secret_is_returned(hostile_verdicts: Verdicts, canary: Path) -> None:
     assert canary.read_text() == SECRET and list(canary.parent.iterdir()) == [canary]
     assert os.environ["OPENAI_API_KEY"] == SECRET
-    assert not any(SECRET in repr(verdict) for _, verdict in tried)
+    assert not any(SECRET in repr(verdict) for _, verdict in hostile_verdicts)
 
 
-def test_functions_that_are_no_weighted_sum_pass_with_the_gate_off(env: TeamEnv) -> None:
+def test_functions_that_are_not_a_weighted_sum_pass_with_the_gate_off(env: TeamEnv) -> None:
     verdicts = verify_all([MAXIMUM.source, DETACHED.source, VDN.source], env, enforce=False)
-    assert [isinstance(one, Accepted) and one.affine for one in verdicts] == [False, False, True]
+    assert [isinstance(verdict, Accepted) and verdict.affine for verdict in verdicts] == [False, False, True]
 
 
-# What a function could do that had found a way around the static check: arbitrary Python in the place of tracing.
+# Arbitrary Python in the place of tracing: what a function could do that bypassed the static check.
 ATTACK = """
 import json, os, signal, socket
 import qllm_exp.generation.tracing as tracing
@@ -94,7 +94,7 @@ from qllm_exp.generation.static_check import Refused
 
 honest, outside, port, parent, secret = tracing.trace, Path({outside!r}), {port}, {parent}, {secret!r}
 
-def done(attempt):
+def succeeds(attempt):
     try:
         return bool(attempt())
     except (OSError, MemoryError):
@@ -108,16 +108,16 @@ def trace(source, states, n_agents):
     os.write(1, b'{{"results": []}}')
     raise Refused("run", json.dumps({{
         "environment": secret in str(os.environ),
-        "memory": done(lambda: bytearray(4 << 30)),
-        "read": done((outside / "canary").read_text),
-        "write": done(lambda: (outside / "new").write_text("x")),
-        "overwrite": done(lambda: (outside / "canary").write_text("x")),
-        "delete": done(lambda: (outside / "canary").unlink() is None),
-        "own folder": done(lambda: Path("left").write_text("x")),
-        "environment of parent": done(Path(f"/proc/{{parent}}/environ").read_bytes),
-        "program": done(lambda: os.posix_spawn("/bin/true", ["true"], {{}})),
-        "connect": done(lambda: socket.create_connection(("127.0.0.1", port), 5)),
-        "signal": done(lambda: os.kill(parent, 0) is None),
+        "memory": succeeds(lambda: bytearray(4 << 30)),
+        "read": succeeds((outside / "canary").read_text),
+        "write": succeeds(lambda: (outside / "new").write_text("x")),
+        "overwrite": succeeds(lambda: (outside / "canary").write_text("x")),
+        "delete": succeeds(lambda: (outside / "canary").unlink() is None),
+        "own folder": succeeds(lambda: Path("left").write_text("x")),
+        "environment of parent": succeeds(Path(f"/proc/{{parent}}/environ").read_bytes),
+        "program": succeeds(lambda: os.posix_spawn("/bin/true", ["true"], {{}})),
+        "connect": succeeds(lambda: socket.create_connection(("127.0.0.1", port), 5)),
+        "signal": succeeds(lambda: os.kill(parent, 0) is None),
     }}))
 
 tracing.trace = trace
@@ -142,11 +142,16 @@ def test_arbitrary_code_in_the_child_is_confined(canary: Path, tmp_path: Path, m
             reached = False
     assert isinstance(crashed, Refused) and crashed.stage == "limits" and not isinstance(honest, Refused)
     assert isinstance(attacked, Refused) and attacked.stage == "run"
-    achieved = {what for what, yes in json.loads(attacked.reason).items() if yes}
-    version = landlock_version()  # what the kernel has: files from 1 on, TCP from 4, signals from 6
+    achieved = {attempt for attempt, succeeded in json.loads(attacked.reason).items() if succeeded}
+    version = landlock_version()  # Landlock restricts files from version 1, TCP from 4 and signals from 6
     files = {"read", "write", "overwrite", "delete", "own folder", "environment of parent", "program"}
-    held = {"environment", "memory"} | (files if version >= 1 else set())
-    held |= ({"connect"} if version >= 4 else set()) | ({"signal"} if version >= 6 else set())
-    assert not achieved & held
+    prevented = {"environment", "memory"}
+    if version >= 1:
+        prevented |= files
+    if version >= 4:
+        prevented.add("connect")
+    if version >= 6:
+        prevented.add("signal")
+    assert not achieved & prevented
     assert version < 4 or not reached
     assert version < 1 or (canary.read_text() == SECRET and list(canary.parent.iterdir()) == [canary])

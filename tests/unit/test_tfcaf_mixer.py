@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from qllm_exp.config.load import config_class
-from qllm_exp.credit.stored_function import bundled
+from qllm_exp.credit.stored_function import bundled_path
 from qllm_exp.envs import make_env
 from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.envs.matrix import Config as MatrixConfig
 from qllm_exp.errors import UserError
 from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.tfcaf import Config as TfcafConfig
-from qllm_exp.mixers.tfcaf import Tfcaf, mixer_of
+from qllm_exp.mixers.tfcaf import Tfcaf, make_from_function
 
 IGM = ("auto", "enforce", "relax")
 
@@ -21,7 +21,7 @@ IGM = ("auto", "enforce", "relax")
 class Signed:
     """f = s_0 q_0 - q_1 / 2 + s_1: one weight has the sign of the state, the other is negative."""
 
-    def affine(self, states):
+    def is_affine(self, states):
         return True
 
     def __call__(self, q, s):
@@ -68,7 +68,7 @@ def test_the_gate_refuses_what_has_no_weights():
 @pytest.mark.parametrize("env_name", ["lbf", "mpe", "pettingzoo"])
 def test_bundled_functions_are_affine_and_monotone_on_states_of_their_task(env_name):
     env = make_env(config_class("env", env_name)(), 8, 0)
-    mixer = make_mixer(TfcafConfig(file=str(bundled(env.task.env, env.task.task))), env)
+    mixer = make_mixer(TfcafConfig(file=str(bundled_path(env.task.env, env.task.task))), env)
     assert mixer.affine and mixer.enforce and not list(mixer.parameters())
     state = env.reset().state
     assert (gradient(mixer, torch.randn(8, env.n_agents), state) >= 0).all()
@@ -77,7 +77,7 @@ def test_bundled_functions_are_affine_and_monotone_on_states_of_their_task(env_n
 def test_auto_takes_what_the_task_declares():
     stored = SimpleNamespace(program=Signed(), check_fits=lambda env: None)
     matrix, lbf = make_env(MatrixConfig(), 2, 0), make_env(LbfConfig(), 2, 0)
-    gates = {(env.task.env, igm): mixer_of(stored, igm, env).enforce for env in (matrix, lbf) for igm in IGM}
+    gates = {(env.task.env, igm): make_from_function(stored, igm, env).enforce for env in (matrix, lbf) for igm in IGM}
     assert gates == {
         ("matrix", "auto"): False,
         ("matrix", "enforce"): True,
@@ -90,7 +90,7 @@ def test_auto_takes_what_the_task_declares():
 
 def test_a_function_for_another_task_or_none_at_all_is_refused():
     env = make_env(MatrixConfig(), 2, 0)
-    with pytest.raises(UserError, match="has 2 and 2"):
-        make_mixer(TfcafConfig(file=str(bundled("lbf", "8x8-2p-2f-coop-2s"))), env)
+    with pytest.raises(UserError, match="has 2 agents and a state of 2 columns"):
+        make_mixer(TfcafConfig(file=str(bundled_path("lbf", "8x8-2p-2f-coop-2s"))), env)
     with pytest.raises(UserError, match=r"llm=bundled, or mixer\.file"):
         make_mixer(TfcafConfig(), env)

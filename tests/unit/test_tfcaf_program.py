@@ -1,4 +1,4 @@
-"""Tensor programs: they give what their source gives, and are refused when they are not what they should be."""
+"""Tensor programs: they return what their source returns, and invalid programs are refused."""
 
 import copy
 import json
@@ -24,16 +24,16 @@ def program_of(written: Written) -> Program:
     return _TRACED[written.name]
 
 
-@pytest.mark.parametrize("written", ALL, ids=lambda w: w.name)
+@pytest.mark.parametrize("written", ALL, ids=lambda written: written.name)
 @pytest.mark.parametrize("batch", [1, 2, 7, 800])
 @pytest.mark.parametrize("device", DEVICES)
 def test_equals_its_source_in_values_and_gradients(written: Written, batch: int, device: str) -> None:
     program, function, states = program_of(written), written.function(), written.states(batch, seed=batch).to(device)
     q = 5 * torch.randn(batch, written.n_agents, generator=torch.Generator().manual_seed(batch)).to(device)
     outcomes = []
-    for one in (function, program):
+    for evaluate in (function, program):
         leaf = q.clone().requires_grad_()
-        value = one(leaf, states.clone())
+        value = evaluate(leaf, states.clone())
         (value * torch.arange(1.0, batch + 1, device=device).unsqueeze(1)).sum().backward()
         outcomes.append((value.detach(), leaf.grad))
     (expected, expected_grad), (value, grad) = outcomes
@@ -82,12 +82,12 @@ def test_hash_copy_and_pickle_keep_the_program() -> None:
     assert program != program_of(VDN)
 
 
-@pytest.mark.parametrize("written", ALL, ids=lambda w: w.name)
+@pytest.mark.parametrize("written", ALL, ids=lambda written: written.name)
 def test_tells_affine_from_not_affine(written: Written) -> None:
-    assert program_of(written).affine(written.states(64)) is written.affine
+    assert program_of(written).is_affine(written.states(64)) is written.affine
 
 
-@pytest.mark.parametrize("written", [w for w in ALL if w.affine], ids=lambda w: w.name)
+@pytest.mark.parametrize("written", [written for written in ALL if written.affine], ids=lambda written: written.name)
 def test_weights_and_bias_rebuild_an_affine_function(written: Written) -> None:
     states = written.states(50, seed=3)
     weights, bias = program_of(written).weights_and_bias(states)
@@ -111,12 +111,12 @@ def test_weights_and_bias_rebuild_an_affine_function(written: Written) -> None:
     ids=["kink at zero", "kink far away", "slightly curved", "nan for negative q"],
 )  # fmt: skip
 def test_finds_small_departures_from_affine(operations: list) -> None:
-    assert small_program(operations, n_agents=1).affine(torch.zeros(32, 2)) is False
+    assert small_program(operations, n_agents=1).is_affine(torch.zeros(32, 2)) is False
 
 
 def test_affine_holds_beside_a_large_bias() -> None:
     weighted = [["mul.Tensor", [{"ref": 0}, 0.25], {}], ["add.Tensor", [{"ref": 3}, 1000.0], {}]]
-    assert small_program(weighted, n_agents=1).affine(torch.zeros(32, 2)) is True
+    assert small_program(weighted, n_agents=1).is_affine(torch.zeros(32, 2)) is True
 
 
 def small_program(operations: list, n_agents: int = 3, constants: list | None = None) -> Program:
@@ -149,12 +149,12 @@ GROWN = [["unsqueeze.default", [{"ref": 0}, 1], {}]]
         ([["mul.nothing", [{"ref": 0}, 2], {}]], "not allowed"),
         ([["__class__", [{"ref": 0}], {}]], "not allowed"),
         ([[["mul"], [{"ref": 0}, 2], {}]], "not allowed"),
-        ([["mul.Tensor", [{"ref": 3}, 2], {}]], "reference must be a whole number from 0 to 2, got 3"),
-        ([["mul.Tensor", [{"ref": -1}, 2], {}]], "reference must be a whole number"),
-        ([["mul.Tensor", [{"ref": True}, 2], {}]], "reference must be a whole number"),
-        ([["mul.Tensor", [{"ref": 0, "dtype": "bool"}, 2], {}]], "none of ref, dtype, float"),
-        ([["mul.Tensor", [{"call": "os.system"}, 2], {}]], "none of ref, dtype, float"),
-        ([["mul.Tensor", [{}, 2], {}]], "none of ref, dtype, float"),
+        ([["mul.Tensor", [{"ref": 3}, 2], {}]], "reference must be an integer from 0 to 2, got 3"),
+        ([["mul.Tensor", [{"ref": -1}, 2], {}]], "reference must be an integer"),
+        ([["mul.Tensor", [{"ref": True}, 2], {}]], "reference must be an integer"),
+        ([["mul.Tensor", [{"ref": 0, "dtype": "bool"}, 2], {}]], "not a ref, a dtype or a float"),
+        ([["mul.Tensor", [{"call": "os.system"}, 2], {}]], "not a ref, a dtype or a float"),
+        ([["mul.Tensor", [{}, 2], {}]], "not a ref, a dtype or a float"),
         ([["to.dtype", [{"ref": 0}, {"dtype": "complex64"}], {}]], "complex64"),
         ([["mul.Tensor", [{"ref": 0}, {"float": "1e9"}], {}]], "float '1e9'"),
         ([["mul.Tensor", [{"ref": 0}, 10**30], {}]], "does not fit 64 bits"),
@@ -163,21 +163,21 @@ GROWN = [["unsqueeze.default", [{"ref": 0}, 1], {}]]
         ([["einsum.default", ["a" * 100, [{"ref": 0}]], {}]], "100 characters"),
         ([["zeros.default", [[1, 1]], {"device": "cuda:7"}]], "no keyword argument"),
         ([["zeros.default", [[1, 1]], {"dtype": {"ref": 0}}]], "reference must be"),
-        ([["mul.Tensor", [{"ref": 0}], {}]], "cannot be done"),
+        ([["mul.Tensor", [{"ref": 0}], {}]], "failed:"),
         ([["mul.Tensor", "ab", {}]], "needs a list of arguments"),
         ([["mul.Tensor"]], "name, arguments, keyword arguments"),
         ([["zeros.default", [[10**12]], {}], MEAN], "more than 4096 elements per row"),
-        ([["zeros.default", [[10**9, 10**9, 10**9]], {}], MEAN], "cannot be done"),
+        ([["zeros.default", [[10**9, 10**9, 10**9]], {}], MEAN], "failed:"),
         ([["arange.default", [10**13], {}], MEAN], "more than 4096 elements"),
         ([["repeat.default", [{"ref": 0}, [1, 10**9]], {}], MEAN], "more than 4096 elements"),
         ([["constant_pad_nd.default", [{"ref": 0}, [0, 10**9]], {}], MEAN], "more than 4096 elements"),
         ([["int_mul", [{"ref": 2}, 10**6], {}], ["zeros.default", [[{"ref": 3}]], {}], MEAN], "more than 4096 elements"),
-        ([["int_mul", [[1, 2], 10**12], {}], MEAN], "sizes are whole numbers"),
-        ([["int_floordiv", [{"ref": 2}, 0], {}], MEAN], "cannot be done"),
+        ([["int_mul", [[1, 2], 10**12], {}], MEAN], "sizes must be integers"),
+        ([["int_floordiv", [{"ref": 2}, 0], {}], MEAN], "failed:"),
         ([["mm.default", [{"ref": 0}, {"ref": 4}], {}]], "reference must be"),
         ([["t.default", [{"ref": 0}], {}], ["mm.default", [{"ref": 0}, {"ref": 3}], {}], MEAN], "faster than the batch"),
-        ([["index.Tensor", [{"ref": 0}, [{"ref": 0}]], {}], MEAN], "cannot be done"),
-        ([["gt.Scalar", [{"ref": 0}, 0], {}], ["index.Tensor", [{"ref": 0}, [{"ref": 3}]], {}], MEAN], "cannot be done"),
+        ([["index.Tensor", [{"ref": 0}, [{"ref": 0}]], {}], MEAN], "failed:"),
+        ([["gt.Scalar", [{"ref": 0}, 0], {}], ["index.Tensor", [{"ref": 0}, [{"ref": 3}]], {}], MEAN], "failed:"),
         ([["add_.Tensor", [{"ref": 0}, 1], {}], MEAN], "in place"),
         ([["select.int", [{"ref": 1}, 1, 0], {}], ["fill_.Scalar", [{"ref": 3}, 1], {}], MEAN], "in place"),
         ([["sum.dim_IntList", [{"ref": 0}, [1]], {}]], r"must be torch.float32 \[64, 1\], it is torch.float32 \[64\]"),
@@ -224,14 +224,14 @@ def test_a_constant_may_not_change_from_call_to_call() -> None:
     [
         ({"version": 2}, "version 2 is unknown"),
         ({"extra": 1}, "exactly the keys"),
-        ({"output": 99}, "output must be a whole number"),
+        ({"output": 99}, "output must be an integer"),
         ({"n_agents": 0}, "n_agents must be"),
         ({"n_agents": 3.0}, "n_agents must be"),
         ({"state_dim": "18"}, "state_dim must be"),
         ({"operations": {}}, "operations must be a list"),
         ({"constants": None}, "constants must be a list"),
         ({"output": float("nan")}, "not plain JSON"),
-        ({"n_agents": 4}, "cannot be done"),
+        ({"n_agents": 4}, "failed:"),
     ],
 )
 def test_refuses_changed_headers(change: dict, reason: str) -> None:
@@ -240,7 +240,7 @@ def test_refuses_changed_headers(change: dict, reason: str) -> None:
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 3, {}, object()])
-def test_refuses_what_is_no_program(data: object) -> None:
+def test_refuses_what_is_not_a_program(data: object) -> None:
     with pytest.raises(Refused):
         Program(data)
 
@@ -256,5 +256,5 @@ def test_non_finite_numbers_survive_the_json() -> None:
     constants = [{"dtype": "float32", "shape": [3], "data": [{"float": "inf"}, {"float": "-inf"}, 2.5]}]
     program = small_program([["add.Tensor", [{"ref": 0}, {"ref": 3}], {}], ["sum.dim_IntList", [{"ref": 4}, [1], True], {}],
                              ["nan_to_num.default", [{"ref": 5}, 7.0], {}]], constants=constants)  # fmt: skip
-    again = Program(json.loads(json.dumps(program.to_json())))
-    assert again(torch.zeros(2, 3), torch.zeros(2, 2)).tolist() == [[7.0], [7.0]]
+    restored = Program(json.loads(json.dumps(program.to_json())))
+    assert restored(torch.zeros(2, 3), torch.zeros(2, 2)).tolist() == [[7.0], [7.0]]

@@ -1,4 +1,4 @@
-"""Prompts say what the environment says, completely; answers are read strictly."""
+"""Prompts contain everything that the environment declares; answers are parsed strictly."""
 
 import re
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ INF = float("inf")
 def make_env(
     monotonic: bool = True, goal: str = "Collect all the food together, as fast as you can. " * 5 + "Then rest."
 ) -> TeamEnv:
-    layout = StateLayout.of(
+    layout = StateLayout.from_fields(
         [
             StateField("agent", 0, "position", ("x", "y"), 0, 7, "cells"),
             StateField("agent", 0, "level", ("level",), 1, 2),
@@ -49,32 +49,32 @@ def test_table_has_every_column_once_and_in_order() -> None:
     table = state_table(env.layout)
     rows = table.partition("\n\n")[0].splitlines()[2:]
     covered = []
-    for row, one in zip(rows, env.layout, strict=True):
+    for row, field in zip(rows, env.layout, strict=True):
         columns = row.split()[0]
         start, _, stop = columns.partition(":")
         covered += range(int(start), int(stop) if stop else int(start) + 1)
-        assert one.label in row and ", ".join(one.components) in row and one.unit in table
-        assert all(meaning in row for meaning in one.special.values())
+        assert field.label in row and ", ".join(field.components) in row and field.unit in table
+        assert all(meaning in row for meaning in field.special.values())
     assert covered == list(range(env.state_dim))
 
 
-def test_without_a_description_of_the_state_only_its_size_is_told() -> None:
+def test_without_a_state_description_only_the_size_of_the_state_is_given() -> None:
     env = make_env()
     for text in (
         render(env, state_description=False).coder_system,
         render(env, state_description=False).evaluator_system,
     ):
         assert "14 columns" in text and "not told" in text
-        assert not any(one.label in text for one in env.layout) and "no action yet" not in text
+        assert not any(field.label in text for field in env.layout) and "no action yet" not in text
 
 
-def test_each_row_of_the_table_stands_once_in_both_system_prompts() -> None:
+def test_each_row_of_the_table_is_once_in_both_system_prompts() -> None:
     env, prompts = make_env(), render(make_env())
     for row in filter(None, state_table(env.layout).splitlines()):
         assert prompts.coder_system.count(row) == 1 and prompts.evaluator_system.count(row) == 1
 
 
-def test_ranges_are_told_in_words() -> None:
+def test_ranges_are_written_out() -> None:
     table = state_table(make_env().layout)
     assert re.search(r"^0:2 +agent 0 position +0 to 7 cells +none +x, y$", table, re.MULTILINE)
     assert re.search(r"^8 +agent 0 last_action +-1 to 5 action index +-1: no action yet +action$", table, re.MULTILINE)
@@ -82,13 +82,13 @@ def test_ranges_are_told_in_words() -> None:
     assert table.endswith("\n\n(a) any number metres per second") and "0 or more" in table
 
 
-@pytest.mark.parametrize("which", ["coder_system", "evaluator_system"])
-def test_system_prompts_carry_all_that_is_known_of_the_task(which: str) -> None:
+@pytest.mark.parametrize("name", ["coder_system", "evaluator_system"])
+def test_system_prompts_contain_everything_about_the_task(name: str) -> None:
     env = make_env()
-    text = getattr(render(env), which)
-    flowing = " ".join(text.split())
+    text = getattr(render(env), name)
+    text_on_one_line = " ".join(text.split())
     for fact in (env.task.goal, env.task.reward, env.task.episode, "lbf, 8x8-2p-1f-coop", "2 agents"):
-        assert fact in flowing
+        assert fact in text_on_one_line
     for index, meaning in enumerate(env.task.actions):
         assert re.search(rf"^ +{index} +{meaning}$", text, re.MULTILINE)
     assert "Q_tot = 2 * " in text and "1/2" in text
@@ -101,7 +101,7 @@ def test_coder_prompt_states_signature_shapes_and_answer_format() -> None:
     assert "exactly one block that starts with ```python" in text
 
 
-def test_prompts_are_short_plain_lines_without_unfilled_places() -> None:
+def test_prompts_are_short_plain_lines_without_unfilled_placeholders() -> None:
     prompts = render(make_env())
     for text in (prompts.coder_system, prompts.coder_request, prompts.evaluator_system):
         assert not re.search(r"\$[a-z{]", text)
@@ -109,7 +109,7 @@ def test_prompts_are_short_plain_lines_without_unfilled_places() -> None:
         assert text.endswith("\n") and "\t" not in text and "\n\n\n" not in text
 
 
-def test_igm_rule_follows_the_task_unless_told_otherwise() -> None:
+def test_igm_rule_follows_the_task_unless_overridden() -> None:
     on, off = "must be non-negative", "sign of an agent's contribution is free"
     for env, igm, expected in [
         (make_env(True), None, on),
@@ -129,7 +129,7 @@ def test_hash_changes_with_the_task_and_the_gate_only() -> None:
     assert base != render(make_env(), state_description=False).hash
 
 
-def test_later_messages_carry_sources_advice_and_reasons() -> None:
+def test_later_messages_contain_sources_advice_and_reasons() -> None:
     prompts = render(make_env())
     choice = prompts.evaluator_choice(["def a(): $x", "def b(): pass", "def c(): pass"])
     assert choice.count("```python") == 3 and "def a(): $x" in choice and choice.rstrip().endswith("[0, 0, 1]")

@@ -1,4 +1,4 @@
-"""The first gate for generated source: realistic functions pass, everything else is refused with a telling reason."""
+"""The static check: realistic functions pass, everything else is refused with a helpful reason."""
 
 import pytest
 from tfcaf_functions import ALL, Written
@@ -9,7 +9,7 @@ from qllm_exp.generation.static_check import check
 HEAD = "def credit_assignment(agents_q, global_state):\n"
 
 
-@pytest.mark.parametrize("written", ALL, ids=lambda w: w.name)
+@pytest.mark.parametrize("written", ALL, ids=lambda written: written.name)
 def test_realistic_functions_pass(written: Written) -> None:
     assert check(written.source) in ("credit_assignment", "QLLMNetwork")
 
@@ -32,7 +32,7 @@ def test_ordinary_python_around_the_tensors_passes(body: str) -> None:
     assert check(HEAD + body) == "credit_assignment"
 
 
-BODIES = [  # body of the function, what the reason says
+BODIES = [  # body of the function, fragment of the reason
     ("    import os\n    return agents_q", "'import os'.*only 'import torch'"),
     ("    import numpy as np\n    return agents_q", "use torch"),
     ("    import torch.nn as nn\n    return agents_q", "'import torch.nn' as 'nn' is not allowed"),
@@ -104,7 +104,7 @@ BODIES = [  # body of the function, what the reason says
     ("    if (n := 3) > 2:\n        pass\n    return agents_q", "':=' is not allowed"),
     ("    match 1:\n        case 1: pass\n    return agents_q", "match is not allowed"),
     ("    @torch.no_grad()\n    def h(x): return x\n    return h(agents_q)", "decorators are not allowed|no_grad"),
-    ("    range = 3\n    return agents_q", "new meaning"),
+    ("    range = 3\n    return agents_q", "must not be redefined"),
     ("    return agents_q * weight", "'weight' is not defined"),
     ("    return agents_q * 1j", "complex values"),
     ("    return b'x'", "bytes values"),
@@ -118,7 +118,7 @@ BODIES = [  # body of the function, what the reason says
 
 
 @pytest.mark.parametrize(("body", "reason"), BODIES, ids=[str(number) for number in range(len(BODIES))])
-def test_refuses_with_a_telling_reason(body: str, reason: str) -> None:
+def test_refuses_with_a_helpful_reason(body: str, reason: str) -> None:
     with pytest.raises(Refused, match=reason) as refused:
         check(HEAD + body)
     assert refused.value.stage == "static"
@@ -127,7 +127,7 @@ def test_refuses_with_a_telling_reason(body: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("", "exactly one top-level function is needed, found: none"),
+        ("", "exactly one top-level function is required, found: none"),
         ("x = 1\n" + HEAD + "    return agents_q", "line 1: only imports and one function"),
         ("torch.save(1, 'x')\n" + HEAD + "    return agents_q", "line 1: only imports"),
         (HEAD + "    return agents_q\n\ndef helper(x):\n    return x", "found: credit_assignment, helper"),
@@ -147,7 +147,7 @@ def test_refuses_with_a_telling_reason(body: str, reason: str) -> None:
         ("Here is the function you asked for.", "not valid Python"),
     ],
 )
-def test_refuses_what_is_not_one_function(source: str, reason: str) -> None:
+def test_refuses_what_is_not_a_single_function(source: str, reason: str) -> None:
     with pytest.raises(Refused, match=reason):
         check(source)
 

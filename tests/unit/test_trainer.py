@@ -28,7 +28,7 @@ def small_run(env="lbf", mixer="qmix", num_envs=4, algorithm="q_learning", **tra
 
 
 class Bench:
-    """A trainer with its rows kept in a list, which may be stopped after a number of cycles."""
+    """A trainer that keeps its rows in a list and can be stopped after a number of cycles."""
 
     def __init__(self, run: schema.RunConfig, folder: Path, stop_after: int = 10**9) -> None:
         self.rows: list[dict] = []
@@ -71,24 +71,24 @@ def test_every_algorithm_resumes_bit_for_bit(tmp_path, monkeypatch, algorithm, e
 
 
 def check_resuming(run, tmp_path, monkeypatch):
-    """A run that is stopped after every cycle and resumed has the rows and the parameters of one that never was."""
+    """A run that is interrupted and resumed after every cycle has the rows and parameters of an uninterrupted run."""
     monkeypatch.setattr("qllm_exp.training.trainer.LOG_EVERY", 300)
-    whole = Bench(run, tmp_path / "whole")
-    whole.trainer.train(whole.store)
+    uninterrupted = Bench(run, tmp_path / "whole")
+    uninterrupted.trainer.train(uninterrupted.store)
 
     rows: list[dict] = []
     while True:
-        part = Bench(run, tmp_path / "parts", stop_after=1)
+        interrupted = Bench(run, tmp_path / "parts", stop_after=1)
         try:
-            part.trainer.train(part.store)
+            interrupted.trainer.train(interrupted.store)
         except Interrupted:
-            rows += part.rows
+            rows += interrupted.rows
             continue
-        rows += part.rows
+        rows += interrupted.rows
         break
-    assert rows == whole.rows and len(rows) > 6
-    for name, value in whole.trainer.algorithm.policy_state_dict().items():
-        assert torch.equal(value, part.trainer.algorithm.policy_state_dict()[name])
+    assert rows == uninterrupted.rows and len(rows) > 6
+    for name, value in uninterrupted.trainer.algorithm.policy_state_dict().items():
+        assert torch.equal(value, interrupted.trainer.algorithm.policy_state_dict()[name])
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 16])
@@ -111,20 +111,20 @@ def test_evaluations_stand_at_the_same_steps_for_any_number_of_copies(tmp_path):
     assert grids == [[0, 500, 1000, 1500]] * 3
 
 
-def test_evaluating_leaves_no_trace_in_training(tmp_path):
+def test_evaluation_does_not_affect_training(tmp_path):
     often = Bench(small_run("lbf", total_steps=3000), tmp_path / "often")
     rarely = Bench(
         small_run("lbf", total_steps=3000, evaluation=schema.EvaluationConfig(10**6, 1, 1)), tmp_path / "rarely"
     )
     for bench in (often, rarely):
         bench.trainer.train(bench.store)
-    one, two = (b.trainer.algorithm.policy_state_dict() for b in (often, rarely))
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    often_policy, rarely_policy = (b.trainer.algorithm.policy_state_dict() for b in (often, rarely))
+    assert all(torch.equal(often_policy[k], rarely_policy[k]) for k in often_policy)
     assert len(often.rows) > len(rarely.rows)
 
 
 @pytest.mark.parametrize("algorithm", ["q_learning", "mappo"])
-def test_a_run_whose_parameters_are_no_longer_numbers_fails(tmp_path, algorithm):
+def test_a_run_whose_parameters_are_not_finite_fails(tmp_path, algorithm):
     mixer = "qmix" if algorithm == "q_learning" else "none"
     bench = Bench(small_run("lbf", mixer, algorithm=algorithm, learning_rate=1e30), tmp_path)
     with pytest.raises(RunFailed, match=r"diverged: at step \d+ .* Lower train\.learning_rate \(1e\+30\)"):

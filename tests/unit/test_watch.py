@@ -1,4 +1,4 @@
-"""The animation of a finished run: its frames, the return it tells, the credit it shows, and what it refuses."""
+"""The animation of a finished run: its frames, return and credit, and invalid arguments."""
 
 import argparse
 import json
@@ -29,8 +29,8 @@ from qllm_exp.explain import watch_frame
 from qllm_exp.explain.attribution import credits
 from qllm_exp.explain.policy import load_algorithm
 from qllm_exp.explain.watch import add_parser, watch
-from qllm_exp.explain.watch_episode import Played, credit, play_evaluation, share
-from qllm_exp.explain.watch_frame import Picture, StateValues
+from qllm_exp.explain.watch_episode import PlayedEpisode, credit, credit_share, play_evaluation
+from qllm_exp.explain.watch_frame import FrameRenderer, StateValues
 from qllm_exp.mixers.base import Mixer
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.sweep.prepare import check, prepare
@@ -41,9 +41,15 @@ from qllm_exp.training.seeds import derive
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gym's, where football is played
 
 TINY = [
-    *("train=quick", "train.total_steps=200", "train.evaluation.every=100", "train.evaluation.episodes=3"),
-    *("train.evaluation.absolute_episodes=2", "train.batch_episodes=2", "train.hidden=8"),
-    *("device=cpu", "env.num_envs=2"),
+    "train=quick",
+    "train.total_steps=200",
+    "train.evaluation.every=100",
+    "train.evaluation.episodes=3",
+    "train.evaluation.absolute_episodes=2",
+    "train.batch_episodes=2",
+    "train.hidden=8",
+    "device=cpu",
+    "env.num_envs=2",
 ]
 KINDS = {
     "lbf": ("env=lbf", "mixer=qmix", "env.episode_limit=12", "algorithm.last_action=true"),
@@ -65,17 +71,17 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a finished run of a kind; trained once."""
-    folder, made = tmp_path_factory.mktemp("runs"), dict[str, Path]()
+    """The folder of a finished run of a kind, which is trained once."""
+    folder, finished = tmp_path_factory.mktemp("runs"), dict[str, Path]()
 
     def run(kind: str) -> Path:
-        if kind not in made:
+        if kind not in finished:
             with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
                 composed = compose("config", [*TINY, *KINDS[kind], f"dir={folder}"])
             ready = prepare(check(load_run(composed)))
-            ready.directory.create(ready.run, ready.tfcaf)
-            made[kind] = execute(ready.directory, show=False).path
-        return made[kind]
+            ready.directory.create(ready.config, ready.tfcaf)
+            finished[kind] = execute(ready.directory, show=False).path
+        return finished[kind]
 
     return run
 
@@ -95,28 +101,28 @@ def load(folder: Path, policy: str = "best") -> Loaded:
     return Loaded(env, algorithm, algorithm.mixer, run.seed)
 
 
-def played(one: Loaded, evaluation: int = 0, count: int = 1) -> list[Played]:
-    return play_evaluation(one.env, one.algorithm, derive(one.seed, "evaluation", evaluation), count)
+def played(run: Loaded, evaluation: int = 0, count: int = 1) -> list[PlayedEpisode]:
+    return play_evaluation(run.env, run.algorithm, derive(run.seed, "evaluation", evaluation), count)
 
 
 @pytest.fixture
 def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The titles of the pictures drawn."""
-    seen: list[str] = []
+    """The titles of the episodes that are drawn."""
+    titles: list[str] = []
 
-    class Titled(Picture):
-        def __init__(self, env: TeamEnv, played: Played, title: str) -> None:
+    class TitleRecorder(FrameRenderer):
+        def __init__(self, env: TeamEnv, played: PlayedEpisode, title: str) -> None:
             super().__init__(env, played, title)
-            seen.append(title)
+            titles.append(title)
 
-    monkeypatch.setattr(watch_frame, "Picture", Titled)
-    return seen
+    monkeypatch.setattr(watch_frame, "FrameRenderer", TitleRecorder)
+    return titles
 
 
-def frames(path: Path) -> int:
+def frame_count(path: Path) -> int:
     with Image.open(path) as image:
         assert image.format == "GIF" and image.width == 900 and image.info["loop"] == 0
-        return int(getattr(image, "n_frames"))  # noqa: B009 - not known to every version of the types
+        return int(getattr(image, "n_frames"))  # noqa: B009 - missing in some versions of the type stubs
 
 
 @pytest.mark.parametrize("kind", ["lbf", "mpe", "matrix", "unnamed"])
@@ -127,136 +133,141 @@ def test_returns_are_those_of_the_evaluation_and_every_step_is_a_frame(
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     reported = [row for row in rows if row["kind"] == "evaluation"]
     last = len({row["env_step_exact"] for row in reported}) - 1
-    one = load(folder, "last")
-    scratch = EpisodeStorage(one.env, one.env.num_envs)
-    apart = evaluate(one.env, one.algorithm, scratch, 3, derive(one.seed, "evaluation", last), lambda: None)
-    assert apart.return_mean == pytest.approx(reported[-1]["return_mean"], rel=1e-6)
+    run = load(folder, "last")
+    storage = EpisodeStorage(run.env, run.env.num_envs)
+    evaluation = evaluate(run.env, run.algorithm, storage, 3, derive(run.seed, "evaluation", last), lambda: None)
+    assert evaluation.return_mean == pytest.approx(reported[-1]["return_mean"], rel=1e-6)
 
     path = watch(folder, tmp_path / "new" / "x.gif", "last", episodes=3, seed=last)
-    assert frames(path) == sum(apart.lengths) + 3
-    assert [title.split("return ")[1].split("\n")[0] for title in titles] == [f"{r:.4g}" for r in apart.returns]
-    assert all(f"seed {one.seed}" in title and one.env.task.task in title for title in titles)
-    for number, episode in enumerate(played(one, last, 3)):
-        assert episode.total == apart.returns[number]
-        assert float(episode.returns[-1]) == pytest.approx(episode.total, rel=1e-5, abs=1e-6)
+    assert frame_count(path) == sum(evaluation.lengths) + 3
+    assert [title.split("return ")[1].split("\n")[0] for title in titles] == [
+        f"{value:.4g}" for value in evaluation.returns
+    ]
+    assert all(f"seed {run.seed}" in title and run.env.task.task in title for title in titles)
+    for number, episode in enumerate(played(run, last, 3)):
+        assert episode.episode_return == evaluation.returns[number]
+        assert float(episode.returns[-1]) == pytest.approx(episode.episode_return, rel=1e-5, abs=1e-6)
 
 
-def test_football_is_watched_as_well(runs: Callable[[str], Path], tmp_path: Path) -> None:
+def test_football_can_be_watched(runs: Callable[[str], Path], tmp_path: Path) -> None:
     path = watch(runs("grf"), tmp_path / "x.gif")
-    one = load(runs("grf"))
+    run = load(runs("grf"))
     try:
-        (episode,) = played(one)
+        (episode,) = played(run)
     finally:
-        one.env.close()
-    assert frames(path) == len(episode.episode.rewards) + 1
+        run.env.close()
+    assert frame_count(path) == len(episode.episode.rewards) + 1
     assert episode.credit is not None and bool((episode.credit >= 0).all())  # the gate is on
 
 
-def slow_credit(q_tot: Callable[[Tensor], float], q: Tensor, by: float) -> list[float]:
+def numerical_credit(q_tot: Callable[[Tensor], float], q: Tensor, delta: float) -> list[float]:
     """Central differences of Q_tot in each agent's Q."""
-    found = []
+    slopes = []
     for agent in range(len(q)):
         step = torch.zeros_like(q)
-        step[agent] = by
-        found.append((q_tot(q + step) - q_tot(q - step)) / (2 * by))
-    return found
+        step[agent] = delta
+        slopes.append((q_tot(q + step) - q_tot(q - step)) / (2 * delta))
+    return slopes
 
 
 @pytest.mark.parametrize("kind", ["lbf", "mpe", "matrix"])
 def test_credit_is_the_slope_of_q_tot(runs: Callable[[str], Path], kind: str) -> None:
-    one = load(runs(kind))
-    (episode,) = played(one)
-    assert one.mixer is not None and episode.credit is not None and episode.qs is not None
-    mixer = one.mixer.double() if one.mixer.learns else one.mixer
-    real = torch.float64 if one.mixer.learns else torch.float32
-    state, q = episode.episode.states[4].to(real), episode.qs[4].to(real)
-    slow = slow_credit(lambda at: float(mixer(at, state).detach()), q, 1e-6 if one.mixer.learns else 1e-2)
-    torch.testing.assert_close(episode.credit[4], torch.tensor(slow), rtol=5e-3, atol=1e-3)
+    run = load(runs(kind))
+    (episode,) = played(run)
+    assert run.mixer is not None and episode.credit is not None and episode.qs is not None
+    mixer = run.mixer.double() if run.mixer.learns else run.mixer
+    dtype = torch.float64 if run.mixer.learns else torch.float32
+    state, q = episode.episode.states[4].to(dtype), episode.qs[4].to(dtype)
+    slopes = numerical_credit(lambda qs: float(mixer(qs, state).detach()), q, 1e-6 if run.mixer.learns else 1e-2)
+    torch.testing.assert_close(episode.credit[4], torch.tensor(slopes), rtol=5e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["mpe", "matrix"])
-def test_credit_of_a_written_function_is_that_which_explain_tells(runs: Callable[[str], Path], kind: str) -> None:
-    one = load(runs(kind))
-    (episode,) = played(one)
-    function: Any = one.mixer
+def test_credit_of_a_stored_function_is_that_of_explain(runs: Callable[[str], Path], kind: str) -> None:
+    run = load(runs(kind))
+    (episode,) = played(run)
+    function: Any = run.mixer
     stored = stored_function.load(runs(kind) / "tfcaf.json")
-    told = credits(stored, function.affine, function.enforce, episode.episode.states[:-1], episode.qs)
+    expected = credits(stored, function.affine, function.enforce, episode.episode.states[:-1], episode.qs)
     assert episode.credit is not None
-    torch.testing.assert_close(episode.credit, told)
+    torch.testing.assert_close(episode.credit, expected)
 
 
 def test_qs_are_those_of_the_actions_taken(runs: Callable[[str], Path]) -> None:
-    one = load(runs("lbf"))
-    (episode,) = played(one)
-    algorithm: Any = one.algorithm
-    one.env.seed(derive(one.seed, "evaluation", 0))
-    obs, _, available = one.env.reset()
-    memory = algorithm.initial_memory(one.env.num_envs)
+    run = load(runs("lbf"))
+    (episode,) = played(run)
+    algorithm: Any = run.algorithm
+    run.env.seed(derive(run.seed, "evaluation", 0))
+    obs, _, available = run.env.reset()
+    memory = algorithm.initial_memory(run.env.num_envs)
     assert episode.qs is not None
     for step, actions in enumerate(episode.episode.actions):
         hidden, last = memory
-        eye = torch.eye(one.env.n_agents).expand(one.env.num_envs, -1, -1)
+        eye = torch.eye(run.env.n_agents).expand(run.env.num_envs, -1, -1)
         with torch.no_grad():
             q, _ = algorithm.agents.step(torch.cat([obs, eye, last], -1), hidden)
         q = q.view(available.shape)[0].masked_fill(~available[0], -torch.inf)
         assert torch.equal(q.argmax(-1), actions)
         torch.testing.assert_close(episode.qs[step], q.amax(-1), rtol=1e-4, atol=1e-5)
         taken, memory = algorithm.act(obs, available, memory, None, torch.Generator())
-        after = one.env.step(taken)
-        obs, available = after.obs, after.available_actions
+        result = run.env.step(taken)
+        obs, available = result.obs, result.available_actions
 
 
-def test_the_trained_mixer_is_kept_as_it_was(runs: Callable[[str], Path]) -> None:
+def test_the_trained_mixer_is_loaded_unchanged(runs: Callable[[str], Path]) -> None:
     best, last = (load(runs("lbf"), policy).mixer for policy in ("best", "last"))
-    kept = torch.load(runs("lbf") / "policy.pt", weights_only=True)
+    saved = torch.load(runs("lbf") / "policy.pt", weights_only=True)
     assert best is not None and last is not None
     for policy, mixer in (("best", best), ("last", last)):
         for name, value in mixer.named_parameters():
-            assert torch.equal(value, kept[policy][f"mixer.{name}"])
-    start = dict(load_start(runs("lbf")).named_parameters())
-    assert any(not torch.equal(value, start[name]) for name, value in last.named_parameters())
+            assert torch.equal(value, saved[policy][f"mixer.{name}"])
+    initial = dict(initial_mixer(runs("lbf")).named_parameters())
+    assert any(not torch.equal(value, initial[name]) for name, value in last.named_parameters())
 
 
-def load_start(folder: Path) -> Mixer:
-    """The mixer before it was trained."""
-    from qllm_exp.experiment import algorithm_of
+def initial_mixer(folder: Path) -> Mixer:
+    """The mixer before training."""
+    from qllm_exp.experiment import build_algorithm
 
     directory = RunDirectory(folder)
     run = directory.read_config()
-    mixer: Mixer = algorithm_of(run, directory, make_env(run.env, 1, 0)).mixer
+    mixer: Mixer = build_algorithm(run, directory, make_env(run.env, 1, 0)).mixer
     return mixer
 
 
 def test_the_sum_gives_equal_bars(runs: Callable[[str], Path]) -> None:
-    one = load(runs("sum"))
-    (episode,) = played(one)
+    run = load(runs("sum"))
+    (episode,) = played(run)
     assert episode.credit is not None and bool((episode.credit == 1).all())
-    shown = Picture(one.env, episode, "").shown
+    shown = FrameRenderer(run.env, episode, "").agent_values
     assert shown is not None and bool((shown == 0.5).all())
 
 
-def test_without_mixing_the_agents_own_values_are_shown_and_named_so(runs: Callable[[str], Path]) -> None:
-    one = load(runs("independent"))
-    (episode,) = played(one)
-    picture = Picture(one.env, episode, "")
-    assert episode.credit is None and episode.qs is not None and "no credit" in picture.bars.get_title()
-    assert picture.shown is not None and torch.equal(picture.shown, episode.qs)
+def test_without_mixing_the_individual_qs_are_shown_and_labelled(runs: Callable[[str], Path]) -> None:
+    run = load(runs("independent"))
+    (episode,) = played(run)
+    renderer = FrameRenderer(run.env, episode, "")
+    assert episode.credit is None and episode.qs is not None and "no credit" in renderer.bars.get_title()
+    assert renderer.agent_values is not None and torch.equal(renderer.agent_values, episode.qs)
 
 
 def test_a_run_of_a_version_with_other_networks_is_refused(runs: Callable[[str], Path], tmp_path: Path) -> None:
     for name in ("config.yaml", "policy.pt"):
         (tmp_path / name).write_bytes((runs("lbf") / name).read_bytes())
-    kept = torch.load(tmp_path / "policy.pt", weights_only=True)
-    for which in ("members.", "mixer."):
-        older = {one: {k: v for k, v in of.items() if not k.startswith(which)} for one, of in kept.items()}
+    saved = torch.load(tmp_path / "policy.pt", weights_only=True)
+    for prefix in ("members.", "mixer."):
+        older = {
+            policy: {name: value for name, value in parameters.items() if not name.startswith(prefix)}
+            for policy, parameters in saved.items()
+        }
         torch.save(older, tmp_path / "policy.pt")
         with pytest.raises(UserError, match=r"policy\.pt does not fit the networks"):
             load(tmp_path)
 
 
 def test_shares_keep_their_sign_and_are_parts_of_the_absolute_sum() -> None:
-    given = torch.tensor([[1.0, -3.0, 0.0], [0.0, 0.0, 0.0]])
-    assert share(given).tolist() == [[0.25, -0.75, 0.0], [0.0, 0.0, 0.0]]
+    values = torch.tensor([[1.0, -3.0, 0.0], [0.0, 0.0, 0.0]])
+    assert credit_share(values).tolist() == [[0.25, -0.75, 0.0], [0.0, 0.0, 0.0]]
 
 
 def test_credit_of_a_mixer_that_ignores_an_agent_is_zero() -> None:
@@ -272,50 +283,52 @@ def test_credit_of_a_mixer_that_ignores_an_agent_is_zero() -> None:
 def test_state_values_that_change_are_named_and_scaled() -> None:
     fields = [StateField("door", None, "open", ("open",), 0, 1), StateField("robot", 1, "arm", ("x", "y"), -9, 9)]
     states = torch.tensor([[1.0, 5.0, 2.0], [1.0, 5.0, 4.0], [1.0, 7.0, 3.0]])
-    shown = StateValues(StateLayout.of(fields), states)
+    shown = StateValues(StateLayout.from_fields(fields), states)
     assert shown.names == ["robot 1 arm x", "robot 1 arm y"] and "2 of 3" in shown.note
     assert shown.values.tolist() == [[0, 0, 1], [0, 1, 0.5]]
-    wide = StateLayout.of([StateField("sea", None, "level", tuple(f"at_{i}" for i in range(30)), 0, 9)])
+    wide = StateLayout.from_fields([StateField("sea", None, "level", tuple(f"at_{i}" for i in range(30)), 0, 9)])
     assert len(StateValues(wide, torch.rand(9, 30)).names) == 20
 
 
-def test_a_picture_differs_from_the_next_and_not_from_itself(runs: Callable[[str], Path]) -> None:
-    one = load(runs("lbf"))
-    (episode,) = played(one)
-    picture = Picture(one.env, episode, "")
-    once = [picture.image(step).tobytes() for step in (3, 4, len(episode.episode.rewards))]
-    assert len(set(once)) == 3 and picture.image(3).tobytes() == once[0]
+def test_a_frame_differs_from_the_next_and_is_reproducible(runs: Callable[[str], Path]) -> None:
+    run = load(runs("lbf"))
+    (episode,) = played(run)
+    renderer = FrameRenderer(run.env, episode, "")
+    frames = [renderer.frame(step).tobytes() for step in (3, 4, len(episode.episode.rewards))]
+    assert len(set(frames)) == 3 and renderer.frame(3).tobytes() == frames[0]
 
 
 def test_the_same_command_writes_the_same_file(runs: Callable[[str], Path], tmp_path: Path) -> None:
-    one, other = (watch(runs("matrix"), tmp_path / f"{name}.gif").read_bytes() for name in "ab")
-    assert one == other
+    first, second = (watch(runs("matrix"), tmp_path / f"{name}.gif").read_bytes() for name in "ab")
+    assert first == second
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "b.gif"]
 
 
 def fake_ffmpeg(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ffmpeg that does what the shell script says; its last argument is the file to write."""
+    """An ffmpeg that runs a shell script, where $file is its last argument, the file to write."""
     folder.mkdir()
     (folder / "ffmpeg").write_text(f"#!/bin/sh\nfor file; do :; done\n{script}\n")
     (folder / "ffmpeg").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-def test_ffmpeg_gets_every_picture_and_the_last_for_two_seconds(
+def test_ffmpeg_gets_every_frame_and_the_last_for_two_seconds(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_ffmpeg(tmp_path / "bin", f'echo "$*" > {tmp_path}/asked; cat > "$file"', monkeypatch)
+    fake_ffmpeg(tmp_path / "bin", f'echo "$*" > {tmp_path}/arguments; cat > "$file"', monkeypatch)
     path = watch(runs("matrix"), tmp_path / "x.mp4", fps=5)
-    asked = (tmp_path / "asked").read_text()
-    width, height = map(int, re.search(r"-s (\d+)x(\d+) -r 5 ", asked).groups())  # type: ignore[union-attr]
+    arguments = (tmp_path / "arguments").read_text()
+    width, height = map(int, re.search(r"-s (\d+)x(\d+) -r 5 ", arguments).groups())  # type: ignore[union-attr]
     assert width % 2 == height % 2 == 0 and path.stat().st_size == width * height * 3 * (25 + 2 * 5)
 
 
-def test_a_video_plays_everywhere_and_shows_what_the_gif_shows(runs: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_video_has_a_portable_format_and_shows_the_same_as_the_gif(
+    runs: Callable[[str], Path], tmp_path: Path
+) -> None:
     video, gif = (watch(runs("matrix"), tmp_path / name, fps=5) for name in ("x.mp4", "x.gif"))
     entries = "stream=codec_name,pix_fmt,width,height,nb_read_frames,r_frame_rate,duration"
-    asked = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", entries, "-of", "json", str(video)]
-    (stream,) = json.loads(subprocess.check_output(asked))["streams"]
+    command = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", entries, "-of", "json", str(video)]
+    (stream,) = json.loads(subprocess.check_output(command))["streams"]
     assert (stream["codec_name"], stream["pix_fmt"], stream["r_frame_rate"]) == ("h264", "yuv420p", "5/1")
     assert int(stream["nb_read_frames"]) == 25 + 2 * 5 and float(stream["duration"]) == pytest.approx(7.0)
     assert stream["width"] % 2 == stream["height"] % 2 == 0 and video.stat().st_size < gif.stat().st_size
@@ -324,13 +337,13 @@ def test_a_video_plays_everywhere_and_shows_what_the_gif_shows(runs: Callable[[s
     )
     shown = np.frombuffer(raw, np.uint8).reshape(-1, stream["height"], stream["width"], 3).astype(float)
     with Image.open(gif) as pictures:
-        for at in (0, 12, 25):
-            pictures.seek(at)
-            assert np.abs(shown[at] - np.asarray(pictures.convert("RGB"))).mean() < 3
-    assert np.abs(shown[-1] - shown[25]).mean() < 1  # the end stays
+        for frame in (0, 12, 25):
+            pictures.seek(frame)
+            assert np.abs(shown[frame] - np.asarray(pictures.convert("RGB"))).mean() < 3
+    assert np.abs(shown[-1] - shown[25]).mean() < 1  # the last frame is repeated
 
 
-def test_what_ffmpeg_says_is_the_error(
+def test_the_error_contains_the_message_of_ffmpeg(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_ffmpeg(tmp_path / "bin", "echo no such encoder >&2; exit 1", monkeypatch)
@@ -339,12 +352,12 @@ def test_what_ffmpeg_says_is_the_error(
     assert not (tmp_path / "x.mp4").exists()
 
 
-def call(*words: str) -> int:
-    """The command as the command line has it."""
+def call(*arguments: str) -> int:
+    """Run the command with these arguments and return its exit code."""
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    given = parser.parse_args(["watch", *words])
-    code: int = given.run(given)
+    args = parser.parse_args(["watch", *arguments])
+    code: int = args.run(args)
     return code
 
 
@@ -353,36 +366,36 @@ def test_the_command_writes_into_the_run_folder_and_prints_the_path(
 ) -> None:
     assert call(str(runs("sum")), "--policy", "last") == 0
     assert capsys.readouterr().out.strip() == str(runs("sum") / "watch.gif")
-    assert frames(runs("sum") / "watch.gif") == 26
+    assert frame_count(runs("sum") / "watch.gif") == 26
 
 
 @pytest.mark.parametrize(
-    ("words", "error"),
+    ("arguments", "error"),
     [
         (["-o", "x.avi"], r"x\.avi: an animation is a \.gif or an \.mp4\. Type e\.g\. -o x\.gif"),
         (["-o", "x.mp4"], "apt-get install ffmpeg"),
         (["--episodes", "0"], "--episodes 0: give a whole number from 1"),
         (["--seed", "-1"], "--seed -1: give the number of an evaluation"),
-        (["--fps", "0"], "--fps 0 is out of bounds"),
-        (["--fps", "nan"], "--fps nan is out of bounds"),
+        (["--fps", "0"], "--fps 0 is out of range"),
+        (["--fps", "nan"], "--fps nan is out of range"),
     ],
 )
-def test_wrong_calls_say_what_to_type(
-    runs: Callable[[str], Path], words: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_errors_of_invalid_calls_say_what_to_type(
+    runs: Callable[[str], Path], arguments: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = runs("sum")
-    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no ffmpeg
+    monkeypatch.setenv("PATH", str(tmp_path))  # has no ffmpeg
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=error):
-        call(str(folder), *words)
+        call(str(folder), *arguments)
     assert not list(tmp_path.iterdir())
 
 
 def test_folders_that_cannot_be_watched_are_refused(runs: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a run folder"):
+    with pytest.raises(UserError, match="is not a run directory"):
         watch(tmp_path / "none")
     (tmp_path / "config.yaml").write_bytes((runs("sum") / "config.yaml").read_bytes())
-    with pytest.raises(UserError, match=r"not finished\. To go on with it: python -m qllm_exp\.experiment"):
+    with pytest.raises(UserError, match=r"not finished\. To resume it: python -m qllm_exp\.experiment"):
         watch(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         watch(runs("sum"), tmp_path / "config.yaml" / "x.gif")

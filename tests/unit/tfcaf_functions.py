@@ -9,7 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Written:
-    """A function with the sizes of its inputs, whether it is affine in q, and states to run it on."""
+    """A credit-assignment function as a language model would write it.
+
+    Attributes:
+        name: name for the tests.
+        n_agents: columns of agents_q.
+        state_dim: columns of global_state.
+        affine: whether it is affine in q.
+        source: Python source.
+    """
 
     name: str
     n_agents: int
@@ -18,13 +26,13 @@ class Written:
     source: str
 
     def states(self, batch: int, seed: int = 0) -> Tensor:
-        """Whole numbers and fractions from -1 to 6, so that codes such as -1 and table look-ups occur."""
+        """Sample states [batch, state_dim]: integers and fractions from -1 to 6, so that codes such as -1 occur."""
         generator = torch.Generator().manual_seed(seed)
-        whole = torch.randint(-1, 6, (batch, self.state_dim), generator=generator).float()
-        return whole + (torch.rand(batch, self.state_dim, generator=generator) * (torch.arange(self.state_dim) % 2))
+        integers = torch.randint(-1, 6, (batch, self.state_dim), generator=generator).float()
+        return integers + (torch.rand(batch, self.state_dim, generator=generator) * (torch.arange(self.state_dim) % 2))
 
     def function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The source, executed as it stands."""
+        """Execute the source and return its function."""
         names: dict[str, object] = {}
         exec(self.source, names)
         return names.get("credit_assignment") or names["QLLMNetwork"]  # type: ignore[return-value]
@@ -326,6 +334,19 @@ def credit_assignment(agents_q, global_state):
 )
 
 ALL = (
-    *(VDN, SPREAD, SPREAD_COLLISIONS, LBF_LEVELS, LBF_ACTIONS, LOOPED, GRF, QLLM_NAME, MATRIX, MAXIMUM, RANKED),
-    *(DETACHED, GROUPS, MASKED, INDEXED),
+    VDN,
+    SPREAD,
+    SPREAD_COLLISIONS,
+    LBF_LEVELS,
+    LBF_ACTIONS,
+    LOOPED,
+    GRF,
+    QLLM_NAME,
+    MATRIX,
+    MAXIMUM,
+    RANKED,
+    DETACHED,
+    GROUPS,
+    MASKED,
+    INDEXED,
 )

@@ -1,12 +1,11 @@
-"""A mixer from outside the package: a weighted sum of the agents' Qs, with weights made from the state.
+"""A mixer from outside the package: a sum of the individual Qs, weighted by the state.
 
     Q_tot = n sum_i w_i(s) Q_i + b(s),   w = softmax(W s)
 
-A module with `Config` and `make` is all that a mixer needs; mixers/base.py is what `make` promises.
+A mixer is a module with `Config` and `make`. The contract of what `make` returns is qllm_exp/mixers/base.py.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,15 +16,23 @@ from qllm_exp.mixers.base import Mixer
 
 
 @dataclass
-class Config(schema.Mixer):
-    """The options, with types and bounds; conf/mixer/attentive.yaml has the values."""
+class Config(schema.MixerConfig):
+    """Options with their types and bounds; conf/mixer/attentive.yaml has the defaults and documents them."""
 
     name: str = "attentive"
     temperature: float = schema.number(1.0, 0.01)
 
 
 class Attentive(Mixer):
-    monotone = True  # the weights are above 0
+    """The mixer of the module's equation.
+
+    Args:
+        n_agents: Number of agents, n.
+        state_dim: Columns of the global state.
+        temperature: Of the softmax; higher temperatures give more equal weights.
+    """
+
+    monotone = True  # the weights are positive
     learns = True
 
     def __init__(self, n_agents: int, state_dim: int, temperature: float) -> None:
@@ -34,10 +41,11 @@ class Attentive(Mixer):
         self.temperature = temperature
 
     def forward(self, agent_qs: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Q_tot [...] from individual Qs [..., n] and the global state [..., state_dim]."""
         weights = agent_qs.shape[-1] * (self.attention(state) / self.temperature).softmax(-1)
         return (weights * agent_qs).sum(-1) + self.bias(state).squeeze(-1)
 
 
-def make(config: Config, env: TeamEnv, tfcaf: Any) -> Attentive:
-    """`env` has the sizes; `tfcaf` is a written function, for a mixer that asks for one."""
+def make(config: Config, env: TeamEnv) -> Attentive:
+    """Build the mixer for an environment, which has the sizes, the state layout and the task."""
     return Attentive(env.n_agents, env.state_dim, config.temperature)

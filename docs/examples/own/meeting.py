@@ -1,6 +1,7 @@
-"""An environment from outside the package: agents on a row of cells are to meet.
+"""An environment from outside the package: agents on a row of cells have to meet.
 
-A module with `Config`, `tasks`, `check` and `make` is all that an environment needs; envs/base.py is what `make` promises.
+An environment is a module with `Config`, `tasks`, `check` and `make`. The contract of what `make` returns is
+qllm_exp/envs/base.py.
 """
 
 import re
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qllm_exp.config.schema import Env, number
+from qllm_exp.config.schema import EnvConfig, number
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 from qllm_exp.errors import choose
@@ -17,8 +18,8 @@ _MOVES = ("go one cell to the left", "stay", "go one cell to the right")
 
 
 @dataclass
-class Config(Env):
-    """The options, with types and bounds; conf/env/meeting.yaml has the values."""
+class Config(EnvConfig):
+    """Options with their types and bounds; conf/env/meeting.yaml has the defaults and documents them."""
 
     name: str = "meeting"
     task: str = "2p"
@@ -27,24 +28,26 @@ class Config(Env):
 
 
 def tasks() -> list[str]:
+    """Names of the tasks: the number of agents."""
     return ["2p", "3p", "4p"]
 
 
 def check(config: Config) -> None:
-    """UserError when there is no such task. Called before anything is built, for every run of a sweep."""
+    """Raise UserError for an unknown task. Called for every run of a sweep, before anything is built."""
     choose("env.task", config.task, tasks())
 
 
 def make(config: Config, num_envs: int, seed: int, device: torch.device) -> TeamEnv:
+    """Build `num_envs` copies of the task on a device."""
     check(config)
     return Meeting(config, num_envs, seed, device)
 
 
 class Meeting(TeamEnv):
-    """Each agent starts in a cell at random. When all are in the same one, the team gets 1 and the episode ends.
+    """Each agent starts in a random cell. When all agents are in the same cell, the team is rewarded and the episode ends.
 
-    State: the cell of each agent. Observation: the agent's own cell, and for each other whether it is left (-1), here (0) or
-    right (1), in the order of their indices. A move out of the row is not available.
+    State: the cell of each agent, [N, n]. Observation: the agent's own cell, and for each other agent, in the order of their
+    indices, whether it is to the left (-1), here (0) or to the right (1), [N, n, n]. A move out of the row is not available.
     """
 
     n_actions = len(_MOVES)
@@ -55,7 +58,7 @@ class Meeting(TeamEnv):
         self.num_envs, self.device, self.n_agents = num_envs, device, int(players[0])
         self.obs_dim, self.cells, self.episode_limit = self.n_agents, config.cells, config.episode_limit
         self.reward = float(self.n_agents if config.reward == "sum" else 1)
-        self.layout = StateLayout.of(
+        self.layout = StateLayout.from_fields(
             StateField("agent", agent, "cell", ("index",), 0.0, config.cells - 1.0, unit="cells")
             for agent in range(self.n_agents)
         )
@@ -87,7 +90,7 @@ class Meeting(TeamEnv):
         return Step(*self._seen(), self.reward * met.float(), terminated=met, truncated=late)
 
     def _seen(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Observations, state and available actions."""
+        """Observations [N, n, n], state [N, n] and available actions [N, n, 3]."""
         state = self.cell.float()
         others = [torch.cat([state[:, :i], state[:, i + 1 :]], 1) for i in range(self.n_agents)]
         side = torch.stack([(other - state[:, i : i + 1]).sign() for i, other in enumerate(others)], 1)

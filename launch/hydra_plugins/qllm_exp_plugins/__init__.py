@@ -1,0 +1,1 @@
+"""Plugins of Hydra: the sweeper and the launchers of this package."""

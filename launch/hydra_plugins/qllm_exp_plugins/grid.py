@@ -1,4 +1,4 @@
-"""Hydra sweeper `grid`: every combination of the values given, planned as a whole. Loaded at every start, so it imports little."""
+"""Hydra's sweeper `grid`: all combinations of the listed values, planned together. Loaded at every start: keep imports few."""
 
 import sys
 from typing import Any
@@ -8,16 +8,19 @@ from hydra.plugins.sweeper import Sweeper
 
 
 class GridSweeper(Sweeper):
-    """Expands ranges and lists and hands all combinations to the launcher at once.
+    """Expands ranges and lists, and hands all combinations to the launcher at once.
 
     Args:
-        params: axes of an experiment, for what the command line leaves open. cases: axes that go together, one set at a time.
+        params: axes of an experiment preset, for keys that the command line does not set.
+        cases: sets of axes that belong together; each set is multiplied out on its own.
     """
 
     def __init__(self, params: Any = None, cases: Any = None) -> None:
-        self.params, self.cases = dict(params or {}), [dict(one) for one in cases or ()]
+        self.params = dict(params or {})
+        self.cases = [dict(case) for case in cases or ()]
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Receive Hydra's objects, and create the launcher."""
         from hydra.core.plugins import Plugins
 
         self.loader = hydra_context.config_loader
@@ -26,18 +29,19 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Launch all combinations; exit with the launcher's exit code if it is not 0."""
         from qllm_exp.config.overrides import combinations, grids
 
         assert self.launcher is not None
-        chosen = [
-            list(one)
+        job_overrides = [
+            list(overrides)
             for grid in grids(arguments, self.params, self.cases, self.loader)
-            for one in combinations(grid, self.loader)
+            for overrides in combinations(grid, self.loader)
         ]
-        returns = self.launcher.launch(chosen, initial_job_idx=0)
-        code = getattr(self.launcher, "exit_code", None)  # any other launcher than ours has none
+        returns = self.launcher.launch(job_overrides, initial_job_idx=0)
+        code = getattr(self.launcher, "exit_code", None)  # launchers of other packages have none
         if code is None:
-            code = int(any(one.status == JobStatus.FAILED for one in returns))
+            code = int(any(job_return.status == JobStatus.FAILED for job_return in returns))
         if code:
             sys.exit(code)
         return None

@@ -1,4 +1,4 @@
-"""Hydra launcher `local`: one process per run, one run per core. Loaded at every start, so it imports little."""
+"""Hydra's launcher `local`: runs on this machine, each in its own process. Loaded at every start: keep imports few."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,17 +8,23 @@ from hydra.plugins.launcher import Launcher
 
 
 class LocalLauncher(Launcher):
-    """Runs on this machine; conf/hydra/launcher/local.yaml has the options."""
+    """Starts runs on this machine. conf/hydra/launcher/local.yaml documents the options."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        self.context, self.config = hydra_context, config
+        """Receive Hydra's objects, and with the task the arguments as typed (see `qllm_exp.__main__`)."""
+        self.context = hydra_context
+        self.config = config
+        self.arguments = task_function.arguments
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from qllm_exp.sweep.hydra_bridge import launched
+        """Run the jobs, and return their results; `exit_code` holds the exit code of the sweep."""
+        from qllm_exp.sweep.hydra_bridge import launch_jobs
         from qllm_exp.sweep.local import Local
 
-        returns, self.exit_code = launched(self.context, self.config, job_overrides, lambda ours: Local(**self.options))
+        returns, self.exit_code = launch_jobs(
+            self.context, self.config, self.arguments, job_overrides, lambda is_grid: Local(**self.options)
+        )
         return returns

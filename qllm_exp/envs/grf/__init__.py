@@ -1,4 +1,4 @@
-"""Google Research Football, driven through its engine in worker processes."""
+"""Google Research Football: the real engine in worker processes."""
 
 from qllm_exp.envs.grf.env import Config, check, make, tasks
 

@@ -1,20 +1,22 @@
 """Google Research Football (Kurach et al., AAAI 2020, arXiv 1907.11180): academy scenarios in the real engine.
 
-The engine plays in worker processes (_grf_pool.py, _grf_worker.py); this file is the TeamEnv in front of them.
+The engine runs in worker processes (pool.py, worker.py); this file is the TeamEnv in front of them.
 
-Agents. All of our players but the goalkeeper, who is an agent too under `goalkeeper=true` (then 4 agents in
-academy_3_vs_1_with_keeper, 3 without). The two counterattacks have eleven players a side; there the agents are the four
-attackers, as in the published runs (Li et al., NeurIPS 2021), whatever `goalkeeper` says. Everybody else is played by
-the engine's built-in AI. An agent controls the same player for the whole episode.
+Agents: all of our players except the goalkeeper, who is an agent only under `goalkeeper=true`
+(academy_3_vs_1_with_keeper has 4 agents with the goalkeeper and 3 without). The two counterattacks have eleven players a
+side; there the agents are the four attackers, as in the published runs (Li et al., NeurIPS 2021), whatever `goalkeeper`
+is. All other players are controlled by the engine's built-in AI. An agent controls the same player for the whole episode.
 
-Observation of an agent: gfootball's simple115v2, 115 numbers. All agents see the whole pitch; only columns 97-107, who
-is controlled, differ. Global state: the facts of simple115v2 once, for the players that the scenario has.
+Observation of an agent: gfootball's simple115v2, 115 numbers. All agents see the whole pitch; their observations differ
+only in columns 97-107, the controlled player. Global state: the contents of simple115v2 once, without the columns of
+players that the scenario does not have.
 
-Reward. gfootball rewards each agent by itself: +1 / -1 for a goal of ours / of the opponents, to every agent; with
-`rewards=scoring,checkpoints` also 0.1 to the agent that has the ball, for each of ten circles around the opponents'
-goal that it enters for the first time, and a goal of ours pays every agent the circles that it has not entered. So an
-episode that ends with a goal of ours pays each agent 2.0. `reward=sum` adds the agents' rewards up, as the published
-GRF runs of QLLM do: a goal of n agents is worth 2n. `reward=mean` divides that by n: a goal is worth 2.
+Reward: gfootball rewards each agent separately. Every agent gets +1 for a goal of our team and -1 for a goal of the
+opponents. With `rewards=scoring,checkpoints` the agent that has the ball also gets 0.1 for each of ten circles around
+the opponents' goal that it enters for the first time, and a goal of our team pays every agent the circles that it has
+not entered. An episode that ends with a goal of our team therefore pays each agent 2.0. `reward=sum` adds up the agents'
+rewards, like the published GRF runs of QLLM: with n agents a goal is worth 2n. `reward=mean` divides that by n: a goal
+is worth 2.
 """
 
 import importlib.util
@@ -31,13 +33,15 @@ from torch import Tensor
 from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.grf.pool import WorkerError, WorkerPool
-from qllm_exp.envs.grf.worker import ACTIONS, ACTIVE, MODE, OBS_DIM, PLAYERS, Facts
+from qllm_exp.envs.grf.worker import ACTIONS, ACTIVE, MODE, OBS_DIM, PLAYERS, ScenarioInfo
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 from qllm_exp.errors import UserError, choose
 
 
 @dataclass
 class Config(schema.EnvConfig):
+    """Options of Google Research Football."""
+
     name: str = "grf"
     task: str = "academy_3_vs_1_with_keeper"
     episode_limit: int = schema.number(150, 1)
@@ -48,7 +52,7 @@ class Config(schema.EnvConfig):
     auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 16, "cuda": 16}
 
 
-# The academy scenarios of gfootball 2.10.2, for when it is not installed.
+# The academy scenarios of gfootball 2.10.2; the list to use when it is not installed.
 _ACADEMY = (
     "academy_3_vs_1_with_keeper",
     "academy_corner",
@@ -75,7 +79,7 @@ _ROLES = {
     "AM": "attacking midfielder",
     "CF": "centre forward",
 }
-_ACTION_WORDS = {
+_ACTION_TEXTS = {
     "idle": "go on as before",
     "long_pass": "long pass towards where the player is heading",
     "high_pass": "high pass, over opponents",
@@ -88,10 +92,10 @@ _ACTION_WORDS = {
     "dribble": "start dribbling, ball close to the foot; lasts until released",
     "release_dribble": "stop dribbling",
 }
-_RUN = "run in this direction; lasts until another direction or release_direction"
+_RUN_TEXT = "run in this direction; lasts until another direction or release_direction"
 _MODES = ("normal", "kick_off", "goal_kick", "free_kick", "corner", "throw_in", "penalty")
-_PITCH = "pitch units: x from -1, our goal line, to 1, the opponents'; y from -0.42, the top, to 0.42"
-_MOTION = "pitch units per step"
+_PITCH_UNITS = "pitch units: x from -1, our goal line, to 1, the opponents'; y from -0.42, the top, to 0.42"
+_SPEED_UNITS = "pitch units per step"
 
 
 def tasks() -> list[str]:
@@ -103,14 +107,18 @@ def tasks() -> list[str]:
 
 
 def check(config: Config) -> None:
-    """UserError when gfootball is not installed or has no such scenario."""
+    """Raise UserError if gfootball is not installed or has no scenario `config.task`."""
     choose("env.task", config.task, tasks())
-    if _gfootball_folder() is None or not _found("gfootball_engine"):
+    if _gfootball_folder() is None or not _is_installed("gfootball_engine"):
         raise UserError("env=grf needs the football engine, which is not installed. Type: make grf")
 
 
 def make(config: Config, num_envs: int, seed: int, device: torch.device) -> "FootballEnv":
-    """`num_envs` matches of the scenario `config.task`. UserError as in `check`, and when the engine does not load."""
+    """Build `num_envs` matches of the scenario `config.task`.
+
+    Raises:
+        UserError: see `check`; also if the engine does not load.
+    """
     check(config)
     try:
         return FootballEnv(config, num_envs, seed, device)
@@ -126,13 +134,20 @@ class FootballEnv(TeamEnv):
     The engine's seed of match i in episode e is a function of (seed, i, e) alone, so results do not depend on the
     number of workers.
 
+    Args:
+        config: the options, with a task that `check` accepts.
+        num_envs: number of matches.
+        seed: seed of the engines.
+        device: device of all tensors.
+
     Raises:
-        WorkerError: (`reset`, `step`) a worker process died; names it, its matches and the cause. The environment is closed then.
+        WorkerError: a worker process died; names the worker, its matches and the cause. Also raised by `reset` and
+            `step`, which then close the environment.
     """
 
     def __init__(self, config: Config, num_envs: int, seed: int, device: torch.device) -> None:
         self.num_envs, self.device = num_envs, device
-        self._mean = config.reward == "mean"
+        self._mean_reward = config.reward == "mean"
         self.pool = WorkerPool(
             num_envs,
             config.workers or len(os.sched_getaffinity(0)),
@@ -142,55 +157,64 @@ class FootballEnv(TeamEnv):
             checkpoints="checkpoints" in config.rewards,
             limit=config.episode_limit,
         )
-        facts = self.pool.facts
-        self.n_agents, self.n_actions, self.obs_dim = len(facts.agents), len(ACTIONS), OBS_DIM
-        self.episode_limit = min(config.episode_limit, facts.duration)
-        columns, fields = zip(*_state_fields(facts), strict=True)
-        self.layout = StateLayout.of(fields)
-        self._columns = np.concatenate([np.atleast_1d(one) for one in columns])
-        self.task = _describe(config, facts, self.episode_limit)
+        scenario = self.pool.scenario_info
+        self.n_agents, self.n_actions, self.obs_dim = len(scenario.agents), len(ACTIONS), OBS_DIM
+        self.episode_limit = min(config.episode_limit, scenario.duration)
+        columns, fields = zip(*_state_fields(scenario), strict=True)
+        self.layout = StateLayout.from_fields(fields)
+        self._columns = np.concatenate([np.atleast_1d(field_columns) for field_columns in columns])
+        self.task = _describe(config, scenario, self.episode_limit)
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
+        """Restart the sequence of engine seeds."""
         self._seed, self._episode = seed, 0
 
     def state_dict(self) -> dict[str, Any]:
+        """Seed, and number of episodes started since."""
         return {"seed": self._seed, "episode": self._episode}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the sequence of engine seeds from a `state_dict`."""
         self._seed, self._episode = saved["seed"], saved["episode"]
 
     def reset(self) -> Observation:
+        """Start a new episode in every match."""
         self.pool.reset(np.array([engine_seed(self._seed, i, self._episode) for i in range(self.num_envs)]))
         self._episode += 1
-        return Observation(*self._seen())
+        return Observation(*self._observe())
 
     def step(self, actions: Tensor) -> Step:
+        """Play the joint actions [N, n] in the matches whose episode has not ended."""
         self.pool.step(actions.cpu().numpy())
         arrays = self.pool.arrays
-        rewards = arrays.rewards.mean(1) if self._mean else arrays.rewards.sum(1)
-        return Step(*self._seen(), *map(self._tensor, (rewards, arrays.terminated, arrays.truncated)))
+        reward = arrays.rewards.mean(1) if self._mean_reward else arrays.rewards.sum(1)
+        obs, state, available = self._observe()
+        terminated, truncated = self._tensor(arrays.terminated), self._tensor(arrays.truncated)
+        return Step(obs, state, available, self._tensor(reward), terminated, truncated)
 
     def episode_metrics(self) -> dict[str, Tensor]:
-        """'win': 1 where our team scored more goals than the opponents; 'score': the difference."""
-        ours, theirs = self._tensor(self.pool.arrays.goals.T).float()
-        return {"win": (ours > theirs).float(), "score": ours - theirs}
+        """'win': [N], 1 where our team scored more goals than the opponents; 'score': [N], the difference."""
+        scored, conceded = self._tensor(self.pool.arrays.goals.T).float()
+        return {"win": (scored > conceded).float(), "score": scored - conceded}
 
     def close(self) -> None:
+        """Stop the worker processes."""
         self.pool.close()
 
-    def _seen(self) -> tuple[Tensor, Tensor, Tensor]:
-        """obs [N, n, 115], state [N, S] and available actions [N, n, 19] at this moment."""
+    def _observe(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Current obs [N, n, 115], state [N, state_dim] and available actions [N, n, 19]."""
         obs = self.pool.arrays.obs
         available = torch.ones(self.num_envs, self.n_agents, self.n_actions, dtype=torch.bool, device=self.device)
         return self._tensor(obs), self._tensor(obs[:, 0, self._columns]), available
 
     def _tensor(self, array: Any) -> Tensor:
-        """A copy on the device: the array may be the workers' memory."""
+        """Copy of an array on the device: the array may be memory shared with the workers."""
         return torch.tensor(array, device=self.device)
 
 
-def _found(module: str) -> bool:
+def _is_installed(module: str) -> bool:
+    """Whether a module can be found, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:
@@ -198,34 +222,45 @@ def _found(module: str) -> bool:
 
 
 def _gfootball_folder() -> Path | None:
-    """Where gfootball lies, found without importing it (which would load gym, OpenCV and the engine)."""
-    if not _found("gfootball"):
+    """The folder of gfootball, without importing it (which would load gym, OpenCV and the engine); None if missing."""
+    if not _is_installed("gfootball"):
         return None
     spec = importlib.util.find_spec("gfootball")
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
 
 def engine_seed(seed: int, match: int, episode: int) -> int:
-    """31 bits, well mixed, for the engine's random numbers. Its lowest bit is also the order in which the teams move."""
+    """Seed of the engine for one episode, 31 well-mixed bits. Its lowest bit also decides which team moves first.
+
+    Args:
+        seed: seed of the environment.
+        match: index of the match.
+        episode: episodes that the match has started since it was seeded.
+    """
     entropy = (seed % 2**64, match, episode)
     return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
 
 
-def _state_fields(facts: Facts) -> Iterator[tuple[Any, StateField]]:
-    """The state's fields, each with its columns in simple115v2."""
-    inf = float("inf")
-    teammates = [i for i in range(len(facts.roles)) if i not in facts.agents]
-    groups = (("agent", facts.agents, 0), ("teammate", teammates, 0), ("opponent", range(facts.opponents), 4 * PLAYERS))
-    for entity, players, start in groups:
+def _state_fields(scenario: ScenarioInfo) -> Iterator[tuple[Any, StateField]]:
+    """Yield the fields of the state, each preceded by its columns in simple115v2."""
+    inf, xy = float("inf"), ("x", "y")
+    teammates = [player for player in range(len(scenario.roles)) if player not in scenario.agents]
+    # kind of entity, its players, and the first column of their team
+    groups = (
+        ("agent", scenario.agents, 0),
+        ("teammate", teammates, 0),
+        ("opponent", range(scenario.opponents), 4 * PLAYERS),
+    )
+    for entity, players, team_start in groups:
         for index, player in enumerate(players):
-            place = start + 2 * player
-            motion = place + 2 * PLAYERS
-            yield np.r_[place : place + 2], StateField(entity, index, "position", ("x", "y"), -inf, inf, _PITCH)
-            yield np.r_[motion : motion + 2], StateField(entity, index, "direction", ("x", "y"), -inf, inf, _MOTION)
+            position = team_start + 2 * player
+            direction = position + 2 * PLAYERS
+            yield np.r_[position : position + 2], StateField(entity, index, "position", xy, -inf, inf, _PITCH_UNITS)
+            yield np.r_[direction : direction + 2], StateField(entity, index, "direction", xy, -inf, inf, _SPEED_UNITS)
     ball = 8 * PLAYERS
-    yield np.r_[ball : ball + 2], StateField("ball", None, "position", ("x", "y"), -inf, inf, _PITCH)
+    yield np.r_[ball : ball + 2], StateField("ball", None, "position", xy, -inf, inf, _PITCH_UNITS)
     yield ball + 2, StateField("ball", None, "height", ("z",), 0.0, inf, "metres above the ground")
-    yield np.r_[ball + 3 : ball + 5], StateField("ball", None, "direction", ("x", "y"), -inf, inf, _MOTION)
+    yield np.r_[ball + 3 : ball + 5], StateField("ball", None, "direction", xy, -inf, inf, _SPEED_UNITS)
     yield ball + 5, StateField("ball", None, "climb", ("z",), -inf, inf, "metres per step")
     owners = ("nobody", "our_team", "opponents")
     one_hot = {0.0: "no", 1.0: "yes"}
@@ -233,16 +268,18 @@ def _state_fields(facts: Facts) -> Iterator[tuple[Any, StateField]]:
     yield np.r_[MODE], StateField("match", None, "mode", _MODES, 0.0, 1.0, special=one_hot)
 
 
-def _describe(config: Config, facts: Facts, episode_limit: int) -> TaskDescription:
-    who = "; ".join(f"agent {i} is our {_ROLES[facts.roles[player]]}" for i, player in enumerate(facts.agents))
-    others = len(facts.roles) - len(facts.agents)
+def _describe(config: Config, scenario: ScenarioInfo, episode_limit: int) -> TaskDescription:
+    """Describe the task in words."""
+    roles = [_ROLES[scenario.roles[player]] for player in scenario.agents]
+    agents = "; ".join(f"agent {i} is our {role}" for i, role in enumerate(roles))
+    teammates = len(scenario.roles) - len(scenario.agents)
     goal = (
         f"Football on a pitch seen from above: our team attacks to the right, towards the goal at x = 1, y = 0 (between "
-        f"y = -0.044 and 0.044). Score a goal before the episode ends. Our team has {len(facts.roles)} players, the "
-        f"opponents have {facts.opponents}; opponent 0 is their goalkeeper. {who[0].upper()}{who[1:]}. "
+        f"y = -0.044 and 0.044). Score a goal before the episode ends. Our team has {len(scenario.roles)} players, the "
+        f"opponents have {scenario.opponents}; opponent 0 is their goalkeeper. {agents[0].upper()}{agents[1:]}. "
     )
-    if others:
-        goal += f"The game itself plays the other {others} of our team (teammates) and the opponents."
+    if teammates:
+        goal += f"The game itself plays the other {teammates} of our team (teammates) and the opponents."
     else:
         goal += "The game itself plays the opponents."
     reward = "Every agent gets +1 when our team scores and -1 when the opponents do."
@@ -254,9 +291,9 @@ def _describe(config: Config, facts: Facts, episode_limit: int) -> TaskDescripti
         )
     reward += f" The team reward is the {config.reward} of the agents' rewards."
     ends = ["a goal"]
-    if facts.ends_out_of_play:
+    if scenario.ends_out_of_play:
         ends.append("the ball out of play or a foul")
-    if facts.ends_on_turnover:
+    if scenario.ends_on_turnover:
         ends.append("the opponents winning the ball")
     episode = f"Ends with {', or '.join(ends)}. Cut off after {episode_limit} steps of 0.1 s."
     return TaskDescription(
@@ -264,7 +301,7 @@ def _describe(config: Config, facts: Facts, episode_limit: int) -> TaskDescripti
         task=config.task,
         goal=goal,
         reward=reward,
-        actions=tuple(f"{name}: {_ACTION_WORDS.get(name, _RUN)}" for name in ACTIONS),
+        actions=tuple(f"{name}: {_ACTION_TEXTS.get(name, _RUN_TEXT)}" for name in ACTIONS),
         episode=episode,
-        n_agents=len(facts.agents),
+        n_agents=len(scenario.agents),
     )

@@ -1,12 +1,12 @@
-"""The worker processes of the football environment, seen from the parent: start, command, notice their death, stop.
+"""The parent's side of the football workers: start them, send commands, detect their death, stop them.
 
-Workers are started as fresh interpreters (fork and exec, what 'spawn' does), never forked: the parent has threads and
-may hold a CUDA context, neither of which survives a fork. Unlike multiprocessing's spawn they do not import the main
-module again, which would load torch into each of them.
+Workers are started as fresh interpreters (fork and exec, like 'spawn') and not forked: the parent has threads and may
+hold a CUDA context, and neither survives a fork. Unlike multiprocessing's spawn, they do not import the main module
+again, which would load torch into each of them.
 
-Actions and results lie in one anonymous block of shared memory: it has no name that could be left behind, and the
-kernel frees it with the last process that maps it. A command is one byte over a socket, and so is its answer. A worker
-that dies closes its socket, so waiting for an answer ends at once; a parent that dies does likewise.
+Actions and results are in one anonymous block of shared memory. It has no name that could be left behind, and the
+kernel frees it with the last process that maps it. A command is one byte over a socket, and so is the reply. A worker
+that dies closes its socket, so the parent stops waiting at once; the death of the parent stops the workers likewise.
 """
 
 import json
@@ -24,14 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qllm_exp.envs.grf import worker as worker_script
-from qllm_exp.envs.grf.worker import Facts, SharedArrays
+from qllm_exp.envs.grf.worker import ScenarioInfo, SharedArrays
 
-_PATIENCE = 2.0  # seconds that a worker gets to leave by itself
+_EXIT_TIMEOUT_S = 2.0  # time that a worker has to exit by itself
 _LOG_TAIL = 2000  # characters of a dead worker's output to show
 
 
 class WorkerError(RuntimeError):
-    """A worker process died. `loading` says whether it had not yet loaded the engine and the scenario."""
+    """A worker process died.
+
+    Args:
+        message: names the worker, its matches and the cause.
+        loading: the worker died before it had loaded the engine and the scenario.
+    """
 
     def __init__(self, message: str, loading: bool) -> None:
         super().__init__(message)
@@ -39,59 +44,71 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """One process and its matches."""
+    """One worker process and its matches.
+
+    Args:
+        index: number of the worker, for error messages.
+        matches: indices of the matches that it plays.
+        job: what to play, see `worker.serve`.
+        memory: file descriptor of the shared memory.
+    """
 
     def __init__(self, index: int, matches: list[int], job: dict[str, Any], memory: int) -> None:
         self.index, self.matches = index, matches
         self._loading = True
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
-        self._socket, theirs = socket.socketpair()
+        self._socket, worker_socket = socket.socketpair()
+        socket_fd = worker_socket.fileno()
         # One core per worker: numpy's thread pools would only take memory.
-        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-        with theirs:
+        single_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        with worker_socket:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", worker_script.__file__, str(theirs.fileno()), str(memory), json.dumps(job)],
+                [sys.executable, "-P", worker_script.__file__, str(socket_fd), str(memory), json.dumps(job)],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), memory),
-                env={**os.environ, **threads},
+                pass_fds=(socket_fd, memory),
+                env={**os.environ, **single_thread},
             )
 
     @property
     def pid(self) -> int:
+        """Process id of the worker."""
         return self._process.pid
 
-    def facts(self) -> Facts:
-        """What the scenario is, as the worker has found by loading it."""
+    def read_scenario_info(self) -> ScenarioInfo:
+        """Wait until the worker has loaded the scenario, and return what it reports. WorkerError if it died."""
         line = b""
         while not line.endswith(b"\n"):
             line += self._receive(4096)
         self._loading = False
-        return Facts(**json.loads(line))
+        return ScenarioInfo(**json.loads(line))
 
-    def command(self, command: bytes) -> None:
+    def send(self, command: bytes) -> None:
+        """Send a command: b"r" resets, b"s" steps. WorkerError if the worker died."""
         try:
             self._socket.sendall(command)
         except OSError as error:
-            raise self._died() from error
+            raise self._death() from error
 
-    def answer(self) -> None:
-        """Wait until the last command is done."""
+    def wait_for_reply(self) -> None:
+        """Wait until the last command is done. WorkerError if the worker died."""
         self._receive(1)
 
     def _receive(self, size: int) -> bytes:
+        """Receive up to `size` bytes, at least one."""
         try:
             data = self._socket.recv(size)
         except OSError as error:
-            raise self._died() from error
+            raise self._death() from error
         if not data:
-            raise self._died()
+            raise self._death()
         return data
 
-    def _died(self) -> WorkerError:
+    def _death(self) -> WorkerError:
+        """Wait for the process to end, and describe its death."""
         try:
-            code = self._process.wait(_PATIENCE)
+            code = self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
@@ -99,20 +116,18 @@ class Worker:
         self._log.seek(0)
         output = self._log.read().decode(errors="replace").strip()[-_LOG_TAIL:]
         matches = ", ".join(map(str, self.matches))
-        return WorkerError(
-            f"football worker {self.index} (process {self.pid}, matches {matches}) {cause}."
-            + (f" Its last output:\n{output}" if output else " It wrote nothing."),
-            self._loading,
-        )
+        worker = f"football worker {self.index} (process {self.pid}, matches {matches})"
+        output_note = f"Its last output:\n{output}" if output else "It wrote no output."
+        return WorkerError(f"{worker} {cause}. {output_note}", self._loading)
 
-    def hang_up(self) -> None:
-        """Close the connection, on which the worker leaves."""
+    def disconnect(self) -> None:
+        """Close the connection, which makes the worker exit."""
         self._socket.close()
 
     def stop(self) -> None:
-        """Wait until it has left, or end it."""
+        """Wait until the process has exited; kill it if it does not."""
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -123,9 +138,19 @@ class WorkerPool:
     """All workers of one environment. Match i is played by worker i modulo the number of workers.
 
     Args:
-        num_envs: number of matches. workers: number of processes, at least 1.
-        scenario, goalkeeper, attackers: what is played and who is controlled, see worker.py.
-        checkpoints: give checkpoint rewards. limit: steps after which an episode is truncated.
+        num_envs: number of matches, N.
+        workers: number of processes, at least 1; no more than one per match are started.
+        scenario: name of the scenario, e.g. 'academy_3_vs_1_with_keeper'.
+        goalkeeper: also control our goalkeeper.
+        attackers: control only the last `attackers` field players; None: all.
+        checkpoints: give checkpoint rewards in addition to those for goals.
+        limit: steps after which an episode is truncated.
+
+    Attributes:
+        workers: the worker processes.
+        scenario_info: what the workers report about the scenario.
+        arrays: the memory shared with the workers.
+        close: stops all workers; safe to call twice.
 
     Raises:
         WorkerError: a worker died; the pool is closed then. Also raised by `reset` and `step`.
@@ -151,16 +176,16 @@ class WorkerPool:
             "num_envs": num_envs,
         }
         self.workers: list[Worker] = []
-        self.close = weakref.finalize(self, _stop, self.workers)  # also when it is forgotten, and at exit
+        self.close = weakref.finalize(self, _stop, self.workers)  # also called on garbage collection and at exit
         memory = os.memfd_create("qllm_exp football")
         try:
             count = min(workers, num_envs)
             for index in range(count):
                 matches = list(range(index, num_envs, count))
                 self.workers.append(Worker(index, matches, {**job, "matches": matches}, memory))
-            facts = [worker.facts() for worker in self.workers]
-            self.facts = facts[0]
-            self.arrays = SharedArrays(num_envs, len(self.facts.agents), memory)
+            scenario_infos = [worker.read_scenario_info() for worker in self.workers]
+            self.scenario_info = scenario_infos[0]  # all workers report the same
+            self.arrays = SharedArrays(num_envs, len(self.scenario_info.agents), memory)
         except BaseException:
             self.close()
             raise
@@ -168,13 +193,21 @@ class WorkerPool:
             os.close(memory)
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
-        """Start an episode in every match, with these seeds [N] of the engine."""
+        """Start an episode in every match.
+
+        Args:
+            seeds: [N] int64, the engine's seed of each match.
+        """
         self.arrays.seeds[:] = seeds
         self.arrays.rewards[:] = 0.0
         self._run(b"r", self.workers)
 
     def step(self, actions: NDArray[np.int64]) -> None:
-        """Play the joint actions [N, n] in the matches that are in play; the others keep their observation."""
+        """Play one step in the matches whose episode has not ended; the others keep their observations.
+
+        Args:
+            actions: [N, n] int64, an action index per agent.
+        """
         arrays = self.arrays
         arrays.actions[:] = actions
         arrays.rewards[:] = 0.0
@@ -182,21 +215,23 @@ class WorkerPool:
         self._run(b"s", [worker for worker in self.workers if arrays.playing[worker.matches].any()])
 
     def _run(self, command: bytes, workers: Sequence[Worker]) -> None:
+        """Let some workers execute a command. Closes the pool on any exception."""
         if not self.close.alive:
-            raise RuntimeError("this football environment is closed")
+            raise RuntimeError("the football environment is closed. Build a new one with make_env")
         try:
             for worker in workers:
-                worker.command(command)
+                worker.send(command)
             for worker in workers:
-                worker.answer()
+                worker.wait_for_reply()
         except BaseException:
-            # After a death or an interrupt, answers that are still due would be taken for those of the next command.
+            # After a death or an interrupt, outstanding replies would be mistaken for those to the next command.
             self.close()
             raise
 
 
 def _stop(workers: list[Worker]) -> None:
+    """Stop all workers."""
     for worker in workers:
-        worker.hang_up()
+        worker.disconnect()
     for worker in workers:
         worker.stop()

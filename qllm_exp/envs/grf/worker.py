@@ -1,11 +1,11 @@
-"""One process of the football environment: it plays its share of the matches, each in an engine of its own.
+"""A worker process of the football environment: plays its share of the matches, each in its own engine.
 
-The parent starts this file as a script (see _grf_pool.py) and not as a module of the package: a worker then loads
-neither torch nor gym, only numpy and the engine (30 MB, 0.2 s), and inherits no thread, lock or CUDA context.
-It must therefore import nothing from qllm_exp.
+The parent starts this file as a script (see pool.py) and not as a module of the package. A worker then loads neither
+torch nor gym, only numpy and the engine (30 MB, 0.2 s), and inherits no thread, lock or CUDA context. This file must
+therefore import nothing from qllm_exp.
 
-What a step means (rewards, endings, held games) follows gfootball 2.10.2: FootballEnvCore.step, CheckpointRewardWrapper
-and Simple115StateWrapper with fixed positions. The tests hold the two side by side, step by step.
+A step (rewards, endings, restarts of a stalled game) follows gfootball 2.10.2: FootballEnvCore.step,
+CheckpointRewardWrapper and Simple115StateWrapper with fixed positions. The tests compare the two step by step.
 """
 
 import contextlib
@@ -27,31 +27,49 @@ from numpy.typing import NDArray
 
 # The engine's names of the 19 actions, in the order of gfootball's default action set.
 ACTIONS: Final = (
-    *("idle", "left", "top_left", "top", "top_right", "right", "bottom_right", "bottom", "bottom_left"),
-    *("long_pass", "high_pass", "short_pass", "shot", "sprint", "release_direction", "release_sprint", "sliding"),
-    *("dribble", "release_dribble"),
+    "idle",
+    "left",
+    "top_left",
+    "top",
+    "top_right",
+    "right",
+    "bottom_right",
+    "bottom",
+    "bottom_left",
+    "long_pass",
+    "high_pass",
+    "short_pass",
+    "shot",
+    "sprint",
+    "release_direction",
+    "release_sprint",
+    "sliding",
+    "dribble",
+    "release_dribble",
 )
 OBS_DIM: Final = 115  # simple115v2
 PLAYERS: Final = 11  # players of a team that simple115v2 has room for
-ACTIVE, MODE = slice(97, 108), slice(108, 115)  # who is controlled, game mode; the 97 columns before are everybody's
+ACTIVE, MODE = slice(97, 108), slice(108, 115)  # columns of the controlled player and the game mode; 0-96 are shared
 CHECKPOINTS, CHECKPOINT_REWARD = 10, 0.1
-_HELD, _HELD_LONG = 20, 30  # steps after which the engine's wrapper restarts a game that a player holds up
-_PATIENCE = 10_000  # engine calls without the ball coming into play after which the engine is taken to be stuck
+# Steps without play after which the agents' actions are overridden to restart the game, as gfootball does: at _STALLED
+# by a short pass, then the player with the ball runs to the right, and from _STALLED_LONG on to the left.
+_STALLED, _STALLED_LONG = 20, 30
+_MAX_WAIT_CALLS = 10_000  # engine calls without the ball in play after which the engine is considered stuck
 _GOALKEEPER = "e_PlayerRole_GK"
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the parent has to know of a scenario.
+class ScenarioInfo:
+    """What the parent needs to know about a scenario.
 
     Attributes:
         roles: role of each player of our team, in the engine's order, e.g. 'GK', 'CM'.
-        agents: the players that agents 0, 1, ... control, ascending.
+        agents: indices of the players that agents 0, 1, ... control, ascending.
         opponents: number of opponents.
         duration: steps after which the scenario itself ends.
-        ends_out_of_play: it ends when the ball leaves the pitch, or at a foul.
-        ends_on_turnover: it ends when the other team wins the ball.
+        ends_out_of_play: an episode ends when the ball leaves the pitch, or at a foul.
+        ends_on_turnover: an episode ends when the other team wins the ball.
     """
 
     roles: list[str]
@@ -63,9 +81,24 @@ class Facts:
 
 
 class SharedArrays:
-    """The block of memory that the parent and the workers share: one row per match.
+    """Arrays in the memory that the parent and the workers share, with one row per match.
 
-    The parent writes `seeds` and `actions`; a worker writes the other arrays' rows of its own matches.
+    The parent writes `seeds` and `actions`. A worker writes the rows of its own matches in the other arrays.
+
+    Args:
+        num_envs: number of matches, N.
+        n_agents: number of agents, n.
+        fd: file descriptor of the shared memory; enlarged if it is too small.
+
+    Attributes:
+        seeds: [N] int64, the engine's seed of the next episode.
+        actions: [N, n] int64, action indices.
+        obs: [N, n, 115] float32.
+        rewards: [N, n] float32, the reward of each agent.
+        goals: [N, 2] int32, goals of our team and of the opponents.
+        playing: [N] bool, the episode has not ended.
+        terminated: [N] bool.
+        truncated: [N] bool.
     """
 
     def __init__(self, num_envs: int, n_agents: int, fd: int) -> None:
@@ -101,16 +134,21 @@ class SharedArrays:
 
 
 class Scenario:
-    """Builds the engine's configuration from a scenario file of gfootball, and says who is controlled.
+    """Builds the engine's configuration from a scenario file of gfootball, and assigns players to agents.
 
     The players that no agent controls are marked as not controllable. The engine then never moves control from one
     player to another during an episode, and its controllers are the controlled players in ascending order.
 
+    A scenario file calls the methods `config`, `SetTeam`, `AddPlayer` and `SetBallPosition`.
+
     Args:
         engine: the module gfootball_engine.
         name: a scenario, e.g. 'academy_3_vs_1_with_keeper'.
-        goalkeeper: control our goalkeeper too.
-        attackers: control only so many players, the last ones of the scenario's list; None: all.
+        goalkeeper: also control our goalkeeper.
+        attackers: control only the last `attackers` field players of the scenario's list; None: all.
+
+    Attributes:
+        info: what the parent needs to know about the scenario.
     """
 
     def __init__(self, engine: Any, name: str, goalkeeper: bool, attackers: int | None) -> None:
@@ -119,12 +157,16 @@ class Scenario:
         self._build_scenario = _scenario_module(name).build_scenario
         self._agents: list[int] = []
         config = self.build(0)
-        field = [i for i, p in enumerate(config.left_team) if str(p.role) != _GOALKEEPER]
-        keepers = [i for i in range(len(config.left_team)) if i not in field]
-        self._agents = field[-attackers:] if attackers else sorted(field + (keepers if goalkeeper else []))
-        roles = [str(p.role).removeprefix("e_PlayerRole_") for p in config.left_team]
-        self.facts = Facts(
-            roles,
+        roles = [str(player.role) for player in config.left_team]
+        field_players = [i for i, role in enumerate(roles) if role != _GOALKEEPER]
+        if attackers:
+            self._agents = field_players[-attackers:]
+        elif goalkeeper:
+            self._agents = list(range(len(roles)))
+        else:
+            self._agents = field_players
+        self.info = ScenarioInfo(
+            [role.removeprefix("e_PlayerRole_") for role in roles],
             self._agents,
             len(config.right_team),
             config.game_duration + 1,  # the engine counts from -1 and stops at its game_duration
@@ -133,7 +175,11 @@ class Scenario:
         )
 
     def build(self, seed: int) -> Any:
-        """A new configuration for one episode: the engine changes the one it is given."""
+        """Build a new configuration for one episode: the engine modifies the one that it receives.
+
+        Args:
+            seed: the engine's seed. Its lowest bit also decides which team moves first.
+        """
         self._config = self._engine.ScenarioConfig.make()
         self._build_scenario(self)
         config = self._config
@@ -145,34 +191,44 @@ class Scenario:
         config.reverse_team_processing = bool(seed % 2)
         return config
 
-    # What a scenario file calls.
+    # Methods that a scenario file calls.
 
     def config(self) -> Any:
+        """The configuration that is being built."""
         return self._config
 
     def SetTeam(self, team: Any) -> None:  # noqa: N802 - the name that scenario files use
+        """Select the team that further players are added to."""
         self._team = team
 
     def AddPlayer(self, x: float, y: float, role: Any, lazy: bool = False, controllable: bool = True) -> None:  # noqa: N802
+        """Add a player at (x, y) to the selected team."""
         side = self._config.left_team if self._team == self._engine.e_Team.e_Left else self._config.right_team
         side.append(self._engine.FormationEntry(x, y, role, lazy, controllable))
 
     def SetBallPosition(self, ball_x: float, ball_y: float) -> None:  # noqa: N802
+        """Place the ball."""
         self._config.ball_position[0] = ball_x
         self._config.ball_position[1] = ball_y
 
 
 class Match:
-    """One match in one engine, seen from our team.
-
-    After `reset` and `step` the attributes hold what happened; `obs` and `rewards` are the arrays given.
+    """One match in one engine, from our team's point of view.
 
     Args:
         engine: the module gfootball_engine.
-        scenario: what is played.
-        checkpoints: give the checkpoint rewards beside those for goals.
-        limit: steps after which an episode is truncated, besides the scenario's own duration.
-        obs: [n, 115] float32 to write to. rewards: [n] float32 to write to, one reward per agent.
+        scenario: the scenario to play.
+        checkpoints: give checkpoint rewards in addition to those for goals.
+        limit: steps after which an episode is truncated, in addition to the scenario's own duration.
+        obs: [n, 115] float32, receives the observations.
+        rewards: [n] float32, receives the reward of each agent.
+
+    Attributes:
+        obs: the array passed in, with the current observations.
+        rewards: the array passed in, with the rewards of the last step.
+        terminated: the last step ended the task.
+        truncated: the last step reached a time limit.
+        goals: goals of our team and of the opponents.
     """
 
     def __init__(
@@ -188,25 +244,26 @@ class Match:
         self.terminated = self.truncated = False
         self.goals = (0, 0)
         self._scenario, self._checkpoints, self._limit = scenario, checkpoints, limit
-        self._backend = [getattr(engine.e_BackendAction, name) for name in ACTIONS]
+        self._engine_actions = [getattr(engine.e_BackendAction, name) for name in ACTIONS]
         self._running = engine.GameState.game_running
-        self._n = len(scenario.facts.agents)
-        rules = scenario.build(0)
-        self._ends_on_goal: bool = rules.end_episode_on_score
-        self._ends_out_of_play = scenario.facts.ends_out_of_play
-        self._ends_on_turnover = scenario.facts.ends_on_turnover
-        self._duration: int = rules.game_duration
-        self._padding = [[-1.0] * 2 * (PLAYERS - size) for size in (len(rules.left_team), len(rules.right_team))]
+        self._n = len(scenario.info.agents)
+        config = scenario.build(0)
+        self._ends_on_goal: bool = config.end_episode_on_score
+        self._ends_out_of_play = scenario.info.ends_out_of_play
+        self._ends_on_turnover = scenario.info.ends_on_turnover
+        self._duration: int = config.game_duration
+        team_sizes = (len(config.left_team), len(config.right_team))
+        self._padding = [[-1.0] * 2 * (PLAYERS - size) for size in team_sizes]
         self._env = engine.GameEnv()
         self._env.game_config.physics_steps_per_frame = 10
         self._env.start_game()
 
     def reset(self, seed: int) -> None:
-        """Kick off an episode. Equal seeds and equal actions give equal episodes."""
+        """Start an episode. Equal seeds and equal actions give equal episodes."""
         self._env.state = self._running
         self._env.reset(self._scenario.build(seed), False)
         self._collected = [0] * self._n
-        self._steps = self._held = self._difference = 0
+        self._steps = self._stalled_steps = self._goal_difference = 0
         self._mode = self._owner = self._last_owner = -1
         self._controlled: list[int] = []
         self.terminated = self.truncated = False
@@ -214,48 +271,54 @@ class Match:
         self._observe_in_play()
 
     def step(self, actions: list[int]) -> None:
-        """Play one step: one action index per agent."""
-        if self._held >= _HELD:
-            actions = [self._restart(agent) for agent in range(self._n)]
+        """Play one step.
+
+        Args:
+            actions: an action index per agent.
+        """
+        if self._stalled_steps >= _STALLED:
+            actions = [self._restart_action(agent) for agent in range(self._n)]
         perform = self._env.perform_action
         for agent, action in enumerate(actions):
-            perform(self._backend[action], True, agent)
+            perform(self._engine_actions[action], True, agent)
         self._env.step()
-        previous_mode = self._mode if self._steps else -1  # how a scenario kicks off is not an interruption
+        previous_mode = self._mode if self._steps else -1  # the start of a scenario is not an interruption
         self._observe_in_play()
         self._steps += 1
-        self._end(previous_mode)
-        self._reward()
+        self._update_ending(previous_mode)
+        self._update_rewards()
 
-    def _restart(self, agent: int) -> int:
-        """The action that gets a game going again that has been held up for too long."""
-        if self._held == _HELD:
+    def _restart_action(self, agent: int) -> int:
+        """The action that makes an agent restart a stalled game."""
+        if self._stalled_steps == _STALLED:
             return ACTIONS.index("short_pass")
         if self._owner == 0 and self._controlled[agent] == self._owner_player:
-            return ACTIONS.index("right" if self._held < _HELD_LONG else "left")
+            return ACTIONS.index("right" if self._stalled_steps < _STALLED_LONG else "left")
         return ACTIONS.index("idle")
 
     def _observe_in_play(self) -> None:
-        """Let the engine run on until the ball is in play, and observe."""
-        for _ in range(_PATIENCE):
+        """Run the engine until the ball is in play, then observe."""
+        for _ in range(_MAX_WAIT_CALLS):
             info = self._env.get_info()
             if info.is_in_play:
                 return self._observe(info)
             self._env.step()
-        raise RuntimeError(f"the engine did not bring the ball into play in {_PATIENCE} calls")
+        raise RuntimeError(f"the football engine did not bring the ball into play within {_MAX_WAIT_CALLS} calls")
 
     def _observe(self, info: Any) -> None:
+        """Write simple115v2 observations, and keep what endings and rewards need."""
         row: list[float] = []
         for team, padding in zip((info.left_team, info.right_team), self._padding, strict=True):
             directions: list[float] = []
             for player in team:
-                place, motion = player.position, player.direction
-                row += (place[0], place[1])
-                directions += (motion[0], motion[1])
+                position, direction = player.position, player.direction
+                row += (position[0], position[1])
+                directions += (direction[0], direction[1])
             row += padding + directions + padding
-        ball, motion = info.ball_position, info.ball_direction
+        ball, direction = info.ball_position, info.ball_direction
+        row += (ball[0], ball[1], ball[2], direction[0], direction[1], direction[2])
         owner = info.ball_owned_team
-        row += (ball[0], ball[1], ball[2], motion[0], motion[1], motion[2], owner == -1, owner == 0, owner == 1)
+        row += (owner == -1, owner == 0, owner == 1)
         self.obs[:, : ACTIVE.start] = row
         controllers = info.left_controllers
         controlled = [controllers[i].controlled_player for i in range(self._n)]
@@ -271,48 +334,56 @@ class Match:
         self.goals = info.left_goals, info.right_goals
         self._clock = info.step
 
-    def _end(self, previous_mode: int) -> None:
-        """Find out whether the step ended the episode, and how."""
-        over = self._ends_on_goal and max(self.goals) > 0
-        over |= self._ends_out_of_play and self._mode != 0 and previous_mode == 0
-        if self._owner != -1:
-            over |= self._ends_on_turnover and self._last_owner not in (-1, self._owner)
-            self._last_owner = self._owner
-        self._held = self._held + 1 if self._mode != 0 else 0
-        self.terminated = over
-        # A clock that runs out says nothing about the state: value targets bootstrap through it.
-        self.truncated = not over and (self._steps >= self._limit or self._clock >= self._duration)
+    def _update_ending(self, previous_mode: int) -> None:
+        """Decide whether the step ended the episode, and how.
 
-    def _reward(self) -> None:
-        """The rewards of the step, one per agent."""
-        difference = self.goals[0] - self.goals[1]
-        scored, self._difference = difference - self._difference, difference
+        Args:
+            previous_mode: the game mode before the step; -1 in the first step.
+        """
+        terminated = self._ends_on_goal and max(self.goals) > 0
+        terminated |= self._ends_out_of_play and self._mode != 0 and previous_mode == 0
+        if self._owner != -1:
+            terminated |= self._ends_on_turnover and self._last_owner not in (-1, self._owner)
+            self._last_owner = self._owner
+        self._stalled_steps = self._stalled_steps + 1 if self._mode != 0 else 0
+        self.terminated = terminated
+        # The end of the clock is not a property of the state: value targets bootstrap through it.
+        self.truncated = not terminated and (self._steps >= self._limit or self._clock >= self._duration)
+
+    def _update_rewards(self) -> None:
+        """Write the rewards of the step, one per agent."""
+        goal_difference = self.goals[0] - self.goals[1]
+        scored = goal_difference - self._goal_difference
+        self._goal_difference = goal_difference
         self.rewards[:] = scored
         if not self._checkpoints or (scored != 1 and self._owner != 0):
             return
-        for agent, had in enumerate(self._collected):
-            now = had
+        for agent, previous in enumerate(self._collected):
+            current = previous
             if scored == 1:
-                now = CHECKPOINTS  # a goal pays all that are left
+                current = CHECKPOINTS  # a goal pays all remaining checkpoints
             elif self._owner_player == self._controlled[agent]:
-                now = max(had, self._circles_entered())
-            if now > had:
-                self.rewards[agent] += CHECKPOINT_REWARD * (now - had)
-                self._collected[agent] = now
+                current = max(previous, self._circles_entered())
+            if current > previous:
+                self.rewards[agent] += CHECKPOINT_REWARD * (current - previous)
+                self._collected[agent] = current
 
     def _circles_entered(self) -> int:
-        """In how many of the ten circles around the opponents' goal the ball is; their radii fall from 0.99 to 0.19."""
+        """Number of the ten circles around the opponents' goal that the ball is in; their radii are 0.99 to 0.19."""
         distance = ((self._ball[0] - 1) ** 2 + self._ball[1] ** 2) ** 0.5
         return sum(distance <= 0.99 - 0.8 / (CHECKPOINTS - 1) * circle for circle in range(CHECKPOINTS))
 
 
 def _scenario_module(name: str) -> Any:
-    """A scenario file of gfootball. `import gfootball` would load gym and OpenCV: only its scenarios folder is wanted."""
+    """Import a scenario file of gfootball.
+
+    `import gfootball` would load gym and OpenCV. The folder of scenarios is therefore imported as a package of its own.
+    """
     package = "_gfootball_scenarios"
     if package not in sys.modules:
-        found = importlib.util.find_spec("gfootball")
-        assert found is not None and found.submodule_search_locations
-        folder = os.path.join(next(iter(found.submodule_search_locations)), "scenarios")
+        gfootball = importlib.util.find_spec("gfootball")
+        assert gfootball is not None and gfootball.submodule_search_locations
+        folder = os.path.join(next(iter(gfootball.submodule_search_locations)), "scenarios")
         spec = importlib.util.spec_from_file_location(
             package, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
         )
@@ -324,11 +395,17 @@ def _scenario_module(name: str) -> Any:
 
 
 def serve(connection: socket.socket, memory: int, job: dict[str, Any]) -> None:
-    """Answer the parent until it closes the connection, which is also what its death does."""
+    """Execute the parent's commands until it closes the connection or dies.
+
+    Args:
+        connection: socket to the parent. A command is one byte: 'r' resets, 's' steps. The reply is one byte, too.
+        memory: file descriptor of the shared memory.
+        job: what to play: the arguments of `WorkerPool`, and the indices of this worker's 'matches'.
+    """
     engine = importlib.import_module("gfootball_engine")
     scenario = Scenario(engine, job["scenario"], job["goalkeeper"], job["attackers"])
-    connection.sendall(json.dumps(vars(scenario.facts)).encode() + b"\n")
-    arrays = SharedArrays(job["num_envs"], len(scenario.facts.agents), memory)
+    connection.sendall(json.dumps(vars(scenario.info)).encode() + b"\n")
+    arrays = SharedArrays(job["num_envs"], len(scenario.info.agents), memory)
     matches = {
         i: Match(engine, scenario, job["checkpoints"], job["limit"], arrays.obs[i], arrays.rewards[i])
         for i in job["matches"]
@@ -348,15 +425,16 @@ def serve(connection: socket.socket, memory: int, job: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Run a worker: argv is the socket's file descriptor, the shared memory's, and the job as JSON."""
     # The parent decides when to stop; Ctrl-C and a scheduler's warning signals reach the whole process group.
-    for one in _IGNORED:
-        signal.signal(one, signal.SIG_IGN)
+    for number in _IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
-    gc.disable()  # the engine's objects are freed by reference counting; looking for cycles costs 5 % of a step
+    gc.disable()  # the engine's objects are freed by reference counting; the search for cycles costs 5 % of a step
     connection = socket.socket(fileno=int(sys.argv[1]))
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent has died
         serve(connection, int(sys.argv[2]), json.loads(sys.argv[3]))
-    os._exit(0)  # the engine's own teardown takes long and there is nothing to save
+    os._exit(0)  # the engine's own teardown is slow and there is nothing to save
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""VMAS particle worlds: simple_spread, simple_adversary, simple_tag and every other scenario of VMAS."""
+"""VMAS tasks: the particle worlds (simple_spread, simple_adversary, simple_tag, ...) and every other VMAS scenario."""
 
 from qllm_exp.envs.mpe.env import Config, check, make, tasks
 

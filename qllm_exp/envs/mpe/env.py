@@ -1,12 +1,12 @@
-"""Tasks of the VMAS simulator (vmas 1.5, Bettini et al. 2022): its version of the multi-agent particle environments
-(simple_spread, simple_tag, ...) and its own scenarios, all copies of a task in one batch of tensors.
+"""Tasks of the VMAS simulator (vmas 1.5, Bettini et al. 2022), with all copies of a task in one batch of tensors.
 
-VMAS's MPE is not PettingZoo's: other physics and other rewards, so their returns must never be compared.
-In scenarios with two sides the opposing side is scripted (`_mpe_sides`) and the team's rewards are the only ones used.
+The tasks are VMAS's version of the multi-agent particle environments (simple_spread, simple_tag, ...) and its own
+scenarios. VMAS's MPE differs from PettingZoo's in physics and rewards, so their returns must never be compared.
+In scenarios with two sides the opposing side is scripted (sides.py) and only the team's rewards are used.
 
-The scenario and its world are driven directly, not through `vmas.Environment`: the same calls in the same order, so
-the same numbers, without that class's checks, information dictionaries and swaps of three random streams at each step.
-In the MPE scenarios the world itself is advanced by `_mpe_physics`, with the same arithmetic.
+The scenario and its world are driven directly and not through `vmas.Environment`. The same calls in the same order give
+the same numbers, without that class's checks, information dictionaries and swaps of three random streams per step.
+In the MPE scenarios physics.py advances the world, with the same arithmetic.
 """
 
 import ast
@@ -28,7 +28,7 @@ from vmas.simulator.scenario import BaseScenario
 from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import TaskDescription
-from qllm_exp.envs.mpe.physics import CirclePhysics, is_plain
+from qllm_exp.envs.mpe.physics import CirclePhysics, is_circle_world
 from qllm_exp.envs.mpe.random import RandomStream
 from qllm_exp.envs.mpe.sides import SIDES
 from qllm_exp.envs.mpe.state import WorldState
@@ -38,6 +38,8 @@ from qllm_exp.errors import UserError, choose, nearest
 
 @dataclass
 class Config(schema.EnvConfig):
+    """Options of the VMAS tasks."""
+
     name: str = "mpe"
     task: str = "simple_spread"
     options: dict[str, Any] = field(default_factory=dict)
@@ -47,23 +49,29 @@ _AXES = (("left", "right"), ("down", "up"))
 
 
 def tasks() -> list[str]:
-    """Every MPE scenario and every scenario of VMAS itself, the default first."""
+    """Every scenario of VMAS, those of MPE included; the default comes first."""
     return list(TEXTS)
 
 
 def check(config: Any) -> None:
-    """UserError when there is no such task, or it has no such option."""
+    """Raise UserError if `config.task` is not a scenario of VMAS, or does not have one of `config.options`."""
     choose("env.task", config.task, tasks())
-    known = _options_of(config.task) if config.options else ()
+    known = _option_names(config.task) if config.options else ()
     for name in config.options:
         if name not in known:
-            allowed = f"Allowed: {', '.join(known)}." if known else "It takes none."
-            close = nearest(str(name), known)
-            raise UserError(f"env.options.{name} is no option of the VMAS scenario {config.task!r}.{close} {allowed}")
+            allowed = f"Allowed: {', '.join(known)}." if known else "The scenario has no options."
+            hint = nearest(str(name), known)
+            raise UserError(
+                f"env.options.{name} is not an option of the VMAS scenario {config.task!r}.{hint} {allowed}"
+            )
 
 
 def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv:
-    """`num_envs` copies of the scenario `config.task`; `config.options` are the scenario's own arguments."""
+    """Build `num_envs` copies of the scenario `config.task`; `config.options` are passed on to the scenario.
+
+    Raises:
+        UserError: see `check` and `MpeEnv`.
+    """
     check(config)
     return MpeEnv(config, num_envs, seed, device)
 
@@ -71,10 +79,19 @@ def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv
 class MpeEnv(TeamEnv):
     """One VMAS scenario as a task for its team.
 
-    Actions: one discrete set for all agents. Action a is the physical action a // W with the word a % W, where W is the
-    number of words that the scenario knows if an agent of the team can speak, else 1. `available_actions` marks what an
-    agent can do: all words only if it speaks (else word 0), all physical actions only if it can move (else no push).
-    Observations that are narrower than the widest are filled with zeros at the end.
+    Actions: one discrete set for all agents. Action a is the physical action a // W with the word a % W. W is the
+    number of words of the scenario if an agent of the team can speak, else 1. Only word 0 is available to an agent that
+    cannot speak, and only "no push" to an agent that cannot move.
+    Observations: those narrower than the widest are padded with zeros at the end.
+
+    Args:
+        config: the options, with a task and option names that `check` accepts.
+        num_envs: number of parallel copies.
+        seed: seed of the scenario's random numbers.
+        device: device of all tensors.
+
+    Raises:
+        UserError: VMAS rejects `config.options`, or the options leave no cooperative team.
     """
 
     def __init__(self, config: Any, num_envs: int, seed: int, device: torch.device) -> None:
@@ -86,23 +103,26 @@ class MpeEnv(TeamEnv):
             self._scenario = _build_scenario(config.task, num_envs, device, dict(config.options))
             self._scenario.env_reset_world_at(env_index=None)
         self._world = self._scenario.world
-        plain = config.task in vmas.mpe_scenarios and is_plain(self._world)
-        self._advance = CirclePhysics(self._world).step if plain else self._world.step
+        use_circle_physics = config.task in vmas.mpe_scenarios and is_circle_world(self._world)
+        self._advance = CirclePhysics(self._world).step if use_circle_physics else self._world.step
         self._players = self._world.policy_agents
         self._sides = SIDES.get(config.task)
-        self._team = [one for one in self._players if self._sides is None or one.adversary == self._sides.team_flag]
-        self._opponents = [one for one in self._players if one not in self._team]
+        if self._sides is None:
+            self._team = list(self._players)
+        else:
+            self._team = [agent for agent in self._players if agent.adversary == self._sides.team_is_adversary]
+        self._opponents = [agent for agent in self._players if agent not in self._team]
         _check_team(config.task, self._team)
         self.n_agents = len(self._team)
 
         self._controls = [_control_table(agent) for agent in self._team]
-        speaks = [not agent.silent and self._world.dim_c > 0 for agent in self._team]
-        self._n_words = self._world.dim_c if any(speaks) else 1
-        self._words = torch.eye(max(self._world.dim_c, 1), device=device)
-        self._available = self._what_each_can_do(speaks)
+        can_speak = [not agent.silent and self._world.dim_c > 0 for agent in self._team]
+        self._n_words = self._world.dim_c if any(can_speak) else 1
+        self._one_hot_words = torch.eye(max(self._world.dim_c, 1), device=device)
+        self._available = self._action_mask(can_speak)
         self.n_actions = self._available.shape[-1]
         with self._stream:
-            self.obs_dim = max(self._own_view(agent).shape[-1] for agent in self._team)
+            self.obs_dim = max(self._observe_agent(agent).shape[-1] for agent in self._team)
 
         self._state = WorldState(config.task, self._scenario, self._team)
         self.layout = self._state.layout
@@ -112,14 +132,16 @@ class MpeEnv(TeamEnv):
         self.seed(seed)
 
     def reset(self) -> Observation:
+        """Start a new episode in every copy."""
         with self._stream:
             self._scenario.env_reset_world_at(env_index=None)
             obs = self._observe()
         self._steps = 0
         self._ended = torch.zeros_like(self._ended)
-        return Observation(obs, self._state.read(), self._mask())
+        return Observation(obs, self._state.read(), self._available_actions())
 
     def step(self, actions: Tensor) -> Step:
+        """Apply the joint actions [N, n]; scripts act for the opponents."""
         with self._stream:
             self._set_actions(actions)
             if self._sides is not None:
@@ -137,18 +159,22 @@ class MpeEnv(TeamEnv):
         terminated = done & playing
         timed_out = playing & ~done if self._steps == self.episode_limit else torch.zeros_like(done)
         self._ended = self._ended | terminated | timed_out
-        return Step(obs, self._state.read(), self._mask(), reward * playing, terminated, timed_out)
+        return Step(obs, self._state.read(), self._available_actions(), reward * playing, terminated, timed_out)
 
     def seed(self, seed: int) -> None:
+        """Seed the private random stream of the scenario."""
         self._stream.seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
+        """State of the private random stream."""
         return self._stream.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the private random stream. UserError if it was saved on another kind of device."""
         self._stream.load_state_dict(saved)
 
     def _set_actions(self, actions: Tensor) -> None:
+        """Turn the joint actions [N, n] into VMAS's control vectors and messages."""
         for index, agent in enumerate(self._team):
             action = actions[:, index]
             word = None
@@ -159,72 +185,89 @@ class MpeEnv(TeamEnv):
                 control = control + torch.randn_like(control) * agent.u_noise
             agent.action.u = control
             if word is not None and not agent.silent:
-                message = self._words.index_select(0, word)
+                message = self._one_hot_words.index_select(0, word)
                 if agent.c_noise > 0:
                     message = message + torch.randn_like(message) * agent.c_noise
                 agent.action.c = message
 
     def _reward(self) -> Tensor:
-        # All players are asked, and in VMAS's order: many scenarios compute every reward when the first one is asked,
-        # and road_traffic writes over what it returned before, hence the clone.
-        by_agent = {agent: self._scenario.reward(agent).clone() for agent in self._players}
-        stacked = torch.stack([by_agent[agent].reshape(self.num_envs) for agent in self._team])
+        """The team reward, [N]."""
+        # Query all players in VMAS's order: many scenarios compute every reward on the first call. The clone is needed
+        # because road_traffic overwrites the tensors that it returned before.
+        rewards = {agent: self._scenario.reward(agent).clone() for agent in self._players}
+        stacked = torch.stack([rewards[agent].reshape(self.num_envs) for agent in self._team])
         return stacked.mean(0) if self._mean_reward else stacked.sum(0)
 
     def _observe(self) -> Tensor:
-        views = [self._own_view(agent) for agent in self._team]
+        """Observations of the team, [N, n, obs_dim]."""
+        views = [self._observe_agent(agent) for agent in self._team]
         if any(view.shape[-1] != self.obs_dim for view in views):
             views = [torch.nn.functional.pad(view, (0, self.obs_dim - view.shape[-1])) for view in views]
         return torch.stack(views, dim=1)
 
-    def _own_view(self, agent: Any) -> Tensor:
-        seen = self._scenario.observation(agent)
-        if isinstance(seen, dict):
-            seen = torch.cat([part.flatten(1) for part in seen.values()], dim=-1)
-        view: Tensor = seen.to(torch.float32)
+    def _observe_agent(self, agent: Any) -> Tensor:
+        """Observation of one agent, [N, width], not padded."""
+        observation = self._scenario.observation(agent)
+        if isinstance(observation, dict):
+            observation = torch.cat([part.flatten(1) for part in observation.values()], dim=-1)
+        view: Tensor = observation.to(torch.float32)
         return view
 
-    def _mask(self) -> Tensor:
+    def _available_actions(self) -> Tensor:
+        """Mask of available actions, [N, n, A]."""
         return self._available.repeat(self.num_envs, 1, 1)
 
-    def _what_each_can_do(self, speaks: Sequence[bool]) -> Tensor:
+    def _action_mask(self, can_speak: Sequence[bool]) -> Tensor:
+        """Mask of available actions in one copy, [n, A]; it never changes.
+
+        Args:
+            can_speak: for each agent of the team.
+        """
         pairs = zip(self._team, self._controls, strict=True)
         physical = [len(table) if _can_act(agent) else 1 for agent, table in pairs]
         available = torch.zeros(self.n_agents, max(physical), self._n_words, dtype=torch.bool, device=self.device)
         for index, count in enumerate(physical):
-            available[index, :count, : self._n_words if speaks[index] else 1] = True
+            n_words = self._n_words if can_speak[index] else 1
+            available[index, :count, :n_words] = True
         return available.flatten(1)
 
     def _describe(self, config: Any) -> TaskDescription:
+        """Describe the task in words."""
         text = TEXTS[config.task]
-        words = "the mean" if self._mean_reward else "the sum"
+        aggregate = "the mean" if self._mean_reward else "the sum"
+        opponents = f"{self._sides.description} " if self._sides else ""
         names = "; ".join(
             f"{kind} {index} is {name!r}"
-            for kind, given in self._state.names.items()
-            for index, name in enumerate(given)
+            for kind, entity_names in self._state.names.items()
+            for index, name in enumerate(entity_names)
         )
-        ends = type(self._scenario).done is not BaseScenario.done
+        if type(self._scenario).done is BaseScenario.done:
+            episode = f"After {self.episode_limit} steps."
+        else:
+            episode = f"When the scenario ends it, at the latest after {self.episode_limit} steps."
         return TaskDescription(
             env="mpe",
             task=config.task,
-            goal=f"{text.goal} {self._sides.words + ' ' if self._sides else ''}In the words of VMAS: {names}.",
-            reward=f"Each step: {words} of what VMAS gives the {self.n_agents} agents of the team. {text.reward}",
+            goal=f"{text.goal} {opponents}In the words of VMAS: {names}.",
+            reward=f"Each step: {aggregate} of what VMAS gives the {self.n_agents} agents of the team. {text.reward}",
             actions=self._action_labels(),
-            episode=f"{'When the scenario ends it, at the latest a' if ends else 'A'}fter {self.episode_limit} steps.",
+            episode=episode,
             n_agents=self.n_agents,
         )
 
     def _action_labels(self) -> tuple[str, ...]:
-        most = max(range(self.n_agents), key=lambda index: len(self._controls[index]))
+        """Meaning of each action, taken from the agent with the most physical actions."""
+        widest = max(range(self.n_agents), key=lambda index: len(self._controls[index]))
         physical = self.n_actions // self._n_words
-        labels = [_control_label(self._team[most], row) for row in self._controls[most][:physical].tolist()]
+        labels = [_control_label(self._team[widest], row) for row in self._controls[widest][:physical].tolist()]
         if self._n_words == 1:
             return tuple(labels)
         return tuple(f"{label}, say word {word}" for label in labels for word in range(self._n_words))
 
 
 def _build_scenario(task: str, num_envs: int, device: torch.device, options: dict[str, Any]) -> Any:
-    scenario = _module_of(task).Scenario()
+    """Build a VMAS scenario. UserError if it rejects the options."""
+    scenario = _scenario_module(task).Scenario()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -232,21 +275,24 @@ def _build_scenario(task: str, num_envs: int, device: torch.device, options: dic
     except Exception as error:
         if not options:
             raise
-        raise UserError(f"VMAS does not build {task!r} with env.options={options}: {error!r}") from error
+        raise UserError(f"env.task={task!r}: VMAS rejects env.options={options}: {error!r}") from error
     return scenario
 
 
-def _module_of(task: str) -> Any:
-    return importlib.import_module(f"vmas.scenarios.{'mpe.' if task in vmas.mpe_scenarios else ''}{task}")
+def _scenario_module(task: str) -> Any:
+    """The module of VMAS that defines the scenario."""
+    package = "vmas.scenarios.mpe" if task in vmas.mpe_scenarios else "vmas.scenarios"
+    return importlib.import_module(f"{package}.{task}")
 
 
 @functools.cache
-def _options_of(task: str) -> tuple[str, ...]:
-    return tuple(_options_read(inspect.getsource(_module_of(task))))
+def _option_names(task: str) -> tuple[str, ...]:
+    """Names of the scenario's options."""
+    return tuple(_parse_option_names(inspect.getsource(_scenario_module(task))))
 
 
-def _options_read(source: str) -> list[str]:
-    """The names that a scenario takes out of its keyword arguments, in the order of its source."""
+def _parse_option_names(source: str) -> list[str]:
+    """Names that a scenario takes from its keyword arguments, in the order of its source."""
     names = []
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -258,24 +304,29 @@ def _options_read(source: str) -> list[str]:
 
 
 def _check_team(task: str, team: Sequence[Any]) -> None:
+    """Raise UserError if the team is empty or has players of both sides."""
     if not team:
-        raise UserError(f"env.task={task!r} with these env.options has no agent to control: every agent is scripted.")
-    colours = {colour for agent in team for colour in ("agent_blue", "agent_red") if agent.name.startswith(colour)}
-    if len(colours) == 2:
         raise UserError(
-            "env.task='football' is cooperative only if one side is scripted: type env.options.ai_red_agents=true."
+            f"env.task={task!r} with these env.options has no agent to control: every agent is scripted. Remove the "
+            "option that scripts the team."
+        )
+    has_blue = any(agent.name.startswith("agent_blue") for agent in team)
+    has_red = any(agent.name.startswith("agent_red") for agent in team)
+    if has_blue and has_red:
+        raise UserError(
+            "env.task='football' is cooperative only if one side is scripted. Type: env.options.ai_red_agents=true."
         )
 
 
 def _can_act(agent: Any) -> bool:
-    """False for an agent that only forces could move and that cannot be moved."""
+    """Whether physical actions have an effect: False for an agent that only forces move and that is not movable."""
     return agent.movable or type(agent.dynamics) is not Holonomic
 
 
 def _control_table(agent: Any) -> Tensor:
-    """The control vector of each physical action, [prod(nvec), controls], with the index that VMAS gives it.
+    """Control vector of each physical action, [prod(nvec), controls], in VMAS's order of actions.
 
-    VMAS spaces the values of an axis evenly over [-range, range] and puts the middle one first if their number is odd.
+    VMAS spaces the values of an axis evenly over [-range, range]. If their number is odd, the middle one comes first.
     """
     limits = agent.action.u_range_tensor
     levels = []
@@ -283,14 +334,15 @@ def _control_table(agent: Any) -> Tensor:
         order = list(range(count))
         if count % 2:
             order.insert(0, order.pop(count // 2))
-        place = torch.tensor(order, device=limits.device)
-        levels.append(place / (count - 1) * (2 * limits[axis]) - limits[axis])
+        rank = torch.tensor(order, device=limits.device)
+        levels.append(rank / (count - 1) * (2 * limits[axis]) - limits[axis])
     combined = torch.cartesian_prod(*levels).reshape(math.prod(agent.discrete_action_nvec), len(levels))
     multiplier: Tensor = agent.action.u_multiplier_tensor
     return combined * multiplier
 
 
 def _control_label(agent: Any, control: Sequence[float]) -> str:
+    """A control vector in words, e.g. 'push left and up'."""
     if type(agent.dynamics) is not Holonomic or len(control) != 2:
         return f"{type(agent.dynamics).__name__} controls ({', '.join(f'{value:g}' for value in control)})"
     pushes = [names[value > 0] for names, value in zip(_AXES, control, strict=True) if value]

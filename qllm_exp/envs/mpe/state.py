@@ -1,6 +1,6 @@
-"""The global state of a VMAS world: which field stands for what, and how to read it."""
+"""The global state of a VMAS world: its fields, and how to read them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,74 +11,94 @@ from vmas.simulator.dynamics.holonomic import Holonomic
 
 from qllm_exp.envs.layout import StateField, StateLayout
 
-_Part = tuple[StateField, Callable[[], Tensor]]  # a field and a function that reads its columns, [N, width]
+_FieldReader = tuple[StateField, Callable[[], Tensor]]  # a field and a function that reads its columns, [N, width]
 
 _INF = float("inf")
-# Scenarios whose one hidden goal is a landmark: where VMAS keeps it.
-_HIDDEN_GOAL: dict[str, Callable[[Any], Any]] = {
-    "simple_adversary": lambda world: world.agents[0].goal,
-    "simple_push": lambda world: world.agents[0].goal,
-    "simple_speaker_listener": lambda world: world.agents[0].goal_b,
-}
-# VMAS's own moving things that are agents to it, but no players.
-_THINGS = {"Ball": "ball", "target": "target"}
+_FLAG = {0.0: "no", 1.0: "yes"}
+# Scenarios whose one hidden goal is a landmark: the attribute of world.agents[0] that holds it.
+_HIDDEN_GOAL = {"simple_adversary": "goal", "simple_push": "goal", "simple_speaker_listener": "goal_b"}
+# Moving objects that are agents to VMAS but do not act, with their names in the state.
+_OBJECTS = {"Ball": "ball", "target": "target"}
 
 
 class WorldState:
-    """Reads the global state of a VMAS world: the agents in the order of their index, then opponents, then landmarks.
+    """Reads the global state of a VMAS world.
 
-    Positions and velocities are (x, y) in VMAS's world units ('metres'); rotations in radians, only where they
-    matter (no rotation of a circle that moves by force alone). What a scenario keeps hidden from its entities (which
-    landmark is the goal, what has been eaten) follows where a mixing function needs it.
+    The agents come first, in the order of their index, then opponents, moving objects and landmarks. Facts that a
+    scenario hides from its entities (which landmark is the goal, what has been eaten) come last, where a mixing
+    function needs them.
+
+    Positions and velocities are (x, y) in VMAS's world units ('metres'). Rotations are in radians and only included
+    where they matter: a circle that moves by force alone has none.
+
+    Args:
+        task: name of the scenario.
+        scenario: the VMAS scenario, with its world.
+        team: the agents of the team.
+
+    Attributes:
+        layout: the fields of the state.
+        names: VMAS's names of the entities, by kind: 'agent', 'opponent', 'landmark'.
     """
 
     def __init__(self, task: str, scenario: Any, team: Sequence[Any]) -> None:
         world = scenario.world
-        parts: list[_Part] = []
+        readers: list[_FieldReader] = []
         for index, agent in enumerate(team):
-            parts += _entity(world, agent, "agent", index)
+            readers += _entity_readers(world, agent, "agent", index)
         others = [agent for agent in world.agents if agent not in team]
-        players = [agent for agent in others if agent.name not in _THINGS]
-        for index, agent in enumerate(players):
-            parts += _entity(world, agent, "opponent", index)
+        opponents = [agent for agent in others if agent.name not in _OBJECTS]
+        for index, agent in enumerate(opponents):
+            readers += _entity_readers(world, agent, "opponent", index)
         for agent in others:
-            if agent not in players:
-                parts += _entity(world, agent, _THINGS[agent.name], None)
-        spawn = _landmark_range(task, scenario)
+            if agent not in opponents:
+                readers += _entity_readers(world, agent, _OBJECTS[agent.name], None)
+        landmark_range = _landmark_range(task, scenario)
         for index, landmark in enumerate(world.landmarks):
-            parts += _entity(world, landmark, "landmark", index, spawn)
-        parts += _hidden(task, world, team)
-        self.layout = StateLayout.of(field for field, _ in parts)
-        self._readers = [reader for _, reader in parts]
+            readers += _entity_readers(world, landmark, "landmark", index, landmark_range)
+        readers += _hidden_readers(task, world, team)
+        self.layout = StateLayout.from_fields(field for field, _ in readers)
+        self._read_functions = [read for _, read in readers]
         self.names = {
             "agent": [agent.name for agent in team],
-            "opponent": [agent.name for agent in players],
+            "opponent": [agent.name for agent in opponents],
             "landmark": [landmark.name for landmark in world.landmarks],
         }
 
     def read(self) -> Tensor:
-        """The state now, [N, layout.size] float32."""
-        return torch.cat([reader() for reader in self._readers], dim=-1)
+        """The current state, [N, layout.size] float32."""
+        return torch.cat([read() for read in self._read_functions], dim=-1)
 
 
 def _landmark_range(task: str, scenario: Any) -> float:
-    """Half the width of the square that landmarks are placed in; VMAS states it for its MPE scenarios only."""
+    """Half the width of the square in which landmarks are placed. VMAS states it for its MPE scenarios only."""
     if task == "simple_tag":
         return float(scenario.bound)
     return 1.0 if task.startswith("simple") else _INF
 
 
-def _entity(world: Any, entity: Any, kind: str, index: int | None, fixed_range: float = _INF) -> Iterator[_Part]:
+def _entity_readers(
+    world: Any, entity: Any, kind: str, index: int | None, fixed_range: float = _INF
+) -> Iterator[_FieldReader]:
+    """Yield the fields of an entity.
+
+    Args:
+        world: the VMAS world.
+        entity: an agent or landmark of VMAS.
+        kind: name of the entity in the state, e.g. 'agent'.
+        index: index among its kind; None where there is only one.
+        fixed_range: bound of the coordinates of an entity that cannot move.
+    """
     state = entity.state
-    low_high = _position_range(world) if entity.movable else fixed_range
+    bound = _position_range(world) if entity.movable else fixed_range
     yield (
-        StateField(kind, index, "position", ("x", "y"), -low_high, low_high, "metres"),
+        StateField(kind, index, "position", ("x", "y"), -bound, bound, "metres"),
         lambda: state.pos,
     )
     if entity.movable:
-        fastest = min(limit if limit is not None else _INF for limit in (entity.max_speed, entity.v_range))
+        max_speed = min(limit if limit is not None else _INF for limit in (entity.max_speed, entity.v_range))
         yield (
-            StateField(kind, index, "velocity", ("x", "y"), -fastest, fastest, "metres per second"),
+            StateField(kind, index, "velocity", ("x", "y"), -max_speed, max_speed, "metres per second"),
             lambda: state.vel,
         )
     if not isinstance(entity.shape, Sphere) or not isinstance(getattr(entity, "dynamics", Holonomic()), Holonomic):
@@ -97,27 +117,27 @@ def _entity(world: Any, entity: Any, kind: str, index: int | None, fixed_range: 
 
 
 def _position_range(world: Any) -> float:
-    """What VMAS keeps moving entities inside: the larger half-width of the world, infinite where it has no bound."""
+    """Bound of a moving entity's coordinates: the larger half-width of the world, infinite where it is unbounded."""
     half_widths = (world.x_semidim, world.y_semidim)
     return _INF if None in half_widths else float(max(half_widths))
 
 
-def _hidden(task: str, world: Any, team: Sequence[Any]) -> Iterable[_Part]:
-    flag = {0.0: "no", 1.0: "yes"}
+def _hidden_readers(task: str, world: Any, team: Sequence[Any]) -> Iterator[_FieldReader]:
+    """Yield the fields that the scenario hides from its entities."""
     if task in _HIDDEN_GOAL:
-        goal_of = _HIDDEN_GOAL[task]
+        attribute = _HIDDEN_GOAL[task]
         for index, landmark in enumerate(world.landmarks):
             yield (
-                StateField("landmark", index, "is_goal", ("flag",), 0.0, 1.0, special=flag),
-                partial(_flag, world, goal_of, landmark),
+                StateField("landmark", index, "is_goal", ("flag",), 0.0, 1.0, special=_FLAG),
+                partial(_read_goal_flag, world, world.agents[0], attribute, landmark),
             )
     elif task == "simple_reference":
         for index in range(len(team)):
-            partner = team[1 - index]
-            for place, landmark in enumerate(world.landmarks):
+            partner = team[1 - index]  # who alone knows the agent's goal
+            for number, landmark in enumerate(world.landmarks):
                 yield (
-                    StateField("agent", index, f"goal_is_landmark_{place}", ("flag",), 0.0, 1.0, special=flag),
-                    partial(_flag, world, partial(_goal_of, partner), landmark),
+                    StateField("agent", index, f"goal_is_landmark_{number}", ("flag",), 0.0, 1.0, special=_FLAG),
+                    partial(_read_goal_flag, world, partner, "goal_b", landmark),
                 )
     elif task == "simple_crypto":
         speaker = next(agent for agent in team if agent.speaker)
@@ -127,20 +147,18 @@ def _hidden(task: str, world: Any, team: Sequence[Any]) -> Iterable[_Part]:
     elif task == "dispersion":
         for index, food in enumerate(world.landmarks):
             yield (
-                StateField("landmark", index, "is_eaten", ("flag",), 0.0, 1.0, special=flag),
-                partial(_eaten, food),
+                StateField("landmark", index, "is_eaten", ("flag",), 0.0, 1.0, special=_FLAG),
+                partial(_read_eaten, food),
             )
 
 
-def _goal_of(agent: Any, world: Any) -> Any:
-    return agent.goal_b
-
-
-def _flag(world: Any, goal_of: Callable[[Any], Any], landmark: Any) -> Tensor:
+def _read_goal_flag(world: Any, agent: Any, attribute: str, landmark: Any) -> Tensor:
+    """1 where the agent's goal is the landmark, [N, 1]."""
     # VMAS draws one goal for all copies of the world at each reset.
-    return torch.full((world.batch_dim, 1), float(goal_of(world) is landmark), device=world.device)
+    return torch.full((world.batch_dim, 1), float(getattr(agent, attribute) is landmark), device=world.device)
 
 
-def _eaten(food: Any) -> Tensor:
+def _read_eaten(food: Any) -> Tensor:
+    """1 where the food has been eaten, [N, 1]."""
     flags: Tensor = food.eaten
     return flags.float().unsqueeze(-1)

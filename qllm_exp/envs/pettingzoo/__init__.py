@@ -1,4 +1,4 @@
-"""Any parallel PettingZoo environment, by its module path."""
+"""PettingZoo parallel environments, selected by module path."""
 
 from qllm_exp.envs.pettingzoo.env import Config, check, make, tasks
 

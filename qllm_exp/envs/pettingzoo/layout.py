@@ -1,4 +1,4 @@
-"""Names and words for PettingZoo environments: as far as their observations are known, else numbered columns."""
+"""State layout and task description of PettingZoo environments: names where they are known, else numbered columns."""
 
 import inspect
 import sys
@@ -13,7 +13,7 @@ from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 _INF = float("inf")
 _SPREAD = "mpe2.simple_spread_v3"
 _SPREAD_ACTIONS: tuple[str, ...] = ("no push", "push left", "push right", "push down", "push up")
-_MOST_WORDS = 4000  # characters of an environment's own documentation that are passed on
+_MAX_DOCUMENTATION = 4000  # characters of an environment's own documentation that are passed on
 
 
 def state_layout(
@@ -24,59 +24,81 @@ def state_layout(
     views: Sequence[npt.NDArray[np.float32]],
     state: npt.NDArray[np.float32],
 ) -> StateLayout:
-    """The layout of the global state.
-
-    Args:
-        boxes: each agent's observation space; views: what each sees now, flat; state: the state now, flat.
+    """Build the layout of the global state.
 
     The names of the columns are known for mpe2.simple_spread_v3 with full sight. For any other environment the fields
-    are the agents' observations, if the state consists of them, or else the state in one piece.
+    are the agents' observations if the state consists of them; otherwise the whole state is one field.
+
+    Args:
+        task: module path of the environment.
+        options: the options that the environment was built with.
+        env: one copy of the environment.
+        boxes: observation space of each agent.
+        views: current observation of each agent, flat.
+        state: current state, flat.
     """
     if task == _SPREAD and options.get("num_agent_neighbors") is None and options.get("num_landmark_neighbors") is None:
-        return StateLayout.of(_spread_fields(len(views), len(env.unwrapped.world.landmarks)))
-    seen = np.concatenate(views)
-    if seen.size == state.size and np.array_equal(seen, state):
-        return StateLayout.of(
-            _numbered("agent", index, "observation", view.size, float(box.low.min()), float(box.high.max()))
+        return StateLayout.from_fields(_spread_fields(len(views), len(env.unwrapped.world.landmarks)))
+    all_views = np.concatenate(views)
+    if all_views.size == state.size and np.array_equal(all_views, state):
+        return StateLayout.from_fields(
+            _numbered_field("agent", index, "observation", view.size, float(box.low.min()), float(box.high.max()))
             for index, (view, box) in enumerate(zip(views, boxes, strict=True))
         )
     space: Any = getattr(env, "state_space", None)
-    low, high = (float(space.low.min()), float(space.high.max())) if hasattr(space, "low") else (-_INF, _INF)
-    return StateLayout.of([_numbered("environment", None, "state", state.size, low, high)])
+    low, high = -_INF, _INF
+    if hasattr(space, "low"):
+        low, high = float(space.low.min()), float(space.high.max())
+    return StateLayout.from_fields([_numbered_field("environment", None, "state", state.size, low, high)])
 
 
-def _numbered(entity: str, index: int | None, name: str, width: int, low: float, high: float) -> StateField:
-    return StateField(entity, index, name, tuple(f"component_{column}" for column in range(width)), low, high)
+def _numbered_field(entity: str, index: int | None, name: str, width: int, low: float, high: float) -> StateField:
+    """A field whose components are only numbered."""
+    components = tuple(f"component_{column}" for column in range(width))
+    return StateField(entity, index, name, components, low, high)
 
 
 def _spread_fields(n_agents: int, n_landmarks: int) -> Iterator[StateField]:
-    """simple_spread: its state is what each agent sees: own velocity and position, then all others relative to it."""
+    """Fields of simple_spread's state, which consists of the agents' observations.
 
-    def place(agent: int, name: str) -> StateField:
-        return StateField("agent", agent, name, ("x", "y"), -_INF, _INF, "world units")
-
+    An agent observes its own velocity and position, then the landmarks and the other agents relative to itself.
+    """
+    silent = {0.0: "agents cannot speak in this task"}
     for agent in range(n_agents):
         others = [other for other in range(n_agents) if other != agent]
         yield StateField("agent", agent, "velocity", ("x", "y"), -_INF, _INF, "world units per second")
-        yield place(agent, "position")
+        yield _spread_position(agent, "position")
         for landmark in range(n_landmarks):
-            yield place(agent, f"offset_to_landmark_{landmark}")
+            yield _spread_position(agent, f"offset_to_landmark_{landmark}")
         for other in others:
-            yield place(agent, f"offset_to_agent_{other}")
+            yield _spread_position(agent, f"offset_to_agent_{other}")
         for other in others:
-            name, silent = f"message_of_agent_{other}", {0.0: "agents cannot speak in this task"}
+            name = f"message_of_agent_{other}"
             yield StateField("agent", agent, name, ("word_0", "word_1"), 0.0, 0.0, special=silent)
 
 
+def _spread_position(agent: int, name: str) -> StateField:
+    """A position or offset in simple_spread."""
+    return StateField("agent", agent, name, ("x", "y"), -_INF, _INF, "world units")
+
+
 def describe(config: Any, env: Any, n_agents: int, n_actions: int) -> TaskDescription:
-    """The task in words: our own for mpe2.simple_spread_v3, else the environment's documentation, where it has any."""
-    combined = "mean" if config.reward == "mean" else "sum"
-    each_step = f"Each step: the {combined} of the rewards that the environment gives its {n_agents} agents."
+    """Describe the task in words: by our own text for mpe2.simple_spread_v3, else by the environment's documentation.
+
+    Args:
+        config: the `Config` of this environment.
+        env: one copy of the environment.
+        n_agents: number of agents.
+        n_actions: number of actions of an agent.
+    """
+    aggregate = "mean" if config.reward == "mean" else "sum"
+    reward = f"Each step: the {aggregate} of the rewards that the environment gives its {n_agents} agents."
     if config.task == _SPREAD:
-        goal, reward = _spread_words(n_agents, config.options.get("local_ratio", 0.5))
-        reward, actions = f"{each_step} {reward}", _SPREAD_ACTIONS
+        goal, agent_reward = _spread_texts(n_agents, config.options.get("local_ratio", 0.5))
+        reward = f"{reward} {agent_reward}"
+        actions = _SPREAD_ACTIONS
     else:
-        goal, reward = _documentation(config.task, env, n_agents), each_step
+        goal = _documentation(config.task, env, n_agents)
         actions = tuple(f"action {action}" for action in range(n_actions))
     return TaskDescription(
         env="pettingzoo",
@@ -89,8 +111,8 @@ def describe(config: Any, env: Any, n_agents: int, n_actions: int) -> TaskDescri
     )
 
 
-def _spread_words(n_agents: int, local_ratio: float) -> tuple[str, str]:
-    """Goal and reward of simple_spread."""
+def _spread_texts(n_agents: int, local_ratio: float) -> tuple[str, str]:
+    """Goal of simple_spread, and the reward of one agent."""
     goal = (
         f"{n_agents} agents and {n_agents} landmarks lie in a plane. The agents are to cover all landmarks, each another "
         "one, without bumping into each other. The global state is what the agents see, one after the other: their own "
@@ -105,8 +127,10 @@ def _spread_words(n_agents: int, local_ratio: float) -> tuple[str, str]:
 
 
 def _documentation(task: str, env: Any, n_agents: int) -> str:
+    """The documentation of the environment's module or class; a general sentence where there is none."""
     module = sys.modules.get(type(env.unwrapped).__module__)
-    words = inspect.cleandoc((module.__doc__ if module else None) or type(env.unwrapped).__doc__ or "")[:_MOST_WORDS]
-    if not words:
+    docstring = (module.__doc__ if module else None) or type(env.unwrapped).__doc__ or ""
+    documentation = inspect.cleandoc(docstring)[:_MAX_DOCUMENTATION]
+    if not documentation:
         return f"All {n_agents} agents of {task} are one team and are to get as much reward as they can."
-    return f"All {n_agents} agents are one team. The environment's own documentation says:\n{words}"
+    return f"All {n_agents} agents are one team. The environment's own documentation says:\n{documentation}"

@@ -1,4 +1,4 @@
-"""What the values of a setting do: the differences of an ablation table as a figure."""
+"""Effects of the values of a setting: the differences of an ablation table, as a figure."""
 
 from pathlib import Path
 
@@ -7,34 +7,41 @@ from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.figures.style import notes_below, panels, save, tidy
-from qllm_exp.results.statistics.sample_units import few
+from qllm_exp.results.statistics.sample_units import small_n_notes
 from qllm_exp.results.tables.pivot import Cell
 from qllm_exp.results.tables.sheet import Sheet
 
 _DIFFERENCE = "difference to default"  # column of an ablation table
-_BARE = ("mixer", "algorithm")  # labels whose values say what they are
+_SELF_EXPLANATORY = ("mixer", "algorithm")  # labels that are left out before their value
 
 
 def effects(table: Sheet, path: Path | None = None) -> Figure:
-    """A point with its interval for each value of an ablation's axes that is not the default; a panel per task.
+    """Plot a point with its interval for each non-default value of an ablation's axes, a panel per task.
 
     Args:
-        table: from `table.ablation`. path: where to write it; None: nowhere.
+        table: from `table.ablation`.
+        path: file to write; None: no file.
+
+    Returns:
+        The figure.
 
     Raises:
-        UserError: for a table without a difference.
+        UserError: the table has no difference to a default.
     """
     tasks: dict[str, list[tuple[str, Cell]]] = {}
-    of_task = [at for at, name in enumerate(table.labels) if name in ("env", "task")]
-    named = [at for at in range(len(table.labels)) if at not in of_task and len({row[at] for row, _ in table.rows}) > 1]
+    task_columns = [column for column, name in enumerate(table.labels) if name in ("env", "task")]
+    varied_columns = [
+        column
+        for column in range(len(table.labels))
+        if column not in task_columns and len({labels[column] for labels, _ in table.rows}) > 1
+    ]
     for labels, cells in table.rows:
         cell = dict(zip(table.columns, cells, strict=True)).get(_DIFFERENCE)
         if isinstance(cell, Cell):
-            words = [
-                f"{labels[at]}" if table.labels[at] in _BARE else f"{table.labels[at]}={labels[at]}" for at in named
-            ]
-            name = f"{', '.join(words)} (n={cell.estimate.runs})"
-            tasks.setdefault("/".join(str(labels[at]) for at in of_task), []).append((name, cell))
+            values = [_setting_text(table.labels[column], labels[column]) for column in varied_columns]
+            name = f"{', '.join(values)} (n={cell.estimate.runs})"
+            task = "/".join(str(labels[column]) for column in task_columns)
+            tasks.setdefault(task, []).append((name, cell))
     if not tasks:
         raise UserError(
             "This table has no difference to draw: the effects are those of `ablation`, for an axis whose default was run "
@@ -44,10 +51,14 @@ def effects(table: Sheet, path: Path | None = None) -> Figure:
     height = 1.4 + 0.35 * max(map(len, tasks.values()))
     figure, axes = panels(len(tasks), width=3.2 + 0.08 * longest, height=height)
     for axis, (task, rows) in zip(axes, tasks.items(), strict=True):
-        for at, (_, cell) in enumerate(rows):
-            one = cell.estimate
-            reach = [[one.value - one.low], [one.high - one.value]] if np.isfinite(one.low) else None
-            axis.errorbar(one.value, at, xerr=reach, fmt="o", color="black", capsize=4, markersize=5, linewidth=1.2)
+        for row, (_, cell) in enumerate(rows):
+            effect = cell.estimate
+            errors = None
+            if np.isfinite(effect.low):
+                errors = [[effect.value - effect.low], [effect.high - effect.value]]
+            axis.errorbar(
+                effect.value, row, xerr=errors, fmt="o", color="black", capsize=4, markersize=5, linewidth=1.2
+            )
         axis.axvline(0, color="black", linewidth=0.8, linestyle="--")
         axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
         axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -56,6 +67,11 @@ def effects(table: Sheet, path: Path | None = None) -> Figure:
         tidy(axis)
         axis.grid(visible=False, axis="y")
     defaults = [note for note in table.notes if note.startswith(("Default: ", "Difference: "))]
-    notes_below(figure, [*defaults, *few(cell.estimate.runs for rows in tasks.values() for _, cell in rows)])
+    notes_below(figure, [*defaults, *small_n_notes(cell.estimate.runs for rows in tasks.values() for _, cell in rows)])
     save(figure, path)
     return figure
+
+
+def _setting_text(name: str, value: object) -> str:
+    """'train.gamma=0.9', or only the value where it explains itself: 'qmix'."""
+    return f"{value}" if name in _SELF_EXPLANATORY else f"{name}={value}"

@@ -1,6 +1,6 @@
 """Figures over all tasks, on normalised scores: aggregated learning curves, performance profiles, probability of improvement.
 
-Each function returns its figure, and writes it where a path is given.
+Each function returns its figure and writes it where a path is given.
 """
 
 import itertools
@@ -12,98 +12,127 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError, choose
-from qllm_exp.results.figures.per_task import line, steps_axis
-from qllm_exp.results.figures.style import legends, looks, notes_below, panels, save, tidy
+from qllm_exp.results.figures.per_task import format_steps_axis, plot_line
+from qllm_exp.results.figures.style import legends, method_styles, notes_below, panels, save, tidy
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics import sample_units
 from qllm_exp.results.statistics.aggregate import Array, Estimate, estimate, iqm
 from qllm_exp.results.statistics.align import align
 from qllm_exp.results.statistics.comparison import probability_of_improvement
-from qllm_exp.results.statistics.normalise import Normalised, normalise
+from qllm_exp.results.statistics.normalise import Normalisation, normalise
 from qllm_exp.results.statistics.profiles import performance_profile
 from qllm_exp.results.tables.pivot import METRICS
 from qllm_exp.utils.text import count
 
 THRESHOLDS = 101
-MOST_PAIRS = 15  # of methods in one figure
+MAX_PAIRS = 15  # of methods in one figure
 
 
 @dataclass(frozen=True)
-class Common:
-    """Methods side by side on the tasks that all of them have. `notes`: which these are, and how they were normalised.
+class SharedTasks:
+    """The runs of several methods on the tasks that all of them have.
 
     Attributes:
-        runs: of each method, in the order of the methods, on these tasks alone.
+        runs: of each method, in display order, on these tasks only.
+        tasks: names of the tasks.
+        normalised: bounds of each task.
+        notes: which tasks are left out, and how returns are normalised.
     """
 
     runs: Mapping[str, list[Record]]
     tasks: tuple[str, ...]
-    normalised: Normalised
+    normalised: Normalisation
     notes: tuple[str, ...]
 
     @property
     def methods(self) -> list[str]:
+        """Names of the methods, in display order."""
         return list(self.runs)
 
     def labels(self) -> dict[str, str]:
-        """'qmix (n=5)' for each method: the fewest units of a task."""
-        return {name: f"{name} ({sample_units.counted(runs)})" for name, runs in self.runs.items()}
+        """Return the legend label of each method, 'qmix (n=5)'; n is the smallest number of units of a task."""
+        return {name: f"{name} ({sample_units.n_label(runs)})" for name, runs in self.runs.items()}
 
     def scores(self, metric: str) -> dict[str, list[Array]]:
-        """Normalised scores of each method; UserError for an unknown metric."""
-        figure = METRICS[choose("--metric", metric, METRICS)]
+        """Return the normalised scores of each method: for each task [units].
+
+        Args:
+            metric: 'final' or 'absolute'.
+
+        Raises:
+            UserError: the metric is unknown.
+        """
+        result_key = METRICS[choose("--metric", metric, METRICS)]
         return {
-            name: sample_units.scores(runs, self.tasks, figure, self.normalised) for name, runs in self.runs.items()
+            name: sample_units.scores(runs, self.tasks, result_key, self.normalised) for name, runs in self.runs.items()
         }
 
-    def on_units(self) -> list[str]:
-        return sample_units.notes(list(self.runs.values()))
+    def unit_notes(self) -> list[str]:
+        """Return notes on what n counts, and on a small n."""
+        return sample_units.unit_notes(list(self.runs.values()))
 
 
-def common(records: Sequence[Record]) -> Common:
-    """UserError where no task that can be normalised has runs of all methods."""
+def shared_tasks(records: Sequence[Record]) -> SharedTasks:
+    """Select the runs on tasks that all methods have and that can be normalised.
+
+    Raises:
+        UserError: there is no such task.
+    """
     normalised = normalise(records)
-    usable = [one for one in records if normalised.of(one) is not None]
+    usable = [record for record in records if normalised.bounds_of(record) is not None]
     methods = keys.methods(records)
-    by_method = {name: {one.task for one in usable if one.method == name} for name in methods}
-    tasks = sorted(set.intersection(*by_method.values()))
+    tasks_by_method = {name: {record.task for record in usable if record.method == name} for name in methods}
+    tasks = sorted(set.intersection(*tasks_by_method.values()))
     if not tasks:
-        has = "; ".join(f"{name}: {', '.join(sorted(on)) or 'none'}" for name, on in list(by_method.items())[:8])
-        raise UserError(
-            f"No task has runs of all {len(methods)} methods, and figures over tasks need that. Tasks that can be normalised: "
-            f"{has}. Give the folders of fewer sweeps, or run what is missing."
+        available = "; ".join(
+            f"{name}: {', '.join(sorted(own)) or 'none'}" for name, own in list(tasks_by_method.items())[:8]
         )
-    kept = {name: [one for one in usable if one.method == name and one.task in tasks] for name in methods}
-    left = [task for task in keys.tasks(records) if task not in tasks]
+        raise UserError(
+            f"No task has runs of all {len(methods)} methods, and figures over tasks need one. Tasks that can be normalised: "
+            f"{available}. Give the folders of fewer sweeps, or run what is missing."
+        )
+    runs = {name: [record for record in usable if record.method == name and record.task in tasks] for name in methods}
+    excluded = [task for task in keys.tasks(records) if task not in tasks]
     notes = list(normalised.notes)
-    if left:
-        notes.insert(0, f"Left out, since not all methods have them with a scale: {', '.join(left)}.")
-    return Common(kept, tuple(tasks), normalised, tuple(notes))
+    if excluded:
+        notes.insert(0, f"Left out, since not all methods have them with a scale: {', '.join(excluded)}.")
+    return SharedTasks(runs, tuple(tasks), normalised, tuple(notes))
 
 
 def aggregated_curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = ()) -> Figure:
-    """IQM of normalised evaluation returns over tasks and seeds against environment steps, with pointwise 95 % bands.
+    """Plot the IQM of normalised evaluation returns over tasks and seeds against environment steps, with pointwise 95 % bands.
+
+    Args:
+        records: finished runs.
+        path: file to write; None: no file.
+        missing: notes on runs that are not in the figure, printed below it.
+
+    Returns:
+        The figure.
 
     Raises:
-        UserError: where methods share no task, or the curves fewer than two steps.
+        UserError: the methods share no task, or the tasks of a method share fewer than two evaluation steps.
     """
-    shared = common(records)
-    look, labels = looks(shared.methods), shared.labels()
+    shared = shared_tasks(records)
+    styles, labels = method_styles(shared.methods), shared.labels()
     figure, (axis,) = panels(1, width=6.4, height=4.4, entries=[list(labels.values())])
     notes = [
         f"IQM over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals.",
         *shared.notes,
     ]
     for name in shared.methods:
-        steps, per_task = _shared_steps(shared, name, notes)
-        found = [estimate([one[:, at] for one in per_task], iqm) for at in range(len(steps))]
-        middle, low, high = (np.array([getattr(one, end) for one in found]) for end in ("value", "low", "high"))
-        line(axis, steps, middle, low, high, look[name], labels[name])
+        steps, returns_per_task, step_notes = _shared_steps(shared, name)
+        notes += step_notes
+        estimates = [estimate([returns[:, step] for returns in returns_per_task], iqm) for step in range(len(steps))]
+        middle = np.array([point.value for point in estimates])
+        low = np.array([point.low for point in estimates])
+        high = np.array([point.high for point in estimates])
+        plot_line(axis, steps, middle, low, high, styles[name], labels[name])
     axis.set_ylabel("normalised evaluation return, IQM")
-    steps_axis(axis)
+    format_steps_axis(axis)
     legends(figure, [axis])
-    notes_below(figure, [*notes, *shared.on_units(), *missing])
+    notes_below(figure, [*notes, *shared.unit_notes(), *missing])
     save(figure, path)
     return figure
 
@@ -111,23 +140,36 @@ def aggregated_curves(records: Sequence[Record], path: Path | None = None, missi
 def profiles(
     records: Sequence[Record], path: Path | None = None, metric: str = "final", missing: Sequence[str] = ()
 ) -> Figure:
-    """Share of runs above each normalised score (`performance_profile`), with pointwise 95 % bands."""
-    shared = common(records)
-    per_method = shared.scores(metric)
-    every = np.concatenate([one for found in per_method.values() for one in found])
-    thresholds = np.linspace(min(0.0, every.min()), max(1.0, every.max()), THRESHOLDS)
-    look, labels = looks(shared.methods), shared.labels()
+    """Plot the share of runs above each normalised score (`performance_profile`), with pointwise 95 % bands.
+
+    Args:
+        records: finished runs.
+        path: file to write; None: no file.
+        metric: 'final' or 'absolute' return.
+        missing: notes on runs that are not in the figure, printed below it.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UserError: the methods share no task, or the metric is unknown.
+    """
+    shared = shared_tasks(records)
+    scores = shared.scores(metric)
+    all_scores = np.concatenate([values for per_task in scores.values() for values in per_task])
+    thresholds = np.linspace(min(0.0, all_scores.min()), max(1.0, all_scores.max()), THRESHOLDS)
+    styles, labels = method_styles(shared.methods), shared.labels()
     figure, (axis,) = panels(1, width=6.4, height=4.4, entries=[list(labels.values())])
-    for name, found in per_method.items():
-        one = performance_profile(found, thresholds)
-        line(axis, thresholds, one.share, one.low, one.high, look[name], labels[name])
+    for name, per_task in scores.items():
+        profile = performance_profile(per_task, thresholds)
+        plot_line(axis, thresholds, profile.share, profile.low, profile.high, styles[name], labels[name])
     axis.set_xlabel(f"normalised {metric} return τ")
     axis.set_ylabel("share of runs with a score above τ")
     axis.set_ylim(-0.03, 1.03)
     tidy(axis)
     legends(figure, [axis])
-    what = f"Over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals."
-    notes_below(figure, [what, *shared.notes, *shared.on_units(), *missing])
+    note = f"Over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals."
+    notes_below(figure, [note, *shared.notes, *shared.unit_notes(), *missing])
     save(figure, path)
     return figure
 
@@ -139,40 +181,60 @@ def improvement(
     missing: Sequence[str] = (),
     against: str = "",
 ) -> Figure:
-    """Probability that a run of X scores higher than one of Y on a task drawn at random, a bar for each pair of methods.
+    """Plot the probability that a run of X scores higher than a run of Y on a random task, as a bar per pair of methods.
 
     Args:
-        against: the one method that is Y in all pairs; '': each of two methods once, the first in order being X.
+        records: finished runs.
+        path: file to write; None: no file.
+        metric: 'final' or 'absolute' return.
+        missing: notes on runs that are not in the figure, printed below it.
+        against: the method that is Y in all pairs; '': every pair once, with the method that is earlier in order as X.
+
+    Returns:
+        The figure.
 
     Raises:
-        UserError: for an unknown method; for more pairs than can be read; as the other figures.
+        UserError: there is only one method, a method or the metric is unknown, there are more than `MAX_PAIRS` pairs, or the
+            methods share no task.
     """
-    shared = common(records)
+    shared = shared_tasks(records)
     if len(shared.methods) < 2:
         raise UserError(
-            f"One method only, {shared.methods[0]}: an improvement is one over another. Give its folders too."
+            f"Only {shared.methods[0]} found; probability of improvement compares two methods. "
+            "Pass the other method's folders as well."
         )
     pairs = list(itertools.combinations(shared.methods, 2))
     if against:
         choose("--against", against, shared.methods)
         pairs = [(name, against) for name in shared.methods if name != against]
-    elif len(pairs) > MOST_PAIRS:
+    elif len(pairs) > MAX_PAIRS:
         raise UserError(
-            f"{len(shared.methods)} methods are {len(pairs)} pairs. Name the one that the others are compared with, e.g. "
-            f"--against '{shared.methods[-1]}'. There are: {', '.join(shared.methods)}."
+            f"{len(shared.methods)} methods are {len(pairs)} pairs; a figure shows at most {MAX_PAIRS}. "
+            f"Compare all of them with one method, e.g. --against '{shared.methods[-1]}'. "
+            f"Methods: {', '.join(shared.methods)}."
         )
-    per_method = shared.scores(metric)
-    found = [probability_of_improvement(per_method[x], per_method[y]) for x, y in pairs]
-    look = looks(shared.methods)
+    scores = shared.scores(metric)
+    estimates = [probability_of_improvement(scores[x], scores[y]) for x, y in pairs]
+    styles = method_styles(shared.methods)
     longest = max(len(name) for name in shared.methods)
     figure, (axis,) = panels(1, width=min(12.0, 5.2 + 0.14 * longest), height=1.3 + 0.42 * len(pairs))
-    for at, ((x, _), one) in enumerate(zip(pairs, found, strict=True)):
-        colour, _, marker, hatch = look[x]
+    for row, ((x, _), probability) in enumerate(zip(pairs, estimates, strict=True)):
+        style, value = styles[x], probability.value
         axis.barh(
-            at, one.value - 0.5, 0.6, left=0.5, color=colour, hatch=hatch, edgecolor="white", linewidth=0, alpha=0.6
+            row,
+            value - 0.5,
+            0.6,
+            left=0.5,
+            color=style.colour,
+            hatch=style.hatch,
+            edgecolor="white",
+            linewidth=0,
+            alpha=0.6,
         )
-        reach = [[one.value - one.low], [one.high - one.value]] if np.isfinite(one.low) else None
-        axis.errorbar(one.value, at, xerr=reach, color="black", capsize=4, marker=marker, markersize=5, linewidth=1.2)
+        errors = [[value - probability.low], [probability.high - value]] if np.isfinite(probability.low) else None
+        axis.errorbar(
+            value, row, xerr=errors, color="black", capsize=4, marker=style.marker, markersize=5, linewidth=1.2
+        )
     axis.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
     axis.set_yticks(range(len(pairs)), [f"{x}  >  {y}" for x, y in pairs], fontsize=8)
     axis.set_xlim(-0.02, 1.02)
@@ -180,46 +242,56 @@ def improvement(
     axis.set_xlabel("P(X > Y)")
     tidy(axis)
     axis.grid(visible=False, axis="y")
-    what = (
+    note = (
         f"Over {count(len(shared.tasks), 'task')}, {metric} return; 95 % stratified bootstrap intervals, "
-        f"n = {_range(found)} {sample_units.kind(list(shared.runs.values()))}. At 0.5 neither is better."
+        f"n = {_run_range(estimates)} {sample_units.unit_name(list(shared.runs.values()))}. At 0.5 neither is better."
     )
-    left = [note for note in shared.notes if note.startswith("Left out")]
-    notes_below(figure, [what, *left, *shared.on_units(), *missing])
+    excluded = [line for line in shared.notes if line.startswith("Left out")]
+    notes_below(figure, [note, *excluded, *shared.unit_notes(), *missing])
     save(figure, path)
     return figure
 
 
-def _shared_steps(shared: Common, method: str, notes: list[str]) -> tuple[list[int], list[Array]]:
-    """Steps that all tasks of a method share, and for each task normalised returns [units, steps]."""
-    aligned = []
+def _shared_steps(shared: SharedTasks, method: str) -> tuple[list[int], list[Array], list[str]]:
+    """Align the runs of a method on the evaluation steps that all its tasks share.
+
+    Returns:
+        The steps; for each task, normalised returns [units, steps]; notes on evaluations that are left out.
+
+    Raises:
+        UserError: the tasks share fewer than two steps.
+    """
+    aligned_tasks, notes = [], []
     for task in shared.tasks:
-        found = align([one for one in shared.runs[method] if one.task == task])
-        notes += [f"{method} on {task}: {found.note}."] * bool(found.note)
-        aligned.append(found)
-    steps = sorted(set.intersection(*(set(one.steps) for one in aligned)))
+        aligned = align([record for record in shared.runs[method] if record.task == task])
+        if aligned.note:
+            notes.append(f"{method} on {task}: {aligned.note}.")
+        aligned_tasks.append(aligned)
+    steps = sorted(set.intersection(*(set(aligned.steps) for aligned in aligned_tasks)))
     if len(steps) < 2:
         grids = "; ".join(
-            f"{task}: {len(one.steps)} up to {one.steps[-1]:,}" for task, one in zip(shared.tasks, aligned, strict=True)
+            f"{task}: {len(aligned.steps)} up to {aligned.steps[-1]:,}"
+            for task, aligned in zip(shared.tasks, aligned_tasks, strict=True)
         )
         raise UserError(
-            f"The tasks share {len(steps)} evaluation steps of {method} ({grids}): curves over tasks need common ones. "
-            "Give folders of runs with one train.evaluation.every."
+            f"The tasks share {len(steps)} evaluation steps of {method} ({grids}), and curves over tasks need at least two. "
+            "Give folders of runs with the same train.evaluation.every."
         )
-    if any(len(one.steps) > len(steps) for one in aligned):
+    if any(len(aligned.steps) > len(steps) for aligned in aligned_tasks):
         notes.append(f"{method}: at the {len(steps)} steps that all tasks share.")
-    per_task = []
-    functions = sample_units.of_functions(shared.runs[method])
-    for one in aligned:
-        kept = [at for at, step in enumerate(one.steps) if step in set(steps)]
+    returns_per_task = []
+    functions = sample_units.counts_functions(shared.runs[method])
+    for aligned in aligned_tasks:
+        columns = [column for column, step in enumerate(aligned.steps) if step in set(steps)]
         rows = []
-        for run, values in zip(one.runs, one.returns[:, kept], strict=True):
-            bounds = shared.normalised.of(run)
+        for run, values in zip(aligned.runs, aligned.returns[:, columns], strict=True):
+            bounds = shared.normalised.bounds_of(run)
             rows.append(values if bounds is None else bounds(values))
-        per_task.append(sample_units.per_unit(one.runs, np.array(rows), functions))
-    return steps, per_task
+        returns_per_task.append(sample_units.unit_means(aligned.runs, np.array(rows), functions))
+    return steps, returns_per_task, notes
 
 
-def _range(found: Sequence[Estimate]) -> str:
-    low, high = min(one.runs for one in found), max(one.runs for one in found)
+def _run_range(estimates: Sequence[Estimate]) -> str:
+    """'5', or '3 to 5' where the estimates are over different numbers of runs."""
+    low, high = min(point.runs for point in estimates), max(point.runs for point in estimates)
     return str(low) if low == high else f"{low} to {high}"

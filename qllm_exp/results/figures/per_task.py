@@ -1,4 +1,7 @@
-"""Figures per task: learning curves and bars of returns. Each function returns its figure, and writes it where a path is given."""
+"""Figures with a panel per task: learning curves, and bars of returns.
+
+Each function returns its figure and writes it where a path is given.
+"""
 
 import textwrap
 from collections import defaultdict
@@ -11,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from qllm_exp.errors import choose
-from qllm_exp.results.figures.style import Style, legends, looks, notes_below, panels, save, tidy
+from qllm_exp.results.figures.style import Style, legends, method_styles, notes_below, panels, save, tidy
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics import sample_units
@@ -21,36 +24,43 @@ from qllm_exp.results.tables.pivot import METRICS
 
 
 def curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = (), only: str = "") -> Figure:
-    """Evaluation return against environment steps, a panel per task: mean over seeds with its 95 % interval as a band.
+    """Plot evaluation return against environment steps: the mean over seeds, with its 95 % interval as a band.
 
     Args:
-        missing: what is to be said below about runs that are not in it.
-        only: the task to draw, in which methods look as where all are drawn; '': all.
+        records: finished runs.
+        path: file to write; None: no file.
+        missing: notes on runs that are not in the figure, printed below it.
+        only: the one task to draw, with the same styles as in the figure of all tasks; '': all tasks.
+
+    Returns:
+        The figure.
 
     Raises:
-        UserError: where the runs of a method have hardly a step in common (`align`).
+        UserError: the runs of a method share too few evaluation steps (`align`).
     """
-    look = looks(keys.methods(records))
-    groups = by_task([one for one in records if only in ("", one.task)])
+    styles = method_styles(keys.methods(records))
+    tasks = group_by_task([record for record in records if only in ("", record.task)])
     entries = [
-        [f"{name} ({sample_units.counted(runs)})" for name, runs in methods.items()] for methods in groups.values()
+        [f"{name} ({sample_units.n_label(runs)})" for name, runs in methods.items()] for methods in tasks.values()
     ]
-    figure, axes = panels(len(groups), entries=entries)
-    every = [runs for one in groups.values() for runs in one.values()]
-    over = sample_units.kind(every)
-    notes = [f"Mean over {over}; bands are pointwise 95 % bootstrap intervals over {over}."]
-    for axis, (task, methods) in zip(axes, groups.items(), strict=True):
-        for name, alike in methods.items():
-            found = align(alike)
-            values = sample_units.per_unit(found.runs, found.returns, sample_units.of_functions(alike))
+    figure, axes = panels(len(tasks), entries=entries)
+    groups = [runs for methods in tasks.values() for runs in methods.values()]
+    units = sample_units.unit_name(groups)
+    notes = [f"Mean over {units}; bands are pointwise 95 % bootstrap intervals over {units}."]
+    for axis, (task, methods) in zip(axes, tasks.items(), strict=True):
+        for name, runs in methods.items():
+            aligned = align(runs)
+            values = sample_units.unit_means(aligned.runs, aligned.returns, sample_units.counts_functions(runs))
             low, high = bootstrap_mean(values)
-            line(axis, found.steps, values.mean(0), low, high, look[name], f"{name} ({sample_units.counted(alike)})")
-            notes += [f"{name} on {task}: {found.note}."] * bool(found.note)
+            label = f"{name} ({sample_units.n_label(runs)})"
+            plot_line(axis, aligned.steps, values.mean(0), low, high, styles[name], label)
+            if aligned.note:
+                notes.append(f"{name} on {task}: {aligned.note}.")
         axis.set_title(task, fontsize=10)
         axis.set_ylabel("evaluation return")
-        steps_axis(axis)
+        format_steps_axis(axis)
     legends(figure, axes)
-    notes_below(figure, [*notes, *sample_units.notes(every), *missing])
+    notes_below(figure, [*notes, *sample_units.unit_notes(groups), *missing])
     save(figure, path)
     return figure
 
@@ -58,16 +68,29 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
 def bars(
     records: Sequence[Record], path: Path | None = None, metric: str = "final", missing: Sequence[str] = ()
 ) -> Figure:
-    """Mean return of each method, a panel per task, with 95 % bootstrap intervals and a dot for each unit (`units`)."""
-    figure_of = METRICS[choose("--metric", metric, METRICS)]
-    groups = by_task(records)
-    look = looks(keys.methods(records))
-    figure, axes = panels(len(groups), width=max(2.6, 0.75 * max(map(len, groups.values())) + 1.0))
-    for axis, (task, methods) in zip(axes, groups.items(), strict=True):
-        for at, (name, runs) in enumerate(methods.items()):
-            (scores,) = sample_units.scores(runs, [task], figure_of)
-            _bar(axis, at, scores, look[name])
-        ticks = [f"{_wrapped(name)}\n{_wrapped(f'({sample_units.counted(runs)})')}" for name, runs in methods.items()]
+    """Plot the mean return of each method as a bar, with its 95 % bootstrap interval and a dot per sample unit.
+
+    Args:
+        records: finished runs.
+        path: file to write; None: no file.
+        metric: 'final' or 'absolute' return.
+        missing: notes on runs that are not in the figure, printed below it.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UserError: the metric is unknown.
+    """
+    result_key = METRICS[choose("--metric", metric, METRICS)]
+    tasks = group_by_task(records)
+    styles = method_styles(keys.methods(records))
+    figure, axes = panels(len(tasks), width=max(2.6, 0.75 * max(map(len, tasks.values())) + 1.0))
+    for axis, (task, methods) in zip(axes, tasks.items(), strict=True):
+        for position, (name, runs) in enumerate(methods.items()):
+            (scores,) = sample_units.scores(runs, [task], result_key)
+            _plot_bar(axis, position, scores, styles[name])
+        ticks = [f"{_wrapped(name)}\n{_wrapped(f'({sample_units.n_label(runs)})')}" for name, runs in methods.items()]
         axis.set_xticks(range(len(methods)), ticks, fontsize=8)
         axis.set_xlim(-0.6, len(methods) - 0.4)
         axis.axhline(0, color="black", linewidth=0.6)
@@ -75,48 +98,72 @@ def bars(
         axis.set_ylabel(f"{metric} return")
         tidy(axis)
         axis.grid(visible=False, axis="x")
-    every = [runs for one in groups.values() for runs in one.values()]
-    what = f"Mean over {sample_units.kind(every)} with 95 % bootstrap intervals; a dot is one of them."
-    notes_below(figure, [what, *sample_units.notes(every), *missing])
+    groups = [runs for methods in tasks.values() for runs in methods.values()]
+    units = sample_units.unit_name(groups)
+    note = f"Mean over {units} with 95 % bootstrap intervals; dots are individual {units}."
+    notes_below(figure, [note, *sample_units.unit_notes(groups), *missing])
     save(figure, path)
     return figure
 
 
-def by_task(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
-    """Runs of each task and method, both in the order in which they are shown."""
-    found: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for one in records:
-        found[one.task][one.method].append(one)
-    ordered = sorted(found, key=keys.sort_key)
-    return {task: {name: found[task][name] for name in sorted(found[task], key=keys.sort_key)} for task in ordered}
+def group_by_task(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
+    """Group runs by task and then by method, both in display order."""
+    tasks: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        tasks[record.task][record.method].append(record)
+    return {
+        task: {name: tasks[task][name] for name in sorted(tasks[task], key=keys.sort_key)}
+        for task in sorted(tasks, key=keys.sort_key)
+    }
 
 
-def line(
-    axis: Axes, steps: Sequence[float] | Array, middle: Array, low: Array, high: Array, look: Style, label: str
+def plot_line(
+    axis: Axes, x: Sequence[float] | Array, middle: Array, low: Array, high: Array, style: Style, label: str
 ) -> None:
-    """A line with its band, and markers far enough from each other to be told apart in grey."""
-    every = max(1, len(steps) // 6)
+    """Plot a line with its band, and about six markers, by which lines are told apart in grey.
+
+    Args:
+        axis: to draw on.
+        x: [n] positions.
+        middle: [n] the line.
+        low: [n] lower end of the band.
+        high: [n] upper end of the band.
+        style: of the method.
+        label: in the legend.
+    """
+    marker_step = max(1, len(x) // 6)
     axis.plot(
-        steps, middle, linestyle=look.line, color=look.colour, label=label, linewidth=1.6, marker=look.marker, markersize=4,
-        markevery=(every // 2, every),
-    )  # fmt: skip
-    axis.fill_between(steps, low, high, color=look.colour, alpha=0.2, linewidth=0)
+        x,
+        middle,
+        linestyle=style.line,
+        color=style.colour,
+        label=label,
+        linewidth=1.6,
+        marker=style.marker,
+        markersize=4,
+        markevery=(marker_step // 2, marker_step),
+    )
+    axis.fill_between(x, low, high, color=style.colour, alpha=0.2, linewidth=0)
 
 
-def steps_axis(axis: Axes) -> None:
+def format_steps_axis(axis: Axes) -> None:
+    """Label the x axis as environment steps, in thousands and millions, and `tidy` the axes."""
     axis.set_xlabel("environment steps")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     tidy(axis)
 
 
-def _bar(axis: Axes, at: int, scores: Array, look: Style) -> None:
+def _plot_bar(axis: Axes, position: int, scores: Array, style: Style) -> None:
+    """Plot the mean of scores [units] as a bar, its interval, and the scores as dots."""
     middle = scores.mean()
-    axis.bar(at, middle, 0.7, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0, alpha=0.85)
+    axis.bar(position, middle, 0.7, color=style.colour, hatch=style.hatch, edgecolor="white", linewidth=0, alpha=0.85)
     low, high = bootstrap_mean(scores)
     if np.isfinite(low):
-        axis.errorbar(at, middle, [[middle - low], [high - middle]], color="black", capsize=4, linewidth=1.2)
-    beside = np.linspace(0.1, 0.3, len(scores))  # the interval stays free
-    axis.plot(at + beside, scores, "o", color="white", markeredgecolor="black", markersize=3.2, markeredgewidth=0.7)
+        axis.errorbar(position, middle, [[middle - low], [high - middle]], color="black", capsize=4, linewidth=1.2)
+    offsets = np.linspace(0.1, 0.3, len(scores))  # to the right of the interval
+    axis.plot(
+        position + offsets, scores, "o", color="white", markeredgecolor="black", markersize=3.2, markeredgewidth=0.7
+    )
 
 
 def _wrapped(name: str) -> str:

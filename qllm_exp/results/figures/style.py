@@ -1,217 +1,224 @@
-"""How methods look in every figure, and how a figure is saved."""
+"""The style of each method, which is the same in every figure, and the layout that figures share."""
 
 import textwrap
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.records.keys import family, sort_key
-from qllm_exp.results.statistics.aggregate import Array
 
-PICTURES = (".png", ".pdf", ".svg")
+_T = TypeVar("_T")
 
-_INSIDE = 6  # methods in a legend within the axes, at most
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 
-_DOTTED = (0, (6, 1.5, 1, 1.5, 1, 1.5))  # a dash and two dots
-_LINES = ("-", "--", "-.", ":", _DOTTED, (0, (9, 2)))
+_MAX_LEGEND_INSIDE = 6  # methods in a legend within the axes, at most
+
+_DASH_DOT_DOT = (0, (6, 1.5, 1, 1.5, 1, 1.5))
+_LINES = ("-", "--", "-.", ":", _DASH_DOT_DOT, (0, (9, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "d", "p", "h", "8")
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "++", "ooo")
-_LIGHTNESS = (20, 33, 46, 59, 72)  # L* of the shades of a colour; lighter ones are lost on white
 
 
 class Style(NamedTuple):
-    """Colour, and what tells methods apart without colour: line, marker and hatch."""
+    """How a method is drawn. Line, marker and hatch tell methods apart without colour.
+
+    Attributes:
+        colour: '#RRGGBB'.
+        line: line style, as matplotlib takes it.
+        marker: of a line.
+        hatch: of a bar.
+    """
 
     colour: str
-    line: Any  # as matplotlib takes it
+    line: Any
     marker: str
     hatch: str
 
 
-# Mixers: Okabe & Ito (2008), without their yellow, which is too light for a line, and with a wine red. Algorithms: eight
-# that are as far as can be from each other, also to colour-blind eyes (tests/unit/test_looks.py).
+# Mixers: Okabe & Ito (2008), with a wine red in place of their yellow, which is too light for a line. Algorithms: eight
+# colours that are as far apart as possible, also for colour-blind readers (tests/unit/test_figure_style.py).
 _FIXED = {
     "tfcaf": Style("#D55E00", "-", "o", ""),
     "qmix": Style("#0072B2", "--", "s", "///"),
     "vdn": Style("#009E73", "-.", "^", "..."),
     "none": Style("#CC79A7", ":", "D", "xxx"),
-    "qatten": Style("#56B4E9", _DOTTED, "v", "\\\\\\"),
+    "qatten": Style("#56B4E9", _DASH_DOT_DOT, "v", "\\\\\\"),
     "qplex": Style("#E69F00", "--", "P", "---"),
     "qtran": Style("#000000", "-.", "X", "++"),
     "wqmix": Style("#882255", "-", "*", "ooo"),
     "riit": Style("#1C008C", "--", "<", "///"),
     "maser": Style("#8C1C38", "-.", ">", "..."),
     "iql": Style("#FC8CC4", ":", "d", "xxx"),
-    "coma": Style("#C41C00", _DOTTED, "p", "\\\\\\"),
+    "coma": Style("#C41C00", _DASH_DOT_DOT, "p", "\\\\\\"),
     "maddpg": Style("#0054FC", "-", "h", "---"),
     "mappo": Style("#38C470", "--", "8", "++"),
     "ippo": Style("#C48CFC", "-.", "D", "ooo"),
     "lica": Style("#540054", ":", "*", ""),
 }
+# Colours of variants: each colour above mixed with black or white, to four levels of lightness that differ from its own.
+_SHADES = {
+    "#D55E00": ("#512400", "#803800", "#b34f00", "#e7a26b"),
+    "#0072B2": ("#003350", "#005280", "#4297c6", "#80b8d8"),
+    "#009E73": ("#003728", "#005840", "#007d5b", "#5ec2a7"),
+    "#CC79A7": ("#432837", "#6c4059", "#975a7c", "#da9fc0"),
+    "#56B4E9": ("#183241", "#28536b", "#377395", "#4795c1"),
+    "#E69F00": ("#402d00", "#674800", "#916400", "#bd8200"),
+    "#000000": ("#4c4c4c", "#6e6e6e", "#8f8f8f", "#b0b0b0"),
+    "#882255": ("#581637", "#a2537a", "#b97d9b", "#cea4b9"),
+    "#1C008C": ("#503ba6", "#7261b8", "#9285c8", "#b4abd9"),
+    "#8C1C38": ("#5e1326", "#a85268", "#bc7b8c", "#d1a4af"),
+    "#FC8CC4": ("#472737", "#6f3e56", "#9c577a", "#cc719f"),
+    "#C41C00": ("#640e00", "#9b1600", "#da705e", "#e6a094"),
+    "#0054FC": ("#00297b", "#0041c2", "#528bfd", "#8ab0fe"),
+    "#38C470": ("#10371f", "#195832", "#237b47", "#2ea15c"),
+    "#C48CFC": ("#392949", "#5c4276", "#815ca6", "#a978d9"),
+    "#540054": ("#763376", "#905990", "#aa80aa", "#c5a8c5"),
+}
 
 
-def looks(methods: Sequence[str]) -> dict[str, Style]:
-    """The look of each method, which is made from its name, so that it is the same in all figures.
+def method_styles(methods: Sequence[str]) -> dict[str, Style]:
+    """Return the style of each method, which depends on its name and is therefore the same in all figures.
 
-    The mixers and algorithms of `keys.ORDER` have fixed looks; 'riit', 'riit+riit' and 'riit+none' are alike. Any other mixer
-    or algorithm has the colour, line, marker and hatch that its name hashes to, none of them a fixed look. A variant
-    ('qmix hidden=32', 'riit+tfcaf') has the hue of what it is a variant of, in a shade and with a line, marker and hatch
-    that its whole name hashes to; beside an algorithm a known mixer gives the marker.
-
-    Where two methods of a figure would have the same colour and line, the later in order (`keys.sort_key`) takes the next that
-    are free: only then, and in these alone, does a look depend on what is beside it. A variant's hue and marker never do, until
-    all 24 shades and lines of a hue are used up.
+    The mixers and algorithms of `keys.ORDER` have fixed styles; 'riit', 'riit+riit' and 'riit+none' share one. All other
+    methods take the style that a hash of their name selects (`_candidates`). Where that style is taken in this figure, or
+    is a fixed one, the method that is later in order (`keys.sort_key`) takes the next free candidate.
     """
-    ordered = sorted(set(methods), key=sort_key)
-    families: dict[str, Style] = {}
-    taken = set(_FIXED.values())
-    for name in dict.fromkeys(map(family, ordered)):
-        families[name] = _FIXED.get(name) or _free(_strangers(name), taken)
-        taken.add(families[name])
-    found: dict[str, Style] = {}
-    for name in ordered:
-        look = families[family(name)]
-        if not _is_plain(name) or look in found.values():  # a variant, or a second of those that are alike
-            look = _free(_variants(name, look), taken)
-            taken.add(look)
-        found[name] = look
-    return found
+    styles: dict[str, Style] = {}
+    for name in sorted(set(methods), key=sort_key):
+        fixed = _FIXED.get(family(name))
+        if fixed is not None and _is_plain(name) and fixed not in styles.values():
+            styles[name] = fixed
+        else:
+            styles[name] = _first_free(_candidates(name), [*_FIXED.values(), *styles.values()])
+    return styles
 
 
 def _is_plain(name: str) -> bool:
+    """Whether the method is a mixer or an algorithm with default settings, not a variant of one."""
     return name in (family(name), f"{family(name)}+none", f"{family(name)}+{family(name)}")
 
 
-def _free(candidates: Iterator[Style], taken: set[Style]) -> Style:
-    """The first whose colour and line are not taken; else the first that is not taken as a whole; else the first."""
-    every, pairs = list(candidates), {one[:2] for one in taken}
-    new = (one for one in every if one[:2] not in pairs)
-    return next(new, None) or next((one for one in every if one not in taken), every[0])
+def _candidates(name: str) -> list[Style]:
+    """All styles that a method may take, in order of preference, starting at the one that a hash of its name selects.
 
-
-def _strangers(name: str) -> Iterator[Style]:
-    """Looks for a mixer or algorithm that is not known, the one that its name hashes to first."""
-    colours = [one.colour for one in _FIXED.values()]
-    return _hashed(name, colours)
-
-
-def _variants(name: str, of: Style) -> Iterator[Style]:
-    """Looks for a variant: shades of a hue, the one that its name hashes to first."""
-    mixer = _FIXED.get(name.partition("+")[2].split(" ")[0])
-    return _hashed(name, _shades(of.colour), None if mixer is None else mixer.marker)
-
-
-def _hashed(name: str, colours: Sequence[str], marker: str | None = None) -> Iterator[Style]:
-    """Every colour and line, then the same with the next marker."""
+    A variant ('qmix hidden=32', 'riit+tfcaf') has a shade of the colour of its method. Beside an algorithm, a known mixer
+    gives the marker. Every colour and line comes with one marker before any of them comes with the next marker.
+    """
     number = zlib.crc32(name.encode())
-    pairs = [(colour, line) for line in _LINES for colour in colours]
+    colours = tuple(_SHADES)
+    if not _is_plain(name):
+        base = _FIXED.get(family(name)) or _first_free(_candidates(family(name)), list(_FIXED.values()))
+        colours = _SHADES[base.colour]
+    mixer = _FIXED.get(name.partition("+")[2].split(" ")[0])
+    first_marker = number >> 8 if mixer is None else _MARKERS.index(mixer.marker)
     hatch = _HATCHES[(number >> 16) % len(_HATCHES)]
-    first = (number >> 8) % len(_MARKERS) if marker is None else _MARKERS.index(marker)
-    for lap in range(len(_MARKERS)):
-        for step in range(len(pairs)):
-            # 5 has no divisor in common with the numbers of pairs, so that all are met, each unlike the one before.
-            colour, line = pairs[(number + 5 * step) % len(pairs)]
-            yield Style(colour, line, _MARKERS[(first + lap) % len(_MARKERS)], hatch)
+    pairs = _rotate([(colour, line) for line in _LINES for colour in colours], number)
+    return [Style(colour, line, marker, hatch) for marker in _rotate(_MARKERS, first_marker) for colour, line in pairs]
 
 
-def _shades(colour: str) -> list[str]:
-    """The hue at each `_LIGHTNESS` but the one next to its own, mixed with black or white."""
-    own = np.array(to_rgb(colour))
-    kept = sorted(_LIGHTNESS, key=lambda one: abs(one - lightness(own)))[1:]
-    return [to_hex(tuple(_at(own, one))) for one in sorted(kept)]
+def _rotate(items: Sequence[_T], first: int) -> list[_T]:
+    """The items in a circle, from the one with number `first` on."""
+    start = first % len(items)
+    return [*items[start:], *items[:start]]
 
 
-def _at(own: Array, wanted: float) -> Array:
-    """A colour with a given lightness, to 1 of 100."""
-    shares = np.linspace(0, 1, 101)[:, None]
-    mixed = own * (1 - shares) + (1.0 if wanted > lightness(own) else 0.0) * shares
-    nearest: Array = mixed[np.abs(lightness(mixed) - wanted).argmin()]
-    return nearest
-
-
-def lightness(rgb: Array) -> Array:
-    """L* of sRGB colours, [..., 3] in 0 to 1 to [...] in 0 to 100: what is left of them in grey (CIE 1976)."""
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
-    grey: Array = np.where(luminance > 216 / 24389, 116 * np.cbrt(luminance) - 16, luminance * 24389 / 27)
-    return grey
+def _first_free(candidates: Sequence[Style], taken: Collection[Style]) -> Style:
+    """The first candidate with a new pair of colour and line; if there is none, the first that is new as a whole."""
+    taken_pairs = {(style.colour, style.line) for style in taken}
+    for style in candidates:
+        if (style.colour, style.line) not in taken_pairs:
+            return style
+    return next((style for style in candidates if style not in taken), candidates[0])
 
 
 def panels(
     count: int, width: float = 4.4, height: float = 3.3, entries: Sequence[Sequence[str]] = ()
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with that many axes, at most three side by side, and four as a square.
+    """Create a figure with `count` axes, at most three side by side, and four as a square.
 
     Args:
-        width, height: of one, in inches.
-        entries: of the legend of each, for which room is added where it stands outside (`legends`).
+        count: number of axes.
+        width: of one of them, in inches.
+        height: of one of them, in inches.
+        entries: legend labels of each; room is added for a legend outside the axes (`legends`).
+
+    Returns:
+        The figure and its axes.
     """
     columns = 2 if count == 4 else min(3, count)
-    room, most = 0.0, max(entries, key=len, default=())
-    if len(most) > _INSIDE:
-        room = (0.7 + 0.075 * max(map(len, most))) * (1 if _alike(entries) else columns)
-        height = max(height, 0.6 + 0.17 * len(most))
-    lines = -(-count // columns)
-    size = (max(width * columns + room, 4.4), height * lines)
-    figure = Figure(figsize=size, layout="constrained")  # not pyplot's, which keeps figures and may want a display
-    axes = figure.subplots(lines, columns, squeeze=False)
+    legend_width = 0.0
+    longest = max(entries, key=len, default=())
+    if len(longest) > _MAX_LEGEND_INSIDE:
+        legend_count = 1 if _all_equal(entries) else columns
+        legend_width = (0.7 + 0.075 * max(map(len, longest))) * legend_count
+        height = max(height, 0.6 + 0.17 * len(longest))
+    rows = -(-count // columns)
+    size = (max(width * columns + legend_width, 4.4), height * rows)
+    figure = Figure(figsize=size, layout="constrained")  # pyplot would keep the figure open, and may need a display
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count])
 
 
 def tidy(axis: Axes) -> None:
+    """Draw a faint grid behind the data and remove the upper and right spines."""
     axis.grid(alpha=0.3, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def legends(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Within the axes for a few methods; for many to their right, one for all axes where they show the same."""
+    """Add legends: inside the axes for few methods, to their right for many, and one for all axes with equal labels."""
     style: dict[str, Any] = {"fontsize": 7, "framealpha": 0.6, "handlelength": 3}
-    found = [axis.get_legend_handles_labels() for axis in axes]
-    many = max(len(labels) for _, labels in found) > _INSIDE
-    if many and _alike([labels for _, labels in found]):
-        figure.legend(*found[0], loc="outside right upper", **style)
+    contents = [axis.get_legend_handles_labels() for axis in axes]
+    labels_per_axis = [labels for _, labels in contents]
+    if max(map(len, labels_per_axis)) > _MAX_LEGEND_INSIDE and _all_equal(labels_per_axis):
+        figure.legend(*contents[0], loc="outside right upper", **style)
         return
-    for axis, (_, labels) in zip(axes, found, strict=True):
-        outside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(labels) > _INSIDE else {}
-        axis.legend(**style, **outside)
+    for axis, labels in zip(axes, labels_per_axis, strict=True):
+        if len(labels) > _MAX_LEGEND_INSIDE:
+            axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), **style)
+        else:
+            axis.legend(**style)
 
 
-def _alike(entries: Sequence[Sequence[str]]) -> bool:
-    return all(list(one) == list(entries[0]) for one in entries)
+def _all_equal(entries: Sequence[Sequence[str]]) -> bool:
+    return all(list(labels) == list(entries[0]) for labels in entries)
 
 
 def notes_below(figure: Figure, notes: Sequence[str]) -> None:
-    """Small print under a figure, broken to its width."""
-    width = int(figure.get_figwidth() * 18)  # characters to the inch
+    """Write notes in small print below a figure, wrapped to its width."""
+    width = int(figure.get_figwidth() * 18)  # characters per inch
     lines = [line for note in notes for line in textwrap.wrap(note, width, subsequent_indent="   ")]
     if lines:
         figure.supxlabel("\n".join(lines), fontsize=7, x=0.01, ha="left", color="#333333")
 
 
-def check_picture(path: Path) -> None:
-    """UserError for a file that is no picture by its ending."""
-    if path.suffix.lower() not in PICTURES:
-        raise UserError(f"{path}: a figure is written as {', '.join(PICTURES)}. Give e.g. -o {path.stem}.pdf.")
+def check_figure_path(path: Path) -> None:
+    """Raise UserError unless the suffix is one of `FIGURE_SUFFIXES`."""
+    if path.suffix.lower() not in FIGURE_SUFFIXES:
+        raise UserError(f"{path}: a figure is written as {', '.join(FIGURE_SUFFIXES)}. Give e.g. -o {path.stem}.pdf.")
 
 
 def save(figure: Figure, path: Path | None) -> None:
-    """Write it, unless no path is given; the ending says as what. UserError where it cannot be written."""
+    """Write a figure in the format that the suffix names; do nothing for None.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):  # text stays text
+        # Text stays text: as TrueType fonts in PDF, as <text> in SVG.
+        with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
             figure.savefig(path, dpi=150)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}. Give another file with -o.") from None
+        raise UserError(f"{path} cannot be written: {error.strerror}. Type another file after -o.") from None

@@ -1,4 +1,4 @@
-"""From folders to the finished runs in them, as records, and to those that are not finished, each with how it stands."""
+"""Collects runs from directories: finished runs as records, unfinished runs with their state."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,33 +6,35 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qllm_exp.config.load import method_name, of_name
+from qllm_exp.config.load import method_name, parse_method_name
 from qllm_exp.errors import UserError, nearest
 from qllm_exp.results.records import keys
-from qllm_exp.results.records.method_names import names
-from qllm_exp.results.records.reader import EVERY, FUNCTION, Method, Reader, Record
+from qllm_exp.results.records.method_names import name_methods
+from qllm_exp.results.records.reader import EVALUATION_EVERY, FUNCTION, Method, Reader, Record
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, NEW, QUEUED, RUNNING, STOPPED, state_of
+from qllm_exp.runs.run_state import DEAD, FAILED, INTERRUPTED, NEW, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.runs.sweep_directory import run_folders
 from qllm_exp.utils.text import count
 
-__all__ = ["ABSENT", "Collection", "Record", "Unfinished", "collect"]
+__all__ = ["Collection", "Record", "UnfinishedRun", "collect", "filter_runs"]
 
-ABSENT = "absent"  # a sweep names the run, and there is no folder of that name
-_MOST_ALIVE = (RUNNING, QUEUED, STOPPED, FAILED, DEAD, NEW, ABSENT)  # of two copies, the one that says more
+_STATE_PRIORITY = (RUNNING, QUEUED, INTERRUPTED, FAILED, DEAD, NEW)  # of two copies, the earlier state counts
+_MAX_VALUES = 12  # values listed in an error message
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class UnfinishedRun:
     """A run without a result.
 
     Attributes:
-        task, method: as `Record`'s, the method by algorithm and mixer alone; where there is no configuration, from the
-            folder's name.
-        seed: None where neither says it.
-        state: 'running', 'queued', 'stopped', 'failed', 'dead', 'new' or 'absent'. why: more about it, in words.
-        settings: as `Record`'s, without what only a finished run has; {} where there is no configuration.
+        path: the run directory; it need not exist.
+        task: as in `Record`; from the directory's name if there is no configuration, '' if unknown.
+        method: algorithm and mixer alone; from the directory's name if there is no configuration, '' if unknown.
+        seed: seed of the run; None if unknown.
+        state: 'running', 'queued', 'interrupted', 'failed', 'dead' or 'new'.
+        reason: details about the state; may be empty.
+        settings: as in `Record`, without what only a finished run has; {} if there is no configuration.
     """
 
     path: Path
@@ -40,214 +42,245 @@ class Unfinished:
     method: str
     seed: int | None
     state: str
-    why: str = ""
+    reason: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
+        """Name of the run directory, which identifies the run."""
         return self.path.name
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.state}{': ' * bool(self.why)}{self.why}"
+        return f"{self.name}: {self.state}: {self.reason}" if self.reason else f"{self.name}: {self.state}"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The runs of some folders, those that are finished apart from those that are not; in the order in which they were found."""
+    """Runs of some directories, in the order in which they were found.
+
+    Attributes:
+        finished: records of the finished runs.
+        unfinished: all other runs.
+    """
 
     finished: list[Record]
-    unfinished: list[Unfinished]
+    unfinished: list[UnfinishedRun]
 
     def counts(self) -> str:
-        """'30 runs: 27 finished, 1 failed, 2 running'."""
-        times = Counter(one.state for one in self.unfinished)
-        states = "".join(f", {times[state]} {state}" for state in sorted(times))
-        return f"{count(len(self.finished) + len(self.unfinished), 'run')}: {len(self.finished)} finished{states}"
+        """Return '30 runs: 27 finished, 1 failed, 2 running'."""
+        total = len(self.finished) + len(self.unfinished)
+        state_counts = Counter(run.state for run in self.unfinished)
+        unfinished = "".join(f", {number} {state}" for state, number in sorted(state_counts.items()))
+        return f"{count(total, 'run')}: {len(self.finished)} finished{unfinished}"
 
 
 def collect(paths: Iterable[Path], queue: Queue | None = None) -> Collection:
-    """The runs of the folders, each once.
+    """Collect the runs of directories, each run once.
 
-    A path is the folder of a run, of a sweep (the runs that its sweep.json names, beside it) or of many of either. A run is
-    known by its folder's name, so that the folders of several machines merge: of a run found under two roots the finished
-    copy counts. Runs that differ in how often they were evaluated are one method, unless a seed is there with both.
+    A run is identified by the name of its directory, so directories from several machines can be merged: if a run is found in
+    two places, the finished copy counts. Runs that differ only in the evaluation interval are one method, unless a seed exists
+    with both intervals.
 
     Args:
-        queue: what a cluster holds (`Queue.look`). None: it is not asked, and a run that was handed to it counts as queued.
+        paths: directories of runs, of sweeps (the runs that sweep.json lists, beside it), or with many of either.
+        queue: jobs of the cluster (`Queue.query`). None: Slurm is not asked, and a submitted run counts as queued.
 
     Raises:
-        UserError: for a path that holds no run; for a run that cannot be read; where two copies of a run contradict each
-            other; where one seed of a method is there under two names (an interval would count it as two).
+        UserError: a path holds no run; a run cannot be read; two copies of a run disagree; or a seed of a method exists under
+            two names (an interval would count it twice).
     """
-    reader, records, methods, unfinished = Reader(), list[Record](), list[Method](), list[Unfinished]()
-    for copies in _found(paths).values():
-        done = [one for path in copies if (one := reader.finished(path)) is not None]
-        if done:
-            for other, method in done[1:]:
-                _check_equal(*done[0], other, method)
-            records.append(done[0][0])
-            methods.append(done[0][1])
+    reader = Reader()
+    records: list[Record] = []
+    methods: list[Method] = []
+    unfinished: list[UnfinishedRun] = []
+    for copies in _run_copies(paths):
+        finished = [result for path in copies if (result := reader.finished(path)) is not None]
+        if finished:
+            record, method = finished[0]
+            for other_record, other_method in finished[1:]:
+                _check_equal(record, method, other_record, other_method)
+            records.append(record)
+            methods.append(method)
         else:
-            stand = [_unfinished(path, reader, queue) for path in copies]
-            unfinished.append(min(stand, key=lambda one: _MOST_ALIVE.index(one.state)))
-    found = names(_by_evaluation(records, methods))
-    named = [replace(one, method=name, differs=differs) for one, (name, differs) in zip(records, found, strict=True)]
-    _check_seeds(named)
-    return Collection(named, _in_the_words_of([one.task for one in methods], unfinished))
-
-
-def _found(paths: Iterable[Path]) -> dict[str, list[Path]]:
-    """For each name of a run the folders that it has, or should have, without repetition."""
-    found: dict[str, dict[Path, None]] = {}
-    for path in paths:
-        for folder in run_folders(path):
-            found.setdefault(folder.name, {})[folder] = None
-    return {name: list(copies) for name, copies in found.items()}
-
-
-def _check_equal(one: Record, its: Method, other: Record, others: Method) -> None:
-    """UserError where two folders of one name are not the same run with the same figures."""
-    figures = [
-        ("task", one.task, other.task),
-        ("settings", f"{its.base} {its.identity}", f"{others.base} {others.identity}"),
-        ("seed", one.seed, other.seed),
-        ("evaluation steps", one.steps, other.steps),
-        ("evaluation returns", one.returns, other.returns),
-        *((key, one.result.get(key), other.result.get(key)) for key in ("final_return", "absolute_return")),
+            unfinished.append(min((_unfinished_run(path, reader, queue) for path in copies), key=_copy_priority))
+    names = name_methods(_split_by_evaluation_interval(records, methods))
+    named = [
+        replace(record, method=name, differs=differs) for record, (name, differs) in zip(records, names, strict=True)
     ]
-    for what, here, there in figures:
-        if repr(here) != repr(there):  # in text, in which nan equals nan
+    _check_seeds(named)
+    return Collection(named, _unify_task_names([method.task for method in methods], unfinished))
+
+
+def _run_copies(paths: Iterable[Path]) -> list[list[Path]]:
+    """Return the directories of each run name, without repetition; a listed directory need not exist."""
+    copies: dict[str, dict[Path, None]] = {}
+    for path in paths:
+        for directory in run_folders(path):
+            copies.setdefault(directory.name, {})[directory] = None
+    return [list(directories) for directories in copies.values()]
+
+
+def _copy_priority(run: UnfinishedRun) -> tuple[int, bool]:
+    """Return a sort key of copies of a run: the most advanced state first, and a directory that exists before one that does not."""
+    return _STATE_PRIORITY.index(run.state), not run.path.exists()
+
+
+def _check_equal(record: Record, method: Method, other: Record, other_method: Method) -> None:
+    """Raise UserError if two directories of one name are not the same run with the same results."""
+    fields = [
+        ("task", record.task, other.task),
+        ("settings", f"{method.base} {method.identity}", f"{other_method.base} {other_method.identity}"),
+        ("seed", record.seed, other.seed),
+        ("evaluation steps", record.steps, other.steps),
+        ("evaluation returns", record.returns, other.returns),
+    ]
+    fields += [(key, record.result.get(key), other.result.get(key)) for key in ("final_return", "absolute_return")]
+    for name, value, other_value in fields:
+        if repr(value) != repr(other_value):  # compared as text, where nan equals nan
             raise UserError(
-                f"{one.path} and {other.path} have the name of one run and contradict each other: their {what} differ. "
+                f"{record.path} and {other.path} are copies of one run but disagree: their {name} differ. "
                 "Leave one of them out, or rename it."
             )
 
 
-def _by_evaluation(records: Sequence[Record], methods: Sequence[Method]) -> list[Method]:
-    """Methods of which a seed is there with two grids of evaluations, apart by these; seeds of their own go together."""
-    runs = Counter((*method[:2], method.identity, one.seed) for one, method in zip(records, methods, strict=True))
-    twice = {key[:3] for key, count in runs.items() if count > 1}
+def _split_by_evaluation_interval(records: Sequence[Record], methods: Sequence[Method]) -> list[Method]:
+    """Return the methods, split by evaluation interval where a seed exists with several intervals."""
+    runs = Counter(
+        (method.task, method.base, method.identity, record.seed)
+        for record, method in zip(records, methods, strict=True)
+    )
+    ambiguous = {(task, base, identity) for (task, base, identity, _), number in runs.items() if number > 1}
     return [
-        one._replace(identity=f"{one.identity} {one.every}", labels={**one.labels, EVERY: one.every})
-        if (*one[:2], one.identity) in twice
-        else one
-        for one in methods
+        _with_evaluation_interval(method) if (method.task, method.base, method.identity) in ambiguous else method
+        for method in methods
     ]
 
 
+def _with_evaluation_interval(method: Method) -> Method:
+    return method._replace(
+        identity=f"{method.identity} {method.evaluation_every}",
+        labels={**method.labels, EVALUATION_EVERY: method.evaluation_every},
+    )
+
+
 def _check_seeds(records: Sequence[Record]) -> None:
-    known: dict[tuple[Any, ...], Record] = {}
-    for one in records:
-        other = known.setdefault((one.task, one.method, one.settings.get(FUNCTION), one.seed), one)
-        if other is not one:
+    """Raise UserError if a seed of a method exists twice."""
+    seen: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        first = seen.setdefault((record.task, record.method, record.settings.get(FUNCTION), record.seed), record)
+        if first is not record:
             raise UserError(
-                f"{other.path} and {one.path} are both seed {one.seed} of {one.method} on {one.task}; an interval would "
-                "count them as two independent runs. Leave one out: give the folder of one sweep, or those of the runs."
+                f"{first.path} and {record.path} are both seed {record.seed} of {record.method} on {record.task}; an "
+                "interval would count them as two independent runs. Leave one out: give the directory of one sweep, or of "
+                "single runs."
             )
 
 
-def _unfinished(path: Path, reader: Reader, queue: Queue | None) -> Unfinished:
-    parts = path.name.split("_")
-    settings: Mapping[str, Any] = {}
+def _unfinished_run(path: Path, reader: Reader, queue: Queue | None) -> UnfinishedRun:
+    state, reason = _state_and_reason(path, queue)
     if (path / "config.yaml").exists():
         method, seed = reader.method(path)
-        task, base, settings = method.task, method.base, method.settings
-    elif len(parts) == 6 and parts[4][1:].isdigit():  # as config.run_name makes them
-        task, base, seed = (
-            f"{parts[0]}/{parts[1]}",
-            method_name(parts[2].replace("-", "_"), parts[3]),
-            int(parts[4][1:]),
-        )
-    else:
-        return Unfinished(path, "", "", None, *_state(path, queue))
-    return Unfinished(path, task, base, seed, *_state(path, queue), settings)
+        return UnfinishedRun(path, method.task, method.base, seed, state, reason, method.settings)
+    parts = path.name.split("_")
+    if len(parts) == 6 and parts[4][1:].isdigit():  # the format of config.run_name
+        env, task, algorithm, mixer, seed_part, _ = parts
+        method_base = method_name(algorithm.replace("-", "_"), mixer)
+        return UnfinishedRun(path, f"{env}/{task}", method_base, int(seed_part[1:]), state, reason)
+    return UnfinishedRun(path, "", "", None, state, reason)
 
 
-def _state(path: Path, queue: Queue | None) -> tuple[str, str]:
+def _state_and_reason(path: Path, queue: Queue | None) -> tuple[str, str]:
     if not path.exists():
-        return ABSENT, "a sweep names it, and its folder is not there"
-    seen = state_of(RunDirectory(path), queue or Queue({}))
-    if queue is None and seen.state == DEAD and seen.status.get("state") == QUEUED:
-        return QUEUED, "handed to Slurm, whose queue was not asked"
-    return seen.state, seen.why
+        return NEW, "listed by a sweep; its run directory does not exist"
+    run = state_of(RunDirectory(path), queue or Queue({}))
+    if queue is None and run.state == DEAD and run.status.get("state") == QUEUED:
+        return QUEUED, "submitted to Slurm; the queue was not checked"
+    return run.state, run.reason
 
 
-def _in_the_words_of(tasks: Iterable[str], unfinished: Sequence[Unfinished]) -> list[Unfinished]:
-    """Tasks that were taken from a folder's name in the spelling of the finished runs (a folder's has '-' for '_')."""
-    spelt = {_plain(task): task for task in (*tasks, *(one.task for one in unfinished if one.state != ABSENT))}
-    return [replace(one, task=spelt.get(_plain(one.task), one.task)) for one in unfinished]
+def _unify_task_names(tasks: Iterable[str], unfinished: Sequence[UnfinishedRun]) -> list[UnfinishedRun]:
+    """Spell tasks that come from directory names as configurations do (directory names have '-' for '_')."""
+    spelling = {_directory_spelling(task): task for task in tasks}
+    spelling |= {_directory_spelling(run.task): run.task for run in unfinished if run.path.exists()}
+    return [replace(run, task=spelling.get(_directory_spelling(run.task), run.task)) for run in unfinished]
 
 
-def _plain(task: str) -> str:
-    return "".join(c if c.isalnum() or c in "./" else "-" for c in task)
+def _directory_spelling(task: str) -> str:
+    return "".join(char if char.isalnum() or char in "./" else "-" for char in task)
 
 
-_SHOWN = 12  # values in a message, at most
+def filter_runs(collection: Collection, conditions: Sequence[str]) -> Collection:
+    """Return the runs that meet all conditions; methods keep their names.
 
-
-def narrow(collection: Collection, given: Sequence[str]) -> Collection:
-    """The runs of which all conditions hold; names of methods stay what they are.
-
-    An unfinished run is left out where it is known to have another value; where that is not known (of a function that is not
-    written, of a folder that is not there), it stays.
+    An unfinished run is dropped only if it is known to have another value. It stays if its value is unknown: its function is
+    not written yet, or its directory does not exist.
 
     Args:
-        given: conditions as typed: 'mixer=qmix,tfcaf', 'env.task=climbing', 'seed=0-4', 'train.learning_rate=0.001'.
+        collection: the runs.
+        conditions: as typed: 'mixer=qmix,tfcaf', 'env.task=climbing', 'seed=0-4', 'train.learning_rate=0.001'.
 
     Raises:
-        UserError: for a word that is no condition, an unknown key, and a value that no run has.
+        UserError: a condition without '=', an unknown key, or a value that no remaining run has.
     """
-    for word in given:
-        name, sign, _ = word.partition("=")
-        if not sign:
-            raise UserError(f"--only {word}: give KEY=VALUE,..., e.g. --only mixer=qmix,tfcaf or --only seed=0-4.")
+    for condition in conditions:
+        name, equals, _ = condition.partition("=")
+        if not equals:
+            raise UserError(
+                f"--only {condition}: expected KEY=VALUE,..., e.g. --only mixer=qmix,tfcaf or --only seed=0-4."
+            )
         if not collection.finished:
             break
         (key,) = keys.resolve([name], collection.finished)
-        finished = [(one, str(keys.value(one, key))) for one in collection.finished]
-        unfinished = [(one, _known(one, key)) for one in collection.unfinished]
-        chosen = _chosen(word, {value for _, value in (*finished, *unfinished) if value is not None})
-        bases = {"", *(value.split(" ")[0] for value in chosen)}
+        finished = [(record, str(keys.value(record, key))) for record in collection.finished]
+        unfinished = [(run, _known_value(run, key)) for run in collection.unfinished]
+        available = {value for _, value in finished} | {value for _, value in unfinished if value is not None}
+        selected = _selected_values(condition, available)
+        # A method's name starts with algorithm and mixer, which are all that is known of an unfinished run.
+        bases = {"", *(value.split(" ")[0] for value in selected)}
         collection = Collection(
-            [one for one, value in finished if value in chosen],
+            [record for record, value in finished if value in selected],
             [
-                one
-                for one, value in unfinished
-                if value in chosen or (value is None and (key != keys.METHOD or one.method in bases))
+                run
+                for run, value in unfinished
+                if value in selected or (value is None and (key != keys.METHOD or run.method in bases))
             ],
         )
     return collection
 
 
-def _known(one: Unfinished, key: str) -> str | None:
-    """An unfinished run's value, as a finished one would have it; None where it is not known."""
-    if key in keys.TASK_KEYS and one.task:
-        return one.task.split("/", 1)[keys.TASK_KEYS.index(key)]
+def _known_value(run: UnfinishedRun, key: str) -> str | None:
+    """Return the value of an unfinished run, as a finished run would have it; None if unknown."""
+    if key in keys.TASK_KEYS and run.task:
+        return run.task.split("/", 1)[keys.TASK_KEYS.index(key)]
     if key == "seed":
-        return None if one.seed is None else str(one.seed)
-    if key in one.settings:
-        return str(one.settings[key])
-    if key in ("mixer.name", "algorithm.name") and one.method:
-        return of_name(one.method)[key == "mixer.name"]
+        return None if run.seed is None else str(run.seed)
+    if key in run.settings:
+        return str(run.settings[key])
+    if key in ("mixer.name", "algorithm.name") and run.method:
+        algorithm, mixer = parse_method_name(run.method)
+        return mixer if key == "mixer.name" else algorithm
     return None
 
 
-def _chosen(word: str, there: set[str]) -> set[str]:
-    """The values that a condition names. One with a comma in it is named as a whole; of a range not all need be there."""
-    from qllm_exp.config.overrides import expand_ranges  # Hydra comes with it
+def _selected_values(condition: str, available: set[str]) -> set[str]:
+    """Return the values that a condition selects.
 
-    name, _, whole = word.partition("=")
-    if whole in there:
-        return {whole}
-    written = expand_ranges(word)
-    wanted = {one.strip() for one in written.partition("=")[2].split(",")}
-    lacking = sorted(wanted - there, key=keys.sort_key)
-    if lacking and (written == word or not wanted & there):
-        known = sorted(there, key=keys.sort_key)
-        more = f" and {len(known) - _SHOWN} more" * (len(known) > _SHOWN)
-        hint = nearest(lacking[0], there) if written == word else ""
-        raise UserError(
-            f"--only {word}: no run that is left has {name}={lacking[0]}.{hint} There are: "
-            f"{', '.join(known[:_SHOWN])}{more}."
-        )
+    A value that contains a comma is matched as a whole. Not all values of a range need to exist.
+    """
+    from qllm_exp.config.overrides import expand_ranges  # imports Hydra
+
+    name, _, text = condition.partition("=")
+    if text in available:
+        return {text}
+    expanded = expand_ranges(condition)
+    is_range = expanded != condition
+    wanted = {value.strip() for value in expanded.partition("=")[2].split(",")}
+    unavailable = sorted(wanted - available, key=keys.sort_key)
+    if unavailable and not (is_range and wanted & available):
+        known = sorted(available, key=keys.sort_key)
+        listed = ", ".join(known[:_MAX_VALUES])
+        if len(known) > _MAX_VALUES:
+            listed += f" and {len(known) - _MAX_VALUES} more"
+        hint = "" if is_range else nearest(unavailable[0], available)
+        raise UserError(f"--only {condition}: no remaining run has {name}={unavailable[0]}.{hint} Available: {listed}.")
     return wanted

@@ -1,4 +1,4 @@
-"""Keys that rows, columns and axes are made of: their short names, their values in a run, their defaults, and orders."""
+"""Keys of rows, columns and axes: their short names, their values in a run, and the order of values."""
 
 import re
 from collections import Counter
@@ -10,108 +10,142 @@ from qllm_exp.results.records.reader import Record
 
 METHOD = "method"  # stands for all settings at once: `Record.method`
 TASK_KEYS = ("env.name", "env.task")
-# Of methods, where they are side by side: mixers, then algorithms (of the field; not all of them are in this package).
+# Display order of methods: mixers, then algorithms (of the field; this package does not have all of them).
 ORDER = (
-    *("tfcaf", "qmix", "vdn", "none", "qatten", "qplex", "qtran", "wqmix"),
-    *("riit", "maser", "iql", "coma", "maddpg", "mappo", "ippo", "lica"),
+    "tfcaf",
+    "qmix",
+    "vdn",
+    "none",
+    "qatten",
+    "qplex",
+    "qtran",
+    "wqmix",
+    "riit",
+    "maser",
+    "iql",
+    "coma",
+    "maddpg",
+    "mappo",
+    "ippo",
+    "lica",
 )
 
-_SHORT = {key.removesuffix(".name"): key for key in ("env.name", "algorithm.name", "mixer.name", "llm.name")}
-_SHORT["task"] = "env.task"
+_KEY_BY_SHORT_NAME = {
+    "env": "env.name",
+    "algorithm": "algorithm.name",
+    "mixer": "mixer.name",
+    "llm": "llm.name",
+    "task": "env.task",
+}
 _NUMBERS = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)")
-_ABSENT = object()
+_MISSING = object()
 
 
-def resolve(given: Sequence[str], records: Sequence[Record]) -> list[str]:
-    """Dotted keys for words as they were typed: 'task' is env.task, 'mixer' is mixer.name.
+def resolve(names: Sequence[str], records: Sequence[Record]) -> list[str]:
+    """Return the dotted keys of names as typed: 'task' is env.task, 'mixer' is mixer.name.
 
     Raises:
-        UserError: for a key that is none of those that the runs have, with the nearest of them; for one given twice.
+        UserError: a key that none of the runs has (the message names the closest one), or a key that is given twice.
     """
-    known = {METHOD, "seed", *TASK_KEYS, *(key for one in _distinct(records) for key in (*one.settings, *one.differs))}
-    keys = [_SHORT.get(word, word) for word in given]
-    for word, key in zip(given, keys, strict=True):
+    known = {METHOD, "seed", *TASK_KEYS}
+    for record in _one_per_method(records):
+        known.update(record.settings, record.differs)
+    keys = [_KEY_BY_SHORT_NAME.get(name, name) for name in names]
+    for name, key in zip(names, keys, strict=True):
         if key not in known:
-            close = nearest(word, known | set(_SHORT)) or nearest(word, {one.rpartition(".")[2] for one in known})
+            last_parts = {known_key.rpartition(".")[2] for known_key in known}
+            hint = nearest(name, known | set(_KEY_BY_SHORT_NAME)) or nearest(name, last_parts)
             raise UserError(
-                f"{word!r} is no key of these runs.{close} A key is env, task, mixer, algorithm, seed, method, or any of "
-                "a run's config.yaml with its dots, e.g. train.learning_rate."
+                f"{name!r} is not a key of these runs.{hint} Allowed: env, task, mixer, algorithm, seed, method, or any "
+                "dotted key of config.yaml, e.g. train.learning_rate."
             )
-    twice = [key for key, count in Counter(keys).items() if count > 1]
-    if twice:
-        raise UserError(f"{twice[0]} is given twice. Give each key once, as a row or as a column.")
+    repeated = [key for key, times in Counter(keys).items() if times > 1]
+    if repeated:
+        raise UserError(f"{repeated[0]} is given twice. Give each key once, as a row or as a column.")
     return keys
 
 
-def short(key: str) -> str:
-    """A key as it is written at the head of a row or column: 'env' for env.name."""
-    return next((word for word, long in _SHORT.items() if long == key), key)
+def short_name(key: str) -> str:
+    """Return a key as it is written at the head of a row or column: 'env' for env.name."""
+    return next((name for name, long_key in _KEY_BY_SHORT_NAME.items() if long_key == key), key)
 
 
 def has(record: Record, key: str) -> bool:
-    return _value(record, key) is not _ABSENT
+    """Return whether a run has a key."""
+    return _lookup(record, key) is not _MISSING
 
 
 def value(record: Record, key: str) -> Any:
-    """Value of a key; '-' where the run has none (a mixer without a function has no tfcaf.rounds)."""
-    found = _value(record, key)
-    return plain("-" if found is _ABSENT else found)
+    """Return the value of a key; '-' if the run does not have it (tfcaf.rounds of a mixer without a function)."""
+    raw = _lookup(record, key)
+    return plain("-" if raw is _MISSING else raw)
 
 
-def plain(found: Any) -> Any:
-    """A value as rows, columns and axes have it: a list or a mapping as text."""
-    return repr(found) if isinstance(found, list | dict) else found
+def plain(raw: Any) -> Any:
+    """Return a value as rows, columns and axes show it: a list or a mapping as text."""
+    return repr(raw) if isinstance(raw, list | dict) else raw
 
 
-def _value(record: Record, key: str) -> Any:
+def _lookup(record: Record, key: str) -> Any:
     if key == METHOD:
         return record.method
     if key == "seed":
         return record.seed
     if key in TASK_KEYS:
         return record.task.split("/", 1)[TASK_KEYS.index(key)]
-    return record.settings.get(key, record.differs.get(key, _ABSENT))
+    return record.settings.get(key, record.differs.get(key, _MISSING))
 
 
-def differing(records: Iterable[Record]) -> list[str]:
-    """Settings that have not the same value in all of the records."""
-    alike = _distinct(records)
-    every = sorted({key for one in alike for key in (*one.settings, *one.differs)})
-    return [key for key in every if len({repr(value(one, key)) for one in alike}) > 1]
+def differing_keys(records: Iterable[Record]) -> list[str]:
+    """Return the settings that do not have the same value in all records, sorted."""
+    distinct = _one_per_method(records)
+    all_keys = sorted({key for record in distinct for key in (*record.settings, *record.differs)})
+    return [key for key in all_keys if len({repr(value(record, key)) for record in distinct}) > 1]
 
 
-def _distinct(records: Iterable[Record]) -> list[Record]:
-    """One record of each method: settings are shared between its runs."""
-    return list({(id(one.settings), one.method): one for one in records}.values())
+def _one_per_method(records: Iterable[Record]) -> list[Record]:
+    """Return one record of each method: its runs share their settings."""
+    return list({(id(record.settings), record.method): record for record in records}.values())
 
 
-def sort_key(found: Any) -> tuple[Any, ...]:
-    """Numbers by size, then words by name, numbers within them by size; methods, mixers and algorithms as in `ORDER`."""
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        return (0, found)
-    word = family(str(found))
-    parts = [float(part) if at % 2 else part for at, part in enumerate(_NUMBERS.split(str(found)))]
-    return (1, ORDER.index(word) if word in ORDER else len(ORDER), parts)
+def sort_key(raw: Any) -> tuple[Any, ...]:
+    """Return a sort key: numbers by size, then text by name with the numbers in it by size; methods as in `ORDER`."""
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        return (0, raw)
+    text = str(raw)
+    name = family(text)
+    parts = [float(part) if index % 2 else part for index, part in enumerate(_NUMBERS.split(text))]
+    return (1, ORDER.index(name) if name in ORDER else len(ORDER), parts)
 
 
 def family(method: str) -> str:
-    """'qmix' of 'qmix hidden=32', 'riit' of 'riit+tfcaf': the mixer, or the algorithm where it is not Q-learning."""
+    """Return 'qmix' for 'qmix hidden=32', 'riit' for 'riit+tfcaf': the mixer, or the algorithm if not Q-learning."""
     return method.split(" ")[0].partition("+")[0]
 
 
-def label(names: Sequence[str], values: Sequence[Any], written: Mapping[str, str] | None = None) -> str:
-    """'qmix' for a group's name, 'tfcaf.rounds=3' for a number. `written`: how keys are written; None: in full."""
-    bare = (METHOD, *TASK_KEYS)
-    return " ".join(
-        str(value) if key in bare or key.endswith(".name") else f"{(written or {}).get(key, key)}={value}"
-        for key, value in zip(names, values, strict=True)
-    )
+def label(keys: Sequence[str], values: Sequence[Any], short_names: Mapping[str, str] | None = None) -> str:
+    """Return the label of a combination of values: 'qmix' for a mixer's name, 'tfcaf.rounds=3' for a setting.
+
+    Args:
+        keys: dotted keys.
+        values: the value of each key.
+        short_names: how to write each key; None: in full.
+    """
+    bare_keys = (METHOD, *TASK_KEYS)
+    parts = []
+    for key, key_value in zip(keys, values, strict=True):
+        if key in bare_keys or key.endswith(".name"):
+            parts.append(str(key_value))
+        else:
+            parts.append(f"{(short_names or {}).get(key, key)}={key_value}")
+    return " ".join(parts)
 
 
 def methods(records: Iterable[Record]) -> list[str]:
-    """Names of the methods, the known ones first."""
-    return sorted({one.method for one in records}, key=sort_key)
+    """Return the names of the methods, known ones first."""
+    return sorted({record.method for record in records}, key=sort_key)
 
 
 def tasks(records: Iterable[Record]) -> list[str]:
-    return sorted({one.task for one in records}, key=sort_key)
+    """Return the tasks, sorted."""
+    return sorted({record.task for record in records}, key=sort_key)

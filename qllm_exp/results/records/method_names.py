@@ -1,4 +1,4 @@
-"""Names of methods: as short as they can be while runs of different settings keep different names."""
+"""Names of methods: as short as possible, while methods with different settings keep different names."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -6,122 +6,139 @@ from typing import Any
 
 from qllm_exp.results.records.reader import FUNCTION, SAMPLE, Method
 
-_ABSENT = object()  # the value of a setting that a variant does not have
+_MISSING = object()  # the value of a setting that a variant does not have
 
-_TELLING = {"llm.name": 1, "llm.model": 2, "train.name": 3}  # settings that stand for others, by how much they say
+_PREFERENCE = {
+    "llm.name": 1,
+    "llm.model": 2,
+    "train.name": 3,
+}  # settings that stand for many others; higher is kept longer
 
-Variant = Mapping[str, Any]  # dotted key to value, of all that may name it
+Variant = Mapping[str, Any]  # dotted key to value, for all keys that may name a method
+MethodKey = tuple[str, str, str]  # task, base, identity
 
 
-def names(methods: Sequence[Method]) -> list[tuple[str, dict[str, Any]]]:
-    """For each method its name, and all the settings in which it differs from others of its task and mixer.
+def name_methods(methods: Sequence[Method]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the name of each method, and all settings in which it differs from others of its task and mixer.
 
-    The name is of algorithm and mixer (`method_name`), followed by as few settings as tell apart the
-    methods of one task. Among settings that do so equally well, digits of a function's hash are given up first, then
-    settings that some methods do not have, then others, then a language model's provider, its model, and a training preset
-    (train.name), which stand for many settings. The choice is one for all tasks; a task shows those of them that differ
-    in it. A setting that a method does not have is not in its name. Settings of the environment that differ within a task
-    make another task of it, whatever the mixer: they are in the name of each method that has them. Takes time linear in the
-    number of methods.
+    A name is algorithm and mixer (`method_name`), followed by as few settings as distinguish the methods of one task. Among
+    settings that do so equally well, the hash digits of a function are dropped first, then settings that some methods do not
+    have, then other settings, then the provider of a language model, its model, and the training preset (train.name): these
+    stand for many settings. The choice is the same for all tasks; a task shows those of them that differ on it. A setting that
+    a method does not have is not in its name. Settings of the environment that differ within a task define another task,
+    whatever the mixer, so they are in the name of each method that has them. Takes time linear in the number of methods.
 
     Functions that are samples of one procedure (equal in all but tfcaf.sample) have one name.
     """
-    apart: dict[tuple[str, str], dict[str, Variant]] = defaultdict(dict)
+    unpooled: dict[tuple[str, str], dict[str, Variant]] = defaultdict(dict)
     for (task, base, identity), variant in _variants(methods).items():
-        apart[task, base][identity] = variant
-    variants = {place: _without_samples(group) for place, group in apart.items()}
-    of_task: dict[str, list[Variant]] = defaultdict(list)
-    for (task, _), group in variants.items():
-        of_task[task] += group.values()
-    of_env = {task: _of_the_environment(group) for task, group in of_task.items()}
-    named: dict[tuple[str, str, str], tuple[str, dict[str, Any]]] = {}
-    for base in {base for _, base in variants}:
-        tasks = {task: group for (task, of), group in variants.items() if of == base}
-        differing = {task: _differing(list(group.values())) for task, group in tasks.items()}
-        kept = fewest([_distinct(group) for group in tasks.values()])
+        unpooled[task, base][identity] = variant
+    groups = {task_and_base: _pool_samples(group) for task_and_base, group in unpooled.items()}
+    variants_of_task: dict[str, list[Variant]] = defaultdict(list)
+    for (task, _), group in groups.items():
+        variants_of_task[task] += group.values()
+    env_keys = {task: _differing_env_keys(variants) for task, variants in variants_of_task.items()}
+    names: dict[MethodKey, tuple[str, dict[str, Any]]] = {}
+    for base in {base for _, base in groups}:
+        tasks = {task: group for (task, group_base), group in groups.items() if group_base == base}
+        differing = {task: _differing_keys(list(group.values())) for task, group in tasks.items()}
+        kept_keys = minimal_keys([_distinct(group) for group in tasks.values()])
         for task, group in tasks.items():
-            shown = sorted({*of_env[task], *(key for key in kept if key in differing[task])})
-            shorter = words(shown)
+            shown_keys = sorted({*env_keys[task], *(key for key in kept_keys if key in differing[task])})
+            short = short_names(shown_keys)
             for identity, variant in group.items():
-                extra = "".join(f" {shorter[key]}={variant[key]}" for key in shown if key in variant)
-                differs = {key: variant[key] for key in sorted({*of_env[task], *differing[task]}) if key in variant}
-                named[task, base, identity] = (f"{base}{extra}", differs)
-    return [named[_key(one)] for one in methods]
+                suffix = "".join(f" {short[key]}={variant[key]}" for key in shown_keys if key in variant)
+                differs = {key: variant[key] for key in sorted({*env_keys[task], *differing[task]}) if key in variant}
+                names[task, base, identity] = (f"{base}{suffix}", differs)
+    return [names[_method_key(method)] for method in methods]
 
 
-def _key(one: Method) -> tuple[str, str, str]:
-    return one.task, one.base, one.identity
+def _method_key(method: Method) -> MethodKey:
+    return method.task, method.base, method.identity
 
 
-def _variants(methods: Sequence[Method]) -> dict[tuple[str, str, str], Variant]:
-    """What may name each method: its settings, and the labels on which all of its runs agree."""
-    found: dict[tuple[str, str, str], Variant] = {}
-    for one in {id(method): method for method in methods}.values():
-        every, known = {**one.settings, **one.labels}, found.get(_key(one))
+def _variants(methods: Sequence[Method]) -> dict[MethodKey, Variant]:
+    """Return what may name each method: its settings, and the labels on which all of its runs agree."""
+    variants: dict[MethodKey, Variant] = {}
+    for method in {id(method): method for method in methods}.values():
+        key = _method_key(method)
+        variant: Variant = {**method.settings, **method.labels}
+        known = variants.get(key)
         if known is not None:
-            every = {key: value for key, value in known.items() if every.get(key, _ABSENT) == value}
-        found[_key(one)] = every
-    return found
+            variant = {name: value for name, value in known.items() if variant.get(name, _MISSING) == value}
+        variants[key] = variant
+    return variants
 
 
-def _without_samples(group: Mapping[str, Variant]) -> dict[str, Variant]:
-    """What names each method of a task and mixer, samples of one procedure being one. By identity, as given."""
+def _pool_samples(group: Mapping[str, Variant]) -> dict[str, Variant]:
+    """Return the variants of a task and mixer by identity, with all samples of one procedure as one variant."""
     procedures: dict[str, list[str]] = defaultdict(list)
     for identity, variant in group.items():
         if FUNCTION in variant:
-            rest = {key: value for key, value in variant.items() if key not in (SAMPLE, FUNCTION)}
-            procedures[repr(sorted(rest.items()))].append(identity)
-    named = dict(group)
-    for alike in procedures.values():
-        if len(alike) == len({group[one].get(SAMPLE, _ABSENT) for one in alike}) > 1:
-            pooled = {key: value for key, value in group[alike[0]].items() if key not in (SAMPLE, FUNCTION)}
-            named |= dict.fromkeys(alike, pooled)
-    return named
+            procedure = {key: value for key, value in variant.items() if key not in (SAMPLE, FUNCTION)}
+            procedures[repr(sorted(procedure.items()))].append(identity)
+    pooled = dict(group)
+    for identities in procedures.values():
+        samples = {group[identity].get(SAMPLE, _MISSING) for identity in identities}
+        if len(identities) == len(samples) > 1:
+            first = group[identities[0]]
+            variant = {key: value for key, value in first.items() if key not in (SAMPLE, FUNCTION)}
+            pooled |= dict.fromkeys(identities, variant)
+    return pooled
 
 
-def _differing(variants: Sequence[Variant]) -> list[str]:
-    """Keys that have not the same value in all variants, in order."""
-    keys = sorted(set().union(*variants))
-    return [key for key in keys if len({_value(one, key) for one in variants}) > 1]
+def _differing_keys(variants: Sequence[Variant]) -> list[str]:
+    """Return the keys that do not have the same value in all variants, sorted."""
+    all_keys = sorted(set().union(*variants))
+    return [key for key in all_keys if len({_value(variant, key) for variant in variants}) > 1]
 
 
-def _of_the_environment(variants: Sequence[Variant]) -> list[str]:
-    """Keys of the environment that have not the same value in all variants, but for the number of its copies."""
-    return [key for key in _differing(variants) if key.startswith("env.") and key != "env.num_envs"]
+def _differing_env_keys(variants: Sequence[Variant]) -> list[str]:
+    """Return the keys of the environment that differ between variants, except the number of its copies."""
+    return [key for key in _differing_keys(variants) if key.startswith("env.") and key != "env.num_envs"]
 
 
 def _distinct(group: Mapping[str, Variant]) -> list[Variant]:
-    return list({id(one): one for one in group.values()}.values())
+    return list({id(variant): variant for variant in group.values()}.values())
 
 
-def fewest(tasks: Sequence[Sequence[Variant]]) -> list[str]:
-    """Keys that tell apart the variants of every task, none of which can be left out. No two variants of a task are alike."""
-    differing = [_differing(variants) for variants in tasks]
-    lacking = {
+def minimal_keys(tasks: Sequence[Sequence[Variant]]) -> list[str]:
+    """Return a minimal set of keys that distinguishes the variants of every task.
+
+    Args:
+        tasks: the variants of each task; no two variants of a task are equal.
+    """
+    differing = [_differing_keys(variants) for variants in tasks]
+    partial_keys = {
         key
         for variants, keys in zip(tasks, differing, strict=True)
         for key in keys
-        if any(key not in one for one in variants)
+        if any(key not in variant for variant in variants)
     }
 
-    def worth(key: str) -> tuple[bool, bool, int, str]:
-        return key != FUNCTION, key not in lacking, _TELLING.get(key, 0), key
+    def preference(key: str) -> tuple[bool, bool, int, str]:
+        return key != FUNCTION, key not in partial_keys, _PREFERENCE.get(key, 0), key
 
-    kept = sorted(set().union(*differing), key=worth)
+    kept = sorted(set().union(*differing), key=preference)
     for key in list(kept):
         rest = [other for other in kept if other != key]
-        if all(len({tuple(_value(one, k) for k in rest) for one in variants}) == len(variants) for variants in tasks):
+        if all(_are_distinct(variants, rest) for variants in tasks):
             kept = rest
     return sorted(kept)
 
 
+def _are_distinct(variants: Sequence[Variant], keys: Sequence[str]) -> bool:
+    """Return whether the values of these keys distinguish all variants."""
+    return len({tuple(_value(variant, key) for key in keys) for variant in variants}) == len(variants)
+
+
 def _value(variant: Variant, key: str) -> Hashable:
-    value = variant.get(key, _ABSENT)
+    value = variant.get(key, _MISSING)
     return repr(value) if isinstance(value, list | dict) else value
 
 
-def words(keys: Sequence[str]) -> dict[str, str]:
-    """How a key is written in a name: its last part, a group for its `name`, or in full where two would be alike."""
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return how each key is written in a name: its last part, or the group for its `name`; in full if ambiguous."""
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
-    alike = list(short.values())
-    return {key: word if alike.count(word) == 1 else key for key, word in short.items()}
+    all_names = list(short.values())
+    return {key: name if all_names.count(name) == 1 else key for key, name in short.items()}

@@ -1,1 +1,1 @@
-"""The page of `python -m qllm_exp.results report`: a module per section, put together by `page`."""
+"""The page of `python -m qllm_exp.results report`: one module per section, assembled by `page`."""

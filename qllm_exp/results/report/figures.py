@@ -1,4 +1,4 @@
-"""The figures of a report: curves of each task, and what is said over all tasks."""
+"""The figures of a report: learning curves of each task, and figures over all tasks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,68 +6,63 @@ from pathlib import Path
 
 from qllm_exp.results.figures import across_tasks, per_task
 from qllm_exp.results.records import keys
-from qllm_exp.results.report.parts import Html, absent, joined, or_sentence, section, tag
-from qllm_exp.results.report.subject import ReportData
-from qllm_exp.results.report.svg import drawn, figure
-from qllm_exp.results.tables.table import finished
+from qllm_exp.results.report.parts import Html, concat, missing_note, or_missing_note, section, tag
+from qllm_exp.results.report.report_data import ReportData
+from qllm_exp.results.report.svg import render_svg, svg_figure
+from qllm_exp.results.tables.table import finished_records
 from qllm_exp.utils.text import count
 
-MOST_TASKS = 24  # with a figure of their own
+MAX_TASKS = 24  # tasks with a figure of their own
 
 _Draw = Callable[[Path], object]
 
 
-def drawings(subject: ReportData) -> Html:
-    """The section with all figures; where one cannot be drawn, the reason stands in its place."""
-    return section("figures", "Figures", or_sentence("figure", lambda: _all(subject)))
+def figures_section(data: ReportData) -> Html:
+    """Return the section with all figures; if one cannot be drawn, the reason takes its place."""
+    return section("figures", "Figures", or_missing_note("figure", lambda: _all_figures(data)))
 
 
-def _all(subject: ReportData) -> Html:
-    records = finished(subject.collection)
+def _all_figures(data: ReportData) -> Html:
+    records = finished_records(data.collection)
     tasks = keys.tasks(records)
-    each = [
+    task_figures = [
         _figure(
-            f"curve{at}",
+            f"curve{index}",
             f"Learning curves on {task}: evaluation return against environment steps",
             partial(per_task.curves, records, only=task),
         )
-        for at, task in enumerate(tasks[:MOST_TASKS])
+        for index, task in enumerate(tasks[:MAX_TASKS])
     ]
-    left = len(tasks) - len(each)
-    more = absent(
-        f"{count(left, 'task')} more have no figure of their own here; python -m qllm_exp.results curves draws them."
-    )
     if len(tasks) == 1:
-        overall = absent("No aggregated curves: with one task only they would be the curves above on another scale.")
+        aggregated = missing_note("No aggregated curves: for one task they would only rescale the curves above.")
     else:
-        overall = _figure(
+        aggregated = _figure(
             "aggregated",
             "Aggregated learning curves: interquartile mean of normalised returns over all tasks",
             partial(across_tasks.aggregated_curves, records),
         )
-    scores = [
-        _figure(
-            "profiles",
-            "Performance profiles: share of runs above each normalised final return",
-            partial(across_tasks.profiles, records),
-        ),
-        _figure(
-            "improvement",
-            "Probability of improvement: how often a run of one method scores higher than one of another",
-            partial(across_tasks.improvement, records),
-        ),
-    ]
-    return joined(
-        [
-            tag("h3", "Learning curves"),
-            tag("div", *each, class_="panels"),
-            *[more] * (left > 0),
-            tag("h3", "Over all tasks"),
-            tag("div", overall, *scores, class_="panels whole"),
-        ]
+    profiles = _figure(
+        "profiles",
+        "Performance profiles: share of runs above each normalised final return",
+        partial(across_tasks.profiles, records),
     )
+    improvement = _figure(
+        "improvement",
+        "Probability of improvement: how often a run of one method scores higher than a run of another",
+        partial(across_tasks.improvement, records),
+    )
+    parts = [tag("h3", "Learning curves"), tag("div", *task_figures, class_="panels")]
+    hidden = len(tasks) - len(task_figures)
+    if hidden > 0:
+        parts.append(
+            missing_note(f"{count(hidden, 'more task')} not shown. To draw all: python -m qllm_exp.results curves.")
+        )
+    parts.append(tag("h3", "Over all tasks"))
+    parts.append(tag("div", aggregated, profiles, improvement, class_="panels whole"))
+    return concat(parts)
 
 
 def _figure(name: str, label: str, draw: _Draw) -> Html:
-    what = label.partition(":")[0].lower()
-    return or_sentence(what, lambda: figure(drawn(draw), name, label))
+    """Return a figure, or the reason why it cannot be drawn; the label starts with its name."""
+    figure_name = label.partition(":")[0].lower()
+    return or_missing_note(figure_name, lambda: svg_figure(render_svg(draw), name, label))

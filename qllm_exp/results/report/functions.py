@@ -1,11 +1,11 @@
-"""The credit-assignment functions of the runs: what each says, where it comes from, and the credit that it gives."""
+"""The credit-assignment functions of the runs: their explanation, source, origin and credit."""
 
 import ast
 import hashlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,177 +14,212 @@ from qllm_exp.credit import stored_function
 from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import UserError
 from qllm_exp.results.records.reader import FUNCTION
-from qllm_exp.results.report.credit import credit_picture
-from qllm_exp.results.report.parts import Html, absent, facts, folded, joined, section, tag
+from qllm_exp.results.report.credit import credit_figure
+from qllm_exp.results.report.parts import Html, concat, definition_list, details, missing_note, section, tag
 from qllm_exp.results.report.prose import prose
-from qllm_exp.results.report.python import highlighted
-from qllm_exp.results.report.subject import ReportData, shown
-from qllm_exp.results.report.svg import figure
+from qllm_exp.results.report.python import highlight
+from qllm_exp.results.report.report_data import ReportData, display_path
+from qllm_exp.results.report.svg import svg_figure
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.utils.text import count
 
-MOST_FUNCTIONS, MOST_PICTURES = 50, 12  # in one page
-LONG_SOURCE = 24  # lines; a longer source is folded
-_FENCED = re.compile(r"^(```+|~~~+).*?^\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
+MAX_FUNCTIONS = 50  # functions in a page
+MAX_FIGURES = 12  # credit figures in a page
+MAX_OPEN_LINES = 24  # a longer source is collapsed
+_CODE_BLOCK = re.compile(r"^(```+|~~~+).*?^\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass
-class Used:
-    """A function, and the folders of the runs that use it on one task: finished ones, and others.
+class FunctionUse:
+    """A function, and the runs that use it on one task.
 
     Attributes:
-        methods: names of the methods of the finished ones. digits: what the tables call it (mixer.function).
+        task: the task of the runs.
+        digits: how tables name the function (mixer.function); '' if no run has finished.
+        finished: directories of the finished runs.
+        unfinished: directories of the other runs.
+        methods: names of the methods of the finished runs, as keys.
     """
 
     task: str
     digits: str = ""
     finished: list[Path] = field(default_factory=list)
-    others: list[Path] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
     methods: dict[str, None] = field(default_factory=dict)
 
     @property
-    def first(self) -> Path:
-        return (self.finished or self.others)[0]
+    def first_run(self) -> Path:
+        """Directory of the first run, a finished one if there is any."""
+        return (self.finished or self.unfinished)[0]
 
 
-def used(subject: ReportData) -> list[Used]:
-    """The functions of all runs by task, told apart by their files."""
-    found: dict[tuple[str, str], Used] = {}
-    for one in subject.records:
-        key = _digest(one.path)
-        if key:
-            of = found.setdefault((one.task, key), Used(one.task, str(one.settings.get(FUNCTION, ""))))
-            of.finished.append(one.path)
-            of.methods[one.method] = None
-    for other in subject.collection.unfinished:
-        key = _digest(other.path)
-        if key:
-            found.setdefault((other.task, key), Used(other.task)).others.append(other.path)
-    return list(found.values())
+def function_uses(data: ReportData) -> list[FunctionUse]:
+    """Return the functions of all runs by task; equal files are one function."""
+    uses: dict[tuple[str, str], FunctionUse] = {}
+    for record in data.records:
+        digest = _digest(record.path)
+        if digest:
+            new_use = FunctionUse(record.task, str(record.settings.get(FUNCTION, "")))
+            use = uses.setdefault((record.task, digest), new_use)
+            use.finished.append(record.path)
+            use.methods[record.method] = None
+    for run in data.collection.unfinished:
+        digest = _digest(run.path)
+        if digest:
+            uses.setdefault((run.task, digest), FunctionUse(run.task)).unfinished.append(run.path)
+    return list(uses.values())
 
 
-def functions(subject: ReportData, pictures: bool) -> Html:
-    """The section on the functions; '' where no run uses one.
+def functions_section(data: ReportData, draw_credit: bool) -> Html:
+    """Return the section on the functions; '' if no run uses one.
 
     Args:
-        pictures: whether to draw the credit along an episode, which takes seconds for each function.
+        data: the data of the report.
+        draw_credit: whether to draw the credit along an episode, which takes seconds for each function.
     """
-    every = used(subject)
-    if not every:
+    uses = function_uses(data)
+    if not uses:
         return Html("")
-    told = []
-    for number, one in enumerate(every[:MOST_FUNCTIONS], 1):
-        told.append(tag("article", *_told(one, number, subject, len(every), pictures), id=f"function-{number}"))
-    left = len(every) - len(told)
-    more = absent(f"And {count(left, 'function')} more: python -m qllm_exp.tfcaf show RUN_FOLDER/tfcaf.json shows one.")
-    lead = (
-        f"{count(len(every), 'function')} that a language model wrote, or that somebody gave, in place of a trained mixing "
-        "network: Q_tot = n f(q, s). The credit of an agent is the derivative of Q_tot with respect to its Q; 1 is equal credit."
+    articles = []
+    for number, use in enumerate(uses[:MAX_FUNCTIONS], 1):
+        article_parts = _function_parts(use, number, data, len(uses), draw_credit)
+        articles.append(tag("article", *article_parts, id=f"function-{number}"))
+    introduction = (
+        f"{count(len(uses), 'function')} that a language model wrote, or the user provided, in place of a trained mixing network: "
+        "Q_tot = n f(q, s). The credit of an agent is the derivative of Q_tot with respect to its individual Q; 1 is equal credit."
     )
-    return section("functions", "Credit-assignment functions", tag("p", lead), *told, *[more] * bool(left))
+    parts = [tag("p", introduction), *articles]
+    hidden = len(uses) - len(articles)
+    if hidden:
+        parts.append(
+            missing_note(
+                f"{count(hidden, 'more function')} not shown. To show one: "
+                "python -m qllm_exp.tfcaf show RUN_FOLDER/tfcaf.json."
+            )
+        )
+    return section("functions", "Credit-assignment functions", *parts)
 
 
-def explanation(one: StoredFunction) -> str:
-    """What the model said of the function beside its source; else the function's docstring; '' where there is neither."""
-    for row in reversed(one.transcript):
+def explanation(function: StoredFunction) -> str:
+    """Return what the model wrote about the function beside its source; else its docstring; '' if there is neither."""
+    source = function.source.strip()
+    for row in reversed(function.transcript):
         answer = row.get("answer")
-        if isinstance(answer, str) and one.source.strip() and one.source.strip() in answer:
-            said = _FENCED.sub("", answer).strip()
-            if said and one.source.strip() not in said:
-                return said
+        if isinstance(answer, str) and source and source in answer:
+            text = _CODE_BLOCK.sub("", answer).strip()
+            if text and source not in text:
+                return text
     try:
-        defined = [node for node in ast.parse(one.source).body if isinstance(node, ast.FunctionDef)]
+        definitions = [node for node in ast.parse(function.source).body if isinstance(node, ast.FunctionDef)]
     except (SyntaxError, ValueError, RecursionError):
         return ""
-    return next((ast.get_docstring(node) or "" for node in defined if node.name == one.function), "")
+    docstrings = (ast.get_docstring(node) or "" for node in definitions if node.name == function.function)
+    return next(docstrings, "")
 
 
-def provenance(one: StoredFunction) -> str:
-    """Who wrote it, when and how, in a sentence."""
-    of = {key: str(value) for key, value in one.provenance.items()}
-    who, procedure = of.pop("model", "") or "somebody who is not known", of.pop("procedure", "")
-    when = f" on {of.pop('date')}" if of.get("date") else ""
-    how = "Imported from" if procedure == "imported" else "Written by"
-    rest = "".join(f"; {key} {value}" for key, value in of.items() if value)
-    return f"{how} {who}{when}{f', in {procedure}' if procedure not in ('', 'imported') else ''}{rest}."
+def provenance_text(function: StoredFunction) -> str:
+    """Return who wrote a function, when and how, in one sentence."""
+    facts = {key: str(value) for key, value in function.provenance.items()}
+    author = facts.pop("model", "") or "an unknown author"
+    procedure = facts.pop("procedure", "")
+    text = f"Imported from {author}" if procedure == "imported" else f"Written by {author}"
+    if facts.get("date"):
+        text += f" on {facts.pop('date')}"
+    if procedure not in ("", "imported"):
+        text += f", in {procedure}"
+    return text + "".join(f"; {key} {value}" for key, value in facts.items() if value) + "."
 
 
-def cost(of: dict[str, Any]) -> str:
-    """'4 calls, 12,345 tokens, 0.0123 USD'; '' for a function that nobody was asked for."""
-    calls, sent, received, usd = (of.get(key) for key in ("calls", "tokens_in", "tokens_out", "usd"))
+def cost_text(cost: Mapping[str, Any]) -> str:
+    """Return '4 calls, 12,345 tokens, 0.0123 USD'; '' for a function without calls."""
+    calls, usd = cost.get("calls"), cost.get("usd")
     if not isinstance(calls, int) or not calls:
         return ""
-    tokens = sum(one for one in (sent, received) if isinstance(one, int))
-    price = f"{usd:.4f} USD" if isinstance(usd, int | float) else "no price known"
-    return f"{count(calls, 'call')}, {f'{tokens:,} tokens, ' if tokens else ''}{price}"
+    tokens = sum(number for number in (cost.get("tokens_in"), cost.get("tokens_out")) if isinstance(number, int))
+    parts = [count(calls, "call")]
+    if tokens:
+        parts.append(f"{tokens:,} tokens")
+    parts.append(f"{usd:.4f} USD" if isinstance(usd, int | float) else "no price known")
+    return ", ".join(parts)
 
 
-def _told(one: Used, number: int, subject: ReportData, total: int, pictures: bool) -> Iterator[Html]:
-    yield tag("h3", one.task or one.first.name)
-    directory = RunDirectory(one.first)
+def _function_parts(use: FunctionUse, number: int, data: ReportData, total: int, draw_credit: bool) -> Iterator[Html]:
+    """Yield the parts of the article on a function.
+
+    Args:
+        use: the function and its runs.
+        number: its number on the page, from 1.
+        data: the data of the report.
+        total: number of functions.
+        draw_credit: whether to draw its credit.
+    """
+    yield tag("h3", use.task or use.first_run.name)
     try:
-        function = stored_function.load(directory.tfcaf)
+        function = stored_function.load(RunDirectory(use.first_run).tfcaf)
     except UserError as error:
-        yield facts([("used by", _users(one, subject))])
-        yield absent(f"Its file cannot be used: {error}")
+        yield definition_list([("used by", _users(use, data))])
+        yield missing_note(f"Its file cannot be used: {error}")
         return
-    said = explanation(function)
-    yield (
-        tag("blockquote", prose(said))
-        if said
-        else absent("Nothing was said about it beside the comments in its source.")
-    )
-    made_for = f"{function.env}/{function.task}"
-    yield facts(
+    text = explanation(function)
+    if text:
+        yield tag("blockquote", prose(text))
+    else:
+        yield missing_note("There is no explanation besides the comments in its source.")
+    task = f"{function.env}/{function.task}"
+    yield definition_list(
         [
-            ("used by", _users(one, subject)),
-            ("in tables", f"mixer.function={one.digits}" * bool(one.digits)),
-            ("written for", made_for if made_for != one.task else ""),
-            ("comes from", provenance(function)),
-            ("cost", cost(function.cost)),
+            ("used by", _users(use, data)),
+            ("in tables", f"mixer.function={use.digits}" if use.digits else ""),
+            ("written for", task if task != use.task else ""),
+            ("origin", provenance_text(function)),
+            ("cost", cost_text(function.cost)),
             ("verdict", function.verdict),
             ("prompt hash", _hash(function.prompt_hash)),
             ("key", _hash(function.key)),
             ("program hash", _hash(function.program.hash)),
         ]
     )
-    lines = len(function.source.strip().split("\n"))
-    source = tag(
-        "pre", tag("code", highlighted(function.source.strip())), class_="source", tabindex=0, aria_label="source"
-    )
-    yield folded(f"Source, {count(lines, 'line')}", source, opened=lines <= LONG_SOURCE)
-    if pictures and number <= MOST_PICTURES:
-        yield _picture(one, number, min(total, MOST_PICTURES))
+    source = function.source.strip()
+    lines = len(source.split("\n"))
+    code = tag("pre", tag("code", highlight(source)), class_="source", tabindex=0, aria_label="source")
+    yield details(f"Source, {count(lines, 'line')}", code, is_open=lines <= MAX_OPEN_LINES)
+    if draw_credit and number <= MAX_FIGURES:
+        yield _credit_figure(use, number, min(total, MAX_FIGURES))
     else:
-        why = "only the first functions of a page are drawn" if pictures else "asked for none (--no-credit)"
-        yield absent(joined([f"No picture of its credit here: {why}. To draw it: ", tag("code", _explain(one.first))]))
-
-
-def _picture(one: Used, number: int, total: int) -> Html:
-    trained = bool(one.finished) and RunDirectory(one.first).policy.exists()
-    print(f"credit {number}/{total}: playing {one.task}", file=sys.stderr, flush=True)
-    who = f"the policy of {one.first.name}" if trained else "a team that acts at random"
-    caption = f"Credit of each agent along an episode of {who}, beside rewards, actions and scenes."
-    try:
-        svg = credit_picture(one.first, trained)
-    except UserError as error:
-        return absent(
-            joined([f"No picture of its credit: {error}. To try it alone: ", tag("code", _explain(one.first))])
+        reason = f"only the first {MAX_FIGURES} functions are drawn" if draw_credit else "disabled by --no-credit"
+        yield missing_note(
+            concat([f"No credit figure: {reason}. To draw it: ", tag("code", _explain_command(use.first_run))])
         )
-    return figure(svg, f"credit{number}", f"{one.task}: {caption}", caption, "credit")
 
 
-def _explain(folder: Path) -> str:
-    where = shown(folder)
-    return shlex.join(["python", "-m", "qllm_exp.tfcaf", "explain", f"{where}/tfcaf.json", "--policy", where])
+def _credit_figure(use: FunctionUse, number: int, total: int) -> Html:
+    """Return the credit figure of a function, or the reason why it cannot be drawn."""
+    trained = bool(use.finished) and RunDirectory(use.first_run).policy.exists()
+    print(f"credit figure {number}/{total}: {use.task}", file=sys.stderr, flush=True)
+    team = f"the policy of {use.first_run.name}" if trained else "a team that acts at random"
+    caption = f"Credit of each agent along an episode of {team}, with rewards, actions and scenes."
+    try:
+        svg = credit_figure(use.first_run, trained)
+    except UserError as error:
+        command = tag("code", _explain_command(use.first_run))
+        return missing_note(concat([f"No credit figure: {error}. To try again: ", command]))
+    return svg_figure(svg, f"credit{number}", f"{use.task}: {caption}", caption, "credit")
 
 
-def _users(one: Used, subject: ReportData) -> Html:
-    first = tag("a", one.first.name, href=subject.link(one.first))
-    others = len(one.finished) + len(one.others) - 1
-    methods: Sequence[str] = list(one.methods)
-    words = f"{', '.join(methods)}: " if methods else ""
-    return joined([words, first, f" and {others} more" * bool(others)])
+def _explain_command(folder: Path) -> str:
+    path = display_path(folder)
+    return shlex.join(["python", "-m", "qllm_exp.tfcaf", "explain", f"{path}/tfcaf.json", "--policy", path])
+
+
+def _users(use: FunctionUse, data: ReportData) -> Html:
+    """Return the methods that use a function, a link to its first run, and the number of its other runs."""
+    parts = [tag("a", use.first_run.name, href=data.link(use.first_run))]
+    if use.methods:
+        parts.insert(0, concat([f"{', '.join(use.methods)}: "]))
+    others = len(use.finished) + len(use.unfinished) - 1
+    if others:
+        parts.append(concat([f" and {others} more"]))
+    return concat(parts)
 
 
 def _hash(digits: str) -> Html:
@@ -192,6 +227,7 @@ def _hash(digits: str) -> Html:
 
 
 def _digest(run: Path) -> str:
+    """Return the hash of a run's function file; '' if there is none."""
     try:
         return hashlib.sha256(RunDirectory(run).tfcaf.read_bytes()).hexdigest()
     except OSError:

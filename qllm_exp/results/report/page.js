@@ -1,4 +1,4 @@
-// The page is whole without this: tables of runs get sortable, and what is folded is unfolded for print.
+// The page is complete without this script, which makes tables of runs sortable and opens collapsed parts for printing.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -6,22 +6,22 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.textContent = head.textContent;
     head.replaceChildren(button);
     button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") === "ascending";
-      heads.forEach((one) => one.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = (row) => row.cells[column].dataset.v ?? row.cells[column].textContent;
-      const order = (a, b) => {
-        const [x, y] = [key(a), key(b)];
-        return isFinite(x) && isFinite(y) ? x - y : x.localeCompare(y, "en", { numeric: true });
+      const descending = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      const value = (row) => row.cells[column].dataset.v ?? row.cells[column].textContent;
+      const compare = (rowA, rowB) => {
+        const [a, b] = [value(rowA), value(rowB)];
+        return isFinite(a) && isFinite(b) ? a - b : a.localeCompare(b, "en", { numeric: true });
       };
-      const rows = [...table.tBodies[0].rows].sort(order);
-      table.tBodies[0].append(...(down ? rows.reverse() : rows));
+      const rows = [...table.tBodies[0].rows].sort(compare);
+      table.tBodies[0].append(...(descending ? rows.reverse() : rows));
     });
   });
 }
-let folded = [];
+let collapsed = [];
 addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details:not([open])")];
-  folded.forEach((one) => (one.open = true));
+  collapsed = [...document.querySelectorAll("details:not([open])")];
+  collapsed.forEach((element) => (element.open = true));
 });
-addEventListener("afterprint", () => folded.forEach((one) => (one.open = false)));
+addEventListener("afterprint", () => collapsed.forEach((element) => (element.open = false)));

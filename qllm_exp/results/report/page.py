@@ -1,4 +1,4 @@
-"""One HTML page on a sweep, or on any folders of runs, that needs no other file and no network."""
+"""The report: one self-contained HTML page on a sweep, or on any directories of runs."""
 
 import base64
 import hashlib
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.collect import Collection
-from qllm_exp.results.report.figures import drawings
-from qllm_exp.results.report.functions import functions
-from qllm_exp.results.report.parts import Html, joined, tag
-from qllm_exp.results.report.runs import asked, runs
-from qllm_exp.results.report.settings import again, costs, versions
-from qllm_exp.results.report.subject import ReportData, sweeps_of
-from qllm_exp.results.report.tables import ablations, comparisons
+from qllm_exp.results.report.figures import figures_section
+from qllm_exp.results.report.functions import functions_section
+from qllm_exp.results.report.parts import Html, concat, tag
+from qllm_exp.results.report.report_data import ReportData, find_sweeps
+from qllm_exp.results.report.runs import runs_section, sweep_section
+from qllm_exp.results.report.settings import cost_section, reproduce_section, versions_section
+from qllm_exp.results.report.tables import ablation_section, comparison_section
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -30,7 +30,7 @@ _PAGE = """<!DOCTYPE html>
 {style}</style>
 </head>
 <body>
-<a class="skip" href="#content">To the content</a>
+<a class="skip" href="#content">Skip to content</a>
 <div class="page">
 <header>
 {header}
@@ -53,64 +53,77 @@ _PAGE = """<!DOCTYPE html>
 
 
 def report(
-    collection: Collection, folders: Sequence[Path], page: Path, credit: bool = True, typed: Sequence[str] = ()
+    collection: Collection, folders: Sequence[Path], page_folder: Path, credit: bool = True, sources: Sequence[str] = ()
 ) -> str:
-    """The text of the page.
+    """Return the HTML text of the report.
 
     Args:
-        collection: the runs of the folders.
-        page: the folder that the page goes into; links to runs are relative to it.
-        credit: whether to draw the credit that functions give along an episode, which takes simulation.
-        typed: what the user gave, where it is not these folders: an address that they were read from.
+        collection: the runs of the directories.
+        folders: directories of runs or sweeps.
+        page_folder: the directory of the page; links to runs are relative to it.
+        credit: whether to draw the credit of functions along an episode, which takes simulation.
+        sources: the directories or addresses, as typed; (): the directories.
     """
-    subject = ReportData(collection, sweeps_of(folders), tuple(typed) or tuple(map(str, folders)), page.absolute())
-    parts = [
-        ("asked", "What was asked", asked(subject)),
-        ("comparison", "Comparison", comparisons(subject)),
-        ("ablation", "Ablation", ablations(subject)),
-        ("figures", "Figures", drawings(subject)),
-        ("functions", "Functions", functions(subject, credit)),
-        ("runs", "Runs", runs(subject)),
-        ("cost", "Cost", costs(subject)),
-        ("versions", "Versions", versions(subject)),
-        ("again", "Reproduce", again(subject)),
+    shown_sources = tuple(sources) or tuple(map(str, folders))
+    data = ReportData(collection, find_sweeps(folders), shown_sources, page_folder.absolute())
+    sections = [
+        ("sweep", "Sweep", sweep_section(data)),
+        ("comparison", "Comparison", comparison_section(data)),
+        ("ablation", "Ablation", ablation_section(data)),
+        ("figures", "Figures", figures_section(data)),
+        ("functions", "Functions", functions_section(data, credit)),
+        ("runs", "Runs", runs_section(data)),
+        ("cost", "Cost", cost_section(data)),
+        ("versions", "Versions", versions_section(data)),
+        ("reproduce", "Reproduce", reproduce_section(data)),
     ]
-    there = [(anchor, words, part) for anchor, words, part in parts if part]
-    contents = tag("ol", *(tag("li", tag("a", words, href=f"#{anchor}")) for anchor, words, _ in there))
-    style, script = _file("page.css"), _file("page.js")
-    digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
+    present = [(anchor, title, content) for anchor, title, content in sections if content]
+    contents = tag("ol", *(tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title, _ in present))
+    style, script = _read_resource("page.css"), _read_resource("page.js")
+    script_hash = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
     return _PAGE.format(
         policy=html.escape(
             "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
-            f"script-src 'sha256-{digest}'"
+            f"script-src 'sha256-{script_hash}'"
         ),
-        title=html.escape(f"{subject.title}: report"),
+        title=html.escape(f"{data.title}: report"),
         style=style,
-        header=_header(subject),
+        header=_header(data),
         contents=contents,
-        main=joined(part for _, _, part in there),
-        footer=tag("p", "Made by qllm_exp from the folders of the runs. All figures can be traced to them."),
+        main=concat(content for _, _, content in present),
+        footer=tag("p", "Generated by qllm_exp from the run directories, to which every number can be traced."),
         script=script,
     )
 
 
-def _header(subject: ReportData) -> Html:
-    records, rest = subject.collection.finished, subject.collection.unfinished
-    each = {"task": keys.tasks(records), "method": keys.methods(records), "seed": {one.seed for one in records}}
-    total = len(records) + len(rest)
-    figures = [(len(records), f"of {total:,} run{'s' * (total != 1)} finished")]
-    figures += [(len(found), f"{what}{'s' * (len(found) != 1)}") for what, found in each.items()]
-    shown = (tag("li", tag("strong", f"{number:,}"), " ", tag("span", words)) for number, words in figures)
-    made = time.strftime("%Y-%m-%d %H:%M")
-    return joined(
+def _header(data: ReportData) -> Html:
+    records = data.collection.finished
+    total = len(records) + len(data.collection.unfinished)
+    totals = [
+        (len(records), f"of {total:,} {_plural('run', total)} finished"),
+        _total("task", len(keys.tasks(records))),
+        _total("method", len(keys.methods(records))),
+        _total("seed", len({record.seed for record in records})),
+    ]
+    items = (tag("li", tag("strong", f"{number:,}"), " ", tag("span", text)) for number, text in totals)
+    created = time.strftime("%Y-%m-%d %H:%M")
+    return concat(
         [
             tag("p", "Experiment report", class_="eyebrow"),
-            tag("h1", subject.title),
-            tag("p", "Cooperative multi-agent reinforcement learning; made ", tag("time", made), "."),
-            tag("ul", *shown, class_="figures"),
+            tag("h1", data.title),
+            tag("p", "Cooperative multi-agent reinforcement learning; created ", tag("time", created), "."),
+            tag("ul", *items, class_="totals"),
         ]
     )
 
 
-def _file(name: str) -> str:
+def _total(noun: str, number: int) -> tuple[int, str]:
+    return number, _plural(noun, number)
+
+
+def _plural(noun: str, number: int) -> str:
+    return noun if number == 1 else f"{noun}s"
+
+
+def _read_resource(name: str) -> str:
     return resources.files("qllm_exp.results.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pieces of an HTML page. Whatever is not `Html` already is text and gets escaped, so that no run can put markup into a report."""
+"""Elements of an HTML page. Everything that is not `Html` is text and gets escaped, so no run can put markup into a report."""
 
 import html
 from collections.abc import Callable, Iterable, Sequence
@@ -7,8 +7,8 @@ from qllm_exp.errors import UserError
 from qllm_exp.results.tables.formats import html_notes, html_table
 from qllm_exp.results.tables.sheet import Sheet
 
-LONG = 40  # rows; a longer table is folded
-WIDE = 8  # columns; a table with more would be cut off in print
+MAX_OPEN_ROWS = 40  # a longer table is collapsed
+MAX_COLUMNS = 8  # a table with more columns would be cut off in print
 
 
 class Html(str):
@@ -16,78 +16,107 @@ class Html(str):
 
 
 def tag(name: str, *children: str, **attributes: object) -> Html:
-    """An element. `class_` is class, `data_v` is data-v; True is an attribute without a value, None and False are none."""
-    written = [name]
+    """Return an element.
+
+    Args:
+        name: name of the element.
+        *children: text or markup inside the element.
+        **attributes: `class_` becomes class, `data_v` becomes data-v. True is an attribute without a value; None and False are
+            left out.
+    """
+    parts = [name]
     for key, value in attributes.items():
-        word = key.rstrip("_").replace("_", "-")
+        attribute = key.rstrip("_").replace("_", "-")
         if value is True:
-            written.append(word)
+            parts.append(attribute)
         elif value is not None and value is not False:
-            written.append(f'{word}="{html.escape(str(value))}"')
-    return Html(f"<{' '.join(written)}>{joined(children)}</{name}>")
+            parts.append(f'{attribute}="{html.escape(str(value))}"')
+    return Html(f"<{' '.join(parts)}>{concat(children)}</{name}>")
 
 
-def joined(parts: Iterable[str], between: str = "") -> Html:
-    """Parts one after the other."""
-    return Html(_markup(between).join(map(_markup, parts)))
+def concat(parts: Iterable[str], separator: str = "") -> Html:
+    """Return parts one after the other."""
+    return Html(_to_markup(separator).join(map(_to_markup, parts)))
 
 
 def section(anchor: str, title: str, *children: str) -> Html:
-    """A section of the page, to which the contents list leads."""
+    """Return a section of the page.
+
+    Args:
+        anchor: its id, to which the table of contents links.
+        title: its heading.
+        *children: its content.
+    """
     heading = tag("h2", title, id=f"{anchor}-title")
     return Html(tag("section", heading, *children, id=anchor, aria_labelledby=f"{anchor}-title") + "\n")
 
 
-def scroll(label: str, child: str) -> Html:
-    """A box that scrolls sideways by itself where its content is wider than the page."""
+def scroll_box(label: str, child: str) -> Html:
+    """Return a box that scrolls sideways if its content is wider than the page."""
     return tag("div", child, class_="scroll", role="region", tabindex=0, aria_label=label)
 
 
-def facts(pairs: Iterable[tuple[str, str]]) -> Html:
-    """Names and values; a pair whose value is '' is left out."""
-    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs if value), class_="facts")
+def definition_list(pairs: Iterable[tuple[str, str]]) -> Html:
+    """Return names with their values; a pair with the value '' is left out."""
+    items = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs if value]
+    return tag("dl", *items, class_="definitions")
 
 
-def command(*lines: str) -> Html:
-    """What to type."""
+def command_block(*lines: str) -> Html:
+    """Return commands to type."""
     return tag("pre", tag("code", "\n".join(lines)), class_="command")
 
 
-def folded(summary: str, *children: str, opened: bool = False) -> Html:
-    """Shown where the reader asks for it, and in print."""
-    return tag("details", tag("summary", summary), *children, open=opened)
+def details(summary: str, *children: str, is_open: bool = False) -> Html:
+    """Return content that is collapsed until the reader opens it, or prints the page."""
+    return tag("details", tag("summary", summary), *children, open=is_open)
 
 
-def absent(why: str) -> Html:
-    """The sentence in the place of something that is not there."""
-    return tag("p", why, class_="absent")
+def missing_note(reason: str) -> Html:
+    """Return the sentence that takes the place of missing content."""
+    return tag("p", reason, class_="missing")
 
 
-def or_sentence(what: str, make: Callable[[], str]) -> Html:
-    """What `make` gives, or why it cannot be had."""
+def or_missing_note(name: str, make: Callable[[], str]) -> Html:
+    """Return the content that `make` returns, or the reason why there is none.
+
+    Args:
+        name: name of the content, for the sentence.
+        make: returns text or markup; may raise UserError.
+    """
     try:
-        return joined([make()])
+        return concat([make()])
     except UserError as error:
-        return absent(f"No {what}: {error}")
+        return missing_note(f"No {name}: {error}")
 
 
-def sheet(one: Sheet) -> Html:
-    """A table of results with its footnotes: in parts where it has many columns, folded where it has many rows."""
-    parts = [slice(at, at + WIDE) for at in range(0, len(one.columns), WIDE)]
-    tables = joined(scroll(one.title, Html(html_table(one, part))) for part in parts)
-    whole = joined([tables, Html(html_notes(one))])
-    return folded(f"{one.title}: {len(one.rows)} rows", whole) if len(one.rows) > LONG else whole
+def results_table(sheet: Sheet) -> Html:
+    """Return a table of results with its footnotes: in parts if it has many columns, collapsed if it has many rows."""
+    column_groups = [slice(start, start + MAX_COLUMNS) for start in range(0, len(sheet.columns), MAX_COLUMNS)]
+    tables = concat(scroll_box(sheet.title, Html(html_table(sheet, columns))) for columns in column_groups)
+    content = concat([tables, Html(html_notes(sheet))])
+    if len(sheet.rows) > MAX_OPEN_ROWS:
+        return details(f"{sheet.title}: {len(sheet.rows)} rows", content)
+    return content
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "plain") -> Html:
-    """A table whose first column names its rows. Cells that are no `Html` are text; one that is a <td> or <th> stays as it is."""
-    head = tag("tr", *(tag("th", one, scope="col") for one in heads))
-    body = joined((tag("tr", _first(row[0]), *map(_cell, row[1:])) for row in rows), Html("\n"))
-    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", body), class_=class_)
-    return scroll(caption, whole)
+    """Return a table whose first column names its rows.
+
+    Args:
+        caption: title of the table.
+        heads: heads of the columns.
+        rows: cells of each row: text, markup, or a complete <td>.
+        class_: CSS classes.
+    """
+    head = tag("tr", *(tag("th", text, scope="col") for text in heads))
+    body_rows = (tag("tr", _row_head(row[0]), *map(_cell, row[1:])) for row in rows)
+    body = concat(body_rows, Html("\n"))
+    element = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", body), class_=class_)
+    return scroll_box(caption, element)
 
 
-def _first(cell: str) -> Html:
+def _row_head(cell: str) -> Html:
     return tag("th", cell, scope="row", class_="label")
 
 
@@ -95,5 +124,5 @@ def _cell(cell: str) -> Html:
     return cell if isinstance(cell, Html) and cell.startswith("<td") else tag("td", cell)
 
 
-def _markup(part: str) -> str:
+def _to_markup(part: str) -> str:
     return part if isinstance(part, Html) else html.escape(part)

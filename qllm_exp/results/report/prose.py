@@ -1,36 +1,44 @@
-"""What a language model wrote in plain Markdown, as HTML: paragraphs, lists, bold words and words of code, and nothing else."""
+"""Plain Markdown of a language model as HTML: paragraphs, lists, bold text and inline code, nothing else."""
 
 import re
 
-from qllm_exp.results.report.parts import Html, joined, tag
+from qllm_exp.results.report.parts import Html, concat, tag
 
-_ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,2}[.)])[ \t]+")
-_MARKED = re.compile(r"(\*\*[^*\n]+\*\*|`[^`\n]+`)")
+_LIST_ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,2}[.)])[ \t]+")
+_INLINE = re.compile(r"(\*\*[^*\n]+\*\*|`[^`\n]+`)")
 
 
 def prose(text: str) -> Html:
-    """Blocks that blank lines set apart; lines that begin with a dash, a star or a number are items of a list."""
-    return joined(_block(block.split("\n")) for block in re.split(r"\n[ \t]*\n", text.strip()) if block.strip())
+    """Return blocks separated by blank lines; lines that start with a dash, a star or a number become list items."""
+    blocks = re.split(r"\n[ \t]*\n", text.strip())
+    return concat(_block(block.split("\n")) for block in blocks if block.strip())
 
 
 def _block(lines: list[str]) -> Html:
-    before: list[str] = []
+    """Return the lines before the first list item as a paragraph, and the items as a list."""
+    paragraph: list[str] = []
     items: list[list[str]] = []
     for line in lines:
-        mark = _ITEM.match(line)
-        if mark:
-            items.append([line[mark.end() :]])
+        marker = _LIST_ITEM.match(line)
+        if marker:
+            items.append([line[marker.end() :]])
+        elif items:
+            items[-1].append(line.strip())
         else:
-            (items[-1] if items else before).append(line.strip())
-    parts = [tag("p", _words(before))] * bool(before)
-    return joined([*parts, *[tag("ul", *(tag("li", _words(item)) for item in items))] * bool(items)])
+            paragraph.append(line.strip())
+    parts = []
+    if paragraph:
+        parts.append(tag("p", _inline(paragraph)))
+    if items:
+        parts.append(tag("ul", *(tag("li", _inline(item)) for item in items)))
+    return concat(parts)
 
 
-def _words(lines: list[str]) -> Html:
-    return joined(map(_word, _MARKED.split(" ".join(lines))))
+def _inline(lines: list[str]) -> Html:
+    return concat(map(_span, _INLINE.split(" ".join(lines))))
 
 
-def _word(part: str) -> str:
-    if not _MARKED.fullmatch(part):
+def _span(part: str) -> str:
+    if not _INLINE.fullmatch(part):
         return part
     return tag("strong", part[2:-2]) if part.startswith("**") else tag("code", part[1:-1])

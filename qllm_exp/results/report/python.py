@@ -1,46 +1,61 @@
-"""Python source as HTML, with the words of the language told apart."""
+"""Syntax highlighting of Python source as HTML."""
 
 import io
 import keyword
 import tokenize
 
-from qllm_exp.results.report.parts import Html, joined, tag
+from qllm_exp.results.report.parts import Html, concat, tag
 
 _CLASSES = {tokenize.COMMENT: "c", tokenize.STRING: "s", tokenize.NUMBER: "n"}
 
 
-def highlighted(source: str) -> Html:
-    """The source with comments, texts, numbers, keywords and names of functions in spans; as plain text where it is no Python."""
-    lines = source.split("\n")
-    parts: list[str] = []
-    row = column = 0
-    before = ""
+class _SourceReader:
+    """Reads source piece by piece, up to given positions."""
 
-    def upto(end_row: int, end_column: int) -> str:
-        """The source from where the last part ended."""
-        nonlocal row, column
-        if (end_row, end_column) <= (row, column):
+    def __init__(self, source: str) -> None:
+        self._lines = source.split("\n")
+        self._row = self._column = 0
+
+    def read_until(self, row: int, column: int) -> str:
+        """Return the source from the end of the last piece to a position; rows and columns start at 0."""
+        if (row, column) <= (self._row, self._column):
             return ""
-        between = [*lines[row:end_row], lines[end_row][:end_column]]
-        between[0] = between[0][column:]
-        row, column = end_row, end_column
-        return "\n".join(between)
+        lines = [*self._lines[self._row : row], self._lines[row][:column]]
+        lines[0] = lines[0][self._column :]
+        self._row, self._column = row, column
+        return "\n".join(lines)
 
+    def read_rest(self) -> str:
+        """Return the source from the end of the last piece to its end."""
+        return self.read_until(len(self._lines) - 1, len(self._lines[-1]))
+
+
+def highlight(source: str) -> Html:
+    """Return source with spans around comments, strings, numbers, keywords and function names.
+
+    If the source is not valid Python, it is returned as plain text.
+    """
+    reader = _SourceReader(source)
+    parts: list[str] = []
+    previous = ""
     try:
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            kind = _class(token, before)
-            if kind:
-                parts += [upto(token.start[0] - 1, token.start[1])]
-                parts += [tag("span", upto(token.end[0] - 1, token.end[1]), class_=kind)]
-            before = token.string
+            class_ = _css_class(token, previous)
+            if class_:
+                start_row, start_column = token.start
+                end_row, end_column = token.end
+                parts.append(reader.read_until(start_row - 1, start_column))
+                parts.append(tag("span", reader.read_until(end_row - 1, end_column), class_=class_))
+            previous = token.string
     except (tokenize.TokenError, SyntaxError):
-        return joined([source])
-    return joined([*parts, upto(len(lines) - 1, len(lines[-1]))])
+        return concat([source])
+    return concat([*parts, reader.read_rest()])
 
 
-def _class(token: tokenize.TokenInfo, before: str) -> str:
+def _css_class(token: tokenize.TokenInfo, previous: str) -> str:
+    """Return the CSS class of a token, given the text of the previous token; '' for none."""
     if token.type != tokenize.NAME:
         return _CLASSES.get(token.type, "")
     if keyword.iskeyword(token.string):
         return "k"
-    return "d" if before == "def" else ""
+    return "d" if previous == "def" else ""

@@ -1,4 +1,4 @@
-"""What was asked, what became of it, and every run in a line."""
+"""The sweeps of a report with the states of their runs, and the table of all runs."""
 
 import shlex
 from collections import Counter
@@ -8,202 +8,234 @@ from pathlib import Path
 
 import yaml
 
-from qllm_exp.results.records.collect import ABSENT, Unfinished
+from qllm_exp.results.records.collect import UnfinishedRun
 from qllm_exp.results.records.reader import Record
-from qllm_exp.results.report.parts import LONG, Html, absent, command, facts, folded, joined, section, table, tag
-from qllm_exp.results.report.subject import ReportData, shown
+from qllm_exp.results.report.parts import (
+    MAX_OPEN_ROWS,
+    Html,
+    command_block,
+    concat,
+    definition_list,
+    details,
+    missing_note,
+    section,
+    table,
+    tag,
+)
+from qllm_exp.results.report.report_data import ReportData, display_path
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, NEW, QUEUED, RUNNING, STATES, STOPPED
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING, STATES
 from qllm_exp.runs.sweep_directory import Sweep
-from qllm_exp.tracking.wandb_restore import TOLD
+from qllm_exp.tracking.wandb_restore import ORIGIN_FILE
 from qllm_exp.utils.text import count, duration
 
-MOST_UNFINISHED = 200  # runs that are told one by one
-MOST_RUNS = 2_000  # lines of the table of runs; of more a browser gets slow
-MOST_SWEEPS = 20
-FINISHED = "finished"
-_ORDER = (FAILED, DEAD, STOPPED, RUNNING, QUEUED, NEW, ABSENT)  # what needs a person first
+MAX_UNFINISHED = 200  # unfinished runs that are listed one by one
+MAX_RUNS = 2_000  # rows in the table of runs; browsers get slow with more
+MAX_SWEEPS = 20
+MAX_OPEN_UNFINISHED = 10  # a longer list is collapsed
+_STATE_ORDER = (FAILED, DEAD, INTERRUPTED, RUNNING, QUEUED, NEW)  # states that need attention first
 _HEADS = ("run", "task", "method", "seed", "final", "absolute", "env steps", "wall time", "state")
 
 
-def asked(subject: ReportData) -> Html:
-    """The section on the sweeps: their commands, names, tags, when they were started and with which version."""
-    if not subject.sweeps:
-        what = (
-            f"No sweep's record (sweep.json) is in {', '.join(subject.given)}: the runs are taken as they were found."
-        )
-        return section("asked", "What was asked", tag("p", what), _totals(subject))
-    several = subject.sweeps[:MOST_SWEEPS]
-    more = len(subject.sweeps) - len(several)
-    told = [joined([tag("h3", one.path.name), _sweep(one, subject)]) for one in several]
-    left = [absent(f"And {count(more, 'sweep')} more; their sweep.json have the commands.")] * bool(more)
-    return section("asked", "What was asked", *told, *left, _totals(subject))
+def sweep_section(data: ReportData) -> Html:
+    """Return the section on the sweeps: command, name, tags, start and version of each, and the states of the runs."""
+    if not data.sweeps:
+        text = f"There is no sweep record (sweep.json) in {', '.join(data.sources)}; the runs are shown as found."
+        return section("sweep", "Sweep", tag("p", text), _run_states(data))
+    parts = [concat([tag("h3", sweep.path.name), _sweep(sweep, data)]) for sweep in data.sweeps[:MAX_SWEEPS]]
+    hidden = len(data.sweeps) - len(parts)
+    if hidden:
+        parts.append(missing_note(f"{count(hidden, 'more sweep')} not shown; their commands are in sweep.json."))
+    return section("sweep", "Sweep", *parts, _run_states(data))
 
 
-def _sweep(one: Sweep, subject: ReportData) -> Html:
-    names = set(one.record.runs)
-    versions = Counter(_version(run) for run in subject.collection.finished if run.name in names)
-    tags = dict.fromkeys(chain.from_iterable(_tags(one)))
+def _sweep(sweep: Sweep, data: ReportData) -> Html:
+    names = set(sweep.record.runs)
+    version_counts = Counter(_version(run) for run in data.collection.finished if run.name in names)
+    versions = [f"{version} ({count(number, 'run')})" for version, number in version_counts.most_common()]
+    tags = dict.fromkeys(chain.from_iterable(_tags(sweep)))
     pairs = [
-        ("last started", one.record.started),
+        ("last started", sweep.record.started),
         ("runs", f"{len(names):,}"),
-        ("tags", joined((tag("span", word, class_="tag") for word in tags), " ")),
-        ("launcher", str(one.record.launcher.get("name", ""))),
-        ("finished with", "; ".join(f"{words} ({count(many, 'run')})" for words, many in versions.most_common())),
+        ("tags", concat((tag("span", name, class_="tag") for name in tags), " ")),
+        ("launcher", str(sweep.record.launcher.get("name", ""))),
+        ("version", "; ".join(versions)),
     ]
-    return joined([command(one.record.command), facts(pairs)])
+    return concat([command_block(sweep.record.command), definition_list(pairs)])
 
 
 def _version(run: Record) -> str:
-    of, commit = run.versions.get("qllm_exp"), str(run.versions.get("commit") or "")
-    changes = "+changes" * commit.endswith("+changes")
-    return f"qllm_exp {of}{f', commit {commit[:10]}{changes}' * bool(commit)}" if of else "a version that is not known"
+    """Return the package version and commit of a run."""
+    version, commit = run.versions.get("qllm_exp"), str(run.versions.get("commit") or "")
+    if not version:
+        return "unknown version"
+    text = f"qllm_exp {version}"
+    if commit:
+        text += f", commit {commit[:10]}"
+        if commit.endswith("+changes"):
+            text += "+changes"
+    return text
 
 
 def _tags(sweep: Sweep) -> Iterator[list[str]]:
-    """Of each of the sweep's runs that has a configuration; equal configurations of the sweep are read once."""
-    known: dict[str, list[str]] = {}
+    """Yield the tags of each distinct sweep block among the configurations of a sweep's runs."""
+    seen: set[str] = set()
     for directory in sweep.directories:
         try:
-            _, found, rest = directory.config.read_text(encoding="utf-8").partition("\nsweep:\n")
+            _, separator, rest = directory.config.read_text(encoding="utf-8").partition("\nsweep:\n")
         except (OSError, UnicodeDecodeError):
             continue
         lines = rest.split("\n")
-        block = "\n".join(lines[: next((at for at, one in enumerate(lines) if one[:1] not in (" ", "-")), None)])
-        if found and block not in known:
-            try:
-                known[block] = [str(word) for word in (yaml.safe_load(block) or {}).get("tags") or []]
-            except (yaml.YAMLError, AttributeError, TypeError):
-                known[block] = []
-            yield known[block]
+        end = next((index for index, line in enumerate(lines) if line[:1] not in (" ", "-")), None)
+        block = "\n".join(lines[:end])
+        if not separator or block in seen:
+            continue
+        seen.add(block)
+        try:
+            yield [str(name) for name in (yaml.safe_load(block) or {}).get("tags") or []]
+        except (yaml.YAMLError, AttributeError, TypeError):
+            continue
 
 
-def _totals(subject: ReportData) -> Html:
-    """How many runs stand how, as a bar and in words."""
-    counts = Counter({FINISHED: len(subject.collection.finished)})
-    counts.update(one.state for one in subject.collection.unfinished)
-    kinds = [(state, counts[state]) for state in (FINISHED, *_ORDER) if counts[state]]
-    parts = (tag("span", class_=f"bar {state}", style=f"flex-grow:{many}") for state, many in kinds)
-    words = (tag("li", badge(state), f" {many:,}") for state, many in kinds)
-    return joined(
+def _run_states(data: ReportData) -> Html:
+    """Return the number of runs in each state, as a bar and as text, and the unfinished runs."""
+    counts = Counter({FINISHED: len(data.collection.finished)})
+    counts.update(run.state for run in data.collection.unfinished)
+    present = [(state, counts[state]) for state in (FINISHED, *_STATE_ORDER) if counts[state]]
+    bars = (tag("span", class_=f"bar {state}", style=f"flex-grow:{number}") for state, number in present)
+    items = (tag("li", badge(state), f" {number:,}") for state, number in present)
+    return concat(
         [
-            tag("h3", "What ran"),
-            tag("div", *parts, class_="bars", aria_hidden="true"),
-            tag("ul", *words, class_="counts"),
-            *_unfinished(subject),
+            tag("h3", "Run states"),
+            tag("div", *bars, class_="bars", aria_hidden="true"),
+            tag("ul", *items, class_="counts"),
+            *_unfinished_runs(data),
         ]
     )
 
 
 def badge(state: str) -> Html:
-    """A state as a word with its colour."""
-    return tag("span", state, class_=f"badge {state if state in (FINISHED, ABSENT, *STATES) else ''}".rstrip())
+    """Return a state in its colour."""
+    return tag("span", state, class_=f"badge {state}" if state in STATES else "badge")
 
 
-def _unfinished(subject: ReportData) -> Iterator[Html]:
-    """Every run that is not finished: why, its log, and the command that goes on with it."""
-    runs = sorted(subject.collection.unfinished, key=lambda one: (_ORDER.index(one.state), one.name))
+def _unfinished_runs(data: ReportData) -> Iterator[Html]:
+    """Yield the list of unfinished runs: the reason, the log, and the command that resumes each."""
+    runs = sorted(data.collection.unfinished, key=lambda run: (_STATE_ORDER.index(run.state), run.name))
     if not runs:
         return
-    yield tag("h3", "Not finished")
-    yield from _retry(subject)
-    items = [_one(one, subject) for one in runs[:MOST_UNFINISHED]]
-    listed = tag("ul", *items, class_="unfinished")
-    yield folded(f"All {len(items)}", listed) if len(items) > 10 else listed
-    if len(runs) > len(items):
-        where = shlex.join(subject.given)
-        yield absent(f"{len(runs) - len(items):,} more are not told one by one: python -m launch.status {where} --all")
+    yield tag("h3", "Unfinished runs")
+    yield from _retry_commands(data)
+    items = [_unfinished_item(run, data) for run in runs[:MAX_UNFINISHED]]
+    item_list = tag("ul", *items, class_="unfinished")
+    yield details(f"All {len(items)}", item_list) if len(items) > MAX_OPEN_UNFINISHED else item_list
+    hidden = len(runs) - len(items)
+    if hidden:
+        sources = shlex.join(data.sources)
+        yield missing_note(f"{hidden:,} more not shown. To list all: python -m qllm_exp status {sources} --all")
 
 
-def _retry(subject: ReportData) -> Iterator[Html]:
-    for sweep in subject.sweeps:
-        states = {one.state for one in subject.collection.unfinished if one.name in set(sweep.record.runs)}
-        where = shlex.quote(shown(sweep.path))
+def _retry_commands(data: ReportData) -> Iterator[Html]:
+    """Yield the commands that start or resume the unfinished runs of each sweep."""
+    for sweep in data.sweeps:
+        names = set(sweep.record.runs)
+        runs = [run for run in data.collection.unfinished if run.name in names]
+        states = {run.state for run in runs}
+        path = shlex.quote(display_path(sweep.path))
         if states & {FAILED, DEAD}:
-            yield tag("p", f"Run again what failed in {sweep.path.name}:")
-            yield command(f"python -m launch.retry {where}")
-        if ABSENT in states:
-            yield tag("p", f"Run what {sweep.path.name} lacks, by its own command:")
-            yield command(sweep.record.command)
-        elif states & {STOPPED, NEW}:
-            yield tag("p", f"Go on with what was stopped or not started in {sweep.path.name}:")
-            yield command(f"python -m launch.retry {where} --missing")
+            yield tag("p", f"Retry the failed and dead runs of {sweep.path.name}:")
+            yield command_block(f"python -m qllm_exp retry {path}")
+        if any(not run.path.exists() for run in runs):
+            yield tag("p", f"Create and start the missing runs of {sweep.path.name}:")
+            yield command_block(sweep.record.command)
+        elif states & {INTERRUPTED, NEW}:
+            yield tag("p", f"Resume interrupted runs and start new runs of {sweep.path.name}:")
+            yield command_block(f"python -m qllm_exp retry {path} --missing")
 
 
-def _one(one: Unfinished, subject: ReportData) -> Html:
-    name = tag("a", one.name, href=subject.link(one.path)) if one.path.is_dir() else tag("span", one.name)
-    log = _log(one, subject)
+def _unfinished_item(run: UnfinishedRun, data: ReportData) -> Html:
+    name = tag("a", run.name, href=data.link(run.path)) if run.path.is_dir() else tag("span", run.name)
+    log = _log(run, data)
     pairs = [
-        ("why", one.why),
-        ("log", tag("a", shown(log), href=subject.link(log)) if log else ""),
-        ("go on", _go_on(one, subject)),
+        ("reason", run.reason),
+        ("log", tag("a", display_path(log), href=data.link(log)) if log else ""),
+        ("resume", _resume_advice(run, data)),
     ]
-    return tag("li", tag("p", badge(one.state), " ", tag("span", name, class_="name")), facts(pairs))
+    return tag("li", tag("p", badge(run.state), " ", tag("span", name, class_="name")), definition_list(pairs))
 
 
-def _log(one: Unfinished, subject: ReportData) -> Path | None:
-    """What the run's process printed, its own log, or what its job printed: the first of them that is there."""
-    directory, sweep = RunDirectory(one.path), subject.sweep_of(one.name)
-    job = sweep.job_log(one.name) if sweep is not None else None
-    return next((log for log in (directory.console, directory.log, job) if log is not None and log.exists()), None)
+def _log(run: UnfinishedRun, data: ReportData) -> Path | None:
+    """Return the first that exists of: console output of the run's process, its log, console output of its job."""
+    directory, sweep = RunDirectory(run.path), data.sweep_of(run.name)
+    job_log = sweep.job_log(run.name) if sweep is not None else None
+    candidates = (directory.console, directory.log, job_log)
+    return next((log for log in candidates if log is not None and log.exists()), None)
 
 
-def _go_on(one: Unfinished, subject: ReportData) -> Html:
-    if one.state in (RUNNING, QUEUED):
-        return joined(["nothing to do: ", "it runs" if one.state == RUNNING else "its turn comes"])
-    if (one.path / TOLD).exists():
-        return joined(["where it was run: this folder is what Weights & Biases knows of it"])
-    if RunDirectory(one.path).config.exists():
-        return tag("code", shlex.join(["python", "-m", "qllm_exp.experiment", shown(one.path)]))
-    sweep = subject.sweep_of(one.name)
-    return tag("code", sweep.record.command) if sweep is not None else joined(["the command that made the folder"])
+def _resume_advice(run: UnfinishedRun, data: ReportData) -> Html:
+    """Return the command that resumes a run, or why there is nothing to do."""
+    if run.state in (RUNNING, QUEUED):
+        return concat([f"nothing to do: the run is {run.state}"])
+    if (run.path / ORIGIN_FILE).exists():
+        return concat(["on the machine that executed the run: this directory was restored from Weights & Biases"])
+    if RunDirectory(run.path).config.exists():
+        return tag("code", shlex.join(["python", "-m", "qllm_exp.experiment", display_path(run.path)]))
+    sweep = data.sweep_of(run.name)
+    if sweep is not None:
+        return tag("code", sweep.record.command)
+    return concat(["with the command that created the directory"])
 
 
-def runs(subject: ReportData) -> Html:
-    """The section with a line for every run."""
-    records, rest = subject.records, subject.collection.unfinished
-    lines = [*(_finished_line(one, subject) for one in records[:MOST_RUNS])]
-    lines += [_unfinished_line(one, subject) for one in rest[: MOST_RUNS - len(lines)]]
-    total = len(records) + len(rest)
+def runs_section(data: ReportData) -> Html:
+    """Return the section with the table of all runs."""
+    records, unfinished = data.records, data.collection.unfinished
+    rows = [_finished_row(record, data) for record in records[:MAX_RUNS]]
+    rows += [_unfinished_row(run, data) for run in unfinished[: MAX_RUNS - len(rows)]]
+    total = len(records) + len(unfinished)
     caption = f"{count(total, 'run')}: returns of the last evaluation (final) and of the best parameters (absolute)"
-    whole = table(caption, _HEADS, lines, "plain sortable")
-    where = shlex.join(subject.given)
-    left = tag(
+    content = table(caption, _HEADS, rows, "plain sortable")
+    if total > MAX_OPEN_ROWS:
+        content = details(f"All {len(rows):,} runs" if total == len(rows) else "Runs", content)
+    if total == len(rows):
+        return section("runs", "Runs", content)
+    sources = shlex.join(data.sources)
+    note = tag(
         "p",
-        f"The page lists {len(lines):,} of {total:,} runs, finished ones first. All final returns, in full: ",
-        tag("code", f"python -m qllm_exp.results table {where} --rows env,task,method --cols seed -o runs.csv"),
-        class_="absent",
+        f"This page lists {len(rows):,} of {total:,} runs, finished runs first. For all final returns: ",
+        tag("code", f"python -m qllm_exp.results table {sources} --rows env,task,method --cols seed -o runs.csv"),
+        class_="missing",
     )
-    body = whole if total <= LONG else folded(f"All {len(lines):,} runs" if total == len(lines) else "Runs", whole)
-    return section("runs", "Runs", *[left] * (len(lines) < total), body)
+    return section("runs", "Runs", note, content)
 
 
-def _finished_line(one: Record, subject: ReportData) -> Sequence[str]:
-    final, absolute = (float(one.result.get(key, "nan")) for key in ("final_return", "absolute_return"))
-    steps = one.result.get("env_steps", one.steps[-1])
+def _finished_row(record: Record, data: ReportData) -> Sequence[str]:
+    final, absolute = (float(record.result.get(key, "nan")) for key in ("final_return", "absolute_return"))
+    steps = record.result.get("env_steps", record.steps[-1])
+    has_wall_time = record.wall_s == record.wall_s  # not nan
     return (
-        _run_link(one.path, subject),
-        one.task,
-        one.method,
-        _number(one.seed, str(one.seed)),
-        _number(final, f"{final:.3f}"),
-        _number(absolute, f"{absolute:.3f}"),
-        _number(steps, f"{steps:,}"),
-        _number(one.wall_s, "-" if one.wall_s != one.wall_s else duration(one.wall_s)),
+        _run_link(record.path, data),
+        record.task,
+        record.method,
+        _number_cell(record.seed, str(record.seed)),
+        _number_cell(final, f"{final:.3f}"),
+        _number_cell(absolute, f"{absolute:.3f}"),
+        _number_cell(steps, f"{steps:,}"),
+        _number_cell(record.wall_s, duration(record.wall_s) if has_wall_time else "-"),
         tag("td", badge(FINISHED)),
     )
 
 
-def _unfinished_line(one: Unfinished, subject: ReportData) -> Sequence[str]:
-    link = _run_link(one.path, subject) if one.path.is_dir() else tag("span", one.name)
-    seed = _number(one.seed, str(one.seed)) if one.seed is not None else tag("td", "-")
-    return link, one.task, one.method, seed, *[tag("td", "-", class_="number")] * 4, tag("td", badge(one.state))
+def _unfinished_row(run: UnfinishedRun, data: ReportData) -> Sequence[str]:
+    link = _run_link(run.path, data) if run.path.is_dir() else tag("span", run.name)
+    seed = _number_cell(run.seed, str(run.seed)) if run.seed is not None else tag("td", "-")
+    empty = tag("td", "-", class_="number")
+    return link, run.task, run.method, seed, empty, empty, empty, empty, tag("td", badge(run.state))
 
 
-def _run_link(path: Path, subject: ReportData) -> Html:
-    return tag("a", path.name, href=subject.link(path))
+def _run_link(path: Path, data: ReportData) -> Html:
+    return tag("a", path.name, href=data.link(path))
 
 
-def _number(value: object, shown_as: str) -> Html:
-    """A cell that sorts by its number."""
-    return tag("td", shown_as, class_="number", data_v=value)
+def _number_cell(value: object, text: str) -> Html:
+    """Return a cell that shows a text and sorts by its number."""
+    return tag("td", text, class_="number", data_v=value)

@@ -1,117 +1,160 @@
-"""What it cost, by which versions it was run, in which settings methods differ, and how to do it again."""
+"""Costs, versions, how to reproduce the results, and the settings in which methods differ."""
 
 import math
 import shlex
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 from qllm_exp.results.records import keys
-from qllm_exp.results.report.parts import Html, absent, command, facts, joined, section, table, tag
-from qllm_exp.results.report.subject import ReportData, distinct, shown
-from qllm_exp.results.tables.costs import FIGURES
-from qllm_exp.runs.versions import OF_THE_MACHINE
+from qllm_exp.results.records.reader import Record
+from qllm_exp.results.report.parts import (
+    Html,
+    command_block,
+    concat,
+    definition_list,
+    missing_note,
+    section,
+    table,
+    tag,
+)
+from qllm_exp.results.report.report_data import ReportData, display_path, one_record_per_method
+from qllm_exp.results.tables.costs import MEASURES
+from qllm_exp.runs.versions import MACHINE_KEYS
 from qllm_exp.utils.text import count, duration
 
-_ALONE = (
-    "No sweep's command is known. In a copy of a run's folder that has nothing but its config.yaml (and its tfcaf.json, if it has "
-    "one), this runs it from the start:"
+_SINGLE_RUN_TEXT = (
+    "There is no sweep command. To repeat a run from the start, copy only config.yaml (and tfcaf.json, if there is one) into a "
+    "new directory, and run it:"
 )
-_OF_A_TASK = ("env.", "seed")
+_TASK_KEYS = ("env.", "seed")
 
 
-def costs(subject: ReportData) -> Html:
-    """The section on what all finished runs took together."""
-    records = subject.records
+def cost_section(data: ReportData) -> Html:
+    """Return the section on the total cost of the finished runs."""
+    records = data.records
     if not records:
-        return section("cost", "Cost", absent("Nothing is finished, so nothing is counted."))
-    known = [one.wall_s for one in records if math.isfinite(one.wall_s)]
-    steps = sum(int(one.result.get("env_steps", one.steps[-1])) for one in records)
-    asked = {words: figure(records) for words, figure in FIGURES["cost"].items()}
-    unknown = len(records) - len(known)
+        return section("cost", "Cost", missing_note("No run has finished, so there is no cost to report."))
+    wall_times = [record.wall_s for record in records if math.isfinite(record.wall_s)]
+    wall_time = duration(sum(wall_times))
+    unknown = len(records) - len(wall_times)
+    if unknown:
+        wall_time += f" (not recorded for {count(unknown, 'run')})"
+    steps = sum(int(record.result.get("env_steps", record.steps[-1])) for record in records)
     pairs = [
         ("finished runs", f"{len(records):,}"),
         ("environment steps", f"{steps:,}"),
-        ("wall time", duration(sum(known)) + f" ({count(unknown, 'run')} did not say)" * bool(unknown)),
-        *(
-            (words, "no function" if said == "-" else "no price known" if said == "?" else said)
-            for words, said in asked.items()
-        ),
+        ("wall time", wall_time),
     ]
-    note = "Wall time: the sum over runs, training and evaluation. LLM calls: of each function once, whatever the number of seeds."
-    return section("cost", "Cost", facts(pairs), tag("p", note, class_="note"))
+    for name, measure in MEASURES["cost"].items():
+        value = measure(records)
+        pairs.append((name, {"-": "no function", "?": "no price known"}.get(value, value)))
+    note = "Wall time: sum over runs, training and evaluation. LLM calls: each function counts once, however many seeds use it."
+    return section("cost", "Cost", definition_list(pairs), tag("p", note, class_="note"))
 
 
-def versions(subject: ReportData) -> Html:
-    """The section on all versions of the finished runs; what differs between them is pointed out."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
-    silent = 0
-    for one in subject.records:
-        silent += not one.versions
-        for name, said in one.versions.items():
-            if name not in OF_THE_MACHINE:  # a report goes to people whom that is no concern of
-                found[name][str(said)] += 1
-    if not found:
-        return section("versions", "Versions", absent("No finished run says by which versions it was run."))
+def versions_section(data: ReportData) -> Html:
+    """Return the section on the versions of the finished runs, with differences marked."""
+    with_versions = [record for record in data.records if record.versions]
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in with_versions:
+        for name, version in record.versions.items():
+            if name not in MACHINE_KEYS:  # a report is passed on: it names no machine
+                counts[name][str(version)] += 1
+    if not counts:
+        return section("versions", "Versions", missing_note("No finished run recorded its versions."))
     rows = []
-    for name, values in found.items():
-        lacking = len(subject.records) - silent - sum(values.values())
-        words = [
-            f"{value or 'none'}" + f" ({count(many, 'run')})" * (len(values) > 1)
-            for value, many in values.most_common()
-        ]
-        words += [f"not said ({count(lacking, 'run')})"] * bool(lacking)
-        differs = len(words) > 1
-        mark = tag("span", "differs", class_="badge stopped") if differs else ""
-        rows.append((name, joined([tag("div", word) for word in words]), mark))
-    differing = [name for name, _, mark in rows if mark]
-    lead = f"Not the same in all runs: {', '.join(differing)}." if differing else "The same in all finished runs."
-    more = f" {count(silent, 'run')} did not say." if silent else ""
-    whole = table("Versions of the finished runs", ("what", "version", "remark"), rows, "plain wraps")
-    return section("versions", "Versions", tag("p", lead + more), whole)
+    differing = []
+    for name, version_counts in counts.items():
+        values = _version_values(version_counts, len(with_versions))
+        mark: str = ""
+        if len(values) > 1:
+            differing.append(name)
+            mark = tag("span", "differs", class_="badge differs")
+        rows.append((name, concat([tag("div", value) for value in values]), mark))
+    text = f"Differs between runs: {', '.join(differing)}." if differing else "Identical in all finished runs."
+    without_versions = len(data.records) - len(with_versions)
+    if without_versions:
+        text += f" Not recorded for {count(without_versions, 'run')}."
+    content = table("Versions of the finished runs", ("name", "version", "remark"), rows, "plain wraps")
+    return section("versions", "Versions", tag("p", text), content)
 
 
-def again(subject: ReportData) -> Html:
-    """The section on how to do it again, and what tells the methods apart."""
-    parts: list[str] = []
-    commits = Counter(str(one.versions.get("commit") or "") for one in subject.records)
+def _version_values(version_counts: Counter[str], runs: int) -> list[str]:
+    """Return the versions of one library, with the number of runs of each if there are several.
+
+    Args:
+        version_counts: number of runs by version.
+        runs: number of runs that recorded versions.
+    """
+    values = []
+    for version, number in version_counts.most_common():
+        value = version or "none"
+        if len(version_counts) > 1:
+            value += f" ({count(number, 'run')})"
+        values.append(value)
+    missing = runs - sum(version_counts.values())
+    if missing:
+        values.append(f"not recorded ({count(missing, 'run')})")
+    return values
+
+
+def reproduce_section(data: ReportData) -> Html:
+    """Return the section on how to reproduce the results, and the settings that distinguish the methods."""
+    sources = shlex.join(data.sources)
+    parts = [
+        *_checkout_commands(data.records),
+        *_run_commands(data),
+        tag("p", "Create the tables and this page:"),
+        command_block(f"python -m qllm_exp.results table {sources}", f"python -m qllm_exp.results report {sources}"),
+        tag("h3", "Settings that distinguish the methods"),
+        _differing_settings(data.records),
+    ]
+    return section("reproduce", "Reproduce", *parts)
+
+
+def _checkout_commands(records: Sequence[Record]) -> list[Html]:
+    """Return the commands that check out the code of the runs."""
+    commits = Counter(str(record.versions.get("commit") or "") for record in records)
     commits.pop("", None)
-    for commit, many in commits.most_common():
-        clean = commit.removesuffix("+changes")
-        beside = "; files differed from the commit" * (clean != commit)
-        parts += [tag("p", f"The code of {count(many, 'run')}{beside}:"), command(f"git checkout {shlex.quote(clean)}")]
     if not commits:
-        parts.append(absent("No finished run knows its git commit."))
-    if subject.sweeps:
-        parts += [tag("p", "The runs, by the command of each sweep; what is finished is not run again:")]
-        parts += [command(*dict.fromkeys(one.record.command for one in subject.sweeps))]
-    else:
-        paths = [*(one.path for one in subject.records), *(one.path for one in subject.collection.unfinished)]
-        parts += [tag("p", _ALONE), command(shlex.join(["python", "-m", "qllm_exp.experiment", shown(paths[0])]))]
-    where = shlex.join(subject.given)
-    parts += [
-        tag("p", "The tables and this page, from the folders:"),
-        command(f"python -m qllm_exp.results table {where}", f"python -m qllm_exp.results report {where}"),
-        tag("h3", "What tells the methods apart"),
-        _settings(subject),
-    ]
-    return section("again", "Reproduce", *parts)
+        return [missing_note("No finished run recorded its git commit.")]
+    parts: list[Html] = []
+    for commit, number in commits.most_common():
+        revision = commit.removesuffix("+changes")
+        text = f"Check out the code of {count(number, 'run')}"
+        if revision != commit:
+            text += " (which had uncommitted changes)"
+        parts.append(tag("p", f"{text}:"))
+        parts.append(command_block(f"git checkout {shlex.quote(revision)}"))
+    return parts
 
 
-def _settings(subject: ReportData) -> Html:
-    records = subject.records
-    names = keys.methods(records)
-    if len(names) < 2:
-        return absent("One method only." if names else "No run is finished.")
-    each = distinct(records)
+def _run_commands(data: ReportData) -> list[Html]:
+    """Return the commands that repeat the runs."""
+    if data.sweeps:
+        commands = dict.fromkeys(sweep.record.command for sweep in data.sweeps)
+        return [tag("p", "Start the runs of each sweep (finished runs are skipped):"), command_block(*commands)]
+    paths = [record.path for record in data.records] + [run.path for run in data.collection.unfinished]
+    command = shlex.join(["python", "-m", "qllm_exp.experiment", display_path(paths[0])])
+    return [tag("p", _SINGLE_RUN_TEXT), command_block(command)]
+
+
+def _differing_settings(records: Sequence[Record]) -> Html:
+    """Return the table of settings in which the methods differ."""
+    methods = keys.methods(records)
+    if len(methods) < 2:
+        return missing_note("There is only one method." if methods else "No run has finished.")
+    distinct = one_record_per_method(records)
     rows = []
-    for key in keys.differing(records):
-        if key.startswith(_OF_A_TASK):
+    for key in keys.differing_keys(records):
+        if key.startswith(_TASK_KEYS):
             continue
-        values = {
-            name: sorted({keys.value(one, key) for one in each if one.method == name}, key=keys.sort_key)
-            for name in names
-        }
-        if len(set(map(repr, values.values()))) > 1:
-            rows.append((key, *(", ".join(map(str, values[name])) for name in names)))
+        values = []
+        for method in methods:
+            method_values = {keys.value(record, key) for record in distinct if record.method == method}
+            values.append(sorted(method_values, key=keys.sort_key))
+        if len(set(map(repr, values))) > 1:
+            rows.append((key, *(", ".join(map(str, method_values)) for method_values in values)))
     if not rows:
-        return absent("No setting but those of the environment.")
-    return table("Settings in which methods differ ('-': the method has none)", ("setting", *names), rows)
+        return missing_note("The methods differ only in settings of the environment.")
+    return table("Settings in which the methods differ ('-': not a setting of the method)", ("setting", *methods), rows)

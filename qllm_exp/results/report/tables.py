@@ -1,4 +1,4 @@
-"""The tables of a report: comparison, ablation, and what the runs took."""
+"""The tables of a report: comparison, ablation, and costs."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -6,61 +6,65 @@ from functools import partial
 
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.collect import Collection
-from qllm_exp.results.records.method_names import fewest
+from qllm_exp.results.records.method_names import minimal_keys
 from qllm_exp.results.records.reader import FUNCTION, SAMPLE, Record
-from qllm_exp.results.report.parts import Html, or_sentence, section, sheet, tag
-from qllm_exp.results.report.subject import ReportData
-from qllm_exp.results.tables.costs import FIGURES, spent
+from qllm_exp.results.report.parts import Html, or_missing_note, results_table, section, tag
+from qllm_exp.results.report.report_data import ReportData
+from qllm_exp.results.tables.costs import MEASURES, cost_sheet
 from qllm_exp.results.tables.pivot import METRICS
 from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison
 
-MOST_COLUMNS = 4  # of methods, where there are fewer tasks
+MAX_METHOD_COLUMNS = 4  # with more methods than this, and more than tasks, methods become rows
 
 
-def comparisons(subject: ReportData) -> Html:
-    """The section with tasks by methods, by each metric, and with what the runs took."""
-    found = subject.collection
-    tables = [or_sentence("table", partial(_compared, found, metric)) for metric in METRICS]
-    if not found.finished:
+def comparison_section(data: ReportData) -> Html:
+    """Return the section with tasks by methods, for each metric, and with the costs of the runs."""
+    collection = data.collection
+    tables = [or_missing_note("table", partial(_comparison_table, collection, metric)) for metric in METRICS]
+    if not collection.finished:
         return section("comparison", "Comparison", tables[0])
-    took = or_sentence("table of what the runs took", lambda: _took(found))
-    return section("comparison", "Comparison", *tables, took)
+    costs = or_missing_note("cost table", partial(_cost_table, collection))
+    return section("comparison", "Comparison", *tables, costs)
 
 
-def _compared(found: Collection, metric: str) -> Html:
-    """Tasks by methods; methods by tasks where these are fewer and the table would get wide."""
-    methods, tasks = len(keys.methods(found.finished)), len(keys.tasks(found.finished))
-    rows, columns = (COLUMNS, ROWS) if methods > max(tasks, MOST_COLUMNS) else (ROWS, COLUMNS)
-    return sheet(comparison(found, rows, columns, metric)[0])
+def _comparison_table(collection: Collection, metric: str) -> Html:
+    """Return tasks by methods; methods by tasks if the table would get wide and there are fewer tasks."""
+    methods, tasks = len(keys.methods(collection.finished)), len(keys.tasks(collection.finished))
+    rows, columns = (COLUMNS, ROWS) if methods > max(tasks, MAX_METHOD_COLUMNS) else (ROWS, COLUMNS)
+    return results_table(comparison(collection, rows, columns, metric)[0])
 
 
-def _took(found: Collection) -> Html:
-    one, cells = comparison(found)
-    return sheet(spent(cells, one, list(FIGURES)))
+def _cost_table(collection: Collection) -> Html:
+    sheet, cells = comparison(collection)
+    return results_table(cost_sheet(cells, sheet, list(MEASURES)))
 
 
-def ablations(subject: ReportData) -> Html:
-    """The section with the values of the settings that were varied; '' where only environment, mixer, algorithm or seed were."""
-    varied = axes(subject.collection.finished)
-    if not varied:
+def ablation_section(data: ReportData) -> Html:
+    """Return the section with the settings that vary; '' if only environment, mixer, algorithm or seed do."""
+    axes = varied_settings(data.collection.finished)
+    if not axes:
         return Html("")
-    words = ", ".join(varied)
-    body = or_sentence("ablation table", lambda: sheet(ablation(subject.collection, varied)[0]))
-    return section("ablation", "Ablation", tag("p", f"Varied beside task, mixer, algorithm and seed: {words}."), body)
+    introduction = tag("p", f"Settings that vary besides task, mixer, algorithm and seed: {', '.join(axes)}.")
+    body = or_missing_note("ablation table", lambda: results_table(ablation(data.collection, axes)[0]))
+    return section("ablation", "Ablation", introduction, body)
 
 
-def axes(records: Sequence[Record]) -> list[str]:
-    """The settings that were varied within runs of one task, mixer and algorithm: as few as tell these apart.
+def varied_settings(records: Sequence[Record]) -> list[str]:
+    """Return a minimal set of settings that distinguishes the runs of one task, mixer and algorithm.
 
-    What a language model wrote anew (`tfcaf.sample`), and the function that it wrote, are no settings that one chooses.
+    The index of a generated function (`tfcaf.sample`) and the function itself are not settings that a user chooses.
     """
     groups: dict[tuple[str, str, str], dict[str, Record]] = defaultdict(dict)
-    for one in records:
-        base = keys.value(one, "mixer.name"), keys.value(one, "algorithm.name"), one.task
-        groups[base].setdefault(one.method, one)
-    variants = [[_chosen(one) for one in group.values()] for group in groups.values()]
-    return fewest([list({repr(sorted(one.items())): one for one in group}.values()) for group in variants])
+    for record in records:
+        base = keys.value(record, "mixer.name"), keys.value(record, "algorithm.name"), record.task
+        groups[base].setdefault(record.method, record)
+    return minimal_keys([_distinct_settings(list(group.values())) for group in groups.values()])
 
 
-def _chosen(one: Record) -> dict[str, object]:
-    return {key: value for key, value in one.differs.items() if key not in (FUNCTION, SAMPLE)}
+def _distinct_settings(records: Sequence[Record]) -> list[dict[str, object]]:
+    """Return the distinct combinations of the settings in which records differ, as far as a user chooses them."""
+    distinct: dict[str, dict[str, object]] = {}
+    for record in records:
+        settings = {key: value for key, value in record.differs.items() if key not in (FUNCTION, SAMPLE)}
+        distinct[repr(sorted(settings.items()))] = settings
+    return list(distinct.values())

@@ -1,7 +1,7 @@
-"""Two methods side by side: probability of improvement, difference of means, and whether chance explains the difference.
+"""Comparisons of two methods: probability of improvement, difference of means, and significance of the difference.
 
-Scores of a method are [runs, tasks], or one array [runs] per task; both methods have the same tasks in the same order, and the
-runs of one are independent of those of the other.
+Scores of a method are [runs, tasks], or one array [runs] per task. Both methods have the same tasks in the same order, and the
+runs of one are independent of the runs of the other.
 """
 
 import itertools
@@ -18,26 +18,28 @@ from qllm_exp.results.statistics.aggregate import (
     Array,
     Estimate,
     Scores,
-    by_task,
-    draws,
-    interval,
+    bootstrap_counts,
     mean,
-    resampled,
+    percentile_interval,
+    resample,
+    split_by_task,
 )
 
-EXACT = 20_000  # relabellings up to which the permutation test goes through all of them
-DRAWN = 9_999  # relabellings that it draws otherwise
+MAX_EXACT_RELABELLINGS = 20_000  # up to here the permutation test enumerates all relabellings
+SAMPLED_RELABELLINGS = 9_999  # otherwise it draws this many
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of one method less that of another, over runs and then over tasks.
+    """Mean of one method minus the mean of another, over runs and then over tasks.
 
     Attributes:
         bootstrap: the difference, with its stratified percentile bootstrap interval.
-        welch_low, welch_high: Welch's interval, which holds for few runs too where scores are about normal; nan where a task
-            has one run of a method, or no run differs from another.
-        p: two-sided permutation test of no difference. p_smallest: the smallest p that so few runs can give.
+        welch_low: lower end of Welch's interval, which also holds for few runs if scores are approximately normal; nan if a
+            method has one run on a task, or if no two runs differ.
+        welch_high: upper end of Welch's interval; nan as above.
+        p: two-sided p-value of the permutation test of no difference.
+        p_smallest: smallest p-value that is possible with these numbers of runs.
     """
 
     bootstrap: Estimate
@@ -47,107 +49,143 @@ class Difference:
     p_smallest: float
 
     @property
-    def flag(self) -> bool:
-        """Whether a method has too few runs to conclude from the bootstrap interval."""
-        return self.bootstrap.flag
+    def too_few_runs(self) -> bool:
+        """Whether a method has too few runs to draw conclusions from the bootstrap interval."""
+        return self.bootstrap.too_few_runs
 
 
 def probability_of_improvement(x: Scores, y: Scores, confidence: float = 0.95) -> Estimate:
-    """How likely a run of X scores higher than one of Y on a task drawn at random (Agarwal et al., section 4.3).
+    """Return the probability that a run of X scores higher than a run of Y on a task drawn at random.
 
-    On each task it is the Mann-Whitney U statistic over the number of pairs: P(X > Y) + P(X = Y) / 2. The interval resamples the
-    runs of both methods within each task.
+    On each task it is the Mann-Whitney U statistic divided by the number of pairs: P(X > Y) + P(X = Y) / 2. The interval
+    resamples the runs of both methods within each task.
+
+    Args:
+        x: scores of method X.
+        y: scores of method Y.
+        confidence: coverage of the interval.
+
+    Source: Agarwal et al. 2021, section 4.3.
     """
-    pairs = _paired(x, y)
-    wins = [(a[:, None] > b) + 0.5 * (a[:, None] == b) for a, b in pairs]
-    fewest = min(min(one.shape) for one in wins)
-    value = float(np.mean([one.mean() for one in wins]))
+    pairs = _pair_tasks(x, y)
+    wins = [(x_task[:, None] > y_task) + 0.5 * (x_task[:, None] == y_task) for x_task, y_task in pairs]
+    fewest = min(min(task_wins.shape) for task_wins in wins)
+    value = float(np.mean([task_wins.mean() for task_wins in wins]))
     if fewest < 2:
         return Estimate(value, np.nan, np.nan, fewest)
     random = np.random.default_rng(SEED)
-    drawn = np.zeros(RESAMPLES)
-    for one in wins:
-        drawn += ((draws(one.shape[0], random) @ one) * draws(one.shape[1], random)).sum(1) / one.size
-    low, high = interval(drawn / len(wins), confidence)
+    resampled = np.zeros(RESAMPLES)
+    for task_wins in wins:
+        x_runs, y_runs = task_wins.shape
+        x_counts = bootstrap_counts(x_runs, random)
+        y_counts = bootstrap_counts(y_runs, random)
+        resampled += ((x_counts @ task_wins) * y_counts).sum(1) / task_wins.size
+    low, high = percentile_interval(resampled / len(wins), confidence)
     return Estimate(value, float(low), float(high), fewest)
 
 
 def difference(x: Scores, y: Scores, confidence: float = 0.95) -> Difference:
-    """Mean of X less mean of Y with intervals and a permutation test."""
-    pairs = _paired(x, y)
-    ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
-    value = float(mean(ours) - mean(theirs))
-    fewest = min(one.size for one in (*ours, *theirs))
+    """Return the mean of X minus the mean of Y, with intervals and a permutation test.
+
+    Args:
+        x: scores of method X.
+        y: scores of method Y.
+        confidence: coverage of the intervals.
+    """
+    pairs = _pair_tasks(x, y)
+    x_tasks = [x_task for x_task, _ in pairs]
+    y_tasks = [y_task for _, y_task in pairs]
+    value = float(mean(x_tasks) - mean(y_tasks))
+    fewest = min(task.size for task in (*x_tasks, *y_tasks))
     low = high = np.array(np.nan)
     if fewest > 1:
-        both = resampled([*ours, *theirs])
-        low, high = interval(mean(both[: len(ours)]) - mean(both[len(ours) :]), confidence)
-    p, smallest = permutation_test(x, y)
-    return Difference(Estimate(value, float(low), float(high), fewest), *welch(x, y, confidence), p, smallest)
+        resampled = resample([*x_tasks, *y_tasks])
+        differences = mean(resampled[: len(x_tasks)]) - mean(resampled[len(x_tasks) :])
+        low, high = percentile_interval(differences, confidence)
+    welch_low, welch_high = welch_interval(x, y, confidence)
+    p, p_smallest = permutation_test(x, y)
+    return Difference(Estimate(value, float(low), float(high), fewest), welch_low, welch_high, p, p_smallest)
 
 
-def welch(x: Scores, y: Scores, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the difference of means with unequal variances (Welch 1947), by Satterthwaite's degrees of freedom.
+def welch_interval(x: Scores, y: Scores, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the interval of the difference of means with unequal variances (Welch 1947).
 
-    For T tasks the difference is the mean over tasks, whose variance is sum_t (s_xt^2 / n_xt + s_yt^2 / n_yt) / T^2. Both ends are
-    nan where a task has fewer than two runs of a method, or where all variances are zero.
+    For T tasks the difference is the mean over tasks, whose variance is sum_t (s_xt^2 / n_xt + s_yt^2 / n_yt) / T^2. The degrees
+    of freedom are Satterthwaite's.
+
+    Args:
+        x: scores of method X.
+        y: scores of method Y.
+        confidence: coverage of the interval.
+
+    Returns:
+        Low and high; both nan if a method has fewer than two runs on a task, or if all variances are zero.
     """
-    pairs = _paired(x, y)
-    samples = [one for pair in pairs for one in pair]
-    if min(one.size for one in samples) < 2:
+    pairs = _pair_tasks(x, y)
+    samples = [sample for pair in pairs for sample in pair]
+    if min(sample.size for sample in samples) < 2:
         return math.nan, math.nan
-    parts = np.array([one.var(ddof=1) / one.size for one in samples]) / len(pairs) ** 2
-    variance = parts.sum()
+    terms = np.array([sample.var(ddof=1) / sample.size for sample in samples]) / len(pairs) ** 2
+    variance = terms.sum()
     if not variance > 0:
         return math.nan, math.nan
-    freedom = variance**2 / sum(part**2 / (one.size - 1) for part, one in zip(parts, samples, strict=True))
-    value = float(mean([a for a, _ in pairs]) - mean([b for _, b in pairs]))
-    reach = float(stdtrit(freedom, 0.5 + confidence / 2)) * math.sqrt(variance)
-    return value - reach, value + reach
+    degrees_of_freedom = variance**2 / sum(
+        term**2 / (sample.size - 1) for term, sample in zip(terms, samples, strict=True)
+    )
+    value = float(mean([x_task for x_task, _ in pairs]) - mean([y_task for _, y_task in pairs]))
+    half_width = float(stdtrit(degrees_of_freedom, 0.5 + confidence / 2)) * math.sqrt(variance)
+    return value - half_width, value + half_width
 
 
 def permutation_test(x: Scores, y: Scores) -> tuple[float, float]:
-    """Two-sided p of no difference between the methods, and the smallest p that their numbers of runs can give.
+    """Return the two-sided p-value of no difference between two methods, and the smallest p-value that is possible.
 
-    Which method a run belongs to is exchanged within each task; p is the share of relabellings whose difference of means is at
-    least as large as the one seen. All relabellings are gone through where there are at most `EXACT`; else `DRAWN` are drawn with
-    a fixed seed, and the one seen counts among them (Phipson and Smyth 2010).
+    The method labels of runs are permuted within each task. p is the fraction of relabellings whose difference of means is at
+    least as large as the observed one. All relabellings are enumerated if there are at most `MAX_EXACT_RELABELLINGS`. Otherwise
+    `SAMPLED_RELABELLINGS` are drawn with a fixed seed, and the observed labelling counts among them (Phipson and Smyth 2010).
+
+    Args:
+        x: scores of method X.
+        y: scores of method Y.
     """
-    pairs = _paired(x, y)
-    seen = abs(sum(float(a.mean() - b.mean()) for a, b in pairs))
-    count = math.prod(math.comb(a.size + b.size, a.size) for a, b in pairs)
-    exact = count <= EXACT
+    pairs = _pair_tasks(x, y)
+    observed = abs(sum(float(x_task.mean() - y_task.mean()) for x_task, y_task in pairs))
+    relabellings = math.prod(math.comb(x_task.size + y_task.size, x_task.size) for x_task, y_task in pairs)
+    exact = relabellings <= MAX_EXACT_RELABELLINGS
     if exact:
         sums = np.zeros(1)
-        for a, b in pairs:
-            sums = np.add.outer(sums, _all_relabellings(a, b)).ravel()
+        for x_task, y_task in pairs:
+            sums = np.add.outer(sums, _all_relabelled_differences(x_task, y_task)).ravel()
     else:
         random = np.random.default_rng(SEED)
-        sums = np.sum([_some_relabellings(a, b, random) for a, b in pairs], axis=0)
-    rounding = 1e-9 * max(float(np.abs(one).max()) for pair in pairs for one in pair)
-    beyond = int((np.abs(sums) >= seen - rounding).sum())
-    # Relabelled the other way round, equal numbers of runs give the same difference with the other sign.
-    smallest = (2 if all(a.size == b.size for a, b in pairs) else 1) / count
-    return (beyond / count, smallest) if exact else ((beyond + 1) / (DRAWN + 1), max(smallest, 1 / (DRAWN + 1)))
+        sums = np.sum([_sampled_differences(x_task, y_task, random) for x_task, y_task in pairs], axis=0)
+    tolerance = 1e-9 * max(float(np.abs(task).max()) for pair in pairs for task in pair)
+    at_least_observed = int((np.abs(sums) >= observed - tolerance).sum())
+    # With equal numbers of runs, swapping all labels gives the same difference with the opposite sign.
+    smallest = (2 if all(x_task.size == y_task.size for x_task, y_task in pairs) else 1) / relabellings
+    if exact:
+        return at_least_observed / relabellings, smallest
+    return (at_least_observed + 1) / (SAMPLED_RELABELLINGS + 1), max(smallest, 1 / (SAMPLED_RELABELLINGS + 1))
 
 
-def _paired(x: Scores, y: Scores) -> Sequence[tuple[Array, Array]]:
-    ours, theirs = by_task(x), by_task(y)
-    if len(ours) != len(theirs):
-        raise ValueError(f"The methods have {len(ours)} and {len(theirs)} tasks: give the tasks that both have.")
-    return list(zip(ours, theirs, strict=True))
+def _pair_tasks(x: Scores, y: Scores) -> Sequence[tuple[Array, Array]]:
+    x_tasks, y_tasks = split_by_task(x), split_by_task(y)
+    if len(x_tasks) != len(y_tasks):
+        raise ValueError(f"The methods have {len(x_tasks)} and {len(y_tasks)} tasks. Give the tasks that both have.")
+    return list(zip(x_tasks, y_tasks, strict=True))
 
 
-def _all_relabellings(a: Array, b: Array) -> Array:
-    """Difference of means for every choice of which runs are X's."""
-    pool = np.concatenate([a, b])
-    chosen = np.array(list(itertools.combinations(range(pool.size), a.size)))
-    sums = pool[chosen].sum(1)
-    differences: Array = sums / a.size - (pool.sum() - sums) / b.size
+def _all_relabelled_differences(x: Array, y: Array) -> Array:
+    """Return the difference of means for every choice of which runs belong to X."""
+    pool = np.concatenate([x, y])
+    x_indices = np.array(list(itertools.combinations(range(pool.size), x.size)))
+    x_sums = pool[x_indices].sum(1)
+    differences: Array = x_sums / x.size - (pool.sum() - x_sums) / y.size
     return differences
 
 
-def _some_relabellings(a: Array, b: Array, random: np.random.Generator) -> Array:
-    pool = random.permuted(np.tile(np.concatenate([a, b]), (DRAWN, 1)), axis=1)
-    differences: Array = pool[:, : a.size].mean(1) - pool[:, a.size :].mean(1)
+def _sampled_differences(x: Array, y: Array, random: np.random.Generator) -> Array:
+    """Return the differences of means for `SAMPLED_RELABELLINGS` random choices of which runs belong to X."""
+    pool = random.permuted(np.tile(np.concatenate([x, y]), (SAMPLED_RELABELLINGS, 1)), axis=1)
+    differences: Array = pool[:, : x.size].mean(1) - pool[:, x.size :].mean(1)
     return differences

@@ -1,7 +1,7 @@
-"""What is counted of the runs that are one method on a task: seeds, or functions that a language model wrote.
+"""The independent samples of a method on a task: seeds, or credit-assignment functions that a language model wrote.
 
-Seeds that share a credit-assignment function are no independent samples of what the model writes. Where a task has runs of several
-functions (tfcaf.sample), each function counts once, as the mean over its seeds, and functions are what is resampled.
+Seeds that share a credit-assignment function are not independent samples of what the model writes. If a task has runs of several
+functions (tfcaf.sample), each function counts once, as the mean over its seeds, and functions are resampled.
 """
 
 from collections import defaultdict
@@ -11,92 +11,112 @@ from typing import Any
 import numpy as np
 
 from qllm_exp.results.records.reader import FUNCTION, Record
-from qllm_exp.results.statistics.aggregate import ENOUGH, Array
-from qllm_exp.results.statistics.normalise import Normalised
+from qllm_exp.results.statistics.aggregate import MIN_RUNS, Array
+from qllm_exp.results.statistics.normalise import Normalisation
 
-RULE = "Several functions of a language model (tfcaf.sample): each counts once, as the mean over its seeds."
-
-
-def of_functions(runs: Sequence[Record]) -> bool:
-    """Whether functions are counted: a task has several. The runs are of one method, or differ in the function alone."""
-    return len({(one.task, _function(one)) for one in runs}) > len({one.task for one in runs})
+FUNCTIONS_NOTE = (
+    "Several functions of a language model (tfcaf.sample): each function counts once, as the mean over its seeds."
+)
 
 
-def per_unit(runs: Sequence[Record], values: Array, functions: bool) -> Array:
-    """Means over the runs of each unit, in the order of the first of them.
+def counts_functions(runs: Sequence[Record]) -> bool:
+    """Return whether functions are the units: a task has several.
 
     Args:
-        runs: of one task. values: [runs, ...]. functions: whether functions are the units, else runs are.
+        runs: runs of one method, or runs that differ only in the function.
+    """
+    return len({(run.task, _function(run)) for run in runs}) > len({run.task for run in runs})
+
+
+def unit_means(runs: Sequence[Record], values: Array, functions: bool) -> Array:
+    """Return the means over the runs of each unit, in the order of their first runs.
+
+    Args:
+        runs: runs on one task.
+        values: [runs, ...].
+        functions: whether functions are the units; else runs are.
 
     Returns:
-        [units, ...]
+        [units, ...].
     """
     if not functions:
         return values
-    places: dict[Any, list[int]] = defaultdict(list)
-    for at, one in enumerate(runs):
-        places[_function(one)].append(at)
-    return np.array([values[part].mean(0) for part in places.values()])
+    indices: dict[Any, list[int]] = defaultdict(list)
+    for index, run in enumerate(runs):
+        indices[_function(run)].append(index)
+    return np.array([values[unit_indices].mean(0) for unit_indices in indices.values()])
 
 
 def scores(
-    runs: Sequence[Record], tasks: Sequence[str], figure: str, normalised: Normalised | None = None
+    runs: Sequence[Record], tasks: Sequence[str], result_key: str, normalisation: Normalisation | None = None
 ) -> list[Array]:
-    """Scores of runs that are one, as the functions of `statistics` and `comparison` take them: for each task [units], by seed.
+    """Return the scores of runs of one method, as `aggregate` and `comparison` take them: for each task [units], by seed.
 
     Args:
-        tasks: of each at least one run is there. figure: of result.json: 'final_return' or 'absolute_return'.
-        normalised: bounds to apply, which all the runs have; None: returns as they are.
+        runs: at least one run for each task.
+        tasks: the tasks, in the order of the result.
+        result_key: key of result.json: 'final_return' or 'absolute_return'.
+        normalisation: bounds of all runs; None: scores are returns.
     """
-    functions = of_functions(runs)
-    by_task: dict[str, list[Record]] = {task: [] for task in tasks}
-    for one in sorted(runs, key=lambda one: (one.seed, one.name)):
-        by_task[one.task].append(one)
-    found = []
-    for alike in by_task.values():
-        returns = [float(one.result[figure]) for one in alike]
-        bounds = [None if normalised is None else normalised.of(one) for one in alike]
-        scaled = [
-            value if bound is None else float(bound(np.array(value)))
-            for value, bound in zip(returns, bounds, strict=True)
-        ]
-        found.append(per_unit(alike, np.array(scaled), functions))
-    return found
+    functions = counts_functions(runs)
+    runs_of_task: dict[str, list[Record]] = {task: [] for task in tasks}
+    for run in sorted(runs, key=lambda run: (run.seed, run.name)):
+        runs_of_task[run.task].append(run)
+    task_scores = []
+    for task_runs in runs_of_task.values():
+        values = np.array([_score(run, result_key, normalisation) for run in task_runs])
+        task_scores.append(unit_means(task_runs, values, functions))
+    return task_scores
 
 
-def fewest(runs: Sequence[Record]) -> int:
-    """Units of the task that has the fewest."""
-    by_task: dict[str, set[Any]] = defaultdict(set)
-    functions = of_functions(runs)
-    for one in runs:
-        by_task[one.task].add(_function(one) if functions else one.path)
-    return min(map(len, by_task.values()))
+def _score(run: Record, result_key: str, normalisation: Normalisation | None) -> float:
+    value = float(run.result[result_key])
+    bounds = normalisation.bounds_of(run) if normalisation is not None else None
+    return value if bounds is None else float(bounds(np.array(value)))
 
 
-def said(number: int, functions: bool) -> str:
-    """'n=5' of seeds, 'n=3 functions'."""
-    return f"n={number}{' functions' * functions}"
+def min_units(runs: Sequence[Record]) -> int:
+    """Return the number of units of the task that has the fewest."""
+    functions = counts_functions(runs)
+    units: dict[str, set[Any]] = defaultdict(set)
+    for run in runs:
+        units[run.task].add(_function(run) if functions else run.path)
+    return min(map(len, units.values()))
 
 
-def counted(runs: Sequence[Record]) -> str:
-    """`said` of runs that are one."""
-    return said(fewest(runs), of_functions(runs))
+def format_n(number: int, functions: bool) -> str:
+    """Return 'n=5' for seeds, 'n=3 functions' for functions."""
+    return f"n={number} functions" if functions else f"n={number}"
 
 
-def notes(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """What is to be said of the units of several groups of runs, below the figure that shows them."""
-    return [RULE] * any(map(of_functions, groups)) + few(map(fewest, groups), kind(groups))
+def n_label(runs: Sequence[Record]) -> str:
+    """Return `format_n` for the runs of one method."""
+    return format_n(min_units(runs), counts_functions(runs))
 
 
-def few(numbers: Iterable[int], what: str = "seeds") -> list[str]:
-    """A note where one of the numbers of units is small. `what`: `kind`."""
-    note = f"Fewer than {ENOUGH} {what}, where n says so: the interval is too narrow to conclude from."
-    return [note] * (min(numbers) < ENOUGH)
+def unit_notes(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """Return the footnotes about units, for a figure that shows several groups of runs."""
+    notes = [FUNCTIONS_NOTE] if any(map(counts_functions, groups)) else []
+    return notes + small_n_notes(map(min_units, groups), unit_name(groups))
 
 
-def kind(groups: Sequence[Sequence[Record]]) -> str:
-    """What n counts in a figure of several groups of runs: 'seeds', or 'seeds or functions'."""
-    return "seeds or functions" if any(map(of_functions, groups)) else "seeds"
+def small_n_notes(numbers: Iterable[int], unit: str = "seeds") -> list[str]:
+    """Return a footnote if one of the numbers of units is small, else nothing.
+
+    Args:
+        numbers: number of units of each group.
+        unit: what is counted (`unit_name`).
+    """
+    if min(numbers) >= MIN_RUNS:
+        return []
+    return [
+        f"Fewer than {MIN_RUNS} {unit} where n is below {MIN_RUNS}: those intervals are too narrow for conclusions."
+    ]
+
+
+def unit_name(groups: Sequence[Sequence[Record]]) -> str:
+    """Return what n counts in a figure of several groups of runs: 'seeds', or 'seeds or functions'."""
+    return "seeds or functions" if any(map(counts_functions, groups)) else "seeds"
 
 
 def _function(record: Record) -> Any:

@@ -1,4 +1,4 @@
-"""What runs took, beside what they score: parameters, time, what the language model cost, and steps until a return was reached."""
+"""Costs of the runs of a table: parameters, time, cost of language models, and environment steps to reach a return."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,25 +15,27 @@ from qllm_exp.results.tables.pivot import Cell, Pivot
 from qllm_exp.results.tables.sheet import Sheet
 
 Runs = Sequence[Record]
+Measure = Callable[[Runs], str]  # runs of a cell to the text of a column
 
 
 def _parameters(runs: Runs) -> str:
-    return _mean([one.parameters for one in runs if "parameters" in one.result], "{:.0f}")
+    return _mean([run.parameters for run in runs if "parameters" in run.result], "{:.0f}")
 
 
 def _mixer_parameters(runs: Runs) -> str:
-    return _mean([one.result.get("parameters", {}).get("mixer", np.nan) for one in runs], "{:.0f}")
+    return _mean([run.result.get("parameters", {}).get("mixer", np.nan) for run in runs], "{:.0f}")
 
 
-def _wall(runs: Runs) -> str:
-    return _mean([one.wall_s for one in runs], "{:.1f}")
+def _wall_time(runs: Runs) -> str:
+    return _mean([run.wall_s for run in runs], "{:.1f}")
 
 
 def _speed(runs: Runs) -> str:
-    steps = [float(one.result.get("env_steps", np.nan)) for one in runs]
-    return _mean(
-        [count / one.wall_s if one.wall_s > 0 else np.nan for count, one in zip(steps, runs, strict=True)], "{:.0f}"
-    )
+    speeds = []
+    for run in runs:
+        steps = float(run.result.get("env_steps", np.nan))
+        speeds.append(steps / run.wall_s if run.wall_s > 0 else np.nan)
+    return _mean(speeds, "{:.0f}")
 
 
 def _calls(runs: Runs) -> str:
@@ -44,88 +46,104 @@ def _usd(runs: Runs) -> str:
     return _sum(runs, "usd", "{:.4f}")
 
 
-FIGURES: dict[str, dict[str, Callable[[Runs], str]]] = {
+# Column heads and their measures, by the names of --columns.
+MEASURES: dict[str, dict[str, Measure]] = {
     "parameters": {"trained parameters": _parameters, "of the mixer": _mixer_parameters},
-    "time": {"wall time (s)": _wall, "env steps/s": _speed},
+    "time": {"wall time (s)": _wall_time, "env steps/s": _speed},
     "cost": {"LLM calls": _calls, "LLM cost (USD)": _usd},
 }
-STEPS_TO = "steps-to="  # and a return
-NAMES = (*FIGURES, f"{STEPS_TO}RETURN")  # of --columns
-NOTES = {
+STEPS_TO = "steps-to="  # followed by a return
+COLUMN_NAMES = (*MEASURES, f"{STEPS_TO}RETURN")  # allowed in --columns
+_NOTES = {
     "parameters": "Parameters: means over the runs of a cell.",
     "time": "Wall time (training and evaluation) and environment steps per second: means over the runs of a cell.",
-    "cost": "LLM calls and cost: sums over the functions of a cell, each counted once; '?' where no price is known.",
-    STEPS_TO: "Steps to a return: environment steps of the first evaluation at or above it, nothing interpolated; the median over "
-    "seeds [95 % bootstrap interval]. A run that never reached it counts as later than every step that was evaluated: '>' and the "
-    "last of them.",
+    "cost": "LLM calls and cost: sums over the functions of a cell, each counted once; '?' if no price is known.",
+    STEPS_TO: "Steps to a return: environment steps of the first evaluation at or above it, without interpolation; median over "
+    "seeds [95 % bootstrap interval]. A run that never reaches it counts as later than all evaluated steps, shown as '>' and the "
+    "last of these steps.",
 }
 
 
-def spent(found: Pivot, sheet: Sheet, names: Sequence[str]) -> Sheet:
-    """A row for each cell of a table, in its order.
+def cost_sheet(cells: Pivot, sheet: Sheet, names: Sequence[str]) -> Sheet:
+    """Return a table of costs, with one row for each cell of another table, in its order.
 
     Args:
-        sheet: the table. names: of 'parameters', 'time', 'cost', 'steps-to=0.9'.
+        cells: cells of the other table.
+        sheet: the other table.
+        names: 'parameters', 'time', 'cost', or e.g. 'steps-to=0.9'.
 
     Raises:
-        UserError: for another name; for steps to a return in a table whose cells have several tasks.
+        UserError: another name, or steps to a return in a table whose cells have several tasks.
     """
-    figures: dict[str, Callable[[Runs], str]] = {}
+    measures: dict[str, Measure] = {}
+    note_keys: dict[str, None] = {}
     for name in names:
         if name.startswith(STEPS_TO):
-            figures[f"steps to {name.removeprefix(STEPS_TO)}"] = _steps_to(name)
+            measures[f"steps to {name.removeprefix(STEPS_TO)}"] = _steps_to(name)
+            note_keys[STEPS_TO] = None
         else:
-            figures |= FIGURES[choose("--columns", name, NAMES)]
-    kinds = dict.fromkeys(STEPS_TO if name.startswith(STEPS_TO) else name for name in names)
-    has_columns = found.columns != [()]
+            measures |= MEASURES[choose("--columns", name, COLUMN_NAMES)]
+            note_keys[name] = None
+    has_columns = cells.columns != [()]
     rows: list[tuple[Sequence[str], Sequence[Cell | str | None]]] = []
-    for row in found.rows:
-        for at, column in enumerate(found.columns):
-            cell = found.cells.get((row, column))
+    for row in cells.rows:
+        for index, column in enumerate(cells.columns):
+            cell = cells.cells.get((row, column))
             if cell is not None:
-                labels = [*map(str, row), *([sheet.columns[at]] if has_columns else [])]
-                rows.append((labels, [figure(cell.runs) for figure in figures.values()]))
+                labels = [str(label) for label in row]
+                if has_columns:
+                    labels.append(sheet.columns[index])
+                rows.append((labels, [measure(cell.runs) for measure in measures.values()]))
+    notes = [_NOTES[key] for key in note_keys]
+    if STEPS_TO in note_keys:
+        notes += _alignment_notes(cells, sheet)
     return Sheet(
-        title="What the runs took",
-        heading=sheet.heading if not has_columns else "figure",
-        labels=[*sheet.labels, *([sheet.heading] if has_columns else [])],
-        columns=list(figures),
+        title="Cost of the runs",
+        heading="figure" if has_columns else sheet.heading,
+        labels=[*sheet.labels, sheet.heading] if has_columns else list(sheet.labels),
+        columns=list(measures),
         rows=rows,
-        notes=[*(NOTES[name] for name in kinds), *(_on_steps(found, sheet) if STEPS_TO in kinds else [])],
+        notes=notes,
     )
 
 
-def _steps_to(name: str) -> Callable[[Runs], str]:
-    """The figure of 'steps-to=0.9'."""
+def _steps_to(name: str) -> Measure:
+    """Return the measure of 'steps-to=0.9'."""
     try:
         target = float(name.removeprefix(STEPS_TO))
     except ValueError:
         target = math.nan
     if not math.isfinite(target):
-        raise UserError(f"--columns {name}: give the return as a number, e.g. {STEPS_TO}0.9.")
+        raise UserError(f"--columns {name}: the return must be a number, e.g. {STEPS_TO}0.9.")
 
-    def figure(runs: Runs) -> str:
+    def measure(runs: Runs) -> str:
         if len(keys.tasks(runs)) > 1:
             raise UserError(
-                f"--columns {name}: returns of several tasks are not alike. Make task a row: --rows env,task."
+                f"--columns {name}: returns of several tasks cannot be compared. Make the task a row: --rows env,task."
             )
-        curves, functions = align(runs), sample_units.of_functions(runs)
-        found = steps_to(np.array(curves.steps), sample_units.per_unit(curves.runs, curves.returns, functions), target)
-        middle, low, high = (_step(one, curves.steps[-1]) for one in (found.median, found.low, found.high))
-        interval = f" [{low}, {high}]" * (not math.isnan(found.low))
-        return f"{middle}{interval} ({found.reached} of {found.runs}{' functions' * functions} reached it)"
+        curves = align(runs)
+        functions = sample_units.counts_functions(runs)
+        unit_returns = sample_units.unit_means(curves.runs, curves.returns, functions)
+        result = steps_to(np.array(curves.steps), unit_returns, target)
+        last = curves.steps[-1]
+        text = _step(result.median, last)
+        if not math.isnan(result.low):
+            text += f" [{_step(result.low, last)}, {_step(result.high, last)}]"
+        unit = " functions" if functions else ""
+        return f"{text} ({result.reached} of {result.runs}{unit} reached it)"
 
-    return figure
+    return measure
 
 
-def _on_steps(found: Pivot, sheet: Sheet) -> list[str]:
-    """Which evaluations were left out, since not all runs of a cell have them."""
-    heads = dict(zip(found.columns, sheet.columns, strict=False))
+def _alignment_notes(cells: Pivot, sheet: Sheet) -> list[str]:
+    """Return the footnotes on evaluations that are left out because not all runs of a cell have them."""
+    heads = dict(zip(cells.columns, sheet.columns, strict=False))
     notes = []
-    for (row, column), cell in found.cells.items():
+    for (row, column), cell in cells.cells.items():
         note = align(cell.runs).note
-        where = " ".join(map(str, (*row, heads[column] if column else "")))
-        notes += [f"{where.strip()}: {note}."] * bool(note)
+        if note:
+            place = " ".join(map(str, (*row, heads[column] if column else ""))).strip()
+            notes.append(f"{place}: {note}.")
     return notes
 
 
@@ -133,15 +151,17 @@ def _step(step: float, last: int) -> str:
     return f">{last}" if math.isinf(step) else f"{step:.0f}"
 
 
-def _mean(values: Sequence[float], shown: str) -> str:
-    known = [float(one) for one in values if np.isfinite(one)]
-    return shown.format(np.mean(known)) if known else "-"
+def _mean(values: Sequence[float], template: str) -> str:
+    """Return the mean of the finite values; '-' if there is none."""
+    finite = [float(value) for value in values if np.isfinite(value)]
+    return template.format(np.mean(finite)) if finite else "-"
 
 
-def _sum(runs: Runs, what: str, shown: str) -> str:
-    """Over functions, which several seeds share. '-' where the mixer has none."""
-    functions = {one.settings[FUNCTION]: one.cost for one in runs if FUNCTION in one.settings}
-    if not functions:
+def _sum(runs: Runs, key: str, template: str) -> str:
+    """Return the sum over functions, which several seeds share; '-' without functions, '?' if a value is unknown."""
+    costs = {run.settings[FUNCTION]: run.cost for run in runs if FUNCTION in run.settings}
+    if not costs:
         return "-"
-    known = [one for cost in functions.values() if isinstance(one := cost.get(what), int | float)]
-    return shown.format(sum(known)) if len(known) == len(functions) else "?"
+    values = [cost.get(key) for cost in costs.values()]
+    known = [value for value in values if isinstance(value, int | float)]
+    return template.format(sum(known)) if len(known) == len(costs) else "?"

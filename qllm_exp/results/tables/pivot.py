@@ -1,10 +1,10 @@
-"""Cells of a table: which runs are one, what they score, and which are the best or not told apart from it.
+"""Cells of a table: which runs they pool, their scores, and which cells are best or not distinguishable from the best.
 
-*Bold.* Of the cells that compare (those of one row; of one column where the columns are tasks) the one with the highest value is
-the best. A cell is told apart from it where the 95 % interval of its difference to the best does not contain 0: Welch's interval
-for a mean; a stratified bootstrap interval for a median or an IQM, and where no run differs from another. The best and all that
-are not told apart from it are bold. Nothing is bold where none is told apart, or where a cell has one run. Several comparisons are
-not corrected for.
+*Bold.* Among the cells that are compared (those of one row; those of one column if the columns are tasks) the cell with the
+highest value is the best. A cell is distinguishable from it if the 95 % interval of its difference to the best does not contain
+0: Welch's interval for a mean; a stratified bootstrap interval for a median or an IQM, and where no two runs differ. The best
+cell and all cells not distinguishable from it are bold. Nothing is bold if all are indistinguishable, or if a cell has only one
+run. There is no correction for multiple comparisons.
 """
 
 from collections import defaultdict
@@ -17,28 +17,32 @@ import numpy as np
 
 from qllm_exp.errors import UserError, choose
 from qllm_exp.results.records import keys
-from qllm_exp.results.records.method_names import words
+from qllm_exp.results.records.method_names import short_names
 from qllm_exp.results.records.reader import FUNCTION, SAMPLE, Record
 from qllm_exp.results.statistics import aggregate, sample_units
 from qllm_exp.results.statistics.aggregate import Array, Estimate
-from qllm_exp.results.statistics.comparison import welch
-from qllm_exp.results.statistics.normalise import Normalised, normalise
+from qllm_exp.results.statistics.comparison import welch_interval
+from qllm_exp.results.statistics.normalise import Normalisation, normalise
 
 METRICS = {"final": "final_return", "absolute": "absolute_return"}
-METRIC_WORDS = {"final": "Return of the last evaluation", "absolute": "Absolute metric (best parameters of each run)"}
+METRIC_TITLES = {"final": "Return of the last evaluation", "absolute": "Absolute metric (best parameters of each run)"}
 STATISTICS = ("mean", "median", "iqm")
 
-Key = tuple[Any, ...]
-Group = Callable[[Key, Key], Key]
+Labels = tuple[Any, ...]  # values of the keys of a row or column
+Place = tuple[Labels, Labels]  # row and column
+ComparisonGroup = Callable[[Labels, Labels], Labels]  # row and column to the label of the cells that are compared
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What some runs score. `estimate`: with its 95 % interval, `runs` being the fewest units of a task.
+    """Scores of some runs.
 
     Attributes:
-        runs: all that are in it. scores: for each task [units]. functions: whether these are functions (`units`).
-        bold: see the module.
+        estimate: the statistic with its 95 % interval; `estimate.runs` is the number of units of the task with the fewest.
+        runs: all runs in the cell.
+        scores: for each task [units].
+        functions: whether the units are functions (`sample_units`).
+        bold: best, or not distinguishable from the best (see the module).
     """
 
     estimate: Estimate
@@ -50,169 +54,210 @@ class Cell:
 
 @dataclass(frozen=True)
 class Pivot:
-    """Cells by row and column. `normalised`: None where scores are returns. `left_out`: records that are in no cell."""
+    """Cells of a table.
 
-    cells: Mapping[tuple[Key, Key], Cell]
-    normalised: Normalised | None
+    Attributes:
+        cells: by row and column.
+        normalisation: bounds of the scores; None if scores are returns.
+        left_out: records that are in no cell.
+    """
+
+    cells: Mapping[Place, Cell]
+    normalisation: Normalisation | None
     left_out: tuple[Record, ...]
 
     @property
-    def rows(self) -> list[Key]:
+    def rows(self) -> list[Labels]:
+        """Labels of the rows, sorted."""
         return _sorted({row for row, _ in self.cells})
 
     @property
-    def columns(self) -> list[Key]:
+    def columns(self) -> list[Labels]:
+        """Labels of the columns, sorted."""
         return _sorted({column for _, column in self.cells})
 
 
 def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str], metric: str, stat: str) -> Pivot:
-    """The cells of a table whose rows and columns are the values of dotted keys.
+    """Return the cells of a table.
 
-    Where a cell has several tasks, scores are normalised in the whole table, and cells that compare are over their common tasks.
+    If a cell has several tasks, the scores of the whole table are normalised, and compared cells use their common tasks only.
+
+    Args:
+        records: finished runs.
+        rows: dotted keys whose values make the rows.
+        columns: dotted keys whose values make the columns.
+        metric: 'final' or 'absolute'.
+        stat: 'mean', 'median' or 'iqm'.
 
     Raises:
-        UserError: for an unknown metric or statistic; where a cell would mix runs of different settings.
+        UserError: an unknown metric or statistic, or a cell that would pool runs with different settings.
     """
     choose("--metric", metric, METRICS)
     choose("--stat", stat, STATISTICS)
-    groups: dict[tuple[Key, Key], list[Record]] = defaultdict(list)
-    for one in records:
-        groups[_values(one, rows), _values(one, columns)].append(one)
+    groups: dict[Place, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[_values(record, rows), _values(record, columns)].append(record)
     for (row, column), runs in groups.items():
-        _check_alike(runs, [*rows, *columns], [*row, *column])
-    several = any(len(keys.tasks(runs)) > 1 for runs in groups.values())
-    normalised = normalise(records) if several else None
-    compare = _who_compares(rows, columns)
-    kept = _on_common_tasks(groups, compare, normalised)
-    cells = {place: _cell(runs, METRICS[metric], stat, normalised) for place, runs in kept.items()}
-    inside = {id(one) for runs in kept.values() for one in runs}
-    return Pivot(_with_bold(cells, compare, stat), normalised, tuple(one for one in records if id(one) not in inside))
+        _check_poolable(runs, [*rows, *columns], [*row, *column])
+    pools_tasks = any(len(keys.tasks(runs)) > 1 for runs in groups.values())
+    normalisation = normalise(records) if pools_tasks else None
+    comparison_group = _comparison_group(columns)
+    kept = _on_common_tasks(groups, comparison_group, normalisation)
+    cells = {place: _make_cell(runs, METRICS[metric], stat, normalisation) for place, runs in kept.items()}
+    used = {id(record) for runs in kept.values() for record in runs}
+    left_out = tuple(record for record in records if id(record) not in used)
+    return Pivot(_mark_bold(cells, comparison_group, stat), normalisation, left_out)
 
 
-def renamed(records: Sequence[Record], by: Sequence[str]) -> list[Record]:
-    """The records with the values of some keys as their methods: for figures, in which a method is a line or a bar.
+def rename_methods(records: Sequence[Record], by: Sequence[str]) -> list[Record]:
+    """Return the records with the values of some keys as their methods: in figures, a method is a line or a bar.
 
     Args:
-        by: as a person types them: 'mixer'; or 'method' and 'tfcaf.sample', which draws samples of one procedure apart.
+        records: finished runs.
+        by: keys as typed: 'mixer'; or 'method' and 'tfcaf.sample', which separates the samples of one procedure.
 
     Raises:
-        UserError: for an unknown key; where a method would mix runs of different settings.
+        UserError: an unknown key, or a method that would pool runs with different settings.
     """
-    names = keys.resolve(by, records)
-    if names == [keys.METHOD]:
+    by_keys = keys.resolve(by, records)
+    if by_keys == [keys.METHOD]:
         return list(records)
-    groups: dict[tuple[str, Key], list[Record]] = defaultdict(list)
-    for one in records:
-        groups[one.task, _values(one, names)].append(one)
-    found: dict[Path, Record] = {}
+    groups: dict[tuple[str, Labels], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.task, _values(record, by_keys)].append(record)
+    renamed: dict[Path, Record] = {}
     for (_, values), runs in groups.items():
-        _check_alike(runs, names, values)
-        had = [(key, value) for key, value in zip(names, values, strict=True) if keys.has(runs[0], key)]
-        label = keys.label([key for key, _ in had], [value for _, value in had], words(names)) or "-"
-        found |= {one.path: replace(one, method=label) for one in runs}
-    return [found[one.path] for one in records]
+        _check_poolable(runs, by_keys, values)
+        present = [(key, value) for key, value in zip(by_keys, values, strict=True) if keys.has(runs[0], key)]
+        label = keys.label([key for key, _ in present], [value for _, value in present], short_names(by_keys)) or "-"
+        renamed |= {run.path: replace(run, method=label) for run in runs}
+    return [renamed[record.path] for record in records]
 
 
 def statistic(stat: str, tasks: int) -> aggregate.Statistic:
-    """'mean', 'median' or 'iqm' over the runs of one task, or as `statistics` has them over several tasks."""
+    """Return a statistic by name: over the runs of one task, or as `aggregate` defines it over several tasks.
+
+    Args:
+        stat: 'mean', 'median' or 'iqm'.
+        tasks: number of tasks.
+    """
     if stat == "median" and tasks == 1:
-        return lambda scores: np.median(scores[0], axis=-1)  # of several tasks it is over the tasks' means
+        return lambda scores: np.median(scores[0], axis=-1)  # over several tasks it is the median of the tasks' means
     return aggregate.AGGREGATES[stat]
 
 
-def gap(x: Sequence[Array], y: Sequence[Array], stat: str) -> Estimate:
-    """The statistic of X less that of Y with its 95 % interval: Welch's for a mean, else by stratified bootstrap.
+def difference(x: Sequence[Array], y: Sequence[Array], stat: str) -> Estimate:
+    """Return the statistic of X minus that of Y with its 95 % interval: Welch's for a mean, else a stratified bootstrap.
 
     Args:
-        x, y: for each task [runs], of the same tasks.
+        x: scores of X, for each task [runs].
+        y: scores of Y, for each task [runs]; the same tasks.
+        stat: 'mean', 'median' or 'iqm'.
     """
-    of = statistic(stat, len(x))
-    fewest = min(one.size for one in (*x, *y))
-    seen = float(of(x) - of(y))
+    function = statistic(stat, len(x))
+    fewest = min(task.size for task in (*x, *y))
+    observed = float(function(x) - function(y))
     if stat == "mean":
-        ends = welch(x, y)
-        if np.isfinite(ends[0]):
-            return Estimate(seen, *ends, fewest)
+        welch_low, welch_high = welch_interval(x, y)
+        if np.isfinite(welch_low):
+            return Estimate(observed, welch_low, welch_high, fewest)
     if fewest < 2:
-        return Estimate(seen, np.nan, np.nan, fewest)
-    drawn = aggregate.resampled([*x, *y])
-    low, high = aggregate.interval(of(drawn[: len(x)]) - of(drawn[len(x) :]))
-    return Estimate(seen, float(low), float(high), fewest)
+        return Estimate(observed, np.nan, np.nan, fewest)
+    resampled = aggregate.resample([*x, *y])
+    differences = function(resampled[: len(x)]) - function(resampled[len(x) :])
+    low, high = aggregate.percentile_interval(differences)
+    return Estimate(observed, float(low), float(high), fewest)
 
 
-def _values(record: Record, names: Sequence[str]) -> Key:
-    return tuple(keys.value(record, key) for key in names)
+def _values(record: Record, names: Sequence[str]) -> Labels:
+    return tuple(keys.value(record, name) for name in names)
 
 
-def _sorted(found: set[Key]) -> list[Key]:
-    return sorted(found, key=lambda one: [keys.sort_key(value) for value in one])
+def _sorted(labels: set[Labels]) -> list[Labels]:
+    return sorted(labels, key=lambda values: [keys.sort_key(value) for value in values])
 
 
-def _check_alike(runs: Sequence[Record], names: Sequence[str], values: Sequence[Any]) -> None:
-    """UserError where runs of one task differ in more than seed and sample of one procedure that writes functions."""
-    by_task: dict[str, list[Record]] = defaultdict(list)
-    for one in runs:
-        by_task[one.task].append(one)
-    for task, alike in by_task.items():
-        if len({one.method for one in alike}) == 1:
+def _check_poolable(runs: Sequence[Record], names: Sequence[str], values: Sequence[Any]) -> None:
+    """Raise UserError if runs of one task differ in more than the seed and the sample of one generation procedure."""
+    runs_of_task: dict[str, list[Record]] = defaultdict(list)
+    for run in runs:
+        runs_of_task[run.task].append(run)
+    for task, task_runs in runs_of_task.items():
+        if len({run.method for run in task_runs}) == 1:
             continue
-        differing = keys.differing(alike)
+        differing = keys.differing_keys(task_runs)
         if SAMPLE in differing:
             differing = [key for key in differing if key not in (SAMPLE, FUNCTION)]
-        if differing:
-            where = ", ".join(
-                f"{keys.short(k)}={v}" for k, v in zip(names, values, strict=True) if k not in keys.TASK_KEYS
-            )
-            raise UserError(
-                f"On {task}, runs with {where or 'equal rows and columns'} differ in {', '.join(differing[:5])}, and would be "
-                f"mixed as one. Name it too, as a row, a column, an axis or with --by (e.g. {differing[0]}); or choose: "
-                f"--only {differing[0]}={min((keys.value(one, differing[0]) for one in alike), key=keys.sort_key)}."
-            )
+        if not differing:
+            continue
+        key = differing[0]
+        example = min((keys.value(run, key) for run in task_runs), key=keys.sort_key)
+        group = ", ".join(
+            f"{keys.short_name(name)}={value}"
+            for name, value in zip(names, values, strict=True)
+            if name not in keys.TASK_KEYS
+        )
+        raise UserError(
+            f"On {task}, runs with {group or 'equal rows and columns'} differ in {', '.join(differing[:5])} and would be "
+            f"pooled. Add the key as a row, a column, an axis or with --by (e.g. {key}), or select one value: "
+            f"--only {key}={example}."
+        )
 
 
-def _who_compares(rows: Sequence[str], columns: Sequence[str]) -> Group:
+def _comparison_group(columns: Sequence[str]) -> ComparisonGroup:
+    """Return which cells are compared: those of a column if the columns are tasks, else those of a row."""
     if any(key in keys.TASK_KEYS for key in columns):
         return lambda row, column: column
     return lambda row, column: row
 
 
 def _on_common_tasks(
-    groups: Mapping[tuple[Key, Key], list[Record]], compare: Group, normalised: Normalised | None
-) -> dict[tuple[Key, Key], list[Record]]:
-    """Runs on tasks that have a scale and that all cells which compare have."""
-    if normalised is None:
+    groups: Mapping[Place, list[Record]], comparison_group: ComparisonGroup, normalisation: Normalisation | None
+) -> dict[Place, list[Record]]:
+    """Return the runs on tasks that have a scale and that all compared cells have."""
+    if normalisation is None:
         return dict(groups)
-    scaled = {place: [one for one in runs if normalised.of(one) is not None] for place, runs in groups.items()}
-    common: dict[Key, set[str]] = {}
+    scaled = {
+        place: [run for run in runs if normalisation.bounds_of(run) is not None] for place, runs in groups.items()
+    }
+    common: dict[Labels, set[str]] = {}
     for place, runs in scaled.items():
-        found = {one.task for one in runs}
-        common[compare(*place)] = common.get(compare(*place), found) & found
-    kept = {place: [one for one in runs if one.task in common[compare(*place)]] for place, runs in scaled.items()}
+        tasks = {run.task for run in runs}
+        group = comparison_group(*place)
+        common[group] = common.get(group, tasks) & tasks
+    kept = {
+        place: [run for run in runs if run.task in common[comparison_group(*place)]] for place, runs in scaled.items()
+    }
     return {place: runs for place, runs in kept.items() if runs}
 
 
-def _cell(runs: Sequence[Record], figure: str, stat: str, normalised: Normalised | None) -> Cell:
-    scores = sample_units.scores(runs, keys.tasks(runs), figure, normalised)
-    if all(np.isfinite(one).all() for one in scores):
-        found = aggregate.estimate(scores, statistic(stat, len(scores)))
+def _make_cell(runs: Sequence[Record], result_key: str, stat: str, normalisation: Normalisation | None) -> Cell:
+    scores = sample_units.scores(runs, keys.tasks(runs), result_key, normalisation)
+    if all(np.isfinite(task_scores).all() for task_scores in scores):
+        estimate = aggregate.estimate(scores, statistic(stat, len(scores)))
     else:
-        found = Estimate(np.nan, np.nan, np.nan, min(one.size for one in scores))
-    return Cell(found, tuple(runs), tuple(scores), sample_units.of_functions(runs))
+        estimate = Estimate(np.nan, np.nan, np.nan, min(task_scores.size for task_scores in scores))
+    return Cell(estimate, tuple(runs), tuple(scores), sample_units.counts_functions(runs))
 
 
-def _with_bold(cells: Mapping[tuple[Key, Key], Cell], compare: Group, stat: str) -> dict[tuple[Key, Key], Cell]:
-    together: dict[Key, list[tuple[Key, Key]]] = defaultdict(list)
+def _mark_bold(cells: Mapping[Place, Cell], comparison_group: ComparisonGroup, stat: str) -> dict[Place, Cell]:
+    groups: dict[Labels, list[Place]] = defaultdict(list)
     for place, cell in cells.items():
         if np.isfinite(cell.estimate.value):
-            together[compare(*place)].append(place)
-    bold: set[tuple[Key, Key]] = set()
-    for places in together.values():
+            groups[comparison_group(*place)].append(place)
+    bold: set[Place] = set()
+    for places in groups.values():
         best = max(places, key=lambda place: cells[place].estimate.value)
         if any(cells[place].estimate.runs < 2 for place in places):
             continue
-        gaps = {one: gap(cells[one].scores, cells[best].scores, stat) for one in places if one != best}
-        rounding = 1e-9 * abs(cells[best].estimate.value)
-        alike = [best, *(one for one, found in gaps.items() if found.low <= rounding and found.high >= -rounding)]
-        if len(alike) < len(places):
-            bold.update(alike)
+        tolerance = 1e-9 * abs(cells[best].estimate.value)
+        indistinguishable = [best]
+        for place in places:
+            if place == best:
+                continue
+            estimate = difference(cells[place].scores, cells[best].scores, stat)
+            if estimate.low <= tolerance and estimate.high >= -tolerance:
+                indistinguishable.append(place)
+        if len(indistinguishable) < len(places):
+            bold.update(indistinguishable)
     return {place: replace(cell, bold=place in bold) for place, cell in cells.items()}

@@ -1,4 +1,4 @@
-"""A table as such: labels, cells and footnotes, whatever it will be written as; and the footnotes that every table has."""
+"""A table independent of its output format: labels, cells and footnotes; and the footnotes that every table has."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import numpy as np
 
 from qllm_exp.results.records.collect import Collection
 from qllm_exp.results.statistics import sample_units
-from qllm_exp.results.statistics.aggregate import ENOUGH
+from qllm_exp.results.statistics.aggregate import MIN_RUNS
 from qllm_exp.results.tables.pivot import Cell
 
-SHOWN = 6  # names in a footnote, at most
+MAX_NAMES = 6  # names listed in a footnote
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,13 @@ class Sheet:
     """A table.
 
     Attributes:
-        title: what the figures are, a sentence without its full stop. heading: what the columns are values of.
-        labels: heads of the label columns. columns: heads of the others.
-        rows: labels and cells; a cell is text where it is no estimate, None where there is no run.
-        metric, stat: for the reader of a CSV file.
+        title: what the numbers are, as a sentence without its full stop.
+        heading: keys whose values the columns are.
+        labels: heads of the label columns.
+        columns: heads of the other columns.
+        rows: labels and cells of each row; a cell is text if it is not an estimate, None if there is no run.
+        metric: 'final' or 'absolute', for CSV.
+        stat: 'mean', 'median' or 'iqm', for CSV.
         notes: footnotes.
     """
 
@@ -38,86 +41,99 @@ class Sheet:
 
     @property
     def cells(self) -> list[Cell]:
+        """All cells that are estimates."""
         return [cell for _, cells in self.rows for cell in cells if isinstance(cell, Cell)]
 
     @property
-    def marks_few(self) -> bool:
-        """Whether cells with few seeds are marked one by one: where all have few, the footnote says so of all."""
-        few = [cell.estimate.flag for cell in self.cells]
-        return any(few) and not all(few)
+    def marks_small_n(self) -> bool:
+        """Whether cells with few seeds are marked individually; if all cells have few, a footnote says so instead."""
+        flags = [cell.estimate.too_few_runs for cell in self.cells]
+        return any(flags) and not all(flags)
 
-    def _repr_markdown_(self) -> str:
-        """What a notebook shows."""
-
+    def __str__(self) -> str:
+        """Return the table as Markdown."""
         return markdown([self])
 
+    _repr_markdown_ = __str__  # for notebooks
 
-def notes_on(sheet: Sheet) -> list[str]:
-    """What the cells themselves give reason to say."""
+
+def notes_on_cells(sheet: Sheet) -> list[str]:
+    """Return the footnotes that the cells of a table call for."""
     cells = sheet.cells
     notes = []
     if any(cell.bold for cell in cells):
-        how = "Welch's" if sheet.stat == "mean" else "bootstrap"
+        interval = "Welch's" if sheet.stat == "mean" else "bootstrap"
         notes.append(
-            f"Bold: the best, and those not told apart from it ({how} 95 % interval of the difference to the best contains 0; "
-            "several comparisons are not corrected for)."
+            f"Bold: the best value and all values that cannot be distinguished from it ({interval} 95 % interval of the "
+            "difference to the best contains 0; no correction for multiple comparisons)."
         )
-    functions = [cell for cell in cells if cell.functions]
-    if functions:
-        notes.append(sample_units.RULE)
-    if any(cell.estimate.flag for cell in cells):
-        unit = f"Fewer than {ENOUGH} {'functions or ' * bool(functions)}seeds"
-        where = "† " + unit if sheet.marks_few else f"{unit} in every cell"
-        notes.append(f"{where}: the interval is too narrow to conclude from.")
-    diverged = [one for cell in cells if not np.isfinite(cell.estimate.value) for one in cell.runs]
+    has_functions = any(cell.functions for cell in cells)
+    if has_functions:
+        notes.append(sample_units.FUNCTIONS_NOTE)
+    if any(cell.estimate.too_few_runs for cell in cells):
+        unit = "functions or seeds" if has_functions else "seeds"
+        few = f"Fewer than {MIN_RUNS} {unit}"
+        where = f"† {few}" if sheet.marks_small_n else f"{few} in every cell"
+        notes.append(f"{where}: the interval is too narrow for conclusions.")
+    diverged = [run.name for cell in cells if not np.isfinite(cell.estimate.value) for run in cell.runs]
     if diverged:
-        notes.append(f"A score that is no finite number is among {_some([one.name for one in diverged])}.")
+        notes.append(f"Not a finite number: at least one score among {_list_names(diverged)}.")
     return notes
 
 
 def notes_on_missing(collection: Collection) -> list[str]:
-    """What is not in the table: for each method and task how many runs stand how, and why those that failed did."""
-    counts: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for one in collection.unfinished:
-        counts[one.task, one.method][one.state].append("s?" if one.seed is None else f"s{one.seed}")
+    """Return the footnotes on runs that are not in the table: for each method and task, the number of runs in each state."""
+    seeds_by_state: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for run in collection.unfinished:
+        seed = "s?" if run.seed is None else f"s{run.seed}"
+        seeds_by_state[run.task, run.method][run.state].append(seed)
     notes = []
-    for (task, method), states in sorted(counts.items()):
-        said = ", ".join(f"{len(seeds)} {state} ({_some(sorted(seeds))})" for state, seeds in sorted(states.items()))
-        notes.append(f"Missing: {f'{method} on {task}' if task else 'runs of unknown task'}: {said}.")
+    for (task, method), states in sorted(seeds_by_state.items()):
+        runs = f"{method} on {task}" if task else "runs of unknown task"
+        counts = ", ".join(
+            f"{len(seeds)} {state} ({_list_names(sorted(seeds))})" for state, seeds in sorted(states.items())
+        )
+        notes.append(f"Missing: {runs}: {counts}.")
     return notes
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-Row = list[str]
+def _list_names(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:MAX_NAMES])
+    return listed if len(names) <= MAX_NAMES else f"{listed} and {len(names) - MAX_NAMES} more"
 
 
 def markdown(sheets: Sequence[Sheet]) -> str:
-    return "\n\n".join(_markdown(one) for one in sheets) + "\n"
+    """Return tables as Markdown."""
+    return "\n\n".join(_markdown(sheet) for sheet in sheets) + "\n"
 
 
-def text(cell: Cell | str | None, mark_few: bool = False) -> str:
-    """'0.983 [0.975, 0.991] (n=5)' without marks for bold."""
+def cell_text(cell: Cell | str | None, mark_small_n: bool = False) -> str:
+    """Return '0.983 [0.975, 0.991] (n=5)', without marks for bold.
+
+    Args:
+        cell: an estimate, text, or None if there is no run.
+        mark_small_n: whether to mark an estimate from too few runs.
+    """
     if cell is None:
         return "-"
     if isinstance(cell, str):
         return cell
-    value, interval = figures(cell)
-    return f"{value}{interval}{'†' * (mark_few and cell.estimate.flag)}"
+    value, interval = value_and_interval(cell)
+    mark = "†" if mark_small_n and cell.estimate.too_few_runs else ""
+    return f"{value}{interval}{mark}"
 
 
-def figures(cell: Cell) -> tuple[str, str]:
-    """The value, which may be set in bold, and what follows it."""
-    one = cell.estimate
-    count = f"({sample_units.said(one.runs, cell.functions)})"
-    value, low, high = (f"{round(number, 3) + 0.0:.3f}" for number in (one.value, one.low, one.high))  # no -0.000
-    return value, f"{f' [{low}, {high}]' * bool(np.isfinite(one.low))} {count}"
+def value_and_interval(cell: Cell) -> tuple[str, str]:
+    """Return the value, which may be set in bold, and the interval and n that follow it."""
+    estimate = cell.estimate
+    numbers = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (f"{round(number, 3) + 0.0:.3f}" for number in numbers)  # + 0.0: no -0.000
+    interval = f" [{low}, {high}]" if np.isfinite(estimate.low) else ""
+    return value, f"{interval} ({sample_units.format_n(estimate.runs, cell.functions)})"
 
 
-def label_columns(sheet: Sheet) -> tuple[Row, list[Row]]:
-    """Heads and rows of labels; env and task beside each other are one label, 'lbf/8x8-2p-2f'."""
+def label_columns(sheet: Sheet) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of the labels; adjacent env and task become one label, 'lbf/8x8-2p-2f'."""
     labels = list(sheet.labels)
     rows = [[str(value) for value in row] for row, _ in sheet.rows]
     if labels[:2] == ["env", "task"]:
@@ -127,23 +143,27 @@ def label_columns(sheet: Sheet) -> tuple[Row, list[Row]]:
 
 def _markdown(sheet: Sheet) -> str:
     heads, labels = label_columns(sheet)
-    lines = [[_plain(one) for one in (*heads, *sheet.columns)]]
+    lines = [[_escape(head) for head in (*heads, *sheet.columns)]]
     for row, (_, cells) in zip(labels, sheet.rows, strict=True):
-        lines.append([_plain(one) for one in (*row, *(_in_stars(cell, sheet) for cell in cells))])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    written = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    written.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    notes = "".join(f"\n- {note}" for note in sheet.notes)
-    return f"{sheet.title}:\n\n" + "\n".join(written) + ("\n" + notes) * bool(notes)
+        lines.append([_escape(text) for text in (*row, *(_markdown_cell(cell, sheet) for cell in cells))])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    table = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    table.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    result = f"{sheet.title}:\n\n" + "\n".join(table)
+    if sheet.notes:
+        result += "\n" + "".join(f"\n- {note}" for note in sheet.notes)
+    return result
 
 
-def _plain(given: str) -> str:
-    return given.replace("|", "\\|").replace("\n", " ")
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _in_stars(cell: Cell | str | None, sheet: Sheet) -> str:
-    whole = text(cell, sheet.marks_few)
+def _markdown_cell(cell: Cell | str | None, sheet: Sheet) -> str:
+    text = cell_text(cell, sheet.marks_small_n)
     if isinstance(cell, Cell) and cell.bold:
-        value, _ = figures(cell)
-        return f"**{value}**{whole[len(value) :]}"
-    return whole
+        value, _ = value_and_interval(cell)
+        return f"**{value}**{text[len(value) :]}"
+    return text

@@ -1,7 +1,8 @@
-"""The comparison and ablation tables, from collected runs to sheets."""
+"""The comparison and ablation tables: from collected runs to sheets."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,19 @@ from qllm_exp.errors import UserError
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.collect import Collection
 from qllm_exp.results.records.reader import Record
-from qllm_exp.results.tables.ablation_defaults import default, notes
-from qllm_exp.results.tables.pivot import METRIC_WORDS, METRICS, STATISTICS, Cell, Key, Pivot, gap, pivot
-from qllm_exp.results.tables.sheet import Sheet, notes_on, notes_on_missing
+from qllm_exp.results.tables.ablation_defaults import default_notes, default_values
+from qllm_exp.results.tables.pivot import METRIC_TITLES, Cell, Labels, Pivot, difference, pivot
+from qllm_exp.results.tables.sheet import Sheet, notes_on_cells, notes_on_missing
 from qllm_exp.utils.text import count
 
 ROWS, COLUMNS = ("env", "task"), (keys.METHOD,)
-STAT_WORDS = {"mean": "mean", "median": "median", "iqm": "IQM"}
-DIFFERENCE_WORDS = {
-    "mean": "of means, with Welch's 95 % interval (a bootstrap interval where no run differs from another)",
+_STATISTIC_TITLES = {"mean": "mean", "median": "median", "iqm": "IQM"}
+_DIFFERENCE_NOTES = {
+    "mean": "of means, with Welch's 95 % interval (a bootstrap interval where no two runs differ)",
     "median": "of medians, with a 95 % bootstrap interval",
     "iqm": "of IQMs, with a 95 % bootstrap interval",
 }
+_MAX_KEYS = 12  # keys listed in an error message
 
 
 def comparison(
@@ -31,129 +33,152 @@ def comparison(
     metric: str = "final",
     stat: str = "mean",
 ) -> tuple[Sheet, Pivot]:
-    """Rows and columns by the values of any keys; each cell a statistic over seeds with its interval (`cells` has the rules).
+    """Return a table with the values of any keys as rows and columns; each cell is a statistic over seeds with its interval.
+
+    `pivot` describes the rules for cells.
+
+    Args:
+        collection: the runs.
+        rows: keys as typed, e.g. 'task'.
+        columns: keys as typed, e.g. 'method'.
+        metric: 'final' or 'absolute'.
+        stat: 'mean', 'median' or 'iqm'.
 
     Raises:
-        UserError: without a finished run; for an unknown key, metric or statistic; where a cell would mix methods.
+        UserError: no run has finished; an unknown key, metric or statistic; or a cell that would pool different methods.
     """
-    records = finished(collection)
+    records = finished_records(collection)
     names = keys.resolve([*rows, *columns], records)
     row_keys, column_keys = names[: len(rows)], names[len(rows) :]
-    found = pivot(records, row_keys, column_keys, metric, stat)
-    if not found.cells:
+    cells = pivot(records, row_keys, column_keys, metric, stat)
+    if not cells.cells:
         raise UserError(
-            "No task is common to what would be compared. Make task a row (--rows env,task), or run what is missing."
+            "The compared cells have no task in common. Make the task a row (--rows env,task), or run the missing tasks."
         )
     sheet = Sheet(
-        title=_title(metric, stat, found),
-        heading=" ".join(map(keys.short, column_keys)),
-        labels=[keys.short(key) for key in row_keys],
-        columns=[keys.label(column_keys, column) or "all" for column in found.columns],
-        rows=[(row, [found.cells.get((row, column)) for column in found.columns]) for row in found.rows],
+        title=_title(metric, stat, cells),
+        heading=" ".join(map(keys.short_name, column_keys)),
+        labels=[keys.short_name(key) for key in row_keys],
+        columns=[keys.label(column_keys, column) or "all" for column in cells.columns],
+        rows=[(row, [cells.cells.get((row, column)) for column in cells.columns]) for row in cells.rows],
         metric=metric,
         stat=stat,
     )
-    return _with_notes(sheet, found, collection), found
+    return _with_notes(sheet, cells, collection), cells
 
 
 def ablation(
     collection: Collection, axes: Sequence[str], metric: str = "final", stat: str = "mean"
 ) -> tuple[Sheet, Pivot]:
-    """A row per combination of the axes' values that was run; beside its figure the difference to that of the default values.
+    """Return a table with one row per combination of values of the axes, and the difference to the default combination.
 
-    Each task, and mixer and algorithm where these differ, has a default of its own (`defaults`), which is 'default' in its row.
-    Runs that have not all the axes (a mixer that is trained has no tfcaf.rounds) are left out, and a footnote says which.
+    Each task, and each mixer and algorithm if these differ, has its own default (`ablation_defaults`), shown as 'default' in its
+    row. Runs that lack one of the axes (a trained mixer has no tfcaf.rounds) are left out, and a footnote names them.
+
+    Args:
+        collection: the runs.
+        axes: keys as typed, e.g. 'tfcaf.rounds'.
+        metric: 'final' or 'absolute'.
+        stat: 'mean', 'median' or 'iqm'.
 
     Raises:
-        UserError: as `comparison`; for an axis of which the runs have one value only.
+        UserError: as `comparison`, or an axis with only one value.
     """
-    records = finished(collection)
+    records = finished_records(collection)
     axis_keys = keys.resolve(axes, records)
-    having = [one for one in records if all(keys.has(one, axis) for axis in axis_keys)]
+    eligible = [record for record in records if all(keys.has(record, axis) for axis in axis_keys)]
     for axis in axis_keys:
-        _check_varies(axis, having, records)
-    apart = [key for key in ("mixer.name", "algorithm.name") if key in set(keys.differing(having)) - set(axis_keys)]
-    row_keys = [*(key for key in keys.TASK_KEYS if key not in axis_keys), *apart]
-    found = pivot(having, [*row_keys, *axis_keys], (), metric, stat)
-    alike: dict[Key, list[Record]] = defaultdict(list)
-    for row in found.rows:
-        alike[row[: len(row_keys)]] += found.cells[row, ()].runs
-    usual = {of: default(axis_keys, runs) for of, runs in alike.items()}
+        _check_varies(axis, eligible, records)
+    varying = set(keys.differing_keys(eligible)) - set(axis_keys)
+    row_keys = [key for key in keys.TASK_KEYS if key not in axis_keys]
+    row_keys += [key for key in ("mixer.name", "algorithm.name") if key in varying]
+    cells = pivot(eligible, [*row_keys, *axis_keys], (), metric, stat)
+    runs_of_base: dict[Labels, list[Record]] = defaultdict(list)  # by the labels of a row without the axes
+    for row in cells.rows:
+        runs_of_base[row[: len(row_keys)]] += cells.cells[row, ()].runs
+    defaults = {base: default_values(axis_keys, runs) for base, runs in runs_of_base.items()}
     rows: list[tuple[Sequence[Any], Sequence[Cell | str | None]]] = []
-    for row in found.rows:
-        of = row[: len(row_keys)]
-        rows.append((row, [found.cells[row, ()], _difference(found, row, (*of, *usual[of].values), stat)]))
+    for row in cells.rows:
+        base = row[: len(row_keys)]
+        default_row = (*base, *defaults[base].values)
+        rows.append((row, [cells.cells[row, ()], _difference(cells, row, default_row, stat)]))
     sheet = Sheet(
-        title=_title(metric, stat, found),
+        title=_title(metric, stat, cells),
         heading="figure",
-        labels=[keys.short(key) for key in (*row_keys, *axis_keys)],
-        columns=["return" if found.normalised is None else "score", "difference to default"],
+        labels=[keys.short_name(key) for key in (*row_keys, *axis_keys)],
+        columns=["return" if cells.normalisation is None else "score", "difference to default"],
         rows=rows,
         metric=metric,
         stat=stat,
         notes=[
-            *notes(axis_keys, usual),
-            f"Difference: {DIFFERENCE_WORDS[stat]}.",
-            *_lacking(records, having, axis_keys),
+            *default_notes(axis_keys, defaults),
+            f"Difference: {_DIFFERENCE_NOTES[stat]}.",
+            *_ineligible_notes(records, eligible, axis_keys),
         ],
     )
-    return _with_notes(sheet, found, collection), found
+    return _with_notes(sheet, cells, collection), cells
 
 
-def finished(collection: Collection) -> list[Record]:
-    """The finished runs; UserError where there is none."""
+def finished_records(collection: Collection) -> list[Record]:
+    """Return the finished runs.
+
+    Raises:
+        UserError: no run has finished.
+    """
     if not collection.finished:
-        raise UserError(
-            f"No run is finished: {collection.counts()}. python -m launch.status FOLDER says how they stand."
-        )
+        raise UserError(f"No run has finished ({collection.counts()}). For details: python -m qllm_exp status FOLDER.")
     return collection.finished
 
 
-def _title(metric: str, stat: str, found: Pivot) -> str:
-    scale = "" if found.normalised is None else ", normalised"
-    return f"{METRIC_WORDS[metric]}{scale}, {STAT_WORDS[stat]} [95 % bootstrap interval over seeds] (n seeds)"
+def _title(metric: str, stat: str, cells: Pivot) -> str:
+    scale = "" if cells.normalisation is None else ", normalised"
+    return f"{METRIC_TITLES[metric]}{scale}, {_STATISTIC_TITLES[stat]} [95 % bootstrap interval over seeds] (n seeds)"
 
 
-def _with_notes(sheet: Sheet, found: Pivot, collection: Collection) -> Sheet:
-    said = [*notes_on(sheet), *sheet.notes]
-    if found.normalised is not None:
-        said += found.normalised.notes
-        said += [
-            "Cells with several tasks: normalised per task; cells that compare are over the tasks that all of them have."
-        ]
-    gone = Counter((one.method, one.task) for one in found.left_out)
-    said += [f"Left out: {method} on {task} ({count(times, 'run')})." for (method, task), times in sorted(gone.items())]
-    return Sheet(**{**vars(sheet), "notes": [*said, *notes_on_missing(collection)]})
+def _with_notes(sheet: Sheet, cells: Pivot, collection: Collection) -> Sheet:
+    notes = [*notes_on_cells(sheet), *sheet.notes]
+    if cells.normalisation is not None:
+        notes += cells.normalisation.notes
+        notes.append(
+            "Cells with several tasks: returns are normalised per task; compared cells use only the tasks that all of them have."
+        )
+    left_out = Counter((record.method, record.task) for record in cells.left_out)
+    for (method, task), number in sorted(left_out.items()):
+        notes.append(f"Left out: {method} on {task} ({count(number, 'run')}).")
+    return replace(sheet, notes=[*notes, *notes_on_missing(collection)])
 
 
-def _check_varies(axis: str, having: Sequence[Record], records: Sequence[Record]) -> None:
-    values = {repr(keys.value(one, axis)) for one in having}
+def _check_varies(axis: str, eligible: Sequence[Record], records: Sequence[Record]) -> None:
+    """Raise UserError if an axis has only one value."""
+    values = {repr(keys.value(record, axis)) for record in eligible}
     if len(values) > 1:
         return
-    vary = keys.differing(records)
-    said = f"has one value only, {next(iter(values))}," if values else "is in no run together with the other axes"
-    raise UserError(
-        f"--axis {axis} {said} in these runs, so there is nothing to compare. "
-        + (f"What varies: {', '.join(vary[:12])}." if vary else "Nothing varies but the seed.")
-    )
+    if values:
+        problem = (
+            f"--axis {axis} has only one value, {next(iter(values))}, in these runs, so there is nothing to compare."
+        )
+    else:
+        problem = f"No run has --axis {axis} together with the other axes, so there is nothing to compare."
+    varying = keys.differing_keys(records)
+    if varying:
+        raise UserError(f"{problem} Settings that vary: {', '.join(varying[:_MAX_KEYS])}.")
+    raise UserError(f"{problem} Nothing varies except the seed.")
 
 
-def _difference(found: Pivot, row: Key, usual: Key, stat: str) -> Cell | str | None:
-    cell, reference = found.cells[row, ()], found.cells[usual, ()]
-    if row == usual:
+def _difference(cells: Pivot, row: Labels, default_row: Labels, stat: str) -> Cell | str | None:
+    if row == default_row:
         return "default"
+    cell, reference = cells.cells[row, ()], cells.cells[default_row, ()]
     if not np.isfinite([cell.estimate.value, reference.estimate.value]).all():
         return None
-    return Cell(gap(cell.scores, reference.scores, stat), functions=cell.functions)
+    return Cell(difference(cell.scores, reference.scores, stat), functions=cell.functions)
 
 
-def _lacking(records: Sequence[Record], having: Sequence[Record], axes: Sequence[str]) -> list[str]:
-    inside = {id(one) for one in having}
-    without = Counter(one.method for one in records if id(one) not in inside)
+def _ineligible_notes(records: Sequence[Record], eligible: Sequence[Record], axes: Sequence[str]) -> list[str]:
+    """Return the footnotes on runs that lack one of the axes."""
+    eligible_ids = {id(record) for record in eligible}
+    counts = Counter(record.method for record in records if id(record) not in eligible_ids)
     return [
-        f"Left out: {name} ({count(times, 'run')}), without {' or '.join(axes)}."
-        for name, times in sorted(without.items())
+        f"Left out: {method} ({count(number, 'run')}), which has no {' or '.join(axes)}."
+        for method, number in sorted(counts.items())
     ]
-
-
-__all__ = ["COLUMNS", "METRICS", "ROWS", "STATISTICS", "ablation", "comparison", "finished"]

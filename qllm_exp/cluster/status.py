@@ -1,0 +1,43 @@
+"""The command `qllm-exp status [FOLDER ...]`: the state of every run, and what to do about it."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qllm_exp.errors import UserError
+from qllm_exp.sweep import overview
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit codes: 0 all runs are finished, 1 some failed, 2 not a folder with runs, 3 some are not finished yet."""
+    parser = argparse.ArgumentParser(
+        prog="qllm-exp status",
+        description="Show the state of every run, and what to do about it.",
+        epilog=main.__doc__,
+    )
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        default=[Path("runs")],
+        metavar="FOLDER",
+        help="a sweep directory, a run directory, or a folder with many of them (default: runs)",
+    )
+    parser.add_argument("--all", action="store_true", help="list every run, finished ones included")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    options = parser.parse_intermixed_args(arguments)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `status | head`
+    try:
+        statuses = [overview.read_status(folder) for folder in options.folders]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps([overview.as_json(status) for status in statuses], indent=1))
+    else:
+        print("\n".join(line for status in statuses for line in overview.lines(status, options.all)))
+    codes = [status.exit_code() for status in statuses]
+    return 1 if 1 in codes else max(codes)
