@@ -164,13 +164,13 @@ def plot_curves(*sources: Source, output: Source | None = None, only: Sequence[s
     return curves(collection.finished, None if output is None else Path(output), notes_on_missing(collection))
 
 
-def load_policy(run: Source, env: "TeamEnv | None" = None, which: str = "best") -> "Policy":
+def load_policy(run: Source, env: "TeamEnv | None" = None, parameters: str = "best") -> "Policy":
     """The team that a finished run has trained.
 
     Args:
         run: the run's folder.
         env: the environment that it will play in; None: one copy of the run's own, as `policy.env`.
-        which: 'best' parameters of the run's evaluations, or the 'last'.
+        parameters: 'best' parameters of the run's evaluations, or the 'last'.
 
     Returns:
         A callable (observations [N, n, obs_dim], state [N, S], available actions [N, n, A]) -> actions [N, n], which acts
@@ -187,7 +187,7 @@ def load_policy(run: Source, env: "TeamEnv | None" = None, which: str = "best") 
 
     if env is None:
         env = build(replace(RunDirectory(Path(run)).read_config().env, num_envs=1), 1, 0)
-    return policy.load_policy(Path(run), env, which)
+    return policy.load_policy(Path(run), env, parameters)
 
 
 def make_env(

@@ -12,7 +12,8 @@ from typing import Any
 import generate_configuration
 import pytest
 import yaml
-from test_architecture import FLOORS
+
+from tests.unit.test_architecture import FLOORS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))

@@ -4,7 +4,7 @@ VMAS computes each entity and each pair of entities with separate operations (in
 step costs hundreds of small tensor operations. This module does the same arithmetic in the same order on stacked
 tensors; a step is several times faster.
 
-On a CPU the numbers equal VMAS's bit for bit when the number of copies is a multiple of 32 (tests/unit/test_mpe.py).
+On a CPU the numbers equal VMAS's bit for bit when the number of copies is a multiple of 32 (tests/unit/envs/test_mpe.py).
 Otherwise the last bit of a collision force may differ, because torch rounds log and exp differently in the remainder of
 a tensor that does not fill its vector registers.
 """

@@ -42,7 +42,7 @@ class Style(NamedTuple):
 
 
 # Mixers: Okabe & Ito (2008), with a wine red in place of their yellow, which is too light for a line. Algorithms: eight
-# colours that are as far apart as possible, also for colour-blind readers (tests/unit/test_figure_style.py).
+# colours that are as far apart as possible, also for colour-blind readers (tests/unit/results/test_figure_style.py).
 _FIXED = {
     "tfcaf": Style("#D55E00", "-", "o", ""),
     "qmix": Style("#0072B2", "--", "s", "///"),

@@ -4,7 +4,7 @@ Scores are [runs, tasks], or one array [runs] per task if tasks have different n
 however many runs it has. A run is one seed; runs are independent.
 
 A 95 % percentile bootstrap interval is too narrow for few runs. In simulated experiments with normal scores (4000 for the mean,
-2000 for the IQM; tests/unit/test_statistics_coverage.py) its coverage of the true value is:
+2000 for the IQM; tests/unit/results/test_statistics_coverage.py) its coverage of the true value is:
 
     runs                              3      5     10     20
     mean, one task                   74 %   84 %   89 %   93 %

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from episode_batches import ENV, batch
-from test_actor_critic import learner
 
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.algorithms.ppo import clipped_objective
+from tests.unit.algorithms.test_actor_critic import learner
 
 
 @pytest.mark.parametrize(

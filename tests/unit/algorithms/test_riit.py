@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 import torch
 from episode_batches import ENV, batch, otherwise_padded
-from test_mixers_learning import CONFIGS, best, one_hot, select, value_loss
 
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
@@ -21,6 +20,7 @@ from qllm_exp.mixers.qatten import Config as QattenConfig
 from qllm_exp.mixers.qmix import Config as QmixConfig
 from qllm_exp.mixers.tfcaf import Tfcaf
 from qllm_exp.mixers.vdn import Config as VdnConfig
+from tests.unit.mixers.test_learning import CONFIGS, best, one_hot, select, value_loss
 
 N, A = ENV.n_agents, ENV.n_actions
 WEIGHTED = {name: CONFIGS[name] for name in ("cw", "ow")}

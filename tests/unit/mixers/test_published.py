@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mixers import gradient
 from torch import nn
 
 from qllm_exp.config import registry
@@ -22,6 +21,7 @@ from qllm_exp.mixers.qplex import Qplex
 from qllm_exp.mixers.qtran import Qtran
 from qllm_exp.mixers.wqmix import FeedForward, Wqmix
 from qllm_exp.networks.layers import ParallelLinear, grouped_linear
+from tests.unit.mixers.test_base import gradient
 
 INF = math.inf
 

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_tfcaf_entry import make_function
 
 from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import UserError
 from qllm_exp.generation.ledger import Ledger
 from qllm_exp.generation.store import Store
 from qllm_exp.llm import CallFailed, Reply, Request
+from tests.unit.credit.test_stored_function import make_function
 
 KEY = "ab" * 32
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from episode_batches import ENV, batch
-from test_actor_critic import learner
 from torch.nn import functional as F
 
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.maddpg import gumbel, straight_through
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from tests.unit.algorithms.test_actor_critic import learner
 
 N, A = ENV.n_agents, ENV.n_actions
 

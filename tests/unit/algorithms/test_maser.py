@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from episode_batches import ENV, batch, otherwise_padded
-from test_config import composed
 
 from qllm_exp.algorithms import check_combination, make_algorithm
 from qllm_exp.algorithms.base import EpisodeBatch
@@ -28,6 +27,7 @@ from qllm_exp.mixers.qtran import Config as QtranConfig
 from qllm_exp.mixers.tfcaf import Config as TfcafConfig
 from qllm_exp.mixers.vdn import Config as VdnConfig
 from qllm_exp.mixers.wqmix import Config as WqmixConfig
+from tests.unit.config.test_load import composed
 
 N, A = ENV.n_agents, ENV.n_actions
 MIXERS = {

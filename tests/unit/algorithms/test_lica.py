@@ -3,13 +3,13 @@
 import pytest
 import torch
 from episode_batches import ENV, batch
-from test_actor_critic import learner
 from torch.nn import functional as F
 
 from qllm_exp.algorithms.flat_parameters import FlatParameters, make_optimiser
 from qllm_exp.algorithms.lica import MixingCritic
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
 from qllm_exp.config.schema import TrainConfig
+from tests.unit.algorithms.test_actor_critic import learner
 
 N, A = ENV.n_agents, ENV.n_actions
 

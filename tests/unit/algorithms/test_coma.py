@@ -3,10 +3,10 @@
 import pytest
 import torch
 from episode_batches import ENV, batch
-from test_actor_critic import learner
 
 from qllm_exp.algorithms.coma import counterfactual_advantage
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
+from tests.unit.algorithms.test_actor_critic import learner
 
 
 def test_the_policy_expects_no_advantage_whatever_the_state_and_the_agent():

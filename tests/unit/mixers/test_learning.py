@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 import torch
-from test_q_learning import ENV, batch
 
 from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 from qllm_exp.algorithms.q_learning import QLearning
@@ -14,6 +13,7 @@ from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.qplex import Config as QplexConfig
 from qllm_exp.mixers.qtran import Config as QtranConfig
 from qllm_exp.mixers.wqmix import Config as WqmixConfig
+from tests.unit.algorithms.test_q_learning import ENV, batch
 
 N, A = ENV.n_agents, ENV.n_actions
 CONFIGS = {
