@@ -80,7 +80,7 @@ bench: .venv/dev  ## speed, beside JaxMARL, BenchMARL and gfootball from their p
 
 release: .venv/dev  ## sdist and wheel in dist/, checked, and tried in an empty environment
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/pytest tests/integration/test_wheel.py
 
 wheelhouse: .venv/installed  ## all wheels for machines without internet, in wheelhouse/

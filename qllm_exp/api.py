@@ -34,7 +34,7 @@ _NOTHING_STARTED, _INTERRUPTED = 2, 3  # exit codes of the command
 
 
 def load_runs(*sources: Source, only: Sequence[str] = ()) -> "pandas.DataFrame":
-    """A row per run: what it was, its state and its final figures.
+    """A row per run: its configuration, state and final returns.
 
     Args:
         *sources: folders or W&B projects; none: the folder `runs`.
@@ -42,7 +42,7 @@ def load_runs(*sources: Source, only: Sequence[str] = ()) -> "pandas.DataFrame":
 
     Returns:
         Columns `run` (folder name), `path`, `env`, `task`, `method`, `seed`, `state` (finished, running, queued, interrupted,
-        failed, dead, new), `why`, `final_return` and `absolute_return` (mean episode return of the last evaluation and of the
+        failed, dead, new), `reason`, `final_return` and `absolute_return` (mean episode return of the last evaluation and of the
         absolute metric), `env_steps`, `updates`, `parameters`, `wall_s`, and a column for each configuration key with its dots,
         e.g. `train.learning_rate`. What a run does not have is missing (NaN).
 
@@ -60,7 +60,7 @@ def load_runs(*sources: Source, only: Sequence[str] = ()) -> "pandas.DataFrame":
             "method": record.method,
             "seed": record.seed,
             "state": "finished",
-            "why": "",
+            "reason": "",
             "final_return": record.result.get("final_return"),
             "absolute_return": record.result.get("absolute_return"),
             "env_steps": record.result.get("env_steps"),
@@ -79,7 +79,7 @@ def load_runs(*sources: Source, only: Sequence[str] = ()) -> "pandas.DataFrame":
             "method": run.method,
             "seed": run.seed,
             "state": run.state,
-            "why": run.reason,
+            "reason": run.reason,
             **run.settings,
         }
         for run in collection.unfinished
@@ -128,7 +128,7 @@ def table(
         *sources: folders or W&B projects; none: the folder `runs`.
         rows: configuration keys of the rows.
         cols: configuration keys of the columns; 'method' stands for all settings at once.
-        metric: 'final' or 'absolute' return, or another figure of the evaluations.
+        metric: 'final' (the last evaluation) or 'absolute' (the best parameters, evaluated once more).
         stat: 'mean', 'iqm' or 'median' over seeds.
         only: filters such as 'mixer=qmix,tfcaf'.
 

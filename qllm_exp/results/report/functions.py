@@ -139,7 +139,7 @@ def cost_text(cost: Mapping[str, Any]) -> str:
     parts = [count(calls, "call")]
     if tokens:
         parts.append(f"{tokens:,} tokens")
-    parts.append(f"{usd:.4f} USD" if isinstance(usd, int | float) else "no price known")
+    parts.append(f"{usd:.4f} USD" if isinstance(usd, int | float) else "price unknown")
     return ", ".join(parts)
 
 

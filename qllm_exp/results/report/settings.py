@@ -47,7 +47,7 @@ def cost_section(data: ReportData) -> Html:
     ]
     for name, measure in MEASURES["cost"].items():
         value = measure(records)
-        pairs.append((name, {"-": "no function", "?": "no price known"}.get(value, value)))
+        pairs.append((name, {"-": "no function", "?": "price unknown"}.get(value, value)))
     note = "Wall time: sum over runs, training and evaluation. LLM calls: each function counts once, however many seeds use it."
     return section("cost", "Cost", definition_list(pairs), tag("p", note, class_="note"))
 

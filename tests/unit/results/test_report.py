@@ -287,7 +287,7 @@ def test_a_function_is_shown_with_its_origin(tmp_path: Path) -> None:
         run = make_run(tmp_path, run_config("tfcaf", seed, "climbing", "matrix"), 100.0, program=1)
         give_function(run)
     known, page = stored_function.load(run / "tfcaf.json"), page_of(tmp_path)
-    for message in (known.prompt_hash, known.program.hash, known.verdict, "and 1 more", "3 calls, no price known"):
+    for message in (known.prompt_hash, known.program.hash, known.verdict, "and 1 more", "3 calls, price unknown"):
         assert message in page.text
     assert "Written by a large language model on 2026-11-21, in 1 round of 2 candidates" in page.text
     assert "The reward is decided by whether the two agents' choices match." in page.text, "the model's explanation"
@@ -304,7 +304,7 @@ def test_the_docstring_explains_a_function_without_a_model_answer(tmp_path: Path
     )
     assert report_functions.explanation(stored_function.load(run / "tfcaf.json")) == "Equal credit."
     page = page_of(tmp_path)
-    assert "Imported from file mine.py." in page.text and "no price known" not in page.text.partition("Cost")[0]
+    assert "Imported from file mine.py." in page.text and "price unknown" not in page.text.partition("Cost")[0]
     give_function(run, source="not python (", transcript=())
     assert "There is no explanation besides the comments" in page_of(tmp_path).text
 
