@@ -46,7 +46,7 @@ run: .venv/bin/python  ## a small real sweep: mpe, lbf and grf, tfcaf against qm
 	@envs=mpe,lbf; $(BIN)/python -c 'import gfootball' 2>/dev/null && envs=$$envs,grf; \
 	  set -x; $(BIN)/python -m qllm_exp -m env=$$envs mixer=tfcaf,qmix seed=0-1 train=quick
 
-check: lint types  ## lint, types and the fast tests, for while you work: under 3 minutes
+check: lint types  ## lint, types and the fast tests, for while you work
 	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow' tests/unit
 
 test: .venv/bin/python  ## lint, types and all tests, on the real football engine, a real one-node Slurm and a real browser

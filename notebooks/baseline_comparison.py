@@ -116,8 +116,8 @@ for other in others:
 # - An interval is over *seeds*: what would happen if the same settings were trained again. It says nothing about other
 #   tasks, other hyper-parameters or longer training.
 # - The bootstrap interval of a mean of three seeds, called 95 %, holds the true mean in about 74 % of cases, with five in
-#   84 %, with ten in 89 % (`qllm_exp/results/statistics.py`): it errs towards claiming too much. Welch's interval holds for few
-#   runs, at the price of being wide.
+#   84 %, with ten in 89 % (`qllm_exp/results/statistics/aggregate.py`): it errs towards claiming too much. Welch's interval
+#   holds for few runs, at the price of being wide.
 # - The permutation test cannot give a small p with few runs, however large the difference: with three against three on one
 #   task never below 0.1.
 # - Overlapping intervals do not mean that there is no difference; look at the interval *of the difference*.

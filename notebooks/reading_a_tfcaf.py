@@ -31,13 +31,13 @@ from qllm_exp.explain.figures import FONTS, credit_figure
 from qllm_exp.generation.prompt_rendering import state_table
 from qllm_exp.generation.provide import igm_enforced, import_function
 from qllm_exp.generation.verify import verify_all
-from qllm_exp.mixers import make_mixer
+from qllm_exp.mixers.tfcaf import make_from_function
 
 # %% [markdown]
 # ## The source and where it comes from
 #
 # One function ships with the package for every default task. This is that of level-based foraging. For one that your own model
-# wrote, give `entry.load` the run's `tfcaf.json`.
+# wrote, give `stored_function.load` the run's `tfcaf.json`.
 
 # %%
 function = stored_function.load(stored_function.bundled_path("lbf", "8x8-2p-2f-coop-2s"))
@@ -72,7 +72,7 @@ print(state_table(env.layout))
 # asks for it. Take the first state of an episode, and let the two agents' Qs vary:
 
 # %%
-mixer = make_mixer(run.mixer, env, function)
+mixer = make_from_function(function, "auto", env)
 state = env.reset().state[0]
 line = torch.linspace(-1, 1, 21)
 q = torch.cartesian_prod(line, line)  # [441, 2]

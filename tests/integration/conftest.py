@@ -1,6 +1,7 @@
 """A real one-node Slurm, for the tests that need one."""
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -9,11 +10,24 @@ import pytest
 TOOL = Path(__file__).parents[2] / "launch" / "slurm_local.sh"
 
 
+def _free_pair() -> int:
+    """Return the first of two neighbouring ports that are free, also beside another test run on this machine."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory, worker_id):
     """Start Slurm, and return the environment variables of its clients. With four CPUs, several jobs run at a time anywhere."""
     folder = tmp_path_factory.mktemp("slurm")
-    port = 17000 + 10 * int(worker_id.removeprefix("gw") if worker_id.startswith("gw") else 99)
+    port = _free_pair()
     environment = os.environ | {"SLURM_LOCAL_PORT": str(port), "SLURM_LOCAL_CPUS": "4"}
     subprocess.run([TOOL, "start", folder], env=environment, check=True, timeout=60)
     yield {"SLURM_CONF": f"{folder}/slurm.conf"}

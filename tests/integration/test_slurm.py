@@ -122,7 +122,7 @@ def test_packed_runs_fail_alone_and_retry_finishes_them(cluster):
         "killed by SIGKILL",
     ):
         assert error in text
-    assert text.count("log: ") == 3 and text.count("    retry: ") == 3 and "launch.retry" in text
+    assert text.count("log: ") == 3 and text.count("    retry: ") == 3 and "-m qllm_exp retry" in text
     code, text = cluster.python("launch.retry", cluster.path, "runs_per_job=1", FLAKY_ENV_IS_WELL="1")
     assert code == 0 and "3 runs in 3 tasks" in text, text
     cluster.until_empty()

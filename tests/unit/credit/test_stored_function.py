@@ -205,6 +205,7 @@ class RecordedModel:
         return [Reply(row["answer"], row["model"]) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BUNDLED_FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_bundled_functions_are_reproduced_from_the_recorded_answers_to_the_current_prompts(path: Path) -> None:
     """Fails when a prompt, a task's description, a state layout or the procedure has changed, which makes the function stale."""

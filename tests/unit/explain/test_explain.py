@@ -33,6 +33,8 @@ from qllm_exp.explain.figures import action_symbol
 from qllm_exp.generation.tracing import trace
 from qllm_exp.mixers.tfcaf import Tfcaf
 
+pytestmark = pytest.mark.slow
+
 # Weights (s_2, -1, 0.25): the first reads column 2, the second is negative, the third is constant.
 SIGNED = """
 import torch

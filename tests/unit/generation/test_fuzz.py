@@ -18,6 +18,8 @@ from qllm_exp.generation import sandbox
 from qllm_exp.generation.sandbox_child import landlock_version
 from qllm_exp.generation.verify import Accepted, verify_all
 
+pytestmark = pytest.mark.slow
+
 SECRET = "sk-planted-5b1f0c"
 WEIGHTED = (VDN, SPREAD, SPREAD_COLLISIONS, QLLM_NAME, GROUPS, INDEXED)
 

@@ -24,6 +24,8 @@ from qllm_exp.mixers.qtran import Config as QtranConfig
 from qllm_exp.mixers.vdn import Config as VdnConfig
 from qllm_exp.mixers.wqmix import Config as WqmixConfig
 
+pytestmark = pytest.mark.slow
+
 ENV = make_env(MatrixConfig(num_envs=1), 1, 0)
 ALL = torch.tensor(list(itertools.product(range(3), repeat=2)))  # [9, 2]
 PUBLISHED = torch.tensor([[8.0, -12.0, -12.0], [-12.0, 0.0, 0.0], [-12.0, 0.0, 0.0]])

@@ -30,6 +30,8 @@ from qllm_exp.results.report.prose import prose
 from qllm_exp.results.report.python import highlight
 from qllm_exp.results.report.tables import varied_settings
 
+pytestmark = pytest.mark.slow
+
 TASK, OTHER = "8x8-2p-2f-coop-2s", "10x10-3p-3f-2s"
 COMMAND = "python -m qllm_exp -m env=lbf mixer=qmix,vdn seed=0-2"
 

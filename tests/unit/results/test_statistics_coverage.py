@@ -8,6 +8,8 @@ import pytest
 
 from qllm_exp.results.statistics.aggregate import bootstrap_mean, estimate
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = 4000
 
 
