@@ -154,11 +154,11 @@ def _overridden_group(option: Option) -> list[tuple[str, str, str]]:
 def _presets() -> Iterator[str]:
     yield "## Training presets\n"
     yield (
-        "A training preset changes some of the options above for an environment. `conf/train/preset/algorithm` and\n"
-        "`conf/train/preset/mixer` do the same for an algorithm and for a mixer; the pages of\n"
-        "[the methods](../methods/index.md) show them.\n"
+        "A training preset changes some of the options above for an algorithm, a mixer or an environment, by the files in\n"
+        "`conf/train/preset/`. Those for an environment are below; the pages of [the methods](../methods/index.md) show the\n"
+        "others.\n"
     )
-    for path in sorted((CONF / "train" / "preset").glob("*.yaml")):
+    for path in sorted((CONF / "train" / "preset" / "env").glob("*.yaml")):
         train, _, env = path.stem.partition("_")
         yield f"### train={train} env={env}\n"
         text = path.read_text()

@@ -85,15 +85,15 @@ def _markdown(docstring: str) -> str:
 
 
 def _presets(group: str, name: str) -> str:
-    """The settings that the training presets change for this algorithm or mixer."""
-    files = sorted((ROOT / "conf" / "train" / "preset" / group).glob(f"*_{name}.yaml"))
+    """The settings that the training presets change for this algorithm or mixer, in the order in which they apply."""
+    root = ROOT / "conf" / "train" / "preset"
+    folders = [root / group, root / f"env_{group}"]
+    files = [path for folder in folders for path in sorted(folder.glob(f"*_{name}.yaml"))]
     if not files:
         return ""
-    texts = [
-        f"# {path.stem.removesuffix(f'_{name}').replace('_', ', ', 2)}\n{path.read_text().strip()}" for path in files
-    ]
+    texts = [f"# {path.relative_to(root)}\n{path.read_text().strip()}" for path in files]
     return (
-        "The training presets (`train=fair`, `paper`, `quick`) change these settings, by environment:\n\n"
+        "The training presets (`train=fair`, `paper`, `quick`) change these settings, by the files in `conf/train/preset/`:\n\n"
         "```yaml\n{}\n```".format("\n".join(texts))
     )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,7 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
         if key != "hydra" and key not in top_level:
             raise UserError(f"Unknown key {key!r}.{nearest(str(key), top_level)}")
     _check_complete(config)
+    config = _with_steps_per_update(config)
     groups: dict[str, Any] = {}
     for field in run_fields:
         if field.name in registry.GROUPS and field.name in config:
@@ -92,13 +94,24 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
 def _check_complete(config: DictConfig) -> None:
     """Raise UserError if an option that must be given has no value."""
     missing = sorted(str(key) for key in OmegaConf.missing_keys(config) if not str(key).startswith("hydra."))
-    if "train.source" in missing:
+    if "train.source" in missing or OmegaConf.select(config, "train.source", default="") is None:
         raise UserError(
             f"train=paper has no published settings for env={config.env.name} with algorithm={config.algorithm.name}. "
             "Use train=fair, or env=mpe, lbf or matrix (or grf, with algorithm=q_learning)."
         )
     if missing:
         raise UserError(f"No value for {', '.join(missing)}. Set it on the command line: {missing[0]}=...")
+
+
+def _with_steps_per_update(config: DictConfig) -> DictConfig:
+    """Return the configuration with a number of steps in place of `train.steps_per_update=8 episodes`."""
+    train, env = config.get("train"), config.get("env")
+    episodes = re.fullmatch(r"(\d+) episodes?", str(train.get("steps_per_update"))) if train and env else None
+    if episodes is None or not isinstance(env.get("episode_limit"), int):
+        return config
+    config = config.copy()
+    config.train.steps_per_update = int(episodes[1]) * env.episode_limit
+    return config
 
 
 def _to_dataclass(cls: type, options: Any, prefix: str) -> Any:

@@ -99,7 +99,7 @@ def _settable_keys(combinations: Sequence[Overrides]) -> set[str]:
     key_lists = {tuple(override.partition("=")[0] for override in overrides) for overrides in combinations}
     scalars = {field.name for field in dataclasses.fields(schema.RunConfig) if not dataclasses.is_dataclass(field.type)}
     settable = set()
-    for key in varying_keys(combinations):
+    for key in varying_keys(combinations) - {"env.episode_limit"}:  # train.steps_per_update may depend on it
         is_plain = _PLAIN_KEY.fullmatch(key) and ("." in key or key in scalars)
         if is_plain and all(_is_independent(key, keys) for keys in key_lists):
             settable.add(key)

@@ -52,8 +52,8 @@ def yaml_keys(node):
 def values(group, name):
     """Options and values in the YAML file of a choice, with those that it inherits from other files."""
     options = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    if "defaults" in options:  # with pettingzoo, which has no presets that would change them
-        options = OmegaConf.to_container(composed("env=pettingzoo", f"{group}={name}")[group])
+    if "defaults" in options:
+        options = OmegaConf.to_container(composed("env=pettingzoo", f"{group}={name}")[group])  # no preset changes it
     return options
 
 
@@ -294,6 +294,20 @@ def test_published_settings_of_a_mixer_are_never_those_of_another(env):
         assert (a.targets, a.n_step, a.target_update, a.target_period) == ("n_step", 1, "periodic", 200)
         assert (a.epsilon_steps, a.epsilon_evaluation, a.last_action, run.env.num_envs) == (50_000, 0.0, True, 1)
         assert run.mixer == (QtranConfig(lambda_nopt=0.1) if mixer == "qtran" else config_class("mixer", mixer)())
+
+
+def test_an_update_may_be_due_after_a_number_of_episodes():
+    def steps(*overrides):
+        return load_run(composed(*overrides)).train.steps_per_update
+
+    assert steps("train.steps_per_update=8 episodes") == 8 * 50
+    assert steps("train.steps_per_update=1 episode", "env.episode_limit=30") == 30
+    assert steps("train=paper", "mixer=tfcaf", "env.episode_limit=30") == 8 * 30
+    by_hand = load_run(composed("train.steps_per_update=400"))
+    assert run_name(by_hand, None) == run_name(load_run(composed("train.steps_per_update=8 episodes")), None)
+    for wrong, reason in (("0 episodes", "out of bounds"), ("8 updates", "could not be converted to Integer")):
+        with pytest.raises(UserError, match=rf"train\.steps_per_update.*{reason}"):
+            load_run(composed(f"train.steps_per_update={wrong}"))
 
 
 @pytest.mark.parametrize(("env", "train"), list(itertools.product(registry.choices("env"), registry.choices("train"))))

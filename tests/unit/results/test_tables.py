@@ -271,7 +271,7 @@ def gammas(
 
 
 def test_every_row_has_the_default_of_its_own_environment(tmp_path: Path) -> None:
-    """In conf/train/preset/fair_grf.yaml gamma is 0.999, elsewhere 0.99."""
+    """In conf/train/preset/env/fair_grf.yaml gamma is 0.999, elsewhere 0.99."""
     gammas(tmp_path, "grf", "academy_3_vs_1_with_keeper", "qmix", 0, (0.9, 0.99, 0.999))
     for task in (TASK, OTHER):
         gammas(tmp_path, "lbf", task, "qmix", 5, (0.9, 0.99, 0.999))
@@ -287,7 +287,7 @@ def test_every_row_has_the_default_of_its_own_environment(tmp_path: Path) -> Non
 
 
 def test_every_row_has_the_default_of_its_own_mixer_and_preset(tmp_path: Path) -> None:
-    """In conf/train/preset/mixer/paper_mpe_q_learning_tfcaf.yaml the learning rate is 0.001, for QMIX that of paper.yaml."""
+    """In conf/train/preset/mixer/paper_q_learning_tfcaf.yaml the learning rate is 0.001, for QMIX that of paper.yaml."""
     for mixer in ("tfcaf", "qmix"):
         for rate in (3e-4, 1e-3):
             train = schema.TrainConfig(name="paper", learning_rate=rate)

@@ -19,6 +19,7 @@ AXES = {
     "seed": ["0-3", "7"],
     "train.learning_rate": ["1e-3", "0.0005", "1"],
     "train.total_steps": ["1000", "20000"],
+    "train.steps_per_update": ["100", "8 episodes"],
     "train.evaluation.every": ["100", "50000"],
     "train.standardise_rewards": ["true", "false"],
     "train.optimiser": ["adam", "rmsprop", "'adam'"],
@@ -56,7 +57,7 @@ def test_composer_gives_what_hydra_composes(hydra, seed):
     rng.shuffle(keys)
     arguments = [f"{key}={','.join(rng.sample(AXES[key], rng.randint(1, len(AXES[key]))))}" for key in keys]
     if "llm.temperature" in keys:  # the bundled functions have no temperature
-        arguments = [argument.replace("llm=bundled", "llm=openai") for argument in arguments]
+        arguments = ["llm=openai" if argument.startswith("llm=") else argument for argument in arguments]
     wanted = combinations(arguments)
     composer = Composer(hydra, wanted)
     for overrides in random.Random(0).sample(wanted, min(12, len(wanted))):
