@@ -16,7 +16,8 @@ import qllm_exp
 from qllm_exp.config import help, overrides
 from qllm_exp.config.compose import explain_error
 from qllm_exp.config.registry import CONF
-from qllm_exp.errors import RunFailed, UserError
+from qllm_exp.errors import RunFailed, UserError, nearest
+from qllm_exp.utils.text import inert_lines
 
 _COMMANDS = {
     "results": "qllm_exp.results.__main__",
@@ -41,7 +42,7 @@ def run(composed: DictConfig) -> float:
         overrides.check_single_run(HydraConfig.get())
         return run_one(composed)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
@@ -64,7 +65,8 @@ def main() -> int:
     """Execute the command line.
 
     Returns:
-        Exit code. Of runs: 0 everything is finished, 1 a run failed, 2 nothing was started, 3 interrupted at a checkpoint.
+        Exit code. Of runs: 0 all are finished or submitted, 1 a run failed or is dead, 2 nothing was started, 3 some are not
+        finished, e.g. interrupted at a checkpoint.
     """
     arguments = sys.argv[1:]
     if arguments and arguments[0] in _COMMANDS:
@@ -84,11 +86,21 @@ def _help(arguments: Sequence[str]) -> int:
         names, folders = help.parse(arguments)
         print(help.values(names, folders) if names else help.overview(folders), end="")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, e.g. head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _check_first_argument(arguments: Sequence[str]) -> None:
+    """Raise UserError if the command line starts with a word that is neither a command nor an override, such as 'statsu'."""
+    first = arguments[0] if arguments else "-"
+    if "=" not in first and not first.startswith(("-", "~")):
+        raise UserError(
+            f"{first!r} is not a command.{nearest(first, _COMMANDS)} Commands: {', '.join(_COMMANDS)}. "
+            "To set an option of a run, write KEY=VALUE, e.g. env=mpe."
+        )
 
 
 def _train() -> int:
@@ -96,18 +108,19 @@ def _train() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise errors to this function; Hydra would print them
     try:
+        _check_first_argument(sys.argv[1:])
         task = _task(sys.argv[1:])
         sys.argv[1:] = overrides.to_hydra_arguments([overrides.expand_ranges(argument) for argument in sys.argv[1:]])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2
     except KeyboardInterrupt:  # while planning; runs that have started stop at a checkpoint
         print("interrupted; the same command resumes from here", file=sys.stderr)
         return 3
     except (HydraException, OmegaConfBaseException) as error:
         arguments = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-        print(f"error: {explain_error(error, arguments, CONF)}", file=sys.stderr)
+        print(f"error: {inert_lines(explain_error(error, arguments, CONF))}", file=sys.stderr)
         return 2
     return 0
 

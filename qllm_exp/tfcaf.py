@@ -13,6 +13,8 @@ from qllm_exp.config import schema
 from qllm_exp.config.compose import compose_run
 from qllm_exp.config.overrides import search_path_override
 from qllm_exp.errors import UserError
+from qllm_exp.utils.command_line import parse_subcommand
+from qllm_exp.utils.text import inert, inert_lines
 
 if TYPE_CHECKING:  # torch is imported only when a command needs it
     from qllm_exp.credit.stored_function import StoredFunction
@@ -44,8 +46,8 @@ _COMMANDS = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="qllm-exp tfcaf",
         description=_DESCRIPTION,
@@ -92,10 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "overrides",
             nargs="*",
+            default=[],
             metavar="KEY=VALUE",
             help="configuration overrides, e.g. env=lbf env.task=10x10-3p-3f-2s llm=openai tfcaf.rounds=1",
         )
-    return parser
+    return parse_subcommand(parser, subparsers, arguments)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -107,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0 done, 1 refused by verification, 2 invalid command or no function, 3 interrupted by Ctrl-C.
     """
-    parsed_args = _parser().parse_args(arguments)
+    parsed_args = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "generate": _generate,
@@ -119,10 +122,10 @@ def main(arguments: Sequence[str]) -> int:
     }
     try:
         if parsed_args.config_dir is not None:
-            parsed_args.overrides.insert(0, search_path_override(parsed_args.config_dir))
+            parsed_args.overrides = [search_path_override(parsed_args.config_dir), *parsed_args.overrides]
         return commands[parsed_args.command](parsed_args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the answers so far", file=sys.stderr)
@@ -185,30 +188,29 @@ def _list(parsed_args: argparse.Namespace) -> int:
     store = provide.function_store(_run(parsed_args.overrides))
     rows: list[tuple[str, ...]] = [("key", "env/task", "model", "date", "procedure", "USD")]
     for path in store.paths():
-        rows.append(_row(path.stem[:12], path))
+        rows.append(_row(inert(path.stem[:12]), path))
     for path in sorted(stored_function.BUNDLED.glob("*/*.json")):
         rows.append(_row("bundled", path))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    complete = [row for row in rows if len(row) == len(rows[0])]
+    widths = [max(len(row[i]) for row in complete) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
     return 0
 
 
 def _row(key: str, path: Path) -> tuple[str, ...]:
-    """Return the row of a stored function in the list."""
+    """Return the row of a stored function in the list; key and fault alone if its file is not valid."""
     from qllm_exp.credit import stored_function
 
     try:
         function = stored_function.load(path)
     except UserError as error:
-        return key, f"not valid: {error}", "", "", "", ""
+        return key, f"not valid: {inert(error)}"
     usd = function.cost.get("usd")
     return (
         key,
         f"{function.env}/{function.task}",
-        function.provenance.get("model", ""),
-        function.provenance.get("date", ""),
-        function.provenance.get("procedure", ""),
+        *(inert(function.provenance.get(name, "")) for name in ("model", "date", "procedure")),
         "" if usd is None else f"{usd:.4f}",
     )
 
@@ -220,12 +222,14 @@ def _show(parsed_args: argparse.Namespace) -> int:
     function = find_function(parsed_args.function, _run(parsed_args.overrides))
     if parsed_args.prompt:
         for title, text in function.prompts.items():
-            print(f"--- {title} ---\n{text}")
+            print(f"--- {inert(title)} ---\n{inert_lines(text)}")
         first_message = function.transcript[0]["messages"][-1]["content"] if function.transcript else ""
-        print(f"--- first message ---\n{first_message}")
+        print(f"--- first message ---\n{inert_lines(first_message)}")
     elif parsed_args.transcript:
         for row in function.transcript:
-            print(f"--- {row['call']}: {row['outcome']} ---\n{row['messages'][-1]['content']}\n\n{row['answer']}\n")
+            title = f"{inert(row['call'])}: {inert_lines(row['outcome'])}"
+            texts = f"{inert_lines(row['messages'][-1]['content'])}\n\n{inert_lines(row['answer'])}"
+            print(f"--- {title} ---\n{texts}\n")
     else:
         _print_source(function)
     return 0
@@ -243,12 +247,14 @@ def _print_source(function: "StoredFunction") -> None:
         "file": function.path,
     }
     for name, value in details.items():
-        print(f"# {name}: {value}")
-    print(f"\n{function.source}", end="")
+        print(f"# {inert(name)}: {inert(value)}")
+    print(f"\n{inert_lines(function.source)}", end="")
 
 
 def _explain(parsed_args: argparse.Namespace) -> int:
     """Write figures and tables of the credit that a function assigns; print their files."""
+    from qllm_exp.config import registry
+    from qllm_exp.envs import imports_task
     from qllm_exp.explain.explain import explain
     from qllm_exp.explain.policy import load_policy
     from qllm_exp.generation import provide
@@ -257,13 +263,23 @@ def _explain(parsed_args: argparse.Namespace) -> int:
     function = provide.find_function(parsed_args.function, run)
     overridden_keys = [override.partition("=")[0] for override in parsed_args.overrides]
     if "env" not in overridden_keys and "env.name" not in overridden_keys:
-        run = _run([f"env={function.env}", f"env.task={function.task}", *parsed_args.overrides])
-    folder = parsed_args.output or Path(f"tfcaf_{function.key[:12]}")
+        if parsed_args.config_dir is None and function.env not in registry.choices("env"):
+            raise UserError(
+                f"{inert(parsed_args.function)} is for env {function.env!r}, which is not an environment of this package. To "
+                "open it, name it: add env.name=MODULE env.task=TASK, or --config-dir FOLDER with its YAML file."
+            )
+        if "env.task" not in overridden_keys and imports_task(function.env, function.task):
+            raise UserError(
+                f"{inert(parsed_args.function)} is for the task {function.task!r}, a Python module that is not a known task of "
+                f"env={function.env}. If you trust that module, add env={function.env} env.task={function.task}."
+            )
+        run = _run([f"env={function.env}", f"env.task='{function.task}'", *parsed_args.overrides])
+    folder = parsed_args.output or Path(f"tfcaf_{(function.key or function.program.hash)[:12]}")
     with provide.small_environment(run) as env:
         function.check_fits(env)
         policy = load_policy(parsed_args.policy, env) if parsed_args.policy else None
         for path in explain(function, env, folder, provide.igm_enforced(run, env), policy):
-            print(path)
+            print(inert(path))
     return 0
 
 
@@ -289,13 +305,13 @@ def _verify_file(parsed_args: argparse.Namespace, store: bool) -> int:
         try:
             accepted = verify(_read_source(parsed_args.file), env, enforce)
         except Refused as refused:
-            print(f"refused ({refused.stage}): {refused.reason}", file=sys.stderr)
+            print(f"refused ({refused.stage}): {inert_lines(refused.reason)}", file=sys.stderr)
             return 1
         gate = "on" if enforce else "off"
         affine = "affine" if accepted.affine else "not affine"
         print(f"accepted for {run.env.name}/{run.env.task}, IGM gate {gate}: {affine} in the agents' Qs")
         for note in accepted.notes:
-            print(f"  {note}")
+            print(f"  {inert_lines(note)}")
         if store:
             function = provide.import_function(accepted, env, f"file {parsed_args.file.name}")
             path = provide.function_store(run).add(function.key, function)

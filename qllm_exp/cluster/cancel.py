@@ -8,12 +8,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from qllm_exp.cluster import FOLDER_HELP
 from qllm_exp.errors import UserError
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import FAILED, NEW, QUEUED, RUNNING
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.sweep import overview
-from qllm_exp.utils.text import count
+from qllm_exp.utils.text import count, inert_lines
 
 SCANCEL_S = 60.0  # seconds to wait for Slurm to end the jobs
 
@@ -25,15 +26,13 @@ def main(arguments: Sequence[str]) -> int:
         description="Stop running runs at a checkpoint, and remove waiting runs from the queue.",
         epilog=main.__doc__,
     )
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="a sweep directory, a run directory, or a folder with many of them"
-    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help=FOLDER_HELP)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="names of the runs to cancel (default: all)")
     options = parser.parse_intermixed_args(arguments)
     try:
         print(cancel(options.folder, options.runs))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from qllm_exp.errors import UserError
-from qllm_exp.runs.run_directory import RunDirectory, tail
+from qllm_exp.runs.run_directory import CONFIG, RunDirectory, tail
 from qllm_exp.runs.sweep_directory import sweeps_in
 from qllm_exp.sweep import overview
+from qllm_exp.utils.text import inert, inert_lines
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,10 +24,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until the run ends")
     options = parser.parse_args(arguments)
     directory = RunDirectory(options.run)
-    try:
-        directory.read_config()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    if not directory.config.exists():
+        print(f"error: {inert(options.run)} is not a run directory: it has no {CONFIG}.", file=sys.stderr)
         return 2
     log = directory.console if directory.console.exists() else directory.log
     _print_tail(log, options.n)
@@ -41,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print_tail(log: Path, count: int) -> None:
-    print("\n".join([f"==> {log}", *tail(log, count)]))
+    print(inert_lines("\n".join([f"==> {log}", *tail(log, count)])))
 
 
 def _follow(run: Path, log: Path) -> None:
@@ -52,7 +50,7 @@ def _follow(run: Path, log: Path) -> None:
             while True:
                 text = file.read()
                 if text:
-                    print(text, end="", flush=True)
+                    print(inert_lines(text), end="", flush=True)
                 elif overview.read_status(run).is_idle():
                     return
                 else:

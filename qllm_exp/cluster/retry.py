@@ -15,6 +15,7 @@ from qllm_exp.errors import UserError
 from qllm_exp.runs.run_state import DEAD, FAILED, INTERRUPTED, NEW
 from qllm_exp.sweep import overview
 from qllm_exp.sweep.launch import make_launcher, restart
+from qllm_exp.utils.text import inert_lines
 
 DESCRIPTION = """\
 Run the failed and dead runs of a sweep again, with the launcher that started it.
@@ -25,7 +26,7 @@ launcher=local trains runs here that were submitted to Slurm.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 all runs are finished or submitted, 1 some failed again, 2 nothing was started, 3 some are not finished."""
+    """Exit codes: 0 all runs are finished or submitted, 1 some failed or are dead, 2 nothing was started, 3 some are unfinished."""
     parser = argparse.ArgumentParser(
         prog="qllm-exp retry",
         description=DESCRIPTION,
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return retry(options.folder, names, launcher_options, options.missing)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 2
 
 

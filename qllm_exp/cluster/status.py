@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qllm_exp.cluster import FOLDER_HELP
 from qllm_exp.errors import UserError
 from qllm_exp.sweep import overview
+from qllm_exp.utils.text import inert_lines
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 all runs are finished, 1 some failed, 2 not a folder with runs, 3 some are not finished yet."""
+    """Exit codes: 0 all runs are finished, 1 some failed or are dead, 2 not a folder with runs, 3 some are not finished yet."""
     parser = argparse.ArgumentParser(
         prog="qllm-exp status",
         description="Show the state of every run, and what to do about it.",
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         type=Path,
         default=[Path("runs")],
         metavar="FOLDER",
-        help="a sweep directory, a run directory, or a folder with many of them (default: runs)",
+        help=f"{FOLDER_HELP} (default: runs)",
     )
     parser.add_argument("--all", action="store_true", help="list every run, finished ones included")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         statuses = [overview.read_status(folder) for folder in options.folders]
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps([overview.as_json(status) for status in statuses], indent=1))

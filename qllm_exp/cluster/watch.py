@@ -6,14 +6,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from qllm_exp.cluster import FOLDER_HELP
 from qllm_exp.errors import UserError
 from qllm_exp.sweep import overview
+from qllm_exp.utils.text import inert_lines
 
 CLEAR_SCREEN = "\033[H\033[2J"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 all runs are finished, 1 some failed, 2 not a folder with runs, 3 some are interrupted or new, or Ctrl-C."""
+    """Exit codes: 0 all runs are finished, 1 some failed or are dead, 2 not a folder with runs, 3 unfinished, or Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="qllm-exp watch",
         description="Show the status of a sweep, refreshed until no run is running or queued. Ctrl-C does not affect the runs.",
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         type=Path,
         default=Path("runs"),
         metavar="FOLDER",
-        help="a sweep directory, a run directory, or a folder with many of them (default: runs)",
+        help=f"{FOLDER_HELP} (default: runs)",
     )
     parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="time between updates (default: 5)")
     options = parser.parse_args(arguments)
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 3
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 2
     if not is_terminal:
         print("\n".join(overview.lines(status)))

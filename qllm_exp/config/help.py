@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from qllm_exp.config.overrides import CONFIG_DIR_OPTIONS
 from qllm_exp.config.registry import CONF
 from qllm_exp.errors import UserError, nearest
 
@@ -36,10 +37,10 @@ qllm-exp --version
 
 
 def overview(folders: Sequence[Path] = ()) -> str:
-    """Usage, and every choice of every group with one line each.
+    """Return the usage, and a line for every choice of every group.
 
     Args:
-        folders: of the user's own (--config-dir), whose choices are listed too.
+        folders: the user's own folders (--config-dir), whose choices are listed too.
     """
     lines = [_USAGE]
     for group, title in _GROUPS.items():
@@ -54,38 +55,38 @@ def overview(folders: Sequence[Path] = ()) -> str:
     return "\n".join(lines)
 
 
-def values(words: Sequence[str], folders: Sequence[Path] = ()) -> str:
-    """The YAML files of some choices, as they are: each value with its comment and what is allowed.
+def values(arguments: Sequence[str], folders: Sequence[Path] = ()) -> str:
+    """Return the YAML files of some choices, as they are: each value with its comment and what is allowed.
 
     Args:
-        words: 'env=lbf', 'train=fair,paper', 'mixer' (all of them), or 'config' (the values that all runs have).
-        folders: of the user's own (--config-dir).
+        arguments: 'env=lbf', 'train=fair,paper', 'mixer' (all of them), or 'config' (the values that all runs have).
+        folders: the user's own folders (--config-dir).
 
     Raises:
         UserError: there is no such group or choice.
     """
     texts = []
-    for word in words:
-        group, _, names = word.partition("=")
+    for argument in arguments:
+        group, _, names = argument.partition("=")
         if group == "config":
             texts.append(_shown(CONF / "config.yaml", "config"))
             continue
         if group not in _GROUPS:
             raise UserError(
-                f"--help {word}: there is no group {group!r}.{nearest(group, _GROUPS)} Groups: {', '.join(_GROUPS)}."
+                f"--help {argument}: there is no group {group!r}.{nearest(group, _GROUPS)} Groups: {', '.join(_GROUPS)}."
             )
         known = {path.stem: path for path in _choices(group, folders)}
         for name in names.split(",") if names else known:
             if name not in known:
                 raise UserError(
-                    f"--help {word}: {group}={name} is unknown.{nearest(name, known)} Allowed: {', '.join(known)}."
+                    f"--help {argument}: {group}={name} is unknown.{nearest(name, known)} Allowed: {', '.join(known)}."
                 )
             texts.append(_shown(known[name], f"{group}={name}"))
     return "\n".join(texts)
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """What --help is asked about: groups and choices, and the folders of --config-dir.
+    """Return the arguments beside --help, which are groups and choices, and the folders of --config-dir.
 
     Args:
         arguments: the command line, e.g. ['--help', 'env=lbf', '--config-dir', 'my_conf'].
@@ -95,7 +96,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     rest = iter(arguments)
     for argument in rest:
         option, _, value = argument.partition("=")
-        if option in ("--config-dir", "-cd"):
+        if option in CONFIG_DIR_OPTIONS:
             folders.append(Path(value or next(rest, "")).expanduser())
         elif not argument.startswith("-"):
             names.append(argument)
@@ -107,7 +108,7 @@ def _choices(group: str, folders: Sequence[Path]) -> list[Path]:
 
 
 def _title(path: Path) -> str:
-    """The comment at the head of a YAML file, as one line."""
+    """Return the comment at the head of a YAML file, as one line."""
     head = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):  # for Hydra

@@ -13,7 +13,7 @@ _RANGES = re.compile(rf"(?P<key>[+~]{{0,2}}[\w./@-]+)=(?P<value>{_RANGE}(?:,{_RA
 _NOT_NUMERIC = ("hydra.", "sweep.name", "dir")  # their values may look like ranges: 1-12 is a time limit or a name
 
 _MULTIRUN = ("-m", "--multirun")
-_CONFIG_DIR = ("--config-dir", "-cd")
+CONFIG_DIR_OPTIONS = ("--config-dir", "-cd")
 _OPEN_ENDED = ("env.options.", "hydra.launcher.sbatch")  # options that no YAML file lists
 
 
@@ -101,7 +101,7 @@ def _replace_config_dirs(arguments: Sequence[str]) -> list[str]:
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, folder = argument.partition("=")
-        if name not in _CONFIG_DIR:
+        if name not in CONFIG_DIR_OPTIONS:
             replaced.append(argument)
         elif equals:
             replaced.append(search_path_override(folder))

@@ -10,11 +10,15 @@ train, tracking                           none; schema.py has their types
 
 import importlib
 import importlib.util
+import re
+import sys
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
 from qllm_exp.errors import UserError, nearest
+from qllm_exp.utils.files import read_regular_file
 
 GROUPS = ("env", "algorithm", "mixer", "llm", "train", "tracking")
 _PACKAGE = Path(__file__).parents[1]
@@ -46,15 +50,49 @@ def find(group: str, name: str) -> ModuleType:
     shipped = choices(group)
     if name in shipped or (group == "llm" and (_PACKAGE / "llm" / f"{name}.py").exists()):
         return importlib.import_module(f"qllm_exp.{_SUBPACKAGES[group]}.{name}")
-    try:
-        exists = bool(name) and importlib.util.find_spec(name) is not None
-    except (ModuleNotFoundError, ValueError):  # the parent package does not exist
-        exists = False
-    if not exists:
+    source = find_source(name)
+    if source is None:
         own_module = "or the name of a module of your own on PYTHONPATH"
         allowed = ", ".join(shipped)
         raise UserError(f"{group}={name!r} is unknown.{nearest(name, shipped)} Allowed: {allowed}, {own_module}.")
+    if not mentions(source, "Config"):
+        raise UserError(f"{group}={name!r}: the module needs a dataclass named Config that describes its options.")
     try:
         return importlib.import_module(name)
     except Exception as error:  # a user's module may raise anything
         raise UserError(f"{group}={name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def find_source(name: str) -> Path | None:
+    """Return the file of a module without importing anything; None if there is no such module.
+
+    The name may come from a file that anybody wrote, such as the configuration of a run, and importing any module of Python
+    would do whatever that module does.
+
+    Args:
+        name: dotted name of the module.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if loaded is not None:
+        return Path(loaded)
+    top, *parts = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+        for part in parts:
+            if spec is None or spec.submodule_search_locations is None:
+                return None
+            spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+
+
+def mentions(source: Path, name: str) -> bool:
+    """Whether the source of a module contains a name, or imports all names of another module."""
+    try:
+        text = read_regular_file(source).decode(errors="replace")
+    except OSError:
+        return False
+    return re.search(rf"\b{name}\b|\bimport \*", text) is not None

@@ -26,23 +26,25 @@ _PURE = word_set("""
 __and__ __or__ __xor__ abs absolute acos acosh add alias all amax amin angle any arange arccos arcsin arctan arctan2
 argmax argmin argsort asin asinh atan atan2 atanh baddbmm bitwise_and bitwise_not bitwise_or bitwise_xor bmm
 broadcast_tensors broadcast_to bucketize cat cdist ceil celu chunk clamp clamp_max clamp_min clip clone column_stack
-concat concatenate constant_pad_nd contiguous copysign cos cosh cosine_similarity count_nonzero cross cummax cummin
-cumprod cumsum deg2rad detach diag diag_embed diagonal diff div divide dot dstack einsum elu eq erf erfc exp exp2
-expand expand_as expm1 eye flatten flip floor floor_divide fmax fmin fmod frac full full_like gather ge gelu greater
-greater_equal gt hardshrink hardsigmoid hardswish hardtanh heaviside hstack huber_loss hypot index index_put
-index_select inner isclose isfinite isinf isnan kron layer_norm le leaky_relu lerp less less_equal lift_fresh_copy
-linalg_cross linalg_norm linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp
-logcumsumexp logical_and logical_not logical_or logical_xor logit logspace logsumexp lt masked_fill matmul max maximum
-mean median meshgrid min minimum mish mm moveaxis movedim mse_loss mul multiply mv nan_to_num nanmean nansum narrow ne
-neg negative new_full new_ones new_zeros norm not_equal numpy_T mT ones ones_like outer pad pairwise_distance permute
-positive pow prod rad2deg ravel reciprocal relu relu6 remainder repeat repeat_interleave reshape reshape_as roll round
-rsqrt rsub scatter scatter_add searchsorted select selu sgn sigmoid sign silu sin sinc sinh slice smooth_l1_loss
-softmax softplus softshrink sort special_expit special_logit special_xlogy split split_with_sizes sqrt square squeeze
-stack std std_mean sub subtract sum swapaxes swapdims t take_along_dim tan tanh tensor_split tensordot tile to topk
-transpose tril tril_indices triu triu_indices true_divide trunc type_as unbind unflatten unsqueeze var var_mean view
-view_as vstack where xlogy zeros zeros_like
+concat concatenate constant_pad_nd contiguous copy copysign cos cosh cosine_similarity count_nonzero cross cummax
+cummin cumprod cumsum deg2rad detach diag diag_embed diagonal diagonal_scatter diff div divide dot dstack einsum elu
+eq erf erfc exp exp2 expand expand_as expm1 eye fill flatten flip floor floor_divide fmax fmin fmod frac full
+full_like gather ge gelu greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh heaviside hstack
+huber_loss hypot index index_add index_copy index_fill index_put index_select inner isclose isfinite isinf isnan
+kron kthvalue layer_norm le leaky_relu lerp less less_equal lift_fresh_copy linalg_cross linalg_norm linalg_vecdot
+linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logcumsumexp logical_and
+logical_not logical_or logical_xor logit logspace logsumexp lt mT masked_fill matmul max maximum mean median
+meshgrid min minimum mish mm moveaxis movedim mse_loss mul multiply mv nan_to_num nanmean nansum narrow ne neg
+negative new_full new_ones new_zeros norm not_equal numpy_T ones ones_like outer pad pairwise_distance permute
+positive pow prod rad2deg ravel reciprocal relu relu6 remainder repeat repeat_interleave reshape reshape_as roll
+round rsqrt rsub scalar_tensor scatter scatter_add scatter_reduce searchsorted select select_scatter selu sgn
+sigmoid sign silu sin sinc sinh slice slice_scatter smooth_l1_loss softmax softplus softshrink sort special_expit
+special_logit special_xlogy split split_with_sizes sqrt square squeeze stack std std_mean sub subtract sum swapaxes
+swapdims t take_along_dim tan tanh tensor_split tensordot tile to topk transpose tril tril_indices triu triu_indices
+true_divide trunc type_as unbind unflatten unsqueeze var var_mean view view_as vstack where xlogy zero zeros
+zeros_like
 """)
-# The raw graph keeps assignments to parts of a tensor (w[:, 0] = ...) and augmented assignments (w *= ...) as they are.
+# Programs that were traced before version 0.2 have assignments to parts of a tensor (w[:, 0] = ...) as they are.
 _IN_PLACE = word_set("""
 __iand__ __ior__ __ixor__ add_ bitwise_and_ bitwise_or_ bitwise_xor_ copy_ div_ fill_ floor_divide_ index_put_
 masked_fill_ mul_ pow_ remainder_ sub_ zero_
@@ -58,6 +60,8 @@ _EXCLUDED = frozenset(
         "to.prim_Device",
         "to.prim_dtype",
         "to.prim_other",
+        # Takes a dictionary, which a program does not have.
+        "copy.Dict_Tensor",
     }
 )
 

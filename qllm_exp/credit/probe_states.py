@@ -1,6 +1,7 @@
 """States on which a credit-assignment function is probed: ordinary states of the task, and extreme ones of its layout."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,12 +53,12 @@ def task_states(env: TeamEnv, count: int) -> Tensor:
 
 
 def extreme_states(env: TeamEnv) -> Tensor:
-    """Build extreme states from the layout of the global state.
+    """Build extreme states from the layout of the global state. All of them are within the ranges of the layout.
 
     The states are the same every time, and the episodes of `env` are not touched. In order: states inside the ranges,
-    half of them rounded to integers; the zero state; all fields at an end of their range; all fields at a special
-    value; each field alone at each end and special value. Unbounded fields end at +-10 and at +-1000. If that makes
-    too many states, an evenly spaced selection of the last kind is kept.
+    half of them rounded to integers; the state nearest to zero; all fields at an end of their range; all fields at a special
+    value; each field alone at each end and special value. Unbounded fields end at +-10 and at +-1000. Of a one-hot field,
+    always one column is 1. If that makes too many states, an evenly spaced selection of the last kind is kept.
 
     Args:
         env: the environment that defines the layout and the device.
@@ -68,19 +69,17 @@ def extreme_states(env: TeamEnv) -> Tensor:
     layout, generator = env.layout, torch.Generator().manual_seed(0)
     bases = torch.stack([_state_inside(layout, generator) for _ in range(_BASES)])
     bases[1::2] = bases[1::2].round()
-    rows = [torch.zeros(layout.size)]
+    rows = [_with_values(bases[0], [(field, _nearest_to_zero(field)) for field in layout])]
     for k in range(max((len(_ends(field)) for field in layout), default=0)):
-        ends = {field.start: _ends(field)[k % len(_ends(field))] for field in layout}
-        rows.append(_with_values(bases[0], layout, ends))
-    for k in range(max((len(field.special) for field in layout), default=0)):
-        codes = {field.start: list(field.special)[k % len(field.special)] for field in layout if field.special}
-        rows.append(_with_values(bases[1], layout, codes))
-    values_of_one_field = [(field.start, value) for field in layout for value in (*_ends(field), *field.special)]
-    single_changes = list(dict.fromkeys(values_of_one_field))
+        rows.append(_with_values(bases[0], [(field, _ends(field)[k % len(_ends(field))]) for field in layout]))
+    for k in range(max((len(_codes(field)) for field in layout), default=0)):
+        codes = [(field, _codes(field)[k % len(_codes(field))]) for field in layout if _codes(field)]
+        rows.append(_with_values(bases[1], codes))
+    values_of_one_field = [(field, value) for field in layout for value in (*_ends(field), *_codes(field))]
+    single_changes = list({(field.start, value): (field, value) for field, value in values_of_one_field}.values())
     room = min(len(single_changes), _MAX_EXTREME - _BASES - len(rows))
     for i in range(room):
-        column, value = single_changes[i * len(single_changes) // room]
-        rows.append(_with_values(bases[i % _BASES], layout, {column: value}))
+        rows.append(_with_values(bases[i % _BASES], [single_changes[i * len(single_changes) // room]]))
     return torch.cat([bases, torch.stack(rows)]).to(env.device)
 
 
@@ -112,7 +111,8 @@ def describe_state(layout: StateLayout, state: Tensor) -> str:
     """
 
     def is_ordinary(field: StateField) -> bool:
-        return not any(float(x) in {*_ends(field), *field.special} for x in state[field.columns])
+        extreme = {0.0, 1.0} if field.one_hot else {*_limits(field, _MODERATE), *_limits(field, _LARGE), *field.special}
+        return not any(float(x) in extreme for x in state[field.columns])
 
     shown = sorted(sorted(layout, key=is_ordinary)[:_MAX_SHOWN], key=lambda field: field.start)
     texts = [f"{field.label} {', '.join(f'{float(x) + 0.0:.4g}' for x in state[field.columns])}" for field in shown]
@@ -130,22 +130,45 @@ def _state_inside(layout: StateLayout, generator: torch.Generator) -> Tensor:
         for value in field.special:
             if torch.rand((), generator=generator) < 0.2:
                 state[field.columns] = value
+        if field.one_hot:
+            chosen = int(torch.randint(len(field.components), (), generator=generator))
+            state[field.columns] = torch.tensor(_unit_vectors(field)[chosen])
     return state
 
 
-def _with_values(state: Tensor, layout: StateLayout, values: dict[int, float]) -> Tensor:
-    """Return a copy of `state` with new values for some fields; `values` maps the first column of a field to its value."""
+_Values = float | tuple[float, ...]  # of the columns of a field: one for all, or one each
+
+
+def _with_values(state: Tensor, values: Iterable[tuple[StateField, _Values]]) -> Tensor:
+    """Return a copy of `state` with new values for some fields."""
     state = state.clone()
-    for field in layout:
-        if field.start in values:
-            state[field.columns] = values[field.start]
+    for field, value in values:
+        state[field.columns] = torch.tensor(value)
     return state
 
 
-def _ends(field: StateField) -> list[float]:
+def _nearest_to_zero(field: StateField) -> _Values:
+    """Return the value within the range of a field that is nearest to 0."""
+    return _unit_vectors(field)[0] if field.one_hot else min(max(0.0, field.low), field.high)
+
+
+def _ends(field: StateField) -> Sequence[_Values]:
     """Return the low and the high end; for an unbounded field the moderate ends first, then the large ones."""
+    if field.one_hot:
+        return _unit_vectors(field)
     moderate_ends, large_ends = _limits(field, _MODERATE), _limits(field, _LARGE)
-    return list(moderate_ends) if moderate_ends == large_ends else [*moderate_ends, *large_ends]
+    return moderate_ends if moderate_ends == large_ends else (*moderate_ends, *large_ends)
+
+
+def _codes(field: StateField) -> Sequence[_Values]:
+    """Return the special values of a field that its columns may all have."""
+    return () if field.one_hot else tuple(field.special)
+
+
+def _unit_vectors(field: StateField) -> list[tuple[float, ...]]:
+    """Return the values of a one-hot field."""
+    width = len(field.components)
+    return [tuple(float(column == chosen) for column in range(width)) for chosen in range(width)]
 
 
 def _limits(field: StateField, unlimited: float) -> tuple[float, float]:

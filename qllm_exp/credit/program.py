@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qllm_exp.credit import program_json
+from qllm_exp.credit.bounds import CallBounds
 from qllm_exp.credit.operations import DTYPES, FAST_CALLS, batch_innermost, find_operation
 from qllm_exp.credit.program_json import AGENTS_Q, BATCH_SIZE, FIRST_CONSTANT, GLOBAL_STATE, refuse
 from qllm_exp.credit.refused import Refused
@@ -119,6 +120,33 @@ class Program:
             values[slot] = call(*arguments(values))
         result: Tensor = values[plan.output]
         return result
+
+    def all_values(self, agents_q: Tensor, global_state: Tensor) -> list[Any]:
+        """Compute every value of the program, by its number: the inputs, the batch size, the constants, then the operations.
+
+        Nothing is merged or precomputed, so each operation has its own value. Differentiable in both inputs.
+
+        Args:
+            agents_q: [B, n_agents], float32.
+            global_state: [B, state_dim], float32.
+        """
+        values, steps = self._compile(agents_q.device)
+        values[AGENTS_Q], values[GLOBAL_STATE] = batch_innermost(agents_q), batch_innermost(global_state)
+        values[BATCH_SIZE] = agents_q.shape[0]
+        for step in steps:
+            values[step.slot] = step.call(*(values[k] for k in step.inputs))
+        return values[: self.first_operation + len(self.operations)]
+
+    @property
+    def operations(self) -> list[list[Any]]:
+        """The operations in order: name, positional and keyword-only arguments as JSON. Not to be changed."""
+        operations: list[list[Any]] = self._data["operations"]
+        return operations
+
+    @property
+    def first_operation(self) -> int:
+        """Number of the value of the first operation."""
+        return FIRST_CONSTANT + len(self._data["constants"])
 
     def weights_and_bias(self, global_state: Tensor) -> tuple[Tensor, Tensor]:
         """Compute w and b of a program that is affine in q: f(q, s) = sum_i w_i(s) q_i + b(s).
@@ -269,9 +297,10 @@ class Program:
             values[GLOBAL_STATE] = batch_innermost(torch.empty(batch, self.state_dim, device=device))
             values[BATCH_SIZE] = batch
             inputs_and_constants = [value for value in values if isinstance(value, Tensor)]
-            sizes = []
+            sizes, call_bounds = [], CallBounds()
             for step in steps:
                 monitor.largest = 0
+                call_bounds.check(step.name.partition(" ")[0], [values[k] for k in step.inputs])
                 try:
                     values[step.slot] = step.call(*(values[k] for k in step.inputs))
                 except Refused:

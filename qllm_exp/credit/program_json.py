@@ -134,7 +134,7 @@ def _check_integer(name: str, value: Any, low: int, high: int) -> int:
 
 
 def _check_constant(constant: Any) -> int:
-    """Check a constant and return its number of elements."""
+    """Check a constant and return its number of elements. Numbers too large for float32 are infinite there."""
     if not isinstance(constant, dict) or set(constant) != {"dtype", "shape", "data"}:
         refuse("a constant must have exactly the keys dtype, shape and data")
     dtype, shape, data = constant["dtype"], constant["shape"], constant["data"]
@@ -151,8 +151,10 @@ def _check_constant(constant: Any) -> int:
             refuse(f"a bool constant contains {element!r}")
         if element is None or isinstance(element, str | list) or (isinstance(element, dict) and "float" not in element):
             refuse(f"a constant contains {element!r}, which is not a number")
-        if dtype.startswith("int") and not isinstance(element, int):
-            refuse(f"an {dtype} constant contains {element!r}")
+        if dtype.startswith("int"):
+            limits = torch.iinfo(DTYPES[dtype])
+            if not isinstance(element, int) or not limits.min <= element <= limits.max:
+                refuse(f"an {dtype} constant contains {element!r}")
     return size
 
 

@@ -8,27 +8,44 @@ The format of the file:
  "provenance": {"model": "...", "date": "...", "procedure": "..."},
  "prompts": {"coder": "...", "evaluator": "..."}, "transcript": [{"call": "round-1-coder-1", "answer": "...", ...}, ...],
  "cost": {"calls": 4, "tokens_in": 0, "tokens_out": 0, "usd": null}, "verdict": "...", "hash": "<sha256 of the rest>"}
+
+Anybody may have written such a file, so `load` checks all of it before anything of it is used. Its texts may still contain
+anything: show them with `qllm_exp.utils.text.inert` or `inert_lines`.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.program_json import canonical_json
 from qllm_exp.credit.refused import FUNCTION_NAMES, Refused
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
-from qllm_exp.utils.files import write_atomically
+from qllm_exp.utils.files import MAX_BYTES, parse_strict_json, read_regular_file, write_atomically
+from qllm_exp.utils.text import excerpt, inert
 
 FORMAT = 2
 BUNDLED = Path(__file__).parent / "bundled"  # <env>/<task>.json, read only
-_STRING_KEYS = ("env", "task", "function", "source", "prompt_hash", "key", "verdict")
-_DICT_KEYS = ("request", "provenance", "prompts", "cost")
-_KEYS = {"format", "n_agents", "state_dim", "program", "transcript", "hash", *_STRING_KEYS, *_DICT_KEYS}
+_STRING_KEYS = ("env", "task", "function", "source", "prompt_hash", "key", "verdict", "hash")
+_DICT_KEYS = ("request", "provenance", "prompts", "cost", "program")
+_KEYS = {"format", "n_agents", "state_dim", "transcript", *_STRING_KEYS, *_DICT_KEYS}
+_COST_KEYS = frozenset({"calls", "tokens_in", "tokens_out", "usd"})
+_ROW_STRINGS = ("call", "outcome", "answer")  # of a transcript row, beside its messages
+_ROW_NUMBERS = ("tokens_in", "tokens_out", "cost_usd", "seconds", "attempts")
+_DIGITS = re.compile(r"[0-9a-f]{64}")
+_ENV = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)  # a module
+_TASK = re.compile(r"\w[\w.:+@-]*(/\w[\w.:+@-]*)*", re.ASCII)  # no part is '..', and nothing has a meaning for Hydra
+_MAX_NAME = 128
 _EDITED_ADVICE = (
     "Write the source to a .py file and import it (python -m qllm_exp.tfcaf import FILE), or restore the file."
 )
@@ -83,26 +100,100 @@ class StoredFunction:
     def check_fits(self, env: TeamEnv) -> None:
         """Raise a UserError if `env` has another number of agents or another state dimension."""
         if (self.n_agents, self.state_dim) != (env.n_agents, env.state_dim):
-            name = self.path if self.path is not None else f"for {self.env}/{self.task}"
+            name = inert(self.path if self.path is not None else f"for {self.env}/{self.task}")
             raise UserError(
                 f"TFCAF {name} is for {self.n_agents} agents and a state of {self.state_dim} columns, but env "
                 f"{env.task.env}/{env.task.task} has {env.n_agents} agents and a state of {env.state_dim} columns. "
                 "Pass a matching file with mixer.file=..., or change the env."
             )
 
+    def check_written_for(self, env: TeamEnv) -> None:
+        """Raise a UserError if the function was written for another task than that of `env`.
+
+        A function that the user names with mixer.file may be for another task of the same size; no other function may.
+        """
+        task = env.task
+        if (self.env, self.task) != (task.env, task.task):
+            raise UserError(
+                f"TFCAF {inert(self.path)} is for {self.env}/{self.task}, not for {task.env}/{task.task}. Remove the file to "
+                f"have the function generated again; to use it all the same: mixer.file={inert(self.path)}"
+            )
+
+    def check_values(self, states: Tensor) -> None:
+        """Raise a UserError if the program fails on a state, or its value or a weight there is not finite.
+
+        Args:
+            states: [B, state_dim] states of the task.
+        """
+        try:
+            weights, bias = self.program.weights_and_bias(states)
+        except (RuntimeError, IndexError, ValueError) as error:  # e.g. an index that depends on the state
+            reason = excerpt(str(error).partition("\n")[0], 200)
+        else:
+            if bool(torch.isfinite(weights).all()) and bool(torch.isfinite(bias).all()):
+                return
+            reason = "its value or a weight is not finite"
+        name = inert(self.path if self.path is not None else f"for {self.env}/{self.task}")
+        raise UserError(f"TFCAF {name} does not work on the states of the task: {reason}. {_EDITED_ADVICE}")
+
     def save(self, path: Path | str) -> None:
-        """Write the file in one step: a reader never sees a partial file. An existing file is replaced."""
+        """Write the file in one step: a reader never sees a partial file. An existing file is replaced.
+
+        A function whose file would be too large to be read again is saved with less of its transcript: without earlier
+        messages of a conversation, or without the transcript.
+
+        Raises:
+            UserError: the environment or the task has a name that a stored function cannot have.
+        """
+        check_names(self.env, self.task)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _format_json(self._to_json()) + "\n")
+        last_messages = tuple(row | {"messages": row.get("messages", [])[-1:]} for row in self.transcript)
+        for transcript in (self.transcript, last_messages, ()):
+            text = _format_json(replace(self, transcript=transcript)._to_json()) + "\n"
+            if len(text) <= MAX_BYTES:  # it is ASCII
+                break
+        write_atomically(path, text)
 
     def _to_json(self) -> dict[str, Any]:
         """Return the content of the file."""
         names = [field.name for field in fields(self) if field.name not in {"path", "program"}]
-        values = {name: getattr(self, name) for name in names}
+        values = {name: _encodable(getattr(self, name)) for name in names}
         sizes = {"n_agents": self.n_agents, "state_dim": self.state_dim}
         content = {"format": FORMAT, **values, **sizes, "program": self.program.to_json()}
         return content | {"hash": content_hash(content)}
+
+
+def check_names(env: str, task: str) -> None:
+    """Raise a UserError if a stored function cannot be for this environment and task.
+
+    Names of stored functions end up in commands, configurations and names of files, so few characters are allowed.
+
+    Args:
+        env: environment family: a Python module.
+        task: task in it.
+    """
+    if len(env) > _MAX_NAME or not _ENV.fullmatch(env):
+        raise UserError(
+            f"env {excerpt(env)!r} is not a name that a stored function may have: a Python module of up to {_MAX_NAME} "
+            "characters, e.g. lbf or package.module."
+        )
+    if len(task) > _MAX_NAME or not _TASK.fullmatch(task):
+        raise UserError(
+            f"task {excerpt(task)!r} is not a name that a stored function may have: up to {_MAX_NAME} letters, digits and "
+            "the characters _ - . : + @ /"
+        )
+
+
+def _encodable(value: Any) -> Any:
+    """Return JSON data with '?' for halves of surrogate pairs, which a model's answer may contain and UTF-8 cannot encode."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in value]
+    return value
 
 
 def _format_json(value: Any, depth: int = 0) -> str:
@@ -126,21 +217,25 @@ def load(path: Path | str) -> StoredFunction:
     """Load a stored function and check it.
 
     Args:
-        path: the JSON file.
+        path: the JSON file. A file that is named by a key must hold the function of that key.
 
     Raises:
         UserError: the file cannot be read, or its content is not valid; the message names the file and the fault.
     """
     path = Path(path)
+    name = inert(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_strict_json(read_regular_file(path))
     except FileNotFoundError:
-        raise UserError(f"TFCAF {path} does not exist. Pass an existing file with mixer.file=...") from None
+        raise UserError(f"TFCAF {name} does not exist. Pass an existing file with mixer.file=...") from None
     except OSError as error:
-        raise UserError(f"TFCAF {path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"TFCAF {path} is not JSON ({error}). Generate it again, or restore the file.") from None
-    return _parse(data, path)
+        raise UserError(f"TFCAF {name} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"TFCAF {name} is not JSON: {inert(error)}. Generate it again, or restore the file.") from None
+    try:
+        return _parse(data, path)
+    except _Invalid as invalid:
+        raise UserError(f"TFCAF {name}: {invalid}") from None
 
 
 def bundled_path(env: str, task: str) -> Path:
@@ -170,42 +265,146 @@ def _bundled_paths(folder: Path) -> dict[str, Path]:
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.glob("*/*.json"))}
 
 
+class _Invalid(Exception):
+    """The content of a file is not valid. The message says why and what to do."""
+
+
 def _parse(data: Any, path: Path) -> StoredFunction:
-    """Check the content of a file and build the function from it."""
+    """Check the content of a file, and build the function from it.
+
+    Raises:
+        _Invalid: anything in it is wrong.
+    """
     if not isinstance(data, dict) or "format" not in data:
-        raise _invalid(path, f"not a TFCAF file: it has no 'format' (this package writes format {FORMAT}).")
-    if data["format"] != FORMAT:
-        raise _invalid(
-            path, f"unknown format {data['format']!r}; this package reads format {FORMAT}. Generate it again."
-        )
+        raise _Invalid(f"not a TFCAF file: it has no 'format' (this package writes format {FORMAT}).")
+    if type(data["format"]) is not int or data["format"] != FORMAT:
+        written = excerpt(repr(data["format"]))
+        raise _Invalid(f"unknown format {written}; this package reads format {FORMAT}. Generate it again.")
     if set(data) != _KEYS:
-        missing, unknown = sorted(_KEYS - set(data)), sorted(set(data) - _KEYS)
-        raise _invalid(path, f"missing keys {missing}, unknown keys {unknown}. Generate it again, or restore the file.")
+        missing, unknown = sorted(_KEYS - set(data)), excerpt(sorted(set(data) - _KEYS))
+        raise _Invalid(f"missing keys {missing}, unknown keys {unknown}. Generate it again, or restore the file.")
     for key in _STRING_KEYS:
-        if not isinstance(data[key], str):
-            raise _invalid(path, f"{key} must be a string, got {data[key]!r}.")
-    if data["function"] not in FUNCTION_NAMES:
-        raise _invalid(path, f"function {data['function']!r} is not one of {', '.join(FUNCTION_NAMES)}.")
+        _check_type(key, data[key], "a string", _is_text)
     for key in _DICT_KEYS:
-        if not isinstance(data[key], dict):
-            raise _invalid(path, f"{key} must be a dictionary, got {data[key]!r}.")
-    transcript = data["transcript"]
-    if not isinstance(transcript, list) or not all(isinstance(row, dict) for row in transcript):
-        raise _invalid(path, "transcript must be a list of dictionaries.")
+        _check_type(key, data[key], "a dictionary", _is_dict)
     if data["hash"] != content_hash(data):
-        raise _invalid(path, f"the content does not match its hash: the file was edited. {_EDITED_ADVICE}")
+        raise _Invalid(f"the content does not match its hash: the file was edited. {_EDITED_ADVICE}")
+    _check_names(data)
+    _check_key(data, path)
+    _check_origin(data)
     try:
         program = Program.from_json(data["program"])
     except Refused as refused:
-        raise _invalid(path, f"its program is not valid: {refused.reason}.") from None
+        raise _Invalid(f"its program is not valid: {excerpt(refused.reason, 500)}.") from None
     for key in ("n_agents", "state_dim"):
-        if data[key] != getattr(program, key):
-            raise _invalid(path, f"{key}={data[key]!r}, but its program is for {getattr(program, key)}.")
+        if type(data[key]) is not int or data[key] != getattr(program, key):
+            raise _Invalid(f"{key}={excerpt(repr(data[key]))}, but its program is for {getattr(program, key)}.")
     names = [field.name for field in fields(StoredFunction) if field.name not in {"path", "program", "transcript"}]
     values = {name: data[name] for name in names}
-    return StoredFunction(**values, program=program, transcript=tuple(transcript), path=path)
+    return StoredFunction(**values, program=program, transcript=tuple(data["transcript"]), path=path)
 
 
-def _invalid(path: Path, fault: str) -> UserError:
-    """Build the error for a file whose content is not valid."""
-    return UserError(f"TFCAF {path}: {fault}")
+def _check_type(name: str, value: Any, expected: str, is_valid: Callable[[Any], bool]) -> None:
+    """Raise _Invalid if a value is not of its type.
+
+    Args:
+        name: what the value is.
+        value: the value.
+        expected: its type, for the message.
+        is_valid: whether the value has the type.
+    """
+    if not is_valid(value):
+        raise _Invalid(f"{name} must be {expected}, got {excerpt(repr(value))}.")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and _is_amount(value)
+
+
+def _is_amount_or_none(value: Any) -> bool:
+    return value is None or _is_amount(value)
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _check_names(data: Mapping[str, Any]) -> None:
+    """Check the names of environment, task and function."""
+    try:
+        check_names(data["env"], data["task"])
+    except UserError as error:
+        raise _Invalid(str(error)) from None
+    if data["function"] not in FUNCTION_NAMES:
+        raise _Invalid(f"function {excerpt(data['function'])!r} is not one of {', '.join(FUNCTION_NAMES)}.")
+
+
+def _check_key(data: Mapping[str, Any], path: Path) -> None:
+    """Check the hashes: the key is that of the request, or of an imported source, and that of the file's name."""
+    key, request = data["key"], data["request"]
+    for name in ("key", "prompt_hash"):
+        if data[name] and not _DIGITS.fullmatch(data[name]):
+            raise _Invalid(f"{name} must be 64 hexadecimal digits or empty, got {excerpt(data[name])!r}.")
+    if _DIGITS.fullmatch(path.stem) and path.stem != key:
+        raise _Invalid(
+            f"it is filed under the key {path.stem[:12]}, but holds the function of key {key[:12] or 'none'}. "
+            "Remove it, or give it its own name."
+        )
+    if not key:
+        return
+    imported = [data["source"], data["env"], data["task"], data["n_agents"], data["state_dim"]]
+    contents = [request] if request else [imported, imported[:3]]  # version 0.1 left out the sizes
+    if key not in [hashlib.sha256(canonical_json(content).encode()).hexdigest() for content in contents]:
+        raise _Invalid(f"its key {key[:12]} is not the hash of its request, or of its source. {_EDITED_ADVICE}")
+    if request and request.get("prompts", data["prompt_hash"]) != data["prompt_hash"]:
+        raise _Invalid(f"its prompt hash is not that of its request. {_EDITED_ADVICE}")
+
+
+def _check_origin(data: Mapping[str, Any]) -> None:
+    """Check prompts, provenance, cost and transcript."""
+    for group in ("provenance", "prompts"):
+        for name, value in data[group].items():
+            _check_type(f"{group}.{excerpt(name)}", value, "a string", _is_text)
+    cost = data["cost"]
+    if cost or data["request"]:
+        missing = sorted(_COST_KEYS - set(cost))
+        if missing:
+            raise _Invalid(f"cost has no {', '.join(missing)}. Generate it again, or restore the file.")
+        for name in ("calls", "tokens_in", "tokens_out"):
+            _check_type(f"cost.{name}", cost[name], "a whole number from 0", _is_count)
+        _check_type("cost.usd", cost["usd"], "a number from 0 or null", _is_amount_or_none)
+    for name in cost.keys() - _COST_KEYS:
+        _check_type(f"cost.{excerpt(name)}", cost[name], "a number, a string or null", _is_scalar)
+    transcript = data["transcript"]
+    if not isinstance(transcript, list) or not all(isinstance(row, dict) for row in transcript):
+        raise _Invalid("transcript must be a list of dictionaries.")
+    for number, row in enumerate(transcript, 1):
+        _check_row(f"transcript row {number}", row)
+
+
+def _check_row(name: str, row: Mapping[str, Any]) -> None:
+    """Check a row of the transcript. `name` stands for it in messages."""
+    for key in _ROW_STRINGS:
+        _check_type(f"{name}: {key}", row.get(key), "a string", _is_text)
+    for key in _ROW_NUMBERS:
+        _check_type(f"{name}: {key}", row.get(key), "a number from 0 or null", _is_amount_or_none)
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise _Invalid(f"{name}: messages must be a list with at least one message.")
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise _Invalid(f"{name}: a message must have the texts role and content, got {excerpt(repr(message))}.")
+    for key in row.keys() - {"messages", *_ROW_STRINGS, *_ROW_NUMBERS}:
+        _check_type(f"{name}: {excerpt(key)}", row[key], "a number, a string or null", _is_scalar)

@@ -6,6 +6,7 @@ Each module defines:
 - `make(config, num_envs, seed, device) -> TeamEnv`: build the environment.
 - `check(config)`: raise UserError for an unknown task or a missing package, without building anything.
 - `tasks() -> list[str]`: the tasks that the module knows.
+- `TASKS_ARE_MODULES`: optional; True if any Python module may be a task.
 """
 
 from types import ModuleType
@@ -17,7 +18,17 @@ from qllm_exp.config import registry
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 
-__all__ = ["Observation", "StateField", "StateLayout", "Step", "TaskDescription", "TeamEnv", "env_module", "make_env"]
+__all__ = [
+    "Observation",
+    "StateField",
+    "StateLayout",
+    "Step",
+    "TaskDescription",
+    "TeamEnv",
+    "env_module",
+    "imports_task",
+    "make_env",
+]
 
 
 def env_module(name: str) -> ModuleType:
@@ -30,6 +41,19 @@ def env_module(name: str) -> ModuleType:
         UserError: no environment has that name.
     """
     return registry.find("env", name)
+
+
+def imports_task(name: str, task: str) -> bool:
+    """Whether opening a task imports a module that this package does not know: ask the user before a file names one.
+
+    Args:
+        name: an environment. A user's own is not opened to ask it.
+        task: a task of it.
+    """
+    if name not in registry.choices("env"):
+        return False
+    module = env_module(name)
+    return getattr(module, "TASKS_ARE_MODULES", False) and task not in module.tasks()
 
 
 def make_env(config: Any, num_envs: int, seed: int, device: torch.device | str = "cpu") -> TeamEnv:

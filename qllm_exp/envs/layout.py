@@ -21,6 +21,7 @@ class StateField:
         high: upper bound of the values; inf where the simulator sets none.
         unit: 'cells', 'metres', 'action index', ...; '' for a pure number.
         special: values with a meaning of their own, e.g. {-1.0: 'no action yet'}.
+        one_hot: whether exactly one of the components is 1 and the others are 0.
         start: first column; set by StateLayout.from_fields.
     """
 
@@ -32,6 +33,7 @@ class StateField:
     high: float
     unit: str = ""
     special: Mapping[float, str] = field(default_factory=dict)
+    one_hot: bool = False
     start: int = -1
 
     @property

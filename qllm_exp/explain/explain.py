@@ -20,6 +20,7 @@ from qllm_exp.envs.base import TeamEnv
 from qllm_exp.explain.attribution import Dependence, credits, dependence
 from qllm_exp.explain.episodes import ActFunction, Episode, play, random_policy, visited_states
 from qllm_exp.explain.figures import FONTS, credit_figure, dependence_figure
+from qllm_exp.utils.text import inert, inert_lines
 
 if TYPE_CHECKING:  # matplotlib is imported only when something is drawn
     from matplotlib.figure import Figure
@@ -132,6 +133,7 @@ def _sample(function: StoredFunction, env: TeamEnv, enforce: bool, act: ActFunct
     episode, number = informative_episode(env, policy)
     states = visited_states(env, policy, STATES)
     env.load_state_dict(saved)
+    function.check_values(states)
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(len(states), env.n_agents, generator=generator).to(env.device)
     policy_name = "a given policy" if act is not None else "uniformly random actions"
@@ -211,7 +213,7 @@ def _summary(
         "program hash": function.program.hash,
     }
     lines = [f"# Credit assignment: {title}", ""]
-    lines += [f"- {name}: {' '.join(value.split())}" for name, value in facts.items() if value]
+    lines += [f"- {inert(name)}: {inert(' '.join(value.split()))}" for name, value in facts.items() if value]
     lines += ["", f"The function is {'affine' if affine else 'not affine'} in the agents' Qs."]
     if not affine:
         lines.append(
@@ -238,5 +240,6 @@ def _summary(
         own = weights[:, agent]
         numbers = f"{own.amin():.4f} | {own.mean():.4f} | {own.amax():.4f} | {negative[agent]:.1f} %"
         lines.append(f"| {agent} | {numbers} | {fields or 'nothing'} |")
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", function.source)), default=0))
-    return "\n".join([*lines, "", f"{fence}python", function.source.strip(), fence, ""])
+    source = inert_lines(function.source.strip())
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", source)), default=0))
+    return "\n".join([*lines, "", f"{fence}python", source, fence, ""])

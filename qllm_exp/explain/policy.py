@@ -1,6 +1,7 @@
 """Loads the trained team of a finished run."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import build_algorithm
 from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.utils.text import excerpt
 
 
 class Policy:
@@ -60,7 +62,7 @@ def policy_file(directory: RunDirectory) -> Path:
     Raises:
         UserError: the run is not finished.
     """
-    if not directory.policy.exists():
+    if not directory.policy.is_file():  # opening a pipe would wait for somebody to write to it
         raise UserError(
             f"{directory.path} has no policy.pt: the run is not finished. "
             f"To resume it: python -m qllm_exp.experiment {directory.path}"
@@ -88,7 +90,11 @@ def load_algorithm(folder: Path, env: TeamEnv, parameters: str = "best") -> Algo
             f"add env={run.env.name} env.task={run.env.task}."
         )
     algorithm: Algorithm = build_algorithm(run, directory, env)
-    saved = torch.load(path, map_location=env.device, weights_only=True)[parameters]
+    try:
+        saved = torch.load(path, map_location=env.device, weights_only=True)[parameters]  # executes nothing of the file
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, EOFError, UnpicklingError) as error:
+        reason = excerpt(str(error).partition("\n")[0] or type(error).__name__)
+        raise UserError(f"{path} has no parameters of a policy: {reason}. Copy the run directory again.") from None
     try:
         algorithm.load_policy_state_dict(saved)
     except (RuntimeError, KeyError):  # torch raises these for parameters of other names or sizes

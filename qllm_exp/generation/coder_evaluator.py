@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from qllm_exp.config.schema import GenerationConfig
 from qllm_exp.credit.refused import Refused
 from qllm_exp.errors import UserError
-from qllm_exp.generation.prompt_rendering import Prompts, extract_advice, extract_choice, extract_code
+from qllm_exp.generation.prompt_rendering import MAX_ANSWER, Prompts, extract_advice, extract_choice, extract_code
 from qllm_exp.generation.verify import Accepted
 from qllm_exp.llm import CallFailed, Message, Reply, Request
 from qllm_exp.utils.text import count
@@ -182,7 +182,10 @@ class _Procedure:
         return [accepted[k] for k in sorted(accepted)], [f"candidate {k}: {reasons[k]}" for k in sorted(pending)]
 
     def _attempt(self, requests: dict[int, Request]) -> dict[int, tuple[Accepted | Refused, str]]:
-        """Send the requests, by candidate number, and return the verdict and the answer ('' for none) of each."""
+        """Send the requests, by candidate number, and return the verdict and the answer of each.
+
+        The answer is '' if there is none, or if it is too long to be sent back.
+        """
         replies = dict(zip(requests, self.model.ask(list(requests.values())), strict=True))
         verdicts: dict[int, tuple[Accepted | Refused, str]] = {}
         sources: dict[int, str] = {}
@@ -193,7 +196,7 @@ class _Procedure:
             try:
                 sources[k] = extract_code(reply.text)
             except Refused as refused:
-                verdicts[k] = refused, reply.text
+                verdicts[k] = refused, reply.text if len(reply.text) <= MAX_ANSWER else ""
         source_verdicts = self.verify(list(sources.values())) if sources else []
         for k, verdict in zip(sources, source_verdicts, strict=True):
             reply = replies[k]
@@ -267,6 +270,8 @@ class _Procedure:
                 value = read(reply.text)
             except Refused as refused:
                 self._record("evaluator", request, reply, f"cannot be read: {refused.reason}")
+                if len(reply.text) > MAX_ANSWER:
+                    continue
                 repair = self.prompts.evaluator_repair(refused.reason)
                 conversation = [*conversation, _message("assistant", reply.text), _message("user", repair)]
                 continue
@@ -289,6 +294,8 @@ class _Procedure:
                 "seconds": round(reply.seconds, 2),
                 "attempts": reply.attempts,
             }
+            if reply.estimated:
+                row["usage"] = "estimated"
         else:
             row |= {
                 "answer": "",

@@ -14,12 +14,21 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from string import Template
 
-from qllm_exp.credit.refused import Refused
+from qllm_exp.credit.refused import FUNCTION_NAMES, Refused
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout
+from qllm_exp.generation.answer_text import holds_function, is_sketch, split_blocks, split_thoughts, unfenced_source
+
+MAX_ANSWER = 1_000_000  # characters; with all its thoughts, an answer of 128,000 tokens has about 500,000
 
 _WIDTH = 116
 _MAX_ADVICE = 1000  # characters
+_MAX_CHOICE = 100  # characters of a choice, beside 10 per candidate
+_MAX_QUOTE = 100  # characters of an answer in a reason
+_PYTHON_TAGS = {"", "python", "py", "python3", "torch", "pytorch"}
+_BLOCK_ADVICE = "the code block must start with ```python and end with ```, each on a line of its own"
+_LIST = re.compile(r"\[[^\[\]]*\]")
+_MARKUP = " \t*`_.\ufeff"  # around a choice on a line of its own
 _LONG = 26  # characters; a longer range is explained below the table, once for all its rows
 _FOLLOW_UPS = (
     "coder_advice",
@@ -150,29 +159,55 @@ def _range(field: StateField) -> str:
 
 
 def extract_code(answer: str) -> str:
-    """Extract the source from the only fenced block of an answer; raises Refused('answer', reason)."""
-    lines = answer.replace("\r\n", "\n").split("\n")
-    fences = [i for i, line in enumerate(lines) if line.lstrip().startswith("```")]
-    if not fences:
-        raise Refused("answer", "the answer has no code block: put the function into one ```python block")
-    if len(fences) % 2:
-        raise Refused("answer", "a code block is not closed: end the block with ``` on a line of its own")
-    if len(fences) > 2:
+    """Extract the source of the function from an answer.
+
+    Thoughts before the answer do not count. The function may stand in a fenced block of any kind, or in no block. Of several
+    blocks with a whole function, the last one counts, since models correct themselves; one that leaves something out ('...')
+    counts only if there is no other. Typographic signs that Python does not know are replaced, see `plain_punctuation`.
+
+    Args:
+        answer: the coder's answer.
+
+    Raises:
+        Refused: there is no source; the stage is 'answer', and the reason says what to write instead.
+    """
+    _check_length(answer)
+    text, thoughts = split_thoughts(answer)
+    blocks, rest = split_blocks(text)
+    closed = [block for block in blocks if block.is_closed]
+    whole = [block.source for block in closed if holds_function(block.source)]
+    if whole:
+        return [source for source in whole if not is_sketch(source) or all(map(is_sketch, whole))][-1]
+    if len(closed) < len(blocks):
+        raise Refused("answer", f"a code block is not closed: {_BLOCK_ADVICE}")
+    source = unfenced_source(rest)
+    if holds_function(source):
+        return source
+    python = [block.source for block in blocks if block.tag in _PYTHON_TAGS]
+    if len(blocks) > 1 and len(python) != 1:
         raise Refused(
-            "answer", f"the answer has {len(fences) // 2} code blocks: put the complete function into exactly one"
+            "answer",
+            f"the answer has {len(blocks)} code blocks, and none has a whole function {FUNCTION_NAMES[0]}: put the complete "
+            "function into exactly one",
         )
-    first, last = fences
-    tag = lines[first].strip().removeprefix("```").strip().lower()
-    if tag not in {"python", "py", "python3", ""} or lines[last].strip() != "```":
-        raise Refused("answer", "the code block must start with ```python and end with ```, each on a line of its own")
-    source = textwrap.dedent("\n".join(lines[first + 1 : last])).strip()
-    if not source:
+    if blocks and not python:
+        raise Refused("answer", f"the code block has no function: {_BLOCK_ADVICE}")
+    if python and not python[0]:
         raise Refused("answer", "the code block is empty: put the function into it")
-    return source + "\n"
+    if python:
+        return python[0]
+    if split_blocks(thoughts)[0]:
+        raise Refused(
+            "answer", "code in thoughts does not count: put the function into a ```python block after </think>"
+        )
+    raise Refused("answer", "the answer has no code block: put the function into one ```python block")
 
 
 def extract_choice(answer: str, n_candidates: int) -> int:
     """Extract the chosen candidate from a 0/1 list with a single 1.
+
+    The list may stand alone on the last line, or it is the only such list in the answer; other lists do not count. If there
+    is none in the answer itself, the last one in the thoughts before it is the choice.
 
     Args:
         answer: the evaluator's answer.
@@ -184,28 +219,56 @@ def extract_choice(answer: str, n_candidates: int) -> int:
     Raises:
         Refused: the answer is anything else; the stage is 'answer'.
     """
-    lists = re.findall(r"\[[^\[\]]*\]", answer)
+    _check_length(answer)
     advice = f"answer with one JSON list of {n_candidates} numbers, a single 1 and otherwise 0, and nothing else"
-    if len(lists) != 1:
-        raise Refused("answer", f"the answer has {len(lists)} lists: {advice}")
-    try:
-        votes = json.loads(lists[0])
-    except ValueError:
-        votes = []
-    all_integers = all(type(vote) is int for vote in votes)
-    if not all_integers or sorted(votes) != [0] * (n_candidates - 1) + [1]:
-        raise Refused("answer", f"{lists[0]} is not a valid choice: {advice}")
-    return int(votes.index(1))
+    text, thoughts = split_thoughts(answer)
+    lines = [line for line in (line.strip(_MARKUP) for line in text.splitlines()) if line]
+    last = _LIST.fullmatch(lines[-1]) if lines else None
+    choice = _parse_choice(lines[-1], n_candidates) if last else None
+    if choice is not None:
+        return choice
+    lists = _LIST.findall(text)
+    choices = [choice for choice in (_parse_choice(votes, n_candidates) for votes in lists) if choice is not None]
+    if len(choices) == 1:
+        return choices[0]
+    if not lists:
+        thought = (_parse_choice(votes, n_candidates) for votes in reversed(_LIST.findall(thoughts)))
+        choice = next((choice for choice in thought if choice is not None), None)
+        if choice is not None:
+            return choice
+    if len(lists) == 1:
+        raise Refused("answer", f"{lists[0][:_MAX_QUOTE]} is not a valid choice: {advice}")
+    raise Refused("answer", f"the answer has {len(lists)} lists: {advice}")
 
 
 def extract_advice(answer: str) -> str:
-    """Extract the evaluator's sentence of advice; raises Refused('answer', reason)."""
-    advice = " ".join(answer.split())
+    """Extract the evaluator's sentence of advice, without thoughts before it; raises Refused('answer', reason)."""
+    _check_length(answer)
+    advice = " ".join(split_thoughts(answer)[0].split())
     if not advice:
         raise Refused("answer", "the answer is empty: give one sentence")
     if "```" in advice or len(advice) > _MAX_ADVICE:
         raise Refused("answer", f"give one sentence of at most {_MAX_ADVICE} characters, without code")
     return advice
+
+
+def _check_length(answer: str) -> None:
+    """Raise Refused for an answer that is too long to be read."""
+    if len(answer) > MAX_ANSWER:
+        raise Refused("answer", f"the answer has {len(answer):,} characters: write at most {MAX_ANSWER:,}")
+
+
+def _parse_choice(votes: str, n_candidates: int) -> int | None:
+    """Return the index of the 1 in a list of votes; None if it is not a choice between so many candidates."""
+    if len(votes) > _MAX_CHOICE + 10 * n_candidates:
+        return None
+    try:
+        numbers = json.loads(votes)
+    except ValueError:
+        return None
+    if not all(type(number) is int for number in numbers) or sorted(numbers) != [0] * (n_candidates - 1) + [1]:
+        return None
+    return int(numbers.index(1))
 
 
 def _read_template(name: str) -> str:

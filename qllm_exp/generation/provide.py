@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +49,7 @@ class FunctionFile:
     @property
     def exists(self) -> bool:
         """Whether the function is there already."""
-        return self.path.exists()
+        return os.path.lexists(self.path)  # a broken link is an error, not a reason to pay for the function again
 
 
 def locate(run: schema.RunConfig) -> FunctionFile:
@@ -90,7 +91,7 @@ def find_function(name: str, run: schema.RunConfig) -> StoredFunction:
     Raises:
         UserError: there is no such function, or its file is not valid.
     """
-    if Path(name).is_file():
+    if os.path.lexists(name) and not os.path.isdir(name):  # `load` explains a broken link or a pipe
         return stored_function.load(name)
     env, _, task = name.partition("/")
     if task:
@@ -223,17 +224,19 @@ def _generate(run: schema.RunConfig, key: str, store: Store, rank: Ranker | None
                 prompts, options, ledger, lambda sources: verify_all(sources, env, enforce), rank
             )
         except coder_evaluator.NoCandidateAccepted:
-            store.journal(key).unlink(missing_ok=True)  # so that the same command starts a new generation
+            with suppress(OSError):
+                store.journal(key).unlink(missing_ok=True)  # so that the same command starts a new generation
             raise
         function = _stored_function(run, key, prompts, outcome, env)
     cost = function.cost
     log.info(
-        "  %s: %s, %s tokens, %s, %.0f s",
+        "  %s: %s, %s tokens, %s, %.0f s%s",
         key[:12],
         count(cost["calls"], "call"),
         f"{cost['tokens_in'] + cost['tokens_out']:,}",
         "price unknown" if cost["usd"] is None else f"{cost['usd']:.4f} USD",
         time.monotonic() - start,
+        " (tokens and cost are estimates: the server reports none)" if "usage" in cost else "",
     )
     return function
 
@@ -258,6 +261,7 @@ def _stored_function(
             "tokens_in": sum(row["tokens_in"] for row in rows),
             "tokens_out": sum(row["tokens_out"] for row in rows),
             "usd": None if None in prices else sum(prices),
+            **({"usage": "estimated"} if any("usage" in row for row in rows) else {}),
         },
         verdict="; ".join([outcome.verdict, *outcome.accepted.notes]),
     )

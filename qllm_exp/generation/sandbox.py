@@ -1,82 +1,96 @@
-"""Sandbox: generated source to tensor program, with the source executed only in a child process.
+"""Sandbox: generated source to tensor program, with all work on the source done in a child process.
 
-The child is a fresh interpreter in an empty folder, with a clean environment, one thread and limits (sandbox_child.py).
-Its answer is trusted no more than the source itself: the program is checked again from its JSON.
+The child is a fresh interpreter in an empty folder, with a clean environment, one thread and limits (sandbox_child.py). Here
+the source is only passed on: even to parse it takes time and memory that its author chooses. The answer of the child is
+trusted no more than the source itself: its size is limited, and the program is checked again from its JSON.
 """
 
+import functools
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from qllm_exp.credit.program import Program
-from qllm_exp.credit.refused import Refused
+from qllm_exp.credit.refused import FUNCTION_NAMES, Refused
+from qllm_exp.generation.confinement import LAYERS
 from qllm_exp.generation.sandbox_child import wall_limit
-from qllm_exp.generation.static_check import check
+from qllm_exp.generation.static_check import MAX_SOURCE
 
 MEMORY = 1 << 30  # bytes that a function may use beyond the memory of an idle child process
 _START_S = 120.0  # enough to import torch from a slow file system
 _PROBES = 7  # minimum number of states that the child needs
 _START = "import sys; sys.path.insert(0, {root!r}); from qllm_exp.generation.sandbox_child import main; main()"
+_STAGES = ("static", "run", "trace", "convert", "program", "limits")  # that the child may name
+_MEMORY_REASON = "it requests more memory than is allowed: tensors may have the size of the batch times a few hundred"
+_EXIT_REASONS = {
+    1: _MEMORY_REASON,
+    -signal.SIGKILL: _MEMORY_REASON,
+    -signal.SIGABRT: "it aborted the process that ran it, most likely by requesting too much memory",
+    -signal.SIGFPE: "it divides integers in a way that aborts the process: divide float tensors",
+}
+
+_log = logging.getLogger(__name__)
 
 
-def export(source: str, n_agents: int, state_dim: int, timeout_s: float = 60, states: Tensor | None = None) -> Program:
-    """Export a generated function as a tensor program.
+class Exported(NamedTuple):
+    """A function that was traced.
 
-    Args:
-        source: Python source with the single function credit_assignment(agents_q, global_state).
-        n_agents: columns of agents_q.
-        state_dim: columns of global_state.
-        timeout_s: limit in processor seconds for running and tracing; the start of the child does not count.
-        states: [M, state_dim] states to run the function on, preferably states of the task; None for states that are
-            uniform in [0, 1).
-
-    Raises:
-        Refused: the function is not accepted.
+    Attributes:
+        program: its tensor program.
+        function: its name in the source.
+        lines: for each operation of the program its line in the source, 0 if it has none.
     """
-    (result,) = export_all([source], n_agents, state_dim, timeout_s, states)
-    if isinstance(result, Refused):
-        raise result
-    return result
+
+    program: Program
+    function: str
+    lines: list[int]
 
 
 def export_all(
     sources: Sequence[str], n_agents: int, state_dim: int, timeout_s: float = 60, states: Tensor | None = None
-) -> list[Program | Refused]:
-    """Export several generated functions with one child process.
+) -> list[Exported | Refused]:
+    """Export generated functions as tensor programs, each independently of the others.
 
     Args:
-        sources: Python sources, as for `export`.
+        sources: Python sources with one function credit_assignment(agents_q, global_state) each.
         n_agents: columns of agents_q.
         state_dim: columns of global_state.
-        timeout_s: limit in processor seconds per function.
-        states: [M, state_dim] states, as for `export`.
+        timeout_s: limit in processor seconds per function for checking, running and tracing; the start of the child does not
+            count.
+        states: [M, state_dim] states to run the functions on, preferably states of the task; None for states that are
+            uniform in [0, 1).
 
     Returns:
         A program or a refusal per source, in the same order.
     """
-    results: list[Program | Refused | None] = [_static_refusal(source) for source in sources]
-    waiting = [number for number, result in enumerate(results) if result is None]
-    if waiting:
-        answers = _ask_child([sources[number] for number in waiting], n_agents, _probes(states, state_dim), timeout_s)
-        for number, answer in zip(waiting, answers, strict=True):
-            results[number] = _parse_answer(answer, n_agents, state_dim)
-    return [result for result in results if result is not None]
-
-
-def _static_refusal(source: str) -> Refused | None:
-    """Return the refusal of the static check, or None if the source passes it."""
-    try:
-        check(source)
-    except Refused as refused:
-        return refused
-    return None
+    states = _probes(states, state_dim)
+    results: dict[int, Exported | Refused] = {}
+    waiting = []
+    for number, source in enumerate(sources):
+        if len(source) > MAX_SOURCE:
+            reason = f"the source has {len(source)} characters; {MAX_SOURCE} are allowed"
+            results[number] = Refused("static", reason)
+        else:
+            waiting.append(number)
+    while waiting:
+        answers = _ask_child([sources[number] for number in waiting], n_agents, states, timeout_s)
+        for number, answer in zip(waiting, answers, strict=False):
+            results[number] = _parse_answer(answer, n_agents, state_dim, timeout_s)
+        if len(answers) < len(waiting):  # the child ended early, so the others get a new one
+            reason = "it ended the process that runs generated functions: use ordinary sizes and indices"
+            results[waiting[len(answers)]] = Refused("limits", reason)
+        waiting = waiting[len(answers) + 1 :]
+    return [results[number] for number in range(len(sources))]
 
 
 def _probes(states: Tensor | None, state_dim: int) -> Tensor:
@@ -88,8 +102,12 @@ def _probes(states: Tensor | None, state_dim: int) -> Tensor:
     return states[torch.arange(max(_PROBES, len(states))) % len(states)].float().cpu()
 
 
-def _ask_child(sources: list[str], n_agents: int, states: Tensor, timeout_s: float) -> list[object]:
-    """Run the child process; return one answer per source, as the child wrote it."""
+def _ask_child(sources: list[str], n_agents: int, states: Tensor, timeout_s: float) -> list[dict[str, Any]]:
+    """Run the child process; return its answers, of which the last ones are missing if it ended early.
+
+    Raises:
+        RuntimeError: the child could not start.
+    """
     request = {
         "sources": sources,
         "states": states.tolist(),
@@ -98,30 +116,25 @@ def _ask_child(sources: list[str], n_agents: int, states: Tensor, timeout_s: flo
         "memory": MEMORY,
     }
     root = str(Path(__file__).resolve().parents[2])
-    with tempfile.TemporaryDirectory(prefix="qllm_exp-") as folder, tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryDirectory(prefix="qllm_exp-") as folder:
         try:
             process = subprocess.run(
                 [sys.executable, "-I", "-c", _START.format(root=root)],
                 input=json.dumps(request).encode(),
-                stdout=subprocess.PIPE,
-                stderr=errors,
+                capture_output=True,
                 cwd=folder,
                 env=_environment(folder),
                 timeout=_START_S + len(sources) * (wall_limit(timeout_s) + 1),
                 start_new_session=True,
                 check=False,
             )
-        except subprocess.TimeoutExpired:
-            reason = "the child process that runs generated functions did not answer in time"
-            return [{"stage": "limits", "reason": reason}] * len(sources)
-        try:
-            answers = json.loads(process.stdout)["results"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            errors.seek(0)
-            message = errors.read()[-2000:].decode(errors="replace").strip()
-            raise RuntimeError(f"the child process that runs generated functions failed: {message}") from None
-    if not isinstance(answers, list) or len(answers) != len(sources):
-        raise RuntimeError(f"the child process that runs generated functions did not return {len(sources)} answers")
+            output, message = process.stdout, process.stderr[-2000:].decode(errors="replace").strip()
+        except subprocess.TimeoutExpired as expired:
+            output, message = expired.stdout or b"", "no answer in time"
+    ready, *answers = list(_json_objects(output.decode(errors="replace"))) or [{}]
+    failure = next((answer["failure"] for answer in answers if "failure" in answer), None)
+    if "ready" not in ready or failure:
+        raise RuntimeError(f"the child process that runs generated functions failed: {failure or message}")
     return answers
 
 
@@ -132,14 +145,80 @@ def _environment(folder: str) -> dict[str, str]:
     return library_path | threads | {"HOME": folder, "TMPDIR": folder, "PATH": os.defpath, "CUDA_VISIBLE_DEVICES": ""}
 
 
-def _parse_answer(answer: object, n_agents: int, state_dim: int) -> Program | Refused:
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects in lines of JSON, up to the first line that is not one."""
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(value, dict):
+            return
+        yield value
+
+
+def _parse_answer(answer: dict[str, Any], n_agents: int, state_dim: int, timeout_s: float) -> Exported | Refused:
     """Check an answer of the child and return the program or the refusal in it."""
-    if isinstance(answer, dict) and isinstance(answer.get("stage"), str) and isinstance(answer.get("reason"), str):
-        return Refused(answer["stage"], answer["reason"])
+    missing = tuple(layer for layer in LAYERS if layer in answer["missing"])
+    if missing:
+        _warn_once(missing)
+    record: dict[str, Any] = {}
+    for values in _json_objects(answer["record"]):
+        record |= values
+    if record.get("stage") in _STAGES and isinstance(record.get("reason"), str):
+        return Refused(record["stage"], _printable(record["reason"]))
+    if "program" not in record:
+        return Refused("limits", _limit_reason(answer, "checked" in record, timeout_s))
     try:
-        program = Program.from_json(answer.get("program") if isinstance(answer, dict) else None)
+        program = Program.from_json(record["program"])
     except Refused as refused:
         return refused
     if (program.n_agents, program.state_dim) != (n_agents, state_dim):
         return Refused("program", "the child process returned a program for inputs of other sizes")
-    return program
+    function, lines = record.get("function"), record.get("lines")
+    if function not in FUNCTION_NAMES or not _are_lines(lines, len(record["program"]["operations"])):
+        return Refused("program", "the child process returned an invalid program")
+    return Exported(program, function, lines)
+
+
+def _are_lines(lines: object, count: int) -> TypeGuard[list[int]]:
+    """Whether this is a list of `count` line numbers."""
+    return (
+        isinstance(lines, list)
+        and len(lines) == count
+        and all(type(line) is int and 0 <= line <= MAX_SOURCE for line in lines)
+    )
+
+
+@functools.cache
+def _warn_once(missing: tuple[str, ...]) -> None:
+    """Log the layers of confinement that the system does not have."""
+    _log.warning(
+        "The sandbox for generated functions works without %s, which this system does not have. What that leaves open is "
+        "listed in the guide to credit-assignment functions, section 'Sandbox'.",
+        " and ".join(missing),
+    )
+
+
+def _printable(text: str) -> str:
+    """Replace control characters: the text comes from generated code, and is sent to a terminal and to a language model."""
+    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
+
+
+def _limit_reason(answer: dict[str, Any], checked: bool, timeout_s: float) -> str:
+    """Explain why a candidate's process ended without a result.
+
+    Args:
+        answer: the answer of the child.
+        checked: whether the source had passed the static check.
+        timeout_s: limit in processor seconds.
+    """
+    code = answer["exit_code"]
+    out_of_time = code == -signal.SIGKILL and answer["cpu_s"] > timeout_s
+    if answer["expired"] or out_of_time or code in (-signal.SIGPROF, -signal.SIGXCPU):
+        if checked:
+            return f"it did not finish within {timeout_s:g} s: use tensor operations instead of long loops"
+        return f"Python could not read it within {timeout_s:g} s: nest fewer blocks, and write shorter expressions"
+    if not checked:
+        return "Python could not read it within the allowed memory: nest fewer blocks, and write shorter expressions"
+    return _EXIT_REASONS.get(code, "it aborted the process that ran it: use ordinary sizes and indices")

@@ -1,43 +1,45 @@
-"""The child process of the sandbox: `main` reads a request from stdin and prints one line of JSON.
+"""The child process of the sandbox: `main` reads a request from stdin and prints a line of JSON per candidate.
 
-Imports and a first export run without limits. Then each candidate gets a process of its own, forked from this one while
-it has a single thread. That process has limits on processor time, wall time, memory, file size and new processes (the last
-is not enforced for root). Where the system allows it (Linux with Landlock), it has no network and may only read the files
-of Python itself. Only `main` belongs to the interface; sandbox.py starts it.
+Imports and a first trace run without limits. Then each candidate gets a process of its own, forked from this one while it has
+a single thread. That process does all work on the source, parsing included. It has limits on processor time, wall time, memory,
+file size and new processes (the last is not enforced for root), and the kernel confines it (confinement.py). The only file
+that it can write to is its own record, which this process reads but does not interpret. Only `main` belongs to the interface;
+sandbox.py starts it.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
 import signal
 import sys
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+import tempfile
+from typing import Any, BinaryIO, NoReturn, TextIO
 
-_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000  # flags of unshare(2)
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system calls of Landlock, equal on all processors
-_READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3  # access rights of Landlock
-_NO_NEW_PRIVILEGES = 38  # option of prctl(2)
-_MAX_ANSWER = 4 << 20  # bytes
-_EXIT_REASONS = {
-    1: "it requests more memory than is allowed: tensors may have the size of the batch times a few hundred",
-    -signal.SIGABRT: "it aborted the process that ran it, most likely by requesting too much memory",
-    -signal.SIGFPE: "it divides integers in a way that aborts the process: divide float tensors",
-}
+from qllm_exp.generation import confinement
+
+MAX_RECORD = 4 << 20  # bytes that a candidate may return
+_MAX_DESCRIPTOR = 1 << 16  # far beyond those of this process, which get the lowest free numbers
 
 
 def main() -> None:
     """Answer one request.
 
-    The request on stdin is {"sources", "states", "n_agents", "timeout_s", "memory"}. The answer on stdout is
-    {"results": [...]}, where a result is {"program": ...} or {"stage": ..., "reason": ...}.
+    The request on stdin is {"sources", "states", "n_agents", "timeout_s", "memory"}. On stdout follows {"ready": true}, and then
+    for each source in turn an object with these keys:
+
+    - missing: layers of confinement that the system does not have.
+    - record: text that the candidate's process wrote, lines of JSON. Not to be trusted.
+    - exit_code: of that process, as of os.waitstatus_to_exitcode.
+    - cpu_s: processor seconds that it took.
+    - expired: whether it was ended at the limit of wall-clock time.
+
+    If the process of a candidate cannot be set up, the object has the key `failure` only, a message.
     """
     request = json.load(sys.stdin)
-    output = os.fdopen(os.dup(1), "w")  # only the answer may go to stdout, but libraries print warnings there
+    output = os.fdopen(os.dup(1), "w")  # only the answers may go to stdout, but libraries print warnings there
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-    _leave_network()  # before importing torch, because a process with threads cannot enter a user namespace
+    missing = [] if confinement.enter_namespaces() else [confinement.NAMESPACES]
 
     import torch
 
@@ -45,110 +47,101 @@ def main() -> None:
 
     torch.set_num_threads(1)
     warm_up()
-    results = [_run_in_fork(number, source, request) for number, source in enumerate(request["sources"])]
-    with output:
-        json.dump({"results": results}, output)
+    print(json.dumps({"ready": True}), file=output, flush=True)
+    for source in request["sources"]:
+        print(json.dumps(_run_in_fork(source, request, missing)), file=output, flush=True)
 
 
-def _leave_network() -> None:
-    """Enter a network namespace without interfaces, if the system allows that for ordinary users (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NETWORK)
+def _run_in_fork(source: str, request: dict[str, Any], missing: list[str]) -> dict[str, Any]:
+    """Trace a candidate in a forked process and return what `main` prints for it.
 
-
-def landlock_version() -> int:
-    """Return the version of the kernel's Landlock interface; 0 or less if it has none."""
-    if sys.platform != "linux":
-        return 0
-    return int(ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, 1))
-
-
-def _leave_files() -> None:
-    """Restrict this process to reading files below Python's own folders.
-
-    It can no longer write files or start programs. With later versions of Landlock it cannot connect to other machines or
-    send signals to other processes either.
+    Args:
+        source: the source.
+        request: the request.
+        missing: layers of confinement that this process does not have.
     """
-    version = landlock_version()
-    if version < 1:
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    # Versions 2, 3 and 5 each added an access right for files, version 4 added TCP, and version 6 added signals.
-    file_rights = 13 + sum(version >= newer for newer in (2, 3, 5))
-    ruleset_bytes = 8
-    if version >= 4:
-        ruleset_bytes = 16
-    if version >= 6:
-        ruleset_bytes = 24
-    ruleset = (ctypes.c_uint64 * 3)((1 << file_rights) - 1, 0b11 if version >= 4 else 0, 0b11 if version >= 6 else 0)
-    rules = libc.syscall(_CREATE_RULESET, ruleset, ctypes.c_size_t(ruleset_bytes), 0)
-    for folder in {
-        sys.prefix,
-        sys.base_prefix,
-        *sys.path[1:],
-    }:  # sys.path[0] is this package, which is imported already
-        with contextlib.suppress(OSError):
-            rule = _FolderRule(_READ_FILE | _READ_FOLDER, os.open(folder, os.O_PATH | os.O_CLOEXEC))
-            libc.syscall(_ADD_RULE, rules, 1, ctypes.byref(rule), 0)
-            os.close(rule.folder)
-    libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    libc.syscall(_RESTRICT_SELF, rules, 0)
-    os.close(rules)
-
-
-class _FolderRule(ctypes.Structure):
-    """struct landlock_path_beneath_attr: the allowed access below a folder, which is an open descriptor."""
-
-    _pack_ = 1
-    _fields_ = (("access", ctypes.c_uint64), ("folder", ctypes.c_int32))
-
-
-def _run_in_fork(number: int, source: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Trace a candidate in a forked process and return its result."""
-    answer = Path(f"{number}.json")  # in the empty folder that this process was started in
-    with answer.open("w") as file:
+    expired = False
+    read_end, write_end = os.pipe()
+    with _record_file() as record:
         pid = os.fork()
         if pid == 0:
-            _trace_candidate(source, request, file)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code in (-signal.SIGPROF, -signal.SIGALRM, -signal.SIGXCPU, -signal.SIGKILL):
-        seconds = f"{request['timeout_s']:g}"
-        return _refusal("limits", f"it did not finish within {seconds} s: use tensor operations instead of long loops")
-    try:
-        result = json.loads(answer.read_text()[:_MAX_ANSWER])
-    except (OSError, ValueError, RecursionError):
-        reason = _EXIT_REASONS.get(code, "it aborted the process that ran it: use ordinary sizes and indices")
-        return _refusal("limits", reason)
-    return dict(result)
+            _trace_candidate(source, request, write_end, record)
+
+        def end(*_: object) -> None:
+            nonlocal expired
+            expired = True
+            os.kill(pid, signal.SIGKILL)
+
+        signal.signal(signal.SIGALRM, end)
+        signal.setitimer(signal.ITIMER_REAL, wall_limit(request["timeout_s"]))
+        os.close(write_end)
+        with open(
+            read_end
+        ) as setup:  # ends when the candidate's process closes the pipe, before it looks at the source
+            missing_in_fork = setup.read()
+        _, status, usage = os.wait4(pid, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        exit_code = os.waitstatus_to_exitcode(status)
+        if not missing_in_fork:
+            return {"failure": f"the process of a function could not be set up (exit code {exit_code})"}
+        record.seek(0)
+        return {
+            "missing": missing + json.loads(missing_in_fork),
+            "record": record.read(MAX_RECORD).decode(errors="replace"),
+            "exit_code": exit_code,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "expired": expired,
+        }
 
 
-def _trace_candidate(source: str, request: dict[str, Any], answer: TextIO) -> NoReturn:
-    """Trace one source under limits, write the result to `answer` and exit this process."""
+def _record_file() -> BinaryIO:
+    """Return a file for the record of one candidate; in memory where the system can do that, so that no disk can be full."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("record"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _trace_candidate(source: str, request: dict[str, Any], setup: int, file: BinaryIO) -> NoReturn:
+    """Trace one source under limits and exit this process.
+
+    Args:
+        source: the source.
+        request: the request.
+        setup: descriptor of a pipe for the layers of confinement that the system does not have. It is closed before any work
+            on the source.
+        file: the record of the candidate. Each line is an object whose keys add to those of the lines before: `checked` when
+            the source has passed the static check, then `program`, `function` and `lines`, or `stage` and `reason`.
+    """
     import torch
 
     from qllm_exp.credit.refused import Refused
+    from qllm_exp.generation.static_check import parse
     from qllm_exp.generation.tracing import start_autograd, trace
 
     code = 1
     try:
+        _close_files(setup, file.fileno())
         statm = _statm()  # opened now and read later: no file can be opened after the next line
-        _leave_files()
+        missing = confinement.confine_files()
         start_autograd()  # before the limits, which forbid new threads and count memory beyond the current use
         _limit(request["timeout_s"], request["memory"], statm)
+        missing += confinement.confine_calls(may_open=confinement.LANDLOCK not in missing)
+        os.write(setup, json.dumps(missing).encode())
+        os.close(setup)
         try:
+            parse(source)
+            _write(file, checked=True)
             states = torch.tensor(request["states"], dtype=torch.float32)
-            result: dict[str, Any] = {"program": trace(source, states, request["n_agents"]).to_json()}
+            traced = trace(source, states, request["n_agents"])
+            _write(file, program=traced.program.to_json(), function=traced.function, lines=traced.lines)
         except Refused as refused:
-            result = _refusal(refused.stage, refused.reason)
+            _write(file, stage=refused.stage, reason=refused.reason)
         except MemoryError:
-            result = _refusal("limits", "it requests more memory than is allowed")
-        except Exception as error:  # torch can fail in many ways on a graph that it exported itself
-            result = _refusal(
-                "trace", f"it cannot be converted to a tensor program ({error}): use basic torch arithmetic"
-            )
-        answer.write(json.dumps(result))
-        answer.flush()
+            _write(file, stage="limits", reason="it requests more memory than is allowed")
+        except Exception as error:  # torch can fail in many ways on a graph that it traced itself
+            reason = f"it cannot be converted to a tensor program ({error}): use basic torch arithmetic"
+            _write(file, stage="trace", reason=reason)
         code = 0
     finally:
         os._exit(code)  # skips the clean-up handlers, which belong to the parent
@@ -159,9 +152,20 @@ def wall_limit(seconds: float) -> float:
     return 4 * seconds + 10
 
 
-def _refusal(stage: str, reason: str) -> dict[str, str]:
-    """Return a refusal as a result."""
-    return {"stage": stage, "reason": reason}
+def _close_files(*kept: int) -> None:
+    """Close all files of this process but the kept descriptors: no answer to the parent may be within reach."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    ends = [*sorted(kept), _MAX_DESCRIPTOR]
+    for start, end in zip([2, *ends], ends, strict=False):
+        os.closerange(start + 1, end)
+
+
+def _write(file: BinaryIO, **values: Any) -> None:
+    """Add a line to the record."""
+    file.write(json.dumps(values).encode() + b"\n")
+    file.flush()
 
 
 def _statm() -> TextIO | None:
@@ -180,13 +184,12 @@ def _limit(seconds: float, memory: int, statm: TextIO | None) -> None:
         memory: bytes beyond the memory that the process has now.
         statm: the open file of `_statm`.
     """
-    # These alarms end the process by default, whatever it is doing. Processor time is the actual limit, so that a busy
-    # machine refuses no function; the wall-clock limit is for a process that waits.
+    # Processor time is the actual limit, so that a busy machine refuses no function. The alarm ends the process by default,
+    # whatever it is doing; the limit of the kernel, a second later, cannot be ignored. The parent limits wall-clock time.
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, wall_limit(seconds))
     limits = {
         resource.RLIMIT_CPU: int(seconds) + 1,
-        resource.RLIMIT_FSIZE: _MAX_ANSWER,
+        resource.RLIMIT_FSIZE: MAX_RECORD,
         resource.RLIMIT_NPROC: 0,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,

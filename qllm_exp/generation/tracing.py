@@ -1,42 +1,66 @@
 """Tracing of source to a tensor program. It executes the generated Python: use it only in a child process with limits.
 
-The source is run on probe states and checked for the properties of a credit-assignment function (shape, independent rows,
-unchanged inputs, credit that depends on the agents' values). Then torch.export traces it with a dynamic batch size, the graph
-is converted to a program (graph_to_program.py), and the program is compared with the source in values and gradients.
+A credit-assignment function is a function of one row, which holds the agents' values and the state of one time step. The source
+is traced for one row, and torch.vmap makes the program for a batch from that. So the rows of a program cannot see each other,
+their position or their number, whatever the source does. The source is also run row by row and in batches of several sizes:
+the program must agree with it in values and gradients, so that it means what a reader of the source expects.
 """
 
 import ast
 import builtins
+import functools
+import itertools
 import logging
 import math
+import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn
 
+import numpy
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.export import Dim
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
-from qllm_exp.generation.allow_list import BUILTINS
-from qllm_exp.generation.graph_to_program import convert
-from qllm_exp.generation.static_check import MAX_TRIPS, parse
+from qllm_exp.generation.allow_list import BUILTINS, EXCEPTIONS
+from qllm_exp.generation.graph_to_program import LINE, convert
+from qllm_exp.generation.static_check import MAX_TRIPS, Parsed, is_script_block, parse
 
 _FILE = "<credit assignment>"
-_BATCHES = (1, 2, 7)
-_TOTAL_TRIPS = 16 * MAX_TRIPS  # iterations of all range() loops in one call
+_BATCHES = (1, 2, 7, 64, 100, 800, 1024, 5120)  # training calls a program with hundreds to thousands of rows
+_TRACED_BATCHES = (1009, 1013)  # two sizes whose difference shows which numbers of a graph are the batch size
+_TOTAL_TRIPS = 4 * MAX_TRIPS  # iterations of all range() loops in one call
+_ROWS = 48  # rows on which the source is run one at a time
+_MAX_DIFFERING = 0.02  # share of rows in which rounding may flip a comparison of the source
 _Function = Callable[[Tensor, Tensor], Any]
 
 
-def trace(source: str, states: Tensor, n_agents: int) -> Program:
+class Traced(NamedTuple):
+    """A tensor program, with the source lines of its operations.
+
+    Attributes:
+        program: the program.
+        function: name of the function in the source.
+        lines: line of the source for each operation; 0 if it has none.
+    """
+
+    program: Program
+    function: str
+    lines: list[int]
+
+
+def trace(source: str, states: Tensor, n_agents: int) -> Traced:
     """Trace a source.
 
     Args:
         source: Python source with one credit-assignment function.
-        states: [M, state_dim], M >= 7, the states to run it on.
+        states: [M, state_dim], the states to run it on.
         n_agents: columns of agents_q.
 
     Returns:
@@ -45,39 +69,92 @@ def trace(source: str, states: Tensor, n_agents: int) -> Program:
     Raises:
         Refused: the function is not accepted; the stage is 'static', 'run', 'trace', 'convert', 'program' or 'limits'.
     """
-    function = _load(source)
-    _check_results(function, source, states, n_agents)
-    exported = _export(function, source, states, n_agents)
-    _check_rows(function, source, states, n_agents)
-    program = Program(convert(exported, n_agents, states.shape[1]))
-    _check_equal(function, source, program, states)
-    return program
+    parsed = parse(source)
+    function = _load(parsed, asserts=True)
+    q = _random_q(len(states), n_agents)
+    value, gradient = _run_rows(function, source, q, states)
+    graphs = {b: _graph(_load(parsed, asserts=False), source, n_agents, states.shape[1], b) for b in _TRACED_BATCHES}
+    data, lines = convert(graphs, n_agents, states.shape[1])
+    program = Program(data)
+    _check_equal(program, q, states, value, gradient)
+    _check_batches(function, source, q, states, value)
+    return Traced(program, parsed.function.name, lines)
 
 
-def _load(source: str) -> _Function:
-    """Execute the checked source and return its function. Imports are removed, since the modules are defined already."""
-    tree, definition = parse(source)
-    tree = ast.fix_missing_locations(_ImportRemover().visit(tree))
-    builtin_names = {name: getattr(builtins, name) for name in BUILTINS} | {"len": _length}
+def _load(parsed: Parsed, asserts: bool) -> _Function:
+    """Execute a checked source and return its function.
+
+    Args:
+        parsed: the checked source.
+        asserts: whether its assert statements are executed. They cannot be traced, and change no value.
+    """
+    tree = ast.fix_missing_locations(_Cleaner(asserts).visit(parsed.copy()))
+    names: dict[str, Any] = {alias: _import(path) for alias, path in parsed.imports.items()}
+    builtin_names = {name: getattr(builtins, name) for name in (*BUILTINS, *EXCEPTIONS)}
     builtin_names["__import__"] = builtins.__import__  # for the C code of torch; checked source cannot name it
-    names: dict[str, Any] = {"__builtins__": builtin_names, "torch": torch, "th": torch, "math": math, "F": F}
+    names |= {"__builtins__": builtin_names, "__name__": "credit_assignment"}
+    counter = builtin_names["range"] = _CountingRange()
     exec(compile(tree, _FILE, "exec"), names)
+    function = names[parsed.function.name]
 
     def call(agents_q: Tensor, global_state: Tensor) -> Any:
-        builtin_names["range"] = _CountingRange()
-        return names[definition.name](agents_q, global_state)
+        counter.left = _TOTAL_TRIPS
+        return function(agents_q, global_state)
 
     return call
 
 
-class _ImportRemover(ast.NodeTransformer):
-    """Replaces imports by `pass`."""
+_ROOTS = {"torch": torch, "math": math, "itertools": itertools, "functools": functools, "numpy": numpy}
+
+
+def _import(path: str) -> Any:
+    """Return what an allowed import refers to, e.g. 'torch.nn.functional'; None for names that only annotations use."""
+    root, *names = path.split(".")
+    value: Any = _ROOTS.get(root)
+    for name in names:
+        value = getattr(value, name, None)
+    return value
+
+
+class _Cleaner(ast.NodeTransformer):
+    """Removes what is not executed: imports, annotations, the block of a script, and asserts unless they are kept.
+
+    Args:
+        asserts: whether assert statements are kept.
+    """
+
+    def __init__(self, asserts: bool) -> None:
+        self._asserts = asserts
 
     def visit_Import(self, node: ast.Import) -> ast.Pass:
         return ast.copy_location(ast.Pass(), node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.Pass:
         return ast.copy_location(ast.Pass(), node)
+
+    def visit_Assert(self, node: ast.Assert) -> ast.stmt:
+        return node if self._asserts else ast.copy_location(ast.Pass(), node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        self.generic_visit(node)
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        self.generic_visit(node)
+        if node.value is None:
+            return ast.copy_location(ast.Pass(), node)
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_If(self, node: ast.If) -> ast.stmt:
+        if is_script_block(node):
+            return ast.copy_location(ast.Pass(), node)
+        self.generic_visit(node)
+        return node
 
 
 class _CountingRange:
@@ -90,72 +167,95 @@ class _CountingRange:
         numbers = range(*bounds)
         size = max(0, -(-(numbers.stop - numbers.start) // numbers.step))  # len() fails beyond 2**63
         self.left -= size
-        if size > MAX_TRIPS or self.left < 0:
+        if self.left < 0:
             raise Refused("run", f"its loops run too often (range of {size}): use tensor operations instead of loops")
         return numbers
 
 
-def _length(value: Any) -> Any:
-    """A len() that keeps the batch size of a tensor symbolic."""
-    return value.shape[0] if isinstance(value, Tensor) else len(value)
+def _random_q(rows: int, n_agents: int) -> Tensor:
+    """Return random values [rows, n_agents], equal for equal sizes."""
+    return 3.0 * torch.randn(rows, n_agents, generator=torch.Generator().manual_seed(2))
 
 
-def _check_results(function: _Function, source: str, states: Tensor, n_agents: int) -> None:
-    """Run the source on real tensors and refuse results that are not a global_q [B, 1]."""
-    for batch in reversed(_BATCHES):
-        value = _run(function, source, _random_q(batch, n_agents), states[:batch])
-        _check_result(value, batch)
-        if not value.requires_grad:
-            _refuse_run("the result does not depend on agents_q: combine the agents' values (without detach on them)")
+def _run_rows(function: _Function, source: str, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the source on one row at a time.
+
+    Returns:
+        The values [rows, 1], and their gradients in q [rows, n_agents], for the first rows.
+    """
+    rows = min(_ROWS, len(states))
+    leaf = q[:rows].clone().requires_grad_()
+    results = []
+    for row in range(rows):
+        value = _run(function, source, leaf[row : row + 1], states[row : row + 1])
+        if value.numel() != 1:
+            _refuse_shape(value, 1)
+        results.append(value.reshape(1, 1))
+        if row == 0:
+            repeated = _run(function, source, leaf[:1], states[:1])
+            if not torch.allclose(value, repeated, equal_nan=True):
+                _refuse_run("two calls with equal inputs give different results")
+    values = torch.cat(results)
+    if not values.requires_grad:
+        _refuse_run("the result does not depend on agents_q: combine the agents' values (without detach on them)")
+    (gradient,) = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)
+    return values.detach(), gradient
 
 
-def _check_rows(function: _Function, source: str, states: Tensor, n_agents: int) -> None:
-    """Refuse a function whose result for a row depends on the other rows, or that differs from call to call."""
-    batch = max(_BATCHES)
-    q = _random_q(batch, n_agents)
-    value, repeated = (_run(function, source, q, states[:batch]) for _ in range(2))
-    if not torch.allclose(value, repeated, equal_nan=True):
-        _refuse_run("two calls with equal inputs give different results")
-    rows = [_run(function, source, q[i : i + 1], states[i : i + 1]) for i in range(batch)]
-    if not torch.allclose(value, torch.cat(rows), rtol=1e-3, atol=1e-4, equal_nan=True):
-        _refuse_run(
-            "a row of the result depends on the other rows or on the size of the batch: each row is a time step of "
-            "its own, so reduce, normalise and index along dim=1 or dim=-1, never along dim=0 or over all elements"
-        )
+def _check_batches(function: _Function, source: str, q: Tensor, states: Tensor, expected: Tensor) -> None:
+    """Refuse a source that, called with several rows, gives other values than for each row alone."""
+    for batch in _BATCHES:
+        rows = torch.arange(batch) % len(expected)
+        value = _run(function, source, q[rows], states[rows])
+        if value.shape not in ((batch, 1), (batch,)) and value.numel() != batch:
+            _refuse_shape(value, batch)
+        if not _agree(expected[rows], value.detach().reshape(batch, 1)):
+            _refuse_run(
+                f"called with {batch} rows, it gives other values than for each row alone: each row is a time step of its own, so "
+                "reduce, normalise and index along dim=1 or dim=-1, never along dim=0 or over all elements, and let nothing depend "
+                "on the number of rows"
+            )
 
 
-def _random_q(batch: int, n_agents: int) -> Tensor:
-    """Return random values [batch, n_agents], equal for equal sizes."""
-    return torch.randn(batch, n_agents, generator=torch.Generator().manual_seed(batch)).requires_grad_()
+def _check_equal(program: Program, q: Tensor, states: Tensor, value: Tensor, gradient: Tensor) -> None:
+    """Refuse a program whose values or gradients differ from those of the source."""
+    rows = len(value)
+    for repeats in (1, 7):
+        leaf = q[:rows].repeat(repeats, 1).requires_grad_()
+        result = program(leaf, states[:rows].repeat(repeats, 1))
+        (program_gradient,) = torch.autograd.grad(result.sum(), leaf, materialize_grads=True)
+        for expected, actual in ((value, result.detach()), (gradient, program_gradient)):
+            if not _agree(expected.repeat(repeats, 1), actual):
+                raise Refused(
+                    "trace",
+                    "its tensor program gives other values than the source: write it with fewer in-place changes and with "
+                    "plain tensor arithmetic",
+                )
 
 
-def _run(function: _Function, source: str, q: Tensor, state: Tensor) -> Any:
-    """Run the source; refuse errors and changed inputs."""
+def _agree(expected: Tensor, actual: Tensor) -> bool:
+    """Whether two results are equal up to rounding, except in a few rows in which rounding may flip a comparison."""
+    close = torch.isclose(expected, actual, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
+    return bool((~close).float().mean() <= _MAX_DIFFERING)
+
+
+def _run(function: _Function, source: str, q: Tensor, states: Tensor) -> Tensor:
+    """Run the source; refuse errors, changed inputs and results that are not float32."""
     # The clone of q is not a leaf, so changing it in place raises no error and is detected here.
-    q_copy, state_copy = q.clone(), state.clone()
+    q_copy, states_copy = q.clone(), states.clone()
     try:
-        value = function(q_copy, state_copy)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = function(q_copy, states_copy)
     except Exception as error:  # generated code may raise anything
         raise _explain(error, source, "run") from None
-    if not (torch.equal(q_copy, q) and torch.equal(state_copy, state)):
+    if not (torch.equal(q_copy, q) and torch.equal(states_copy, states)):
         _refuse_run("it changes its inputs in place: write x = x + 1 instead of x += 1, or work on a clone()")
-    return value
-
-
-def _check_result(value: Any, batch: int) -> None:
-    """Refuse a result that is not a float32 tensor [batch, 1]."""
     if not isinstance(value, Tensor):
         _refuse_run(f"it returns {type(value).__name__}: return one tensor of shape [B, 1]")
-    if value.shape != (batch, 1):
-        hint = ""
-        if batch == 1:
-            hint = "; squeeze() without a dim also removes the batch dimension of a batch of 1: use squeeze(-1)"
-        _refuse_run(
-            f"it returns shape {list(value.shape)} for a batch of {batch} instead of [{batch}, 1]: end with e.g. "
-            f"(weights * agents_q).sum(dim=1, keepdim=True){hint}"
-        )
     if value.dtype != torch.float32:
         _refuse_run(f"it returns {value.dtype} instead of torch.float32: keep to float32, or end with .float()")
+    return value
 
 
 def _refuse_run(reason: str) -> NoReturn:
@@ -163,42 +263,208 @@ def _refuse_run(reason: str) -> NoReturn:
     raise Refused("run", reason)
 
 
-class _FunctionModule(torch.nn.Module):
-    """The function as a module, which torch.export requires."""
-
-    def __init__(self, function: _Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, agents_q: Tensor, global_state: Tensor) -> Any:
-        return self.function(agents_q, global_state)
+def _refuse_shape(value: Tensor, batch: int) -> NoReturn:
+    """Refuse a result that is not [batch, 1]."""
+    _refuse_run(
+        f"it returns shape {list(value.shape)} for a batch of {batch} instead of [{batch}, 1]: end with e.g. "
+        "(weights * agents_q).sum(dim=1, keepdim=True)"
+    )
 
 
-def _export(function: _Function, source: str, states: Tensor, n_agents: int) -> torch.export.ExportedProgram:
-    """Run torch.export with a dynamic batch size."""
-    example = torch.randn(5, n_agents, generator=torch.Generator().manual_seed(1)), states[:5].clone()
-    dynamic = ({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+def _graph(function: _Function, source: str, n_agents: int, state_dim: int, batch: int) -> fx.GraphModule:
+    """Trace the function for one row, as a graph for `batch` rows of ATen operations without in-place changes."""
+
+    def row(agents_q: Tensor, global_state: Tensor) -> Tensor:
+        with _Recorder():
+            value: Tensor = function(agents_q, global_state)
+            return value.reshape(1, 1)
+
+    def rows(agents_q: Tensor, global_state: Tensor) -> Tensor:
+        results: Tensor = torch.vmap(torch.func.functionalize(row))(agents_q.unsqueeze(1), global_state.unsqueeze(1))
+        return results.reshape(batch, 1)
+
+    try:
+        with warnings.catch_warnings(), _batching_rules(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            return make_fx(rows, tracing_mode="fake")(torch.zeros(batch, n_agents), torch.zeros(batch, state_dim))
+    except Exception as error:  # torch does not document which errors tracing raises
+        raise _explain(error, source, "trace") from None
+
+
+@contextmanager
+def _batching_rules() -> Iterator[None]:
+    """Let vmap refuse operations without a rule, instead of looping over the rows, and add a rule that it lacks."""
+    functorch: Any = torch._C._functorch
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a rule replaces one of torch
+        for name, rule in _RULES.items():
+            library.impl(name, rule, "FuncTorchBatched")
+    fallback = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
     logging.disable(logging.CRITICAL)  # failures are explained by _explain
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(_FunctionModule(function), example, dynamic_shapes=dynamic, strict=False)
-    except Exception as error:  # torch.export does not document which errors it raises
-        raise _explain(error, source, "trace") from None
+        yield
     finally:
         logging.disable(logging.NOTSET)
+        functorch._set_vmap_fallback_enabled(fallback)
+        library._destroy()
+
+
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """The result of `target.copy_(source)`, as a new tensor."""
+    return source.to(target.dtype).expand(target.shape).clone()
+
+
+def _select_scatter(target: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    """The result of `target.select(dim, index).copy_(source)`, as a new tensor.
+
+    The rule of vmap itself has a wrong gradient: it scatters every element several times.
+    """
+    dim, index = dim % target.dim(), index % target.shape[dim]
+    return _replace(target, source.unsqueeze(dim), dim, [index])
+
+
+def _slice_scatter(
+    target: Tensor, source: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """The result of writing `source` to a slice of `target`, as a new tensor."""
+    dim = dim % target.dim()
+    return _replace(target, source, dim, range(target.shape[dim])[slice(start, end, step)])
+
+
+def _replace(target: Tensor, source: Tensor, dim: int, positions: Sequence[int]) -> Tensor:
+    """Return a copy of `target` with the entries of `source` at these positions of a dimension."""
+    entries = list(target.unbind(dim))
+    for position, entry in zip(positions, source.to(target.dtype).unbind(dim), strict=True):
+        entries[position] = entry.expand(entries[position].shape)
+    return torch.stack(entries, dim)
+
+
+_RULES = {
+    "copy": _copy,
+    "fill.Tensor": _copy,
+    "select_scatter": _select_scatter,
+    "slice_scatter": _slice_scatter,
+}  # operations for which vmap has no rule, or a wrong one
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes the line of the source for each operation, and traces what vmap cannot: boolean masks and torch.no_grad."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tracing = get_proxy_mode()
+        nodes: Any = tracing.tracer.graph.nodes if tracing is not None else ()
+        count = len(nodes)
+        result = self._call(func, args, kwargs or {})
+        line = _line()
+        if line:
+            for node in itertools.islice(reversed(nodes), len(nodes) - count):
+                node.meta.setdefault(LINE, line)
+        return result
+
+    def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "__setitem__") and (selection := _select(args[0], args[1])) is not None:
+            return selection if name == "__getitem__" else selection.assign(args[2])
+        if func is torch.nn.functional.one_hot and len(args) + len(kwargs) == 2:
+            classes = torch.arange(args[1] if len(args) == 2 else kwargs["num_classes"])
+            return (args[0].unsqueeze(-1) == classes).long()
+        if torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if name.endswith("_") or name == "__setitem__":  # what it writes carries no gradient
+            first, *others = args
+            return func(first, *tree_map_only(Tensor, Tensor.detach, others), **kwargs)
+        return tree_map_only(Tensor, Tensor.detach, func(*args, **kwargs))
+
+
+def _line() -> int:
+    """Return the line of the source that is being executed; 0 outside of it."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == _FILE:
+            return frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    return 0
+
+
+def _select(tensor: Tensor, index: Any) -> "_Selection | None":
+    """Return what a boolean mask selects, as in tensor[mask], tensor[mask, 1] or tensor[:, mask]; None for other indices."""
+    parts = index if isinstance(index, tuple) else (index,)
+    masks = [part for part in parts if isinstance(part, Tensor) and part.dtype == torch.bool and part.dim()]
+    if len(masks) != 1 or not all(isinstance(part, slice | int) for part in parts if part is not masks[0]):
+        return None
+    (mask,) = masks
+    position = next(k for k, part in enumerate(parts) if part is mask)
+    values = tensor[(*parts[:position], *(slice(None),) * mask.dim(), *parts[position + 1 :])]
+    before = sum(isinstance(part, slice) for part in parts[:position])
+    after = values.dim() - before - mask.dim()
+    return _Selection(values, mask, mask.reshape(*(1,) * before, *mask.shape, *(1,) * after))
+
+
+class _SelectedByMask(Exception):
+    """A number of elements that depends on tensor values is needed."""
+
+
+class _Selection:
+    """The elements of a tensor that a boolean mask selects, while they are only changed one by one.
+
+    Args:
+        values: the tensor, or a view of it; its other elements are ignored.
+        mask: the mask as the source has it.
+        spread: the mask with as many dimensions as `values`.
+    """
+
+    def __init__(self, values: Any, mask: Tensor, spread: Tensor) -> None:
+        self.values, self.mask, self.spread = values, mask, spread
+
+    def __getattr__(self, name: str) -> Any:
+        raise _SelectedByMask
+
+    def assign(self, value: Any) -> None:
+        """Replace the selected elements."""
+        new = self._same_elements(value)
+        if isinstance(new, Tensor):
+            new = new.to(self.values.dtype)
+        self.values.copy_(torch.where(self.spread, new, self.values))
+
+    def combine(self, name: str, other: Any) -> "_Selection":
+        """Apply a binary operator to the selected elements."""
+        return _Selection(getattr(self.values, name)(self._same_elements(other)), self.mask, self.spread)
+
+    def _same_elements(self, value: Any) -> Any:
+        """Return a value for all elements; raise _SelectedByMask if it has one for the selected elements only."""
+        if isinstance(value, _Selection):
+            if value.mask is not self.mask:
+                raise _SelectedByMask
+            return value.values
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise _SelectedByMask
+            return value.reshape(())
+        return value
+
+
+def _operator(name: str) -> Callable[[_Selection, Any], _Selection]:
+    return lambda selection, other: selection.combine(name, other)
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    for _prefix in ("__", "__r"):
+        setattr(_Selection, f"{_prefix}{_name}__", _operator(f"{_prefix}{_name}__"))
 
 
 def warm_up() -> None:
-    """Do one export, so that the limits of a forked process need not cover the imports of torch.export.
+    """Trace one function, so that the limits of a forked process need not cover torch's imports.
 
     Starts no thread: this process is forked afterwards, and autograd does not work in a fork of a process in which it has
     started its threads.
     """
     source = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)"
-    q, states = torch.rand(7, 2), torch.rand(7, 1)
+    graphs = {batch: _graph(_load(parse(source), asserts=False), source, 2, 1, batch) for batch in _TRACED_BATCHES}
+    data, _ = convert(graphs, 2, 1)
     with torch.no_grad():
-        Program(convert(_export(_load(source), source, states, 2), 2, 1))(q, states)
+        Program(data)(torch.rand(7, 2), torch.rand(7, 1))
 
 
 def start_autograd() -> None:
@@ -207,24 +473,31 @@ def start_autograd() -> None:
     torch.autograd.grad(value.sum(), value)
 
 
+_MASKED = (
+    "it selects elements by a boolean mask, and their number depends on tensor values: use torch.where(mask, a, b), or "
+    "multiply by mask.float()"
+)
 _EXPLANATIONS = (  # fragments of an error message, and what it means for the author of the function
+    (("dynamic shape", "masked_select", "nonzero", "_unique"), _MASKED),
     (
         (
             "data-dependent",
             "Boolean value of Tensor",
             "only one element tensors can be converted",
             "_local_scalar_dense",
+            "call .item()",
+            "a Tensor with",
         ),
-        "it branches on tensor values, or turns them into Python numbers (if, while, and/or/not, int(), float(), max() "
-        "of tensors, indexing by a mask): use torch.where(condition, a, b), &, |, ~ and torch.maximum instead",
-    ),
-    (
-        ("specialized it to be a constant", "Constraints violated"),
-        "it fixes the batch size: take it from agents_q.shape[0], and do not loop over the rows of a tensor",
+        "it branches on tensor values, or turns them into Python numbers (if, while, and/or/not, a < b < c, int(), float(), max() "
+        "of tensors): use torch.where(condition, a, b), &, |, ~ and torch.maximum instead",
     ),
     (
         ("can't allocate memory", "Unable to allocate", "not enough memory", "Storage size calculation overflowed"),
         "it requests more memory than is allowed: tensors may have the size of the batch times a few hundred",
+    ),
+    (
+        ("atching rule not implemented", "ustom (non-ATen) operator", "vmap: "),
+        "an operation on this line is not supported for rows of a batch: use basic torch arithmetic",
     ),
 )
 
@@ -237,6 +510,8 @@ def _explain(error: Exception, source: str, stage: str) -> Refused:
     numbers = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _FILE]
     number = numbers[-1] if numbers else None
     location = f"line {number}, '{lines[number - 1].strip()}': " if number and number <= len(lines) else ""
+    if isinstance(error, _SelectedByMask):
+        return Refused(stage, location + _MASKED)
     if isinstance(error, MemoryError):
         return Refused("limits", f"{location}it requests more memory than is allowed")
     if isinstance(error, RecursionError):
@@ -247,26 +522,3 @@ def _explain(error: Exception, source: str, stage: str) -> Refused:
             return Refused(stage, location + explanation)
     first_line = next(iter(message.splitlines()), "")[:300]
     return Refused(stage, f"{location}{type(error).__name__}: {first_line}")
-
-
-def _check_equal(function: _Function, source: str, program: Program, states: Tensor) -> None:
-    """Refuse a program whose values or gradients differ from the source, for several batch sizes and on all states."""
-    generator = torch.Generator().manual_seed(2)
-    for batch in (*_BATCHES, len(states)):
-        q = 3.0 * torch.randn(batch, program.n_agents, generator=generator)
-        leaf = q.clone().requires_grad_()
-        value = _run(function, source, leaf, states[:batch])
-        _check_result(value, batch)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)
-        program_value, program_gradient = _value_and_gradient(program, q, states[:batch])
-        for expected, actual in ((value.detach(), program_value), (gradient, program_gradient)):
-            if not torch.allclose(expected, actual, rtol=1e-4, atol=1e-5, equal_nan=True):
-                raise Refused("trace", "its tensor program returns other values than the source: simplify the function")
-
-
-def _value_and_gradient(program: Program, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the value [B, 1] of a program and its gradient in q [B, n_agents]."""
-    q = q.clone().requires_grad_()
-    value = program(q, states.clone())
-    (gradient,) = torch.autograd.grad(value.sum(), q, materialize_grads=True)
-    return value.detach(), gradient

@@ -15,8 +15,13 @@ Stage 4 runs the program, which is data and safe, never the source. With Q_tot =
 7. credit for every agent in some state;
 8. with the IGM gate on, a weighted sum of the agents' values that the gate does not silence. mixers/tfcaf.py describes the
    gate.
+
+The states are those of random play, extreme ones of the layout, and those that a directed search finds (directed_search.py):
+for each operation that interval arithmetic cannot prove harmless, the state within the ranges at which it is most likely to go
+wrong. In columns without bounds, play is taken to reach 10; beyond that, a value that is not finite is a note, not a fault.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,16 +34,22 @@ from qllm_exp.credit.probe_states import describe_state, extreme_states, moderat
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs.base import TeamEnv
+from qllm_exp.generation.directed_search import ranges, risks, search
 from qllm_exp.generation.sandbox import export_all
-from qllm_exp.generation.static_check import check
 
-MAX_WEIGHT = 100.0  # limit of |dQ_tot/dQ_i|, which is 1 for VDN, and n if a single agent gets all credit
+MAX_WEIGHT = 100.0  # limit of |df/dQ_i|, which is 1/n for VDN, and 1 if a single agent gets all credit
+MAX_FAR_WEIGHT = 1e4  # the same in states that play does not reach, and with the gate off for |q| beyond 30
 MAX_BIAS = 1000.0  # limit of |n b(s)|, where b is the result at q = 0: beyond the returns of any task
 MAX_SECONDS = 1.0  # processor seconds for 64 rows, forward and backward; a typical function needs a thousandth of that
 _STATES = 256  # states of the task
 _IN_CHILD = 32  # states of the task on which the child runs the source too
 _NO_CREDIT = 1e-6  # |dQ_tot/dQ_i| up to here counts as no credit
-_LARGE_Q = 1000.0
+_LITTLE_CREDIT = 1e-3  # and so does this share of the largest credit of an agent
+_RARE = 0.05  # an agent that has credit in fewer states than this share is noted
+_REACH = 10.0  # how far play is taken to go in columns without bounds
+_REACH_Q = 30.0  # how large the agents' values are taken to be
+_ROUNDING = 1.001
+_ORDINARY_Q, _LARGE_Q = 3.0, 1000.0
 _BATCHES = (1, 2, 7, 64)
 _TOLERANCE = 1e-3  # relative error between calls that may round differently
 _MAX_DIFFERING = 0.05  # share of rows that may differ because rounding flips a comparison of the function
@@ -95,14 +106,14 @@ def verify_all(sources: Sequence[str], env: TeamEnv, enforce: bool, timeout_s: f
     """
     probe = _Probe(env, enforce, timeout_s)
     child_states = torch.cat([probe.task_states[:: _STATES // _IN_CHILD], probe.extreme_states])
-    programs = export_all(sources, env.n_agents, env.state_dim, timeout_s, child_states)
+    exported = export_all(sources, env.n_agents, env.state_dim, timeout_s, child_states)
     results: list[Accepted | Refused] = []
-    for source, program in zip(sources, programs, strict=True):
+    for source, traced in zip(sources, exported, strict=True):
         try:
-            if isinstance(program, Refused):
-                raise program
-            affine, notes = probe.check(program)
-            results.append(Accepted(source, check(source), program, affine, notes))
+            if isinstance(traced, Refused):
+                raise traced
+            affine, notes = probe.check(traced.program, traced.lines)
+            results.append(Accepted(source, traced.function, traced.program, affine, notes))
         except Refused as refused:
             results.append(refused)
     return results
@@ -127,11 +138,15 @@ class _Probe:
         self.moderate = moderate_mask(self.layout, self.states)
         self.enforce, self.timeout_s = enforce, timeout_s
         generator = torch.Generator().manual_seed(0)
-        self.q = torch.rand(len(self.states), self.n, generator=generator) * 6 - 3
-        self.unit_q = self.q / 3
+        self.q = (torch.rand(len(self.states), self.n, generator=generator) * 2 - 1) * _ORDINARY_Q
+        self.unit_q = self.q / _ORDINARY_Q
 
-    def check(self, program: Program) -> tuple[bool, tuple[str, ...]]:
+    def check(self, program: Program, lines: Sequence[int] = ()) -> tuple[bool, tuple[str, ...]]:
         """Check a program.
+
+        Args:
+            program: the program.
+            lines: line of the source for each operation; empty if not known.
 
         Returns:
             Whether the program is affine, and notes.
@@ -141,10 +156,10 @@ class _Probe:
         """
         self.deadline = time.process_time() + self.timeout_s
         self._check_batches(program)
-        self._check_finite(program)
+        is_finite, far_notes = self._check_finite(program, lines)
         self._check_rows(program)
         self._check_device(program)
-        affine = program.is_affine(self.states)
+        affine = program.is_affine(self.states[is_finite])
         if self.enforce and not affine:
             _refuse(
                 "with the IGM gate on, the result must be a weighted sum of agents_q whose weights depend on global_state "
@@ -154,9 +169,13 @@ class _Probe:
             )
         bias, _ = self._value_and_gradient(program, torch.zeros_like(self.q), self.states)
         _, gradient = self._value_and_gradient(program, self.unit_q, self.states)
-        credit = self.n * (program.weights_and_bias(self.states)[0] if affine else gradient)
-        self._check_scale(credit, self.n * bias)
-        return affine, self._check_credit(credit[: len(self.task_states)])
+        self._check_scale(gradient, bias)
+        if not affine:
+            self._check_large_gradients(program)
+        self._search(program, lines, affine)
+        credit = self.n * gradient[: len(self.task_states)]
+        notes = self._check_credit(credit) if affine or self.enforce else self._slope_notes(program, credit)
+        return affine, (*far_notes, *notes)
 
     def _value_and_gradient(self, program: Program, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the value [B, 1] and its gradient in q [B, n]; refuse errors, other shapes, changed inputs and timeouts."""
@@ -203,20 +222,62 @@ class _Probe:
         if not torch.equal(whole[0].nan_to_num(), repeated[0].nan_to_num()):
             _refuse("two calls with equal inputs give different results: use neither random nor uninitialised values")
 
-    def _check_finite(self, program: Program) -> None:
-        """Values and gradients must be finite for ordinary, large, equal and one-sided q in all states."""
+    def _check_finite(self, program: Program, lines: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
+        """Values and gradients must be finite for ordinary, large, equal and one-sided q in all states that play can reach.
+
+        Returns:
+            A mask [M] of the states in which they are finite, and a note if there are others.
+
+        Raises:
+            Refused: they are not finite in a state that play can reach, or the function itself has numbers that are not.
+        """
         large = self.unit_q * _LARGE_Q
+        is_finite = torch.ones(len(self.states), dtype=torch.bool)
         for q in (torch.zeros_like(large), self.q, self.q.abs(), -self.q.abs(), large, large.abs(), -large.abs()):
             value, gradient = self._value_and_gradient(program, q, self.states)
-            for name, result in (("value", value), ("gradient in agents_q", gradient)):
-                bad_rows = (~result.isfinite()).any(1)
-                if bad_rows.any():
-                    row = int(bad_rows.nonzero()[0])
-                    _refuse(
-                        f"its {name} is {float(result[row][~result[row].isfinite()][0])} with agents_q = "
-                        f"{[round(x, 2) for x in q[row].tolist()]} in {self._where(row)}: keep divisors, logarithms, square "
-                        "roots and exponents in bounds (add a constant, clamp, torch.softmax instead of exp over a sum)"
-                    )
+            finite_rows = value.isfinite().all(1) & gradient.isfinite().all(1)
+            bad_rows = ~finite_rows & (self.moderate | _has_literals(program))
+            if bad_rows.any():
+                row = int(bad_rows.nonzero()[0])
+                self._refuse_value(program, lines, q[row], self.states[row], value[row], gradient[row])
+            is_finite &= finite_rows
+        if bool(is_finite.all()):
+            return is_finite, ()
+        row = int((~is_finite).nonzero()[0])
+        return is_finite, (f"its value is not finite in {self._where(row)}, which play does not reach",)
+
+    def _refuse_value(
+        self, program: Program, lines: Sequence[int], q: Tensor, state: Tensor, value: Tensor, gradient: Tensor
+    ) -> NoReturn:
+        """Refuse a value or a gradient that is not finite, and name the operation that makes it so."""
+        name, result = ("value", value) if not bool(value.isfinite().all()) else ("gradient in agents_q", gradient)
+        number = float(result[~result.isfinite()][0])
+        _refuse(
+            f"its {name} is {number} with agents_q = {[round(x, 4) for x in q.tolist()]} in a state within the ranges of the "
+            f"table ({describe_state(self.layout, state)}){_origin(program, lines, q, state)}: keep divisors, logarithms, square "
+            "roots and exponents in bounds (add a constant, clamp, torch.softmax instead of exp over a sum)"
+        )
+
+    def _search(self, program: Program, lines: Sequence[int], affine: bool) -> None:
+        """Refuse a function that goes wrong in a state that the directed search finds."""
+        reach_q = _ORDINARY_Q if affine else _REACH_Q
+        within = ranges(self.layout, self.n, _REACH, reach_q)
+        unproven = risks(program, lines, within)
+        q, states, owners = search(program, unproven, within, self.q[self.moderate], self.states[self.moderate])
+        if not owners:
+            return
+        value, gradient = self._value_and_gradient(program, q, states)
+        bias, _ = self._value_and_gradient(program, torch.zeros_like(q), states)
+        for row, risk in enumerate(owners):
+            if not (value[row].isfinite().all() and gradient[row].isfinite().all()):
+                self._refuse_value(program, lines, q[row], states[row], value[row], gradient[row])
+            agent = int(gradient[row].abs().argmax())
+            place = f"a state within the ranges of the table ({describe_state(self.layout, states[row])})"
+            if not affine:
+                place = f"{place} with agents_q = {[round(x, 4) for x in q[row].tolist()]}"
+            hint = f"; look at the {risk.kind} in line {risk.line}" if risk.line else ""
+            self._refuse_scale(agent, float(gradient[row, agent]), MAX_WEIGHT, place, hint)
+            self._refuse_bias(float(bias[row]), place, hint)
 
     def _check_rows(self, program: Program) -> None:
         """Every second row must keep its result when all other rows change."""
@@ -249,23 +310,41 @@ class _Probe:
                     "it gives other values on a GPU than on a CPU: do not depend on the order of equal values (sort, argmax)"
                 )
 
-    def _check_scale(self, credit: Tensor, bias: Tensor) -> None:
-        """Credit [M, n] and bias [M, 1] must be bounded in all states that play can reach."""
-        ordinary = torch.where(self.moderate[:, None], credit.abs(), 0.0)
-        if float(ordinary.max()) > MAX_WEIGHT:
-            row, agent = divmod(int(ordinary.argmax()), self.n)
+    def _check_scale(self, weights: Tensor, bias: Tensor) -> None:
+        """Refuse weights [M, n] and a bias [M, 1] that are too large; far from what play reaches, only weights that explode."""
+        sizes = torch.where(self.moderate[:, None], weights.abs(), 0.0)
+        row, agent = divmod(int(sizes.argmax()), self.n)
+        self._refuse_scale(agent, float(weights[row, agent]), MAX_WEIGHT, self._where(row), "")
+        row, agent = divmod(int(weights.abs().nan_to_num().argmax()), self.n)
+        self._refuse_scale(agent, float(weights[row, agent]), MAX_FAR_WEIGHT, self._where(row), "")
+        row = int(torch.where(self.moderate[:, None], bias.abs(), 0.0).argmax())
+        self._refuse_bias(float(bias[row]), self._where(row), "")
+
+    def _check_large_gradients(self, program: Program) -> None:
+        """Refuse a function whose gradient explodes with the agents' values."""
+        for scale, limit in ((_REACH_Q, MAX_WEIGHT), (_LARGE_Q, MAX_FAR_WEIGHT)):
+            q = self.unit_q * scale
+            _, gradient = self._value_and_gradient(program, q, self.states)
+            sizes = torch.where(self.moderate[:, None], gradient.abs(), 0.0)
+            row, agent = divmod(int(sizes.argmax()), self.n)
+            place = f"{self._where(row)} with agents_q = {[round(x, 2) for x in q[row].tolist()]}"
+            self._refuse_scale(agent, float(gradient[row, agent]), limit, place, "")
+
+    def _refuse_scale(self, agent: int, weight: float, limit: float, place: str, hint: str) -> None:
+        """Refuse a weight beyond the limit."""
+        if abs(weight) > limit * _ROUNDING:
             _refuse(
-                f"{_agent(agent)} has weight {float(credit[row, agent]) / self.n:.4g} in {self._where(row)}; the size of a "
-                f"weight may be up to {MAX_WEIGHT:g} / n = {MAX_WEIGHT / self.n:.4g}: normalise the weights over the agents, "
-                "e.g. torch.softmax(scores, dim=1), and add a constant to divisors"
+                f"{_agent(agent)} has weight {weight:.4g} in {place}{hint}; the size of a weight may be up to {limit:g}: "
+                "normalise the weights over the agents, e.g. torch.softmax(scores, dim=1), and add a constant to divisors"
             )
-        ordinary = torch.where(self.moderate[:, None], bias.abs(), 0.0)
-        if float(ordinary.max()) > MAX_BIAS:
-            row = int(ordinary.argmax())
+
+    def _refuse_bias(self, bias: float, place: str, hint: str) -> None:
+        """Refuse a bias beyond the limit."""
+        if self.n * abs(bias) > MAX_BIAS:
             _refuse(
-                f"with all agents_q at 0 it gives {float(bias[row]) / self.n:.4g} in {self._where(row)}; up to "
-                f"{MAX_BIAS:g} / n = {MAX_BIAS / self.n:.4g} is allowed: scale the term that depends on the state alone "
-                "down to the returns of the task, or leave it out"
+                f"with all agents_q at 0 it gives {bias:.4g} in {place}{hint}; up to {MAX_BIAS:g} / n = "
+                f"{MAX_BIAS / self.n:.4g} is allowed: scale the term that depends on the state alone down to the returns of the "
+                "task, or leave it out"
             )
 
     def _check_credit(self, credit: Tensor) -> tuple[str, ...]:
@@ -274,14 +353,22 @@ class _Probe:
         Args:
             credit: [_STATES, n], credit in the states of the task.
         """
+        sizes = credit.abs()
+        least = max(_NO_CREDIT, _LITTLE_CREDIT * float(sizes.max()))
         for agent in range(self.n):
-            if float(credit[:, agent].abs().max()) <= _NO_CREDIT:
+            if float(sizes[:, agent].max()) <= least:
                 _refuse(
-                    f"{_agent(agent)} never gets credit: the result does not depend on it in any of {_STATES} states of "
-                    f"the task; give each of the {self.n} agents some weight, e.g. 0.9 * weights + 0.1 / {self.n}"
+                    f"{_agent(agent)} never gets credit: its weight is at most {float(sizes[:, agent].max()) / self.n:.2g} in "
+                    f"{_STATES} states of the task; give each of the {self.n} agents some weight, e.g. "
+                    f"0.9 * weights + 0.1 / {self.n}"
                 )
+        rare = tuple(
+            f"agent {agent} has hardly any credit in {_percent(sizes[:, agent] <= least)} of the task's states"
+            for agent in range(self.n)
+            if float((sizes[:, agent] > least).float().mean()) < _RARE
+        )
         if not self.enforce:
-            return ()
+            return rare
         muted = credit < -_NO_CREDIT
         advice = "make the weights non-negative, e.g. with torch.softmax(scores, dim=1)"
         for agent in range(self.n):
@@ -296,16 +383,48 @@ class _Probe:
                 f"no agent has a positive weight in {_percent(silent)} of the task's states, so that the IGM gate, which "
                 f"turns negative weights into 0, leaves no credit, e.g. in {self._where(int(silent.nonzero()[0]))}: {advice}"
             )
-        return tuple(
+        return rare + tuple(
             f"the IGM gate mutes agent {agent} in {_percent(muted[:, agent])} of the task's states: its weight is negative"
             for agent in range(self.n)
             if muted[:, agent].any()
+        )
+
+    def _slope_notes(self, program: Program, credit: Tensor) -> tuple[str, ...]:
+        """Check the credit of a function that is not affine; note where it falls as an agent's value rises.
+
+        Args:
+            program: the program.
+            credit: [_STATES, n], credit in the states of the task.
+        """
+        notes = self._check_credit(credit)
+        falls = credit < -_NO_CREDIT
+        return notes + tuple(
+            f"the result falls as the value of agent {agent} rises in {_percent(falls[:, agent])} of the task's states"
+            for agent in range(self.n)
+            if falls[:, agent].any()
         )
 
     def _where(self, row: int) -> str:
         """Describe a row of `states` for a message."""
         kind = "a state of the task" if row < len(self.task_states) else "an extreme state"
         return f"{kind} ({describe_state(self.layout, self.states[row])})"
+
+
+def _origin(program: Program, lines: Sequence[int], q: Tensor, state: Tensor) -> str:
+    """Return ', from line 7' for the first operation whose result is not finite; '' if it is not known."""
+    with torch.no_grad():
+        values = program.all_values(q[None], state[None])
+    for line, value in zip(lines, values[program.first_operation :], strict=False):
+        tensors = value if isinstance(value, list | tuple) else [value]
+        if line and any(isinstance(t, Tensor) and not bool(t.isfinite().all()) for t in tensors):
+            return f", from line {line}"
+    return ""
+
+
+def _has_literals(program: Program) -> bool:
+    """Whether a number of the program itself is NaN or infinite; what overflows by arithmetic does not count."""
+    text = json.dumps(program.to_json())
+    return any(f'{{"float": "{name}"}}' in text for name in ("nan", "inf", "-inf"))
 
 
 def _same(expected: Tensor, actual: Tensor) -> bool:

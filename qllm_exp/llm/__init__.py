@@ -6,7 +6,7 @@ returns, logs or raises contains one.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,12 @@ class Reply:
     Attributes:
         text: the whole answer, unedited; never empty.
         model: the model that answered, as the provider names it.
-        tokens_in: tokens of the prompt, as the provider counts them; 0 if it reports none.
-        tokens_out: tokens of the answer, as the provider counts them; 0 if it reports none.
+        tokens_in: tokens of the prompt, as the provider counts them.
+        tokens_out: tokens of the answer, as the provider counts them.
         cost_usd: cost of all attempts; None if no price is known.
         seconds: time from the first attempt to the answer, waits included.
         attempts: number of attempts, failed ones included.
+        estimated: whether tokens and cost are estimates, because the provider reports no tokens.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Reply:
     cost_usd: float | None = None
     seconds: float = 0.0
     attempts: int = 1
+    estimated: bool = False
 
 
 class CallFailed(UserError):
@@ -62,6 +64,9 @@ class CallFailed(UserError):
     def __init__(self, message: str, cost_usd: float | None = 0.0) -> None:
         super().__init__(message)
         self.cost_usd = cost_usd
+
+
+OnAnswer = Callable[[Request, Reply | CallFailed], None]
 
 
 class Backend(ABC):
@@ -80,6 +85,21 @@ class Backend(ABC):
         Raises:
             UserError: no further call can succeed, e.g. because a key is missing or the model does not exist.
         """
+
+    def ask_each(self, requests: Sequence[Request], on_answer: OnAnswer) -> list[Reply | CallFailed]:
+        """Like `ask`, and pass each answer on as soon as it is known.
+
+        A backend that waits for each answer separately overrides this, so that answers can be stored while other calls are
+        still open.
+
+        Args:
+            requests: the calls.
+            on_answer: called once per request, one at a time; an exception that it raises ends all calls.
+        """
+        answers = self.ask(requests)
+        for request, answer in zip(requests, answers, strict=True):
+            on_answer(request, answer)
+        return answers
 
     def check(self) -> None:  # noqa: B027 - a backend may need nothing
         """Raise a UserError if something is missing for a call, e.g. a key. Makes no call."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, CallFailed, Message, Reply, Request
-from qllm_exp.utils.files import write_atomically
+from qllm_exp.utils.files import read_regular_file, write_atomically
 
 
 @dataclass
@@ -25,6 +25,9 @@ class Config(schema.LlmConfig):
     backend: str = "folder"
     path: str = field(default="", metadata={"identity": False})
     model: str = ""
+
+
+_MAX_BYTES = 8 * 2**20  # of an answer
 
 
 def make(config: Config) -> Backend:
@@ -94,7 +97,7 @@ def prompt_text(messages: Sequence[Message]) -> str:
 def _read(path: Path) -> str:
     """Read the text of an answer, unedited."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_regular_file(path, _MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"llm=folder: {path} is not UTF-8 text. Save the answer as UTF-8.") from None
     except OSError as error:

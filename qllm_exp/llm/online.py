@@ -5,7 +5,10 @@ This is the only module that imports litellm, and only when a model is called or
 Each request is a call of its own (n=1), with up to `concurrency` calls at a time. Failures that another attempt may fix are
 retried, up to `attempts` attempts in total: rate limits, server errors, lost connections, timeouts, responses that are not a
 completion, empty answers. The wait between attempts is the time that the server requests (Retry-After), otherwise it doubles
-each time, with jitter. Failures that no attempt can fix raise a UserError immediately.
+each time, with jitter. Failures that no attempt can fix raise a UserError immediately. So does a server that cannot be
+reached, after a few seconds if it has not answered before.
+
+Everything that a server sends is untrusted: what is read of it, and the work on it, is bounded.
 """
 
 import asyncio
@@ -18,6 +21,7 @@ import os
 import random
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,8 +29,8 @@ from typing import Any
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.llm import Backend, CallFailed, Reply, Request
-from qllm_exp.llm.redaction import hide_secrets, redact
+from qllm_exp.llm import Backend, CallFailed, OnAnswer, Reply, Request
+from qllm_exp.llm.redaction import MAX_MESSAGE, hide_secrets, redact
 from qllm_exp.utils.text import count
 
 
@@ -54,12 +58,30 @@ log = logging.getLogger(__name__)
 FIRST_WAIT_S = 1.0  # before the second attempt; doubled before each further one
 LONGEST_WAIT_S = 60.0
 LONGEST_RETRY_AFTER_S = 600.0  # the call fails if a server requests a longer wait
+UNREACHABLE_S = 5.0  # a server that has not answered before is tried for so long
 
 _jitter = random.Random()  # separate from the global generator, which runs seed
 _LONGEST_REASON = 300  # characters
+_LONGEST_NAME = 200  # characters of the name of a model
+_LONGEST_HEADER = 100  # characters of a Retry-After header; a date has 29
+_MOST_TOKENS = 10**9  # a larger number is not a count of tokens
 _BYTES_PER_TOKEN = 2.5  # of UTF-8; common tokenizers have 3 to 5 for prose, code and tables
 _TOKENS_PER_MESSAGE = 16  # added by a chat template
 _RETRYABLE_STATUSES = (408, 409, 425, 429)  # the only statuses below 500 that another attempt may fix
+
+# Error codes that no attempt can fix. Some come with a status that otherwise means a server that is busy.
+_ACCOUNT_CODES = {
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "account_deactivated",
+    "access_terminated",
+    "insufficient_balance",
+    "exceeded_current_quota_error",
+}
+_CONTEXT_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
+_MODEL_CODES = {"model_not_found"}
+_CODE = re.compile(r"""["'](?:code|type)["']: ?["'](\w{1,64})["']""")  # in JSON, or in a dictionary that Python printed
 
 
 def make(config: Config) -> Backend:
@@ -79,11 +101,13 @@ class _Cost:
         tokens_in: tokens of the prompts.
         tokens_out: tokens of the answers.
         usd: US dollars; None once a price is unknown.
+        estimated: whether the tokens of an attempt are an estimate.
     """
 
     tokens_in: int = 0
     tokens_out: int = 0
     usd: float | None = 0.0
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +128,7 @@ class _Failure:
         retry_after_s: wait in seconds that the server requests; None if it requests none.
         last: whether another attempt would fail as well.
         fatal: whether every other call would fail as well.
+        unreachable: whether no connection could be made, so that every other call would fail now as well.
     """
 
     reason: str
@@ -111,6 +136,7 @@ class _Failure:
     retry_after_s: float | None = None
     last: bool = False
     fatal: bool = False
+    unreachable: bool = False
 
 
 class OnlineBackend(Backend):
@@ -121,14 +147,20 @@ class OnlineBackend(Backend):
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._has_answered = self._has_warned = False
+        self._fault = ""  # the last reason why the server was unreachable
 
     def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
         """Send all requests, see `Backend.ask`. Also works inside a running event loop, e.g. in a notebook."""
+        return self.ask_each(requests, lambda request, answer: None)
+
+    def ask_each(self, requests: Sequence[Request], on_answer: OnAnswer) -> list[Reply | CallFailed]:
+        """Send all requests and pass each answer on as it arrives, see `Backend.ask_each`."""
         self.check()
         if not _is_loop_running():
-            return asyncio.run(self._ask(requests))
+            return asyncio.run(self._ask(requests, on_answer))
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, self._ask(requests)).result()
+            return pool.submit(asyncio.run, self._ask(requests, on_answer)).result()
 
     def check(self) -> None:
         """Raise a UserError if the key is missing."""
@@ -163,11 +195,17 @@ class OnlineBackend(Backend):
             return None
         return max(price or 0.0 for price in prices_in), max(price or 0.0 for price in prices_out)
 
-    async def _ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
+    async def _ask(self, requests: Sequence[Request], on_answer: OnAnswer) -> list[Reply | CallFailed]:
         """Answer all requests in this event loop; clean up what litellm keeps for it."""
         litellm = _litellm()
         slots = asyncio.Semaphore(self._config.concurrency)
-        tasks = [asyncio.create_task(self._answer(request, slots)) for request in requests]
+
+        async def answer(request: Request) -> Reply | CallFailed:
+            reply = await self._answer(request, slots)
+            on_answer(request, reply)
+            return reply
+
+        tasks = [asyncio.create_task(answer(request)) for request in requests]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -188,6 +226,7 @@ class OnlineBackend(Backend):
                 outcome = await self._attempt(request, cost)
             seconds = time.monotonic() - start
             if isinstance(outcome, _Answer):
+                self._has_answered = True
                 return Reply(
                     outcome.text,
                     outcome.model,
@@ -196,15 +235,22 @@ class OnlineBackend(Backend):
                     cost_usd=cost.usd,
                     seconds=seconds,
                     attempts=attempt,
+                    estimated=cost.estimated,
                 )
-            if outcome.fatal:
+            gives_up = attempt == max_attempts or (not self._has_answered and seconds > UNREACHABLE_S)
+            if outcome.fatal or (outcome.unreachable and gives_up):
                 raise UserError(f"{self._label()} {outcome.reason}. {outcome.advice}")
             if outcome.last or attempt == max_attempts:
                 tries = f"{count(attempt, 'attempt')}, {seconds:.0f} s"
                 message = f"{self._label()} {outcome.reason} ({request.name}; {tries}). {outcome.advice}"
                 return CallFailed(message, cost.usd)
             wait = wait_s(attempt, outcome.retry_after_s)
-            log.warning(
+            is_known_fault = outcome.unreachable and outcome.reason == self._fault
+            if outcome.unreachable:
+                self._fault = outcome.reason
+                wait = wait if self._has_answered else min(wait, UNREACHABLE_S / 4)
+            log.log(
+                logging.DEBUG if is_known_fault else logging.WARNING,  # every open call has the same fault
                 "%s %s (%s; attempt %d of %d). Retrying in %.1f s.",
                 self._label(),
                 outcome.reason,
@@ -223,11 +269,14 @@ class OnlineBackend(Backend):
             call = _litellm().acompletion(messages=messages, **_arguments(config))
             response = await asyncio.wait_for(call, config.timeout_s)  # litellm's own timeout applies to each read
         except Exception as error:  # litellm can raise any Exception; KeyboardInterrupt is not one
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # litellm may turn a cancellation into an error of its own
+                raise asyncio.CancelledError from None
             return self._failure(error)
-        self._add_cost(response, cost)
         choices = getattr(response, "choices", None) or []
         text = getattr(choices[0].message, "content", None) if choices else None
         finish = choices[0].finish_reason if choices else None
+        self._add_cost(request, response, cost)
         if finish == "length":
             advice = f"Raise llm.max_tokens={config.max_tokens}; the reasoning before the answer counts too."
             return _Failure("was cut off by llm.max_tokens", advice, last=True)
@@ -235,17 +284,43 @@ class OnlineBackend(Backend):
             return _Failure("was cut off by the provider's content filter", "Choose another llm.model.")
         if not isinstance(text, str) or not text.strip():
             return _Failure("returned an empty answer", "Choose another llm.model, or raise llm.attempts.")
+        text = text.encode(errors="replace").decode()  # half of a surrogate pair cannot be sent back to any model
         model = str(getattr(response, "model", None) or config.model)
-        return _Answer(hide_secrets(text, config.key_env), redact(model, config.key_env))
+        return _Answer(hide_secrets(text, config.key_env), redact(model, config.key_env)[:_LONGEST_NAME])
 
-    def _add_cost(self, response: Any, cost: _Cost) -> None:
+    def _tokens(self, request: Request, response: Any) -> tuple[int, int, bool]:
+        """Return the tokens of the prompt and of the answer, and whether they are an estimate.
+
+        Tokens that the server does not report are counted with the model's tokenizer, if litellm has it.
+        """
+        model, usage = self._config.model, getattr(response, "usage", None)
+        tokens_in = _reported_tokens(getattr(usage, "prompt_tokens", None))
+        tokens_out = _reported_tokens(getattr(usage, "completion_tokens", None))
+        choices = getattr(response, "choices", None)
+        if not choices:
+            return tokens_in, tokens_out, False
+        fields = (getattr(choices[0].message, name, None) for name in ("content", "reasoning_content"))
+        texts = [text for text in fields if isinstance(text, str) and text.strip()]
+        is_reported = tokens_in > 0 and (tokens_out > 0 or not texts)
+        if not tokens_in:
+            tokens_in = _count_tokens(model, [message["content"] for message in request.messages])
+        if not tokens_out:
+            is_full = choices[0].finish_reason == "length"
+            tokens_out = self._config.max_tokens if is_full else _count_tokens(model, texts)
+        return tokens_in, tokens_out, not is_reported
+
+    def _add_cost(self, request: Request, response: Any, cost: _Cost) -> None:
         """Add the tokens and the price of a response to `cost`."""
-        usage = getattr(response, "usage", None)
-        tokens_in = int(getattr(usage, "prompt_tokens", 0) or 0)
-        tokens_out = int(getattr(usage, "completion_tokens", 0) or 0)
+        tokens_in, tokens_out, is_estimate = self._tokens(request, response)
         cost.tokens_in += tokens_in
         cost.tokens_out += tokens_out
+        cost.estimated |= is_estimate
         config = self._config
+        if is_estimate:
+            response.usage = _litellm().Usage(prompt_tokens=tokens_in, completion_tokens=tokens_out)
+            if not self._has_warned:
+                log.warning("%s reports no token usage. Tokens and cost are estimates.", self._label())
+                self._has_warned = True
         usd: float | None
         if config.usd_per_million_in is not None and config.usd_per_million_out is not None:
             usd = (tokens_in * config.usd_per_million_in + tokens_out * config.usd_per_million_out) / 1e6
@@ -258,10 +333,25 @@ class OnlineBackend(Backend):
 
     def _failure(self, error: Exception) -> _Failure:
         """Explain an exception. The result holds no reference to the exception, whose request contains the key."""
+        from qllm_exp.llm import http_client
+
         config = self._config
         model = f"llm.model={config.model}"
         address = f"llm.api_base={redact(config.api_base, config.key_env)}" if config.api_base else "the provider"
         status = getattr(error, "status_code", None)
+        chain = http_client.causes(error)
+        refused = next((cause for cause in chain if isinstance(cause, http_client.ResponseRefused)), None)
+        if refused is not None:
+            return _Failure(str(refused), f"Check that {address} serves {model}.", last=True)
+        fault = http_client.connection_fault(chain)
+        if fault:
+            advice = "Check that the server is running, and the network" if config.api_base else "Check the network"
+            return _Failure(
+                f"cannot be reached at {address} ({redact(fault, config.key_env)[:_LONGEST_REASON]})",
+                f"{advice}. Answers that have arrived are kept: the same command continues from them.",
+                fatal=http_client.is_certificate_fault(chain),
+                unreachable=True,
+            )
         if isinstance(error, TimeoutError) or status == 408:
             return _Failure(
                 f"did not answer within llm.timeout_s={config.timeout_s:g}",
@@ -273,6 +363,15 @@ class OnlineBackend(Backend):
         too_long = retry_after is not None and retry_after > LONGEST_RETRY_AFTER_S
         if too_long:
             message += f"; it requests a wait of {retry_after:.0f} s"
+        codes = {code for cause in chain for code in _CODE.findall(str(cause)[:MAX_MESSAGE])}
+        if codes & _ACCOUNT_CODES:
+            advice = "Check the balance, the limits and the state of the account."
+            return _Failure(f"refuses further calls ({status}: {message})", advice, fatal=True)
+        if codes & _CONTEXT_CODES:
+            advice = f"Choose a {model} with a longer context, or lower tfcaf.memory or llm.max_tokens."
+            return _Failure(f"refuses so long a conversation ({status}: {message})", advice, fatal=True)
+        if codes & _MODEL_CODES:
+            return _Failure(f"was not found ({status}: {message})", f"Check {model} and {address}.", fatal=True)
         if status in _RETRYABLE_STATUSES:
             advice = "Lower llm.concurrency, raise llm.attempts, or check the account's limits."
             return _Failure(f"is busy ({status}: {message})", advice, retry_after, last=too_long)
@@ -345,6 +444,20 @@ def _arguments(config: Config) -> dict[str, Any]:
     }
 
 
+def _reported_tokens(value: Any) -> int:
+    """Return the number of tokens that a server reports; 0 for a value that is not a number of tokens."""
+    return int(value) if isinstance(value, int | float) and 0 < value <= _MOST_TOKENS else 0
+
+
+def _count_tokens(model: str, texts: Sequence[str]) -> int:
+    """Estimate the tokens of texts with the tokenizer that litellm has for the model, or by their size."""
+    try:
+        n_tokens = sum(int(_litellm().token_counter(model=model, text=text)) for text in texts)
+    except Exception:  # a tokenizer that cannot be loaded, or fails on the text
+        n_tokens = math.ceil(sum(len(text.encode(errors="replace")) for text in texts) / _BYTES_PER_TOKEN)
+    return n_tokens + _TOKENS_PER_MESSAGE * len(texts)
+
+
 def _retry_after_s(error: Exception) -> float | None:
     """Return the wait of a Retry-After header (seconds or a date) in seconds; None without a valid header."""
     headers = [
@@ -352,14 +465,14 @@ def _retry_after_s(error: Exception) -> float | None:
         *_header_items(getattr(getattr(error, "response", None), "headers", None)),
     ]
     text = next((value for name, value in headers if name.lower() == "retry-after"), None)
-    if text is None:
+    if text is None or len(text) > _LONGEST_HEADER:
         return None
     try:
         seconds = float(text)
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):  # the second for a year or a time zone beyond all limits
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
@@ -370,8 +483,12 @@ def _header_items(headers: Mapping[str, str] | None) -> list[tuple[str, str]]:
 
 
 def _error_message(error: Exception) -> str:
-    """Return the message of the provider or of litellm as one line, without class names and the JSON around it."""
-    text = re.sub(r"^(?:(?:litellm\.)?\w+(?:Error|Exception|Timeout)(?::| -) )+", "", str(error).strip())
+    """Return the message of the provider or of litellm as one line, without class names and the JSON around it.
+
+    Only the first MAX_MESSAGE characters are read.
+    """
+    text = str(error)[:MAX_MESSAGE].strip()
+    text = re.sub(r"^(?:(?:litellm\.)?\w+(?:Error|Exception|Timeout)(?::| -) )+", "", text)
     match = re.search(r'"(?:message|error)":\s*("(?:[^"\\]|\\.)*")', text)
     with contextlib.suppress(ValueError):
         text = json.loads(match[1]) if match else text
@@ -395,6 +512,8 @@ def _litellm() -> Any:
     os.environ["LITELLM_MODE"] = "PRODUCTION"
     import litellm
 
+    # A call that is cancelled while litellm prepares it in a thread leaves a coroutine that nothing awaits.
+    warnings.filterwarnings("ignore", r"coroutine '.*completion' was never awaited", RuntimeWarning)
     litellm.suppress_debug_info = True
     litellm.set_verbose = False
     litellm.telemetry = False
@@ -402,6 +521,9 @@ def _litellm() -> Any:
     litellm.disable_hf_tokenizer_download = True
     litellm.drop_params = False  # an unsupported option is an error and is not dropped silently
     litellm.cache = None
+    from qllm_exp.llm import http_client
+
+    http_client.install()
     for logger in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "openai", "httpx", "httpcore", "aiohttp"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     return litellm

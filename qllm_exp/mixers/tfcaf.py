@@ -83,11 +83,14 @@ def make(config: Config, env: TeamEnv) -> Tfcaf:
     """Build the mixer of the stored function in `config.file`.
 
     Raises:
-        UserError: `config.file` is empty, or its function does not fit the sizes of the environment.
+        UserError: `config.file` is empty, or its function does not fit the sizes of the environment or fails on its states.
     """
     if not config.file:
         raise UserError("mixer=tfcaf needs a credit-assignment function: use llm=bundled, or mixer.file=PATH.")
-    return make_from_function(stored_function.load(Path(config.file)), config.igm, env)
+    function = stored_function.load(Path(config.file))
+    function.check_fits(env)
+    function.check_values(extreme_states(env))  # a file that was written by hand has not been verified
+    return make_from_function(function, config.igm, env)
 
 
 def make_from_function(function: Any, igm: str, env: TeamEnv) -> Tfcaf:

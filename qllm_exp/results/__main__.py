@@ -12,6 +12,8 @@ from qllm_exp.errors import UserError
 from qllm_exp.explain import watch
 from qllm_exp.results import commands, dashboard_plan
 from qllm_exp.results.records import sources
+from qllm_exp.utils.command_line import parse_subcommand
+from qllm_exp.utils.text import inert_lines
 
 _DESCRIPTION = "Tables, figures and reports from run directories."
 
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     commands.add_parsers(subparsers)
     watch.add_parser(subparsers)
     dashboard_plan.add_parser(subparsers)
-    options = parser.parse_args(arguments)
+    options = parse_subcommand(parser, subparsers, arguments)
     try:
         typed = getattr(options, "folders", ())
         options.sources = [str(source) for source in typed]
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         exit_code: int = options.run(options)
         return exit_code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader closed the pipe, e.g. head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
 from qllm_exp.errors import UserError
+from qllm_exp.utils.files import read_regular_file
 
 
 class EvaluationRow(TypedDict):
@@ -131,6 +132,7 @@ class TrainingRow(TypedDict):
 MetricsRow = TrainingRow | EvaluationRow | AbsoluteRow
 
 KINDS = ("training", "evaluation", "absolute")
+_MAX_BYTES = 2**30  # of a metrics file
 _TRAINING_START = b'{"kind": "training"'  # first bytes of a training row
 
 
@@ -148,7 +150,7 @@ def read_rows(path: Path, *kinds: str) -> list[MetricsRow]:
     """
     wanted = kinds or KINDS
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular_file(path, _MAX_BYTES).split(b"\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Copy the whole run directory.") from None
     rows: list[MetricsRow] = []
@@ -159,7 +161,7 @@ def read_rows(path: Path, *kinds: str) -> list[MetricsRow]:
             row = json.loads(line)
             if row["kind"] in wanted:
                 rows.append(row)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(lines):
                 start = line[:60].decode(errors="replace")
                 raise UserError(

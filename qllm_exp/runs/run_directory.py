@@ -14,23 +14,31 @@ stop            exists while the run is requested to stop at a checkpoint, or no
 
 import fcntl
 import json
+import math
 import os
 import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import schema
 from qllm_exp.config.load import load_run, non_identifying_keys, to_dict
 from qllm_exp.errors import UserError
+from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.metrics import MetricsRow
-from qllm_exp.utils.files import flock, write_atomically
+from qllm_exp.utils.files import flock, read_regular_file, write_atomically
+from qllm_exp.utils.text import excerpt, inert_lines
 
 CONFIG = "config.yaml"
 NOT_IDENTITY = "# not part of what defines the run: "  # start of the first line of config.yaml; keys follow
+_STATUS_NUMBERS = ("heartbeat", "env_step", "total_steps", "steps_per_s", "return")
+_MAX_CONFIG_BYTES = 2**20
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HEARTBEAT_LIMIT_S = 60.0  # a running run whose heartbeat is older than this is dead
 
 
@@ -90,6 +98,20 @@ class RunDirectory:
         """The metrics file."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def versions(self) -> Path:
+        """Versions of the software and the machine."""
+        return self.path / "versions.json"
+
+    @property
+    def result_path(self) -> Path:
+        """The final results; the file exists only when the run is finished."""
+        return self.path / "result.json"
+
+    @property
+    def _status_path(self) -> Path:
+        return self.path / "status.json"
+
     # Before the run starts
 
     def create(self, run: schema.RunConfig, tfcaf: str | None) -> None:
@@ -124,8 +146,7 @@ class RunDirectory:
         """
         if not self.config.exists():
             raise UserError(f"{self.path} is not a run directory: it has no {CONFIG}.")
-        loaded = OmegaConf.load(self.config)
-        return load_run(OmegaConf.to_container(loaded))  # type: ignore[arg-type]
+        return load_run(_read_plain_yaml(self.config))
 
     # While it runs
 
@@ -214,15 +235,14 @@ class RunDirectory:
 
     def set_status_from_outside(self, state: str, **entries: Any) -> None:
         """Set the state of a run that this process does not execute. Other entries of the status file are kept."""
-        text = json.dumps(self.status() | entries | {"state": state}, indent=1) + "\n"
-        write_atomically(self.path / "status.json", text)
+        write_object(self._status_path, self.status() | entries | {"state": state})
 
     def refresh_status(self) -> None:
         """Write the status file with the current time as heartbeat."""
         with self._status_lock:
             self._status["heartbeat"] = time.time()
-            text = json.dumps(self._status, indent=1) + "\n"
-        write_atomically(self.path / "status.json", text)
+            status = dict(self._status)
+        write_object(self._status_path, status)
 
     def note_progress(self, **entries: Any) -> None:
         """Set entries of the status file, which its next refresh writes."""
@@ -239,16 +259,17 @@ class RunDirectory:
     # Read by any process
 
     def status(self) -> dict[str, Any]:
-        """Return the content of status.json; {} if there is none."""
-        return _read_json(self.path / "status.json")
+        """Return the content of status.json; {} if there is none. Numbers that are something else are left out."""
+        status = read_object(self._status_path)
+        return {key: value for key, value in status.items() if _is_status_entry(key, value)}
 
     def result(self) -> dict[str, Any] | None:
         """Return the final results, None while the run is not finished."""
-        return _read_json(self.path / "result.json") or None
+        return read_object(self.result_path) or None
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the final results, which marks the run as finished."""
-        write_atomically(self.path / "result.json", json.dumps(result, indent=1) + "\n")
+        write_object(self.result_path, result)
 
     def last_lines(self, count: int) -> list[str]:
         """Return the last non-blank lines of the console output, or of the log if there is no output."""
@@ -259,22 +280,50 @@ class RunDirectory:
         return []
 
 
-def tail(path: Path, count: int) -> list[str]:
-    """Return the last `count` non-blank lines of a text file; [] if it does not exist."""
+def _is_status_entry(key: str, value: Any) -> bool:
+    """Whether an entry of status.json that must be a number is one. The return of a diverged run may be infinite or NaN."""
+    if key not in _STATUS_NUMBERS:
+        return True
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and (key == "return" or math.isfinite(value))
+
+
+def _read_plain_yaml(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file that stands for itself, as `create` writes it.
+
+    Anybody may have written the file: OmegaConf would replace ${...} by variables of the environment, for example, and a
+    reference of YAML, which stands for a copy, could make it endless.
+
+    Raises:
+        UserError: the file cannot be read, is not a dictionary, or contains ${...} or a reference.
+    """
     try:
-        with open(path, "rb") as file:
+        text = read_regular_file(path, _MAX_CONFIG_BYTES).decode()
+        events = list(yaml.parse(text, _YAML_LOADER))
+        # The first two events are the start of the stream and of the document.
+        if len(events) < 3 or not isinstance(events[2], yaml.MappingStartEvent):
+            raise ValueError("it is not a dictionary")
+        if any(isinstance(event, yaml.AliasEvent) for event in events):
+            raise ValueError("it contains a reference (*name)")
+        content = OmegaConf.to_container(OmegaConf.create(text))
+        if "${" in json.dumps(content, default=str):
+            raise ValueError("it contains ${...}, though a run's configuration has values only")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a valid run configuration: {excerpt(reason, 300)}.") from None
+    return cast(dict[str, Any], content)
+
+
+def tail(path: Path, count: int) -> list[str]:
+    """Return the last `count` non-blank lines of a text file, inert; [] if it does not exist."""
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-    nonblank = [line for line in lines if line.strip()]
+    nonblank = [inert_lines(line) for line in lines if line.strip()]
     return nonblank[max(0, len(nonblank) - count) :]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; {} if the file is missing, invalid or holds something else."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

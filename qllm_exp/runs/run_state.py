@@ -69,7 +69,7 @@ def _unfinished_state(directory: RunDirectory, status: dict[str, Any], job: Job 
     if recorded == RUNNING:
         return _recorded_running(directory, status, job)
     if recorded == NEW:  # its job ended without starting it
-        return NEW, str(status.get("why") or "")
+        return NEW, str(status.get("reason") or "")
     if job is not None:
         return QUEUED, "waiting for its turn within its job" if job.state == "RUNNING" else ""
     if recorded == QUEUED:

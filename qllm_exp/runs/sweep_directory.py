@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.errors import UserError
+from qllm_exp.runs.json_files import write_object
 from qllm_exp.runs.run_directory import CONFIG, RunDirectory
 from qllm_exp.runs.slurm_queue import JOBS, read_packs
-from qllm_exp.utils.files import flock, write_atomically
+from qllm_exp.utils.files import flock, read_regular_file
 
 RECORD = "sweep.json"
 
@@ -56,10 +57,12 @@ class Sweep:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.record = SweepRecord(**json.loads((path / RECORD).read_text()))
+            self.record = SweepRecord(**json.loads(read_regular_file(path / RECORD)))
+            if not all(_is_name(name) for name in self.record.runs):
+                raise ValueError("runs must be names of run directories")
         except FileNotFoundError:
             raise UserError(f"{path} is not a sweep directory: it has no {RECORD}.") from None
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path / RECORD} cannot be read: {error}") from None
 
     @classmethod
@@ -89,7 +92,7 @@ class Sweep:
                 known = cls(path).record.runs if (path / RECORD).exists() else []
                 all_runs = list(dict.fromkeys([*known, *runs]))
                 record = SweepRecord(command, started, all_runs, launcher, max_failures)
-                write_atomically(path / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+                write_object(path / RECORD, asdict(record))
         except OSError as error:
             raise UserError(
                 f"Cannot write the sweep directory {path}: {error.strerror}. Choose another folder with dir=..."
@@ -169,6 +172,11 @@ class Sweep:
     @property
     def _lock_path(self) -> Path:
         return self.path / ".sweep.lock"
+
+
+def _is_name(name: Any) -> bool:
+    """Whether a value is the name of a folder in the folder of the sweep, not a path to elsewhere."""
+    return isinstance(name, str) and "/" not in name and name not in ("", ".", "..")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class LaunchResult:
     Attributes:
         plan: its plan.
         outcomes: the runs that have ended.
-        exit_code: 0 all runs are finished or submitted, 1 a run failed, 3 some runs are not finished.
+        exit_code: 0 all runs are finished or submitted, 1 a run failed or is dead, 3 some runs are not finished.
     """
 
     plan: Plan
@@ -123,7 +123,7 @@ def exit_code(directories: Sequence[RunDirectory], outcomes: Sequence[RunOutcome
         waited: whether the launcher waited for the runs to end.
 
     Returns:
-        0 if all runs are finished, or were submitted; 1 if a run failed; 3 if a run is not finished.
+        0 if all runs are finished, or were submitted; 1 if a run failed or is dead; 3 if a run is not finished.
     """
     if any(outcome.failed for outcome in outcomes):
         return 1

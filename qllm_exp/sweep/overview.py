@@ -24,7 +24,7 @@ from qllm_exp.runs.run_state import (
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.runs.sweep_directory import RECORD, Sweep, run_folders
 from qllm_exp.sweep.progress import failure_report, progress, python_command
-from qllm_exp.utils.text import count
+from qllm_exp.utils.text import count, inert, inert_lines
 
 DISPLAY_ORDER = (FAILED, DEAD, RUNNING, QUEUED, INTERRUPTED, NEW, FINISHED)  # runs that need attention come first
 MAX_RUNS = 20  # runs shown per state, unless all are requested
@@ -57,7 +57,7 @@ class SweepStatus:
         return not self.count(RUNNING, QUEUED)
 
     def exit_code(self) -> int:
-        """Return 0 if all runs are finished, 1 if some failed, 3 if some are not finished yet."""
+        """Return 0 if all runs are finished, 1 if some failed or are dead, 3 if some are not finished yet."""
         if self.count(FAILED, DEAD):
             return 1
         return 0 if self.count(FINISHED) == len(self.runs) else 3
@@ -101,19 +101,26 @@ def _select(directories: Sequence[RunDirectory], names: Sequence[str], path: Pat
 
 
 def title(status: SweepStatus) -> str:
-    """Return 'runs/figure3: 30 runs: 8 finished, 2 running, 20 queued'."""
+    """Return 'runs/figure3: 30 runs: 8 finished, 2 running, 20 queued'. It is inert."""
     times = Counter(run.state for run in status.runs)
     parts = [f"{times[state]} {state}" for state in STATES if times[state]]
-    return f"{status.path}: {count(len(status.runs), 'run')}: {', '.join(parts)}"
+    return inert(f"{status.path}: {count(len(status.runs), 'run')}: {', '.join(parts)}")
 
 
 def lines(status: SweepStatus, show_all: bool = False) -> Iterator[str]:
     """Yield the status as lines of text: the counts, then the runs that are not finished, then what to do about them.
 
+    The lines are inert: names, errors and logs in a folder may come from anybody.
+
     Args:
         status: the status of a folder.
         show_all: include finished runs, and show every run of each state.
     """
+    yield from map(inert_lines, _lines(status, show_all))
+
+
+def _lines(status: SweepStatus, show_all: bool) -> Iterator[str]:
+    """Yield the lines of `lines` as they are in the files."""
     yield title(status)
     if status.warning:
         yield f"  {status.warning}"
@@ -196,7 +203,7 @@ def as_json(status: SweepStatus) -> dict[str, Any]:
             {
                 "name": run.directory.path.name,
                 "state": run.state,
-                "why": run.reason,
+                "reason": run.reason,
                 "job": run.job.id if run.job else None,
                 "env_step": run.status.get("env_step"),
                 "total_steps": run.status.get("total_steps"),

@@ -43,7 +43,7 @@ class RunOutcome:
     Attributes:
         directory: the run's directory.
         error: why it did not finish; empty if it finished.
-        failed: True if it ended with an error, False if it finished, was interrupted or was not started.
+        failed: True if it failed or is dead, False if it finished, was interrupted or was not started.
     """
 
     directory: RunDirectory

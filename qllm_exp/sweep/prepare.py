@@ -49,6 +49,7 @@ def check(run: schema.RunConfig, resolve: DeviceResolver = resolve_device) -> sc
         UserError: the run cannot start.
     """
     from qllm_exp.algorithms import check_combination
+    from qllm_exp.credit import stored_function
     from qllm_exp.envs import env_module
 
     run = replace(run, device=resolve(run.device))
@@ -62,6 +63,7 @@ def check(run: schema.RunConfig, resolve: DeviceResolver = resolve_device) -> sc
         if source.exists or not source.key:
             _check_fits(run, source.path)
         else:
+            stored_function.check_names(run.env.name, run.env.task)  # before a function is paid for
             provide.check_backend(run)
     return run
 
@@ -105,7 +107,8 @@ def _check_fits(run: schema.RunConfig, path: Path) -> str:
         Hash of the function's program.
 
     Raises:
-        UserError: the function is for other sizes, or its IGM gate does not allow it.
+        UserError: the function is for other sizes or, unless the user names its file, for another task, or its IGM gate does
+            not allow it.
     """
     from qllm_exp.credit import stored_function
     from qllm_exp.mixers import make_mixer
@@ -116,7 +119,10 @@ def _check_fits(run: schema.RunConfig, path: Path) -> str:
     if key not in _FITTING:
         with provide.small_environment(run) as env:
             make_mixer(replace(run.mixer, file=str(path)), env)
-        _FITTING[key] = stored_function.load(path).program.hash
+            function = stored_function.load(path)
+            if not run.mixer.file:
+                function.check_written_for(env)
+        _FITTING[key] = function.program.hash
     return _FITTING[key]
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from qllm_exp.runs.progress_bar import LINE_EVERY_S
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.sweep.pool import ActiveRun, RunOutcome
-from qllm_exp.utils.text import duration
+from qllm_exp.utils.text import duration, inert_lines
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def progress(status: dict[str, Any]) -> str:
 
 
 def failure_report(directory: RunDirectory, error: str, log_path: Path | None) -> str:
-    """Return a failed run in a few lines: name, error, log, and the command that runs it again.
+    """Return a failed run in a few inert lines: name, error, log, and the command that runs it again.
 
     Args:
         directory: the run's directory.
@@ -118,7 +118,7 @@ def failure_report(directory: RunDirectory, error: str, log_path: Path | None) -
     if log_path is not None:
         lines.append(f"    log: {log_path}")
     lines.append(f"    retry: {retry}")
-    return "\n".join(lines)
+    return inert_lines("\n".join(lines))
 
 
 def python_command() -> str:

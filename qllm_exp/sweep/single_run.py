@@ -13,6 +13,7 @@ from qllm_exp.results.summary import summarise
 from qllm_exp.sweep.launch import print_plan
 from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.plan import make_plan
+from qllm_exp.utils.text import inert_lines
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def run_one(composed: DictConfig) -> float:
     try:
         result = execute(run.directory)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except Interrupted:
         log.info("interrupted at a checkpoint; the same command resumes from there")

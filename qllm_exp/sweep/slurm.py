@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 from qllm_exp.config.device import DeviceResolver
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
+from qllm_exp.runs.json_files import write_object
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import FAILED, FINISHED, NEW, QUEUED, RUNNING, state_of
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, NEW, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import JOBS, PACKS, Queue
 from qllm_exp.runs.sweep_directory import Sweep
 from qllm_exp.sweep.launcher import Work
@@ -146,7 +147,7 @@ class Slurm:
         not_submitted = {outcome.directory.path for outcome in rejected}
         directories = [*work.directories, *work.running, *work.queued]
         try:
-            return rejected + _wait(sweep, [each for each in directories if each.path not in not_submitted])
+            return rejected + _wait(sweep, [run for run in directories if run.path not in not_submitted])
         except KeyboardInterrupt:
             log.info(
                 "no longer waiting; the jobs continue (cancel them: %s -m qllm_exp cancel %s)", python_command(), path
@@ -183,7 +184,7 @@ class Slurm:
             previous_status[directory] = directory.status()
             directory.set_status_from_outside(QUEUED)
         names = [[directory.path.name for directory in pack] for pack in packs]
-        write_atomically(folder / PARAMETERS, json.dumps(submission, indent=1) + "\n")
+        write_object(folder / PARAMETERS, submission)
         write_atomically(folder / PACKS, json.dumps(names, indent=1) + "\n")
         job_id, errors = _run_sbatch(folder)
         if not job_id:
@@ -338,7 +339,7 @@ def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[RunOutcome]
                 outcome = RunOutcome(directory)
             else:
                 error = run_state.reason or run_state.state
-                outcome = RunOutcome(directory, error, failed=run_state.state == FAILED)
+                outcome = RunOutcome(directory, error, failed=run_state.state in (FAILED, DEAD))
             outcomes.append(outcome)
             waiting.remove(directory)
             log.info("[%d/%d] %s", len(outcomes), len(directories), outcome_line(outcome))

@@ -81,7 +81,7 @@ class Pack:
             self._requeue_if_preempted()
         for directory in pool.not_started:
             reason = f"not started: sweep.max_failures={sweep.record.max_failures} was reached"
-            directory.set_status_from_outside(NEW, why=reason)
+            directory.set_status_from_outside(NEW, reason=reason)
         failed = [directory.path.name for directory in directories if directory.status().get("state") == FAILED]
         if failed:
             raise RuntimeError(f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}")

@@ -1,11 +1,11 @@
 """Estimate how long a sweep takes, from finished runs of the same kind."""
 
-import json
 import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.sweep.prepare import PreparedRun
 from qllm_exp.utils.text import duration
 
@@ -68,10 +68,10 @@ def _measure(folder: Path, kinds: set[str]) -> dict[str, tuple[float, float]]:
     for name in names:
         kind = _kind(name)
         if kind in kinds and len(samples.get(kind, ())) < _SAMPLE_SIZE:
+            result = RunDirectory(folder / name).result() or {}
             try:
-                result = json.loads((folder / name / "result.json").read_text())
                 sample = (result.get("start_s", 0.0), result["wall_s"] / result["env_steps"])
-            except (OSError, ValueError, KeyError, ZeroDivisionError):
+            except (KeyError, ZeroDivisionError):
                 continue
             samples.setdefault(kind, []).append(sample)
     return {

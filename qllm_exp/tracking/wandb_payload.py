@@ -4,17 +4,16 @@
 """
 
 import hashlib
-import json
 import secrets
-from pathlib import Path
 from typing import Any
 
 from qllm_exp.config import schema
 from qllm_exp.config.load import identifying_options
+from qllm_exp.runs.dotted_keys import flatten
+from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.metrics import MetricsRow
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.versions import MACHINE_KEYS
-from qllm_exp.utils.files import write_atomically
 
 # Prefix of metrics that are logged a second time, per task: the panels of a dashboard cannot select runs.
 TASK_PREFIX = "tasks/"
@@ -62,7 +61,7 @@ def flat_config(directory: RunDirectory) -> dict[str, Any]:
     Only what defines a run is included: no folder, no address of a model's server, no name of an API key.
     """
     run = directory.read_config()
-    flat = dotted(identifying_options(run))
+    flat = flatten(identifying_options(run))
     flat.pop("mixer.file", None)  # a path means nothing on another machine; `function` identifies the function
     names = {
         "env": run.env.name,
@@ -80,7 +79,7 @@ def flat_config(directory: RunDirectory) -> dict[str, Any]:
         flat = {key: value for key, value in flat.items() if not key.startswith(("llm.", "tfcaf."))}
     versions = {
         f"versions.{name}": version
-        for name, version in _read_json(directory.path / "versions.json").items()
+        for name, version in read_object(directory.versions).items()
         if name not in MACHINE_KEYS
     }
     whole_floats = sorted(key for key, value in flat.items() if isinstance(value, float) and value.is_integer())
@@ -89,7 +88,7 @@ def flat_config(directory: RunDirectory) -> dict[str, Any]:
 
 def read_function(directory: RunDirectory) -> dict[str, Any]:
     """Return the stored credit-assignment function: source, program, verdict, provenance (see credit/stored_function.py)."""
-    return _read_json(directory.tfcaf)
+    return read_object(directory.tfcaf)
 
 
 def history_row(row: MetricsRow, task: str) -> dict[str, Any]:
@@ -113,27 +112,11 @@ def summary(result: dict[str, Any], rows: int, task: str) -> dict[str, Any]:
         rows: number of rows of the metrics file.
         task: `task_key` of the run.
     """
-    flat = dotted(result)
+    flat = flatten(result)
     dashboard = {f"{task}/{key}": flat[key] for key in ("final_return", "absolute_return") if key in flat}
     if flat.get("wall_s"):
         dashboard["speed/steps_per_s"] = flat["env_steps"] / flat["wall_s"]
     return {**flat, **dashboard, ROWS_KEY: rows}
-
-
-def dotted(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dicts into one, with keys such as 'train.learning_rate'.
-
-    Args:
-        node: nested dicts.
-        prefix: of all keys, with its dot.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= dotted(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 class UploadState:
@@ -148,7 +131,7 @@ class UploadState:
 
     def __init__(self, directory: RunDirectory) -> None:
         self._path = directory.path / "wandb.json"
-        self._content = _read_json(self._path)
+        self._content = read_object(self._path)
         self.mark = str(self._content.get("folder") or secrets.token_hex(8))
 
     @property
@@ -188,13 +171,4 @@ class UploadState:
             "rows": rows,
             "state": state,
         }
-        write_atomically(self._path, json.dumps(self._content, indent=1) + "\n")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; {} if it is missing or invalid."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
+        write_object(self._path, self._content)

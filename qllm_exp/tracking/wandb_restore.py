@@ -16,9 +16,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from qllm_exp.config import schema
+from qllm_exp.runs.dotted_keys import flatten, nest
+from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.tracking.wandb_payload import ROWS_KEY, TASK_PREFIX, WHOLE_FLOATS_KEY, dotted, id_from_name
-from qllm_exp.utils.files import write_atomically
+from qllm_exp.tracking.wandb_payload import ROWS_KEY, TASK_PREFIX, WHOLE_FLOATS_KEY, id_from_name
 
 ORIGIN_FILE = "told.json"  # in the folder: {"mark": fingerprint of its source, "id": ..., "url": ...}
 
@@ -75,7 +76,7 @@ class RemoteRun:
         """Content of result.json; {} for a run that is not finished."""
         if self.state != "finished" or "final_return" not in self.summary:
             return {}
-        return _nested(
+        return nest(
             {
                 key: _typed(key, value)
                 for key, value in self.summary.items()
@@ -104,17 +105,14 @@ def parse_run(node: Mapping[str, Any], url: str) -> RemoteRun:
         heartbeat=str(node.get("heartbeatAt") or ""),
         history_lines=int(node.get("historyLineCount") or 0),
         url=url,
-        config=dotted(dict(node.get("config") or {})),
-        summary=dotted(dict(node.get("summaryMetrics") or {})),
+        config=flatten(dict(node.get("config") or {})),
+        summary=flatten(dict(node.get("summaryMetrics") or {})),
     )
 
 
 def is_current(folder: Path, run: RemoteRun) -> bool:
     """Whether the folder was restored from what the server has now."""
-    try:
-        return bool(json.loads((folder / ORIGIN_FILE).read_text())["mark"] == run.fingerprint)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return bool(read_object(folder / ORIGIN_FILE).get("mark") == run.fingerprint)
 
 
 def restore(folder: Path, run: RemoteRun, history: Iterable[Mapping[str, Any]], function: str) -> None:
@@ -139,7 +137,7 @@ def restore(folder: Path, run: RemoteRun, history: Iterable[Mapping[str, Any]], 
     versions = {
         key.removeprefix("versions."): value for key, value in run.config.items() if key.startswith("versions.")
     }
-    (folder / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
+    directory.versions.write_text(json.dumps(versions, indent=1) + "\n")
     if run.result and not missing:
         directory.finish(run.result)
     write_status(folder, run, missing)
@@ -178,7 +176,7 @@ def write_status(folder: Path, run: RemoteRun, missing: str = "") -> None:
     else:
         reason = missing or f"W&B reports {run.state}"
         status |= {"state": "failed", "error": f"{reason}: {run.url}"}
-    write_atomically(folder / "status.json", json.dumps(status, indent=1) + "\n")
+    write_object(folder / "status.json", status)
 
 
 def _missing_parts(run: RemoteRun, rows: int, function: str) -> str:
@@ -201,7 +199,7 @@ def _configuration(config: Mapping[str, Any]) -> dict[str, Any]:
         if "." in key and key.partition(".")[0] in groups
     }
     return {
-        **_nested(flat),
+        **nest(flat),
         "sweep": {"name": str(config.get("sweep") or "")},
         "seed": int(config["seed"]),
         "device": str(config.get("device") or "auto"),
@@ -237,18 +235,6 @@ def _typed(key: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     return int(value) if key in _COUNTS or key.startswith("parameters.") else float(value)
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from dotted keys: the inverse of `dotted`."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *groups, last = key.split(".")
-        node = nested
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = value
-    return nested
 
 
 def _seconds(heartbeat: str) -> float:

@@ -32,6 +32,7 @@ from qllm_exp.errors import UserError
 from qllm_exp.runs.metrics import MetricsReader
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.tracking import wandb_client, wandb_payload
+from qllm_exp.utils.files import flock
 
 POLL_S = 0.5  # seconds between reads of the metrics file
 RETRY_S = 20.0  # seconds between attempts to reach the server
@@ -204,16 +205,10 @@ def _locked(directory: RunDirectory, wait_s: float) -> Iterator[None]:
     wandb_client.keep_out_of_home(scratch)
     with open(scratch.parent / ".lock", "w") as lock:
         deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise UploadError("another process is uploading it") from None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                break
+        while flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
+            if time.monotonic() >= deadline:
+                raise UploadError("another process is uploading it")
+            time.sleep(0.1)
         yield
 
 

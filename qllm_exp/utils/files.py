@@ -1,11 +1,19 @@
-"""The cache folder, atomic writes and file locks."""
+"""The cache folder, atomic writes, file locks, and reading of files that others wrote."""
 
 import contextlib
 import errno
 import fcntl
+import json
+import math
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import Any, NoReturn
+
+MAX_BYTES = 16 * 2**20  # of a file that others wrote
+MAX_JSON_DEPTH = 64
+_MAX_INTEGER = 2**63 - 1
 
 
 def cache_folder() -> Path:
@@ -58,3 +66,101 @@ def flock(handle: int, kind: int) -> bool | None:
             raise
         return None
     return True
+
+
+def read_regular_file(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Return the content of a file that anybody may have written: a pipe or a device does not block, a huge file is not read.
+
+    Args:
+        path: the file.
+        limit: largest size, in bytes.
+
+    Raises:
+        OSError: the file cannot be read, is not a regular file, or is too large; `strerror` says which.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(limit + 1)  # fstat would give the wrong size of a file that grows
+    finally:
+        os.close(descriptor)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(path))
+    return content
+
+
+def parse_strict_json(content: bytes) -> Any:
+    """Return JSON data that another program reads in the same way.
+
+    Every key is unique within its object; numbers are finite, and integers fit 64 bits; text has no halves of surrogate
+    pairs; lists and objects are nested at most MAX_JSON_DEPTH deep.
+
+    Args:
+        content: UTF-8 text, without a byte-order mark.
+
+    Raises:
+        ValueError: the content is anything else; the message says what.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from None
+    try:
+        data = json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+            parse_int=_bounded_integer,
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH}") from None
+    level = [data]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return data
+    raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH}")
+
+
+def _children(node: Any) -> list[Any]:
+    """Return what a JSON value contains; raise ValueError for text that UTF-8 cannot encode."""
+    if isinstance(node, str):
+        if not node.isascii():
+            try:
+                node.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"a text contains half of a surrogate pair, {node[error.start]!a}") from None
+        return []
+    if isinstance(node, dict):
+        return [*node, *node.values()]
+    return node if isinstance(node, list) else []
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key[:80]!a} occurs twice")
+        content[key] = value
+    return content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite_float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {digits[:80]} is too large")
+    return number
+
+
+def _bounded_integer(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) > _MAX_INTEGER:
+        raise ValueError(f"the number {digits[:80]} does not fit 64 bits")
+    return int(digits)

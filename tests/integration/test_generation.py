@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +15,11 @@ import commands
 import pytest
 from loopback_llm import DROP, Answer, Call, Loopback, failure
 
-from qllm_exp.generation import provide
+from qllm_exp.envs import TeamEnv
+from qllm_exp.envs.layout import TaskDescription
+from qllm_exp.generation import provide, verify
+from qllm_exp.generation.verify import verify_all
+from qllm_exp.sweep import prepare
 from qllm_exp.tfcaf import main
 
 KEY = "sk-planted-7f3a9c21d4e8b605"
@@ -27,10 +29,28 @@ WEIGHED = HEAD + (
     "    near = -(global_state[:, [0, 3]] - global_state[:, 6:7]).abs() / 7\n"
     "    return (torch.softmax(near, dim=1) * agents_q).sum(dim=1, keepdim=True)\n"
 )
-WRONG_SHAPE = HEAD + "    return agents_q.mean(dim=1)\n"
+WRONG_SHAPE = HEAD + "    return agents_q * 2\n"
 TINY = ["train=quick", "train.total_steps=4000", "train.evaluation.every=2000", "train.hidden=8"]
 TINY += ["train.evaluation.episodes=10", "train.evaluation.absolute_episodes=20"]
 SMALL = ["tfcaf.candidates=2", "tfcaf.rounds=1"]
+
+
+VERDICTS: dict[tuple[tuple[str, ...], TaskDescription, bool], list] = {}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within this process, verify equal sources for one task once, since that takes seconds; fork short training runs."""
+
+    def verify_once(sources: list[str], env: TeamEnv, enforce: bool, *timeout_s: float) -> list:
+        key = (tuple(sources), env.task, enforce)
+        if key not in VERDICTS:
+            VERDICTS[key] = verify_all(sources, env, enforce, *timeout_s)
+        return VERDICTS[key]
+
+    for module in (provide, verify):
+        monkeypatch.setattr(module, "verify_all", verify_once)
+    monkeypatch.setattr(prepare, "subprocess", commands.Subprocess())
 
 
 def block(source: str) -> str:
@@ -65,7 +85,7 @@ def arguments(server: Loopback, cache: Path, *more: str) -> list[str]:
 def call(module: str, *args: str, **environment: str) -> tuple[int, str, str]:
     """Run a module in a process of its own; return its exit code, output and errors."""
     variables = os.environ | {"OPENAI_API_KEY": KEY} | environment
-    process = commands.run(["-m", module, *args], timeout=240, env=variables)
+    process = commands.run(["-m", module, *args], timeout=240, env=variables, imports="litellm")
     return process.returncode, process.stdout, process.stderr
 
 
@@ -92,7 +112,7 @@ def stored_in(cache: Path) -> dict:
 def test_a_refused_candidate_is_repaired_trained_with_and_paid_for_once(tmp_path: Path) -> None:
     def coder(call: Call) -> str:
         if "cannot be used" in call.prompt:
-            assert "returns shape [7] for a batch of 7 instead of [7, 1]" in call.prompt
+            assert "returns shape [1, 2] for a batch of 1 instead of [1, 1]" in call.prompt
             return block(WEIGHED)
         return block(WRONG_SHAPE)
 
@@ -142,8 +162,8 @@ def test_each_model_of_a_sweep_generates_once(tmp_path: Path) -> None:
 
 BAD = {
     "prose": "I would weigh the agents by their distance.",
-    "two blocks": block(MEAN) + block(MEAN),
-    "two functions": block(MEAN + MEAN.replace("credit_assignment", "other")),
+    "two blocks": block("import torch\n") + block("mean = torch.mean\n"),
+    "two functions": block(MEAN + MEAN),
     "syntax error": block(HEAD + "    return agents_q.mean(dim=1\n"),
     "endless loop": block(HEAD + "    while True:\n        pass\n"),
     "wrong shape": block(WRONG_SHAPE),
@@ -172,26 +192,17 @@ def test_when_every_answer_is_bad_each_reason_is_shown_and_nothing_is_stored(tmp
     for reason in (
         "no code block",
         "2 code blocks",
-        "exactly one top-level",
+        "exactly one function must be called",
         "not valid Python",
         "while loops",
-        "[7, 1]",
+        "[1, 1]",
     ):
         assert reason in err, reason
     assert "'import os'" in err and err.count("no answer: ") == 2
     assert not list((tmp_path / "cache").glob("*.json")) and not list((tmp_path / "cache").glob("*.claim*"))
 
 
-def test_the_options_of_the_ablations_change_the_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    verify_all, verdicts = provide.verify_all, dict[tuple[str, ...], list]()
-
-    def verify_once(sources: list[str], *more: object) -> list:
-        """Verify equal sources once, since the environment and the IGM gate are always the same here."""
-        key = tuple(sources)
-        verdicts[key] = verdicts.get(key) or verify_all(sources, *more)
-        return verdicts[key]
-
-    monkeypatch.setattr(provide, "verify_all", verify_once)
+def test_the_options_of_the_ablations_change_the_conversation(tmp_path: Path) -> None:
     first_calls: set[tuple[str, str]] = set()
     lock = threading.Lock()
 
@@ -246,7 +257,11 @@ MANY = """
 import os, sys
 import torch
 from qllm_exp.credit import stored_function
-from qllm_exp.generation import provide
+from qllm_exp.envs import TeamEnv
+from qllm_exp.envs.layout import TaskDescription
+from qllm_exp.generation import provide, verify
+from qllm_exp.generation.verify import verify_all
+from qllm_exp.sweep import prepare
 from qllm_exp.tfcaf import _run
 torch.set_num_threads(1)  # a process with threads must not be forked
 run = _run(sys.argv[1:])
@@ -267,9 +282,9 @@ sys.exit(max(map(abs, codes)))
 
 def test_sixty_four_concurrent_processes_cause_one_generation(tmp_path: Path) -> None:
     with Loopback(script(lambda call: Answer(block(WEIGHED), wait_s=0.5))) as server:
-        command = [sys.executable, "-c", MANY, *arguments(server, tmp_path / "cache", *SMALL)]
+        command = ["-c", MANY, *arguments(server, tmp_path / "cache", *SMALL)]
         environment = os.environ | {"OPENAI_API_KEY": KEY}
-        process = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+        process = commands.run(command, timeout=240, env=environment, imports="litellm")
         assert process.returncode == 0, process.stderr
         assert len(server.calls) == 3, "two candidates and a choice"
     (path,) = (tmp_path / "cache").iterdir()
@@ -286,8 +301,8 @@ def test_a_killed_generation_resumes_from_the_paid_answers(tmp_path: Path) -> No
         return Answer("[0, 1]", wait_s=0 if len(server.calls) > 3 else 30)
 
     with Loopback(answer) as server:
-        command = [sys.executable, "-m", "qllm_exp.tfcaf", "generate", *arguments(server, tmp_path / "cache", *SMALL)]
-        process = subprocess.Popen(command, env=os.environ | {"OPENAI_API_KEY": KEY})
+        command = ["-m", "qllm_exp.tfcaf", "generate", *arguments(server, tmp_path / "cache", *SMALL)]
+        process = commands.start(command, env=os.environ | {"OPENAI_API_KEY": KEY}, imports="litellm")
         assert chosen.wait(120)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -308,17 +323,12 @@ def test_ctrl_c_during_a_call_is_one_line_and_leaves_no_claim(tmp_path: Path, mo
         return Answer(block(WEIGHED), wait_s=20)
 
     with Loopback(answer) as server:
-        command = [sys.executable, "-m", *module.split(), *arguments(server, tmp_path / "cache", *SMALL)]
-        process = subprocess.Popen(
-            [*command, *([] if "generate" in module else [f"dir={tmp_path / 'runs'}"])],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OPENAI_API_KEY": KEY},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may ignore it
-        )
+        command = ["-m", *module.split(), *arguments(server, tmp_path / "cache", *SMALL)]
+        command += [] if "generate" in module else [f"dir={tmp_path / 'runs'}"]
+        process = commands.start(command, env=os.environ | {"OPENAI_API_KEY": KEY}, imports="litellm")
         assert call_received.wait(120)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(60)
     assert process.returncode == 3 and "; the same command" in err and "Traceback" not in err, err
     assert not list((tmp_path / "cache").iterdir())
 
@@ -383,7 +393,7 @@ def test_a_refused_file_is_reported_with_the_reason_and_not_stored(tmp_path: Pat
     code, _, err = call(
         "qllm_exp.tfcaf", "import", str(tmp_path / "mine.py"), "env=lbf", f"tfcaf.cache={tmp_path / 'c'}"
     )
-    assert code == 1 and "refused (run): it returns shape [7]" in err and not (tmp_path / "c").exists()
+    assert code == 1 and "refused (run): it returns shape [1, 2]" in err and not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(

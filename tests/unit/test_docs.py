@@ -1,4 +1,4 @@
-"""The documentation agrees with the repository: the site builds, links lead somewhere, commands and options exist."""
+"""The documentation agrees with the repository: the site builds, links have a target, commands and options exist."""
 
 import os
 import re
@@ -47,14 +47,14 @@ def test_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
     command += ["-f", str(ROOT / "docs" / "mkdocs.yml"), "-d", str(tmp_path / "site")]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert process.returncode == 0, process.stdout + process.stderr
     built = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")}
     assert {f"{path.relative_to(ROOT / 'docs' / 'pages').with_suffix('.html')}" for path in PAGES} <= built
 
 
 def test_files_are_included_as_the_snippet_extension_reads_it():
-    """A formatter that takes the line for Python writes `--8 < --`, and the page then shows that line."""
+    """A code formatter may change `--8<--` to `--8 < --`; the page would then show the line instead of the file."""
     lines = [line.strip() for path in PAGES for line in path.read_text().splitlines() if "--8" in line]
     assert lines and all(re.fullmatch(r'--8<-- "[\w./-]+"', line) for line in lines), lines
 
@@ -66,7 +66,7 @@ def test_configuration_reference_is_up_to_date():
 
 def test_comments_are_read_with_their_options():
     text = "# Title.\nname: x\na: 1   # first line,\n       # second line\nb:\n  c: {d: 2}   # inside\n"
-    read = {(one.key, one.value): one.comment for one in generate_configuration.options(text)}
+    read = {(option.key, option.value): option.comment for option in generate_configuration.options(text)}
     assert read[("a", "1")] == "first line, second line"
     assert read[("c", "{d: 2}")] == "inside"
     assert generate_configuration.header(text) == ["Title."]
@@ -83,13 +83,13 @@ def test_layout_page_has_every_room_on_its_floor():
 
 
 def links(text: str) -> list[str]:
-    """Targets of Markdown links and pictures, outside code."""
+    """Return the targets of Markdown links and pictures, without those in code."""
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
     return re.findall(r"\]\(([^)\s]+)\)", prose)
 
 
 def anchors(path: Path) -> set[str]:
-    """Anchors of the headings of a page."""
+    """Return the anchors of the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
@@ -109,14 +109,18 @@ def test_links_lead_to_files_and_headings(path):
 
 
 def options(node: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all options of a YAML file, with those of groups of options."""
+    """Iterate over the dotted names of all options of a YAML file, and of its groups of options."""
     for key, value in node.items() if isinstance(node, dict) else ():
         yield f"{prefix}{key}"
         yield from options(value, f"{prefix}{key}.")
 
 
 class Choices:
-    """What may be typed: the choices of each group and the options, of conf/ and of further folders."""
+    """Choices of each group and names of all options.
+
+    Args:
+        *folders: configuration folders besides conf/.
+    """
 
     def __init__(self, *folders: Path) -> None:
         self.choices = {group: set(OF_OTHERS.get(group, ())) for group in GROUPS}
@@ -127,15 +131,15 @@ class Choices:
                 self.options |= set(options(yaml.safe_load(path.read_text()), f"{group.replace('/', '.')}."))
 
     def fault(self, key: str, value: str) -> str:
-        """What is wrong with an override; '' if nothing is."""
+        """Return an error message for an override, or '' if it is valid."""
         if key in GROUPS:
-            unknown = {one for one in value.split(",") if not is_placeholder(one)} - self.choices[key]
+            unknown = {choice for choice in value.split(",") if not is_placeholder(choice)} - self.choices[key]
             return f"{key} has no choice {', '.join(sorted(unknown))}" if unknown else ""
         open_ended = key.startswith(("hydra.sweeper.", "env.options.", "hydra.launcher.sbatch"))
         return "" if key in self.options or open_ended else f"there is no option {key}"
 
     def faults(self, words: list[str]) -> list[str]:
-        """What is wrong with the overrides among the words of a command."""
+        """Return the error messages for the overrides among the words of a command."""
         matches = filter(None, map(OVERRIDE.fullmatch, words))
         return [fault for match in matches if (fault := self.fault(match["key"], match["value"]))]
 
@@ -145,24 +149,24 @@ EXAMPLE = Choices(ROOT / "docs" / "examples" / "own" / "conf")
 
 
 def is_placeholder(word: str) -> bool:
-    """NAME, ..., [FOLDER]."""
+    """Return whether a word stands for others: NAME, ..., [FOLDER]."""
     return not word or "..." in word or re.search(r"[A-Z\[<{]", word) is not None
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every `qllm-exp ...` in code."""
+    """Return the words of every `qllm-exp ...` in code."""
     text = re.sub(r"\\\n\s*", " ", text)
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^ *```\w*\n.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", prose) + re.findall(r"^    (.+)$", prose, re.MULTILINE)
-    found = (re.search(r"(?:^|\s)qllm-exp(?: .*)?$", line) for line in lines)
-    return [shlex.split(match[0].partition(" #")[0]) for match in found if match]
+    matches = (re.search(r"(?:^|\s)qllm-exp(?: .*)?$", line) for line in lines)
+    return [shlex.split(match[0].partition(" #")[0]) for match in matches if match]
 
 
 def config_dirs(words: list[str]) -> list[str]:
-    """The folders of --config-dir."""
-    return [words[at + 1] for at, word in enumerate(words[:-1]) if word == "--config-dir"]
+    """Return the folders of --config-dir."""
+    return [words[index + 1] for index, word in enumerate(words[:-1]) if word == "--config-dir"]
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name)
@@ -177,14 +181,14 @@ def test_commands_name_existing_choices_and_options(path):
                 words
             )
         if words[:1] == ["retry"] or any(not (ROOT / folder).exists() for folder in own):
-            continue  # options of a launcher; a folder that a page makes up
+            continue  # options of a launcher, or a folder that exists only on a page
         known = EXAMPLE if own else PACKAGE
         assert not (faults := known.faults(words)), f"{words}: {faults}"
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_overrides_in_sentences_exist(path):
-    """`env=lbf` and `env=lbf train.gamma=0.95` in backticks."""
+    """The sentences name overrides in backticks: `env=lbf`, `env=lbf train.gamma=0.95`."""
     prose = re.sub(r"^ *```.*?^ *```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     first_parts = {group.partition("/")[0] for group in GROUPS}
     for code in re.findall(r"`([a-z][^`\n]*)`", prose):

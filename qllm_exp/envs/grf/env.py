@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 
 from qllm_exp.config import schema
-from qllm_exp.envs.base import Observation, Step, TeamEnv
+from qllm_exp.envs.base import Observation, Step
 from qllm_exp.envs.grf.pool import WorkerError, WorkerPool
 from qllm_exp.envs.grf.worker import ACTIONS, ACTIVE, MODE, OBS_DIM, PLAYERS, ScenarioInfo
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
+from qllm_exp.envs.simulator import SimulatorEnv
 from qllm_exp.errors import UserError, choose
 
 
@@ -128,11 +129,11 @@ def make(config: Config, num_envs: int, seed: int, device: torch.device) -> "Foo
         raise UserError(f"env=grf: the football engine does not load. Type: make grf\n{error}") from error
 
 
-class FootballEnv(TeamEnv):
+class FootballEnv(SimulatorEnv):
     """N football matches, played by worker processes.
 
-    The engine's seed of match i in episode e is a function of (seed, i, e) alone, so results do not depend on the
-    number of workers.
+    The engine's seed does not depend on the worker, so results do not depend on their number. Its lowest bit also decides
+    which team moves first.
 
     Args:
         config: the options, with a task that `check` accepts.
@@ -166,22 +167,9 @@ class FootballEnv(TeamEnv):
         self.task = _describe(config, scenario, self.episode_limit)
         self.seed(seed)
 
-    def seed(self, seed: int) -> None:
-        """Restart the sequence of engine seeds."""
-        self._seed, self._episode = seed, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Seed, and number of episodes started since."""
-        return {"seed": self._seed, "episode": self._episode}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the sequence of engine seeds from a `state_dict`."""
-        self._seed, self._episode = saved["seed"], saved["episode"]
-
     def reset(self) -> Observation:
         """Start a new episode in every match."""
-        self.pool.reset(np.array([engine_seed(self._seed, i, self._episode) for i in range(self.num_envs)]))
-        self._episode += 1
+        self.pool.reset(np.array(self._next_seeds()))
         return Observation(*self._observe())
 
     def step(self, actions: Tensor) -> Step:
@@ -208,10 +196,6 @@ class FootballEnv(TeamEnv):
         available = torch.ones(self.num_envs, self.n_agents, self.n_actions, dtype=torch.bool, device=self.device)
         return self._tensor(obs), self._tensor(obs[:, 0, self._columns]), available
 
-    def _tensor(self, array: Any) -> Tensor:
-        """Copy of an array on the device: the array may be memory shared with the workers."""
-        return torch.tensor(array, device=self.device)
-
 
 def _is_installed(module: str) -> bool:
     """Whether a module can be found, without importing it."""
@@ -227,18 +211,6 @@ def _gfootball_folder() -> Path | None:
         return None
     spec = importlib.util.find_spec("gfootball")
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
-
-
-def engine_seed(seed: int, match: int, episode: int) -> int:
-    """Seed of the engine for one episode, 31 well-mixed bits. Its lowest bit also decides which team moves first.
-
-    Args:
-        seed: seed of the environment.
-        match: index of the match.
-        episode: episodes that the match has started since it was seeded.
-    """
-    entropy = (seed % 2**64, match, episode)
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
 
 
 def _state_fields(scenario: ScenarioInfo) -> Iterator[tuple[Any, StateField]]:
@@ -263,9 +235,12 @@ def _state_fields(scenario: ScenarioInfo) -> Iterator[tuple[Any, StateField]]:
     yield np.r_[ball + 3 : ball + 5], StateField("ball", None, "direction", xy, -inf, inf, _SPEED_UNITS)
     yield ball + 5, StateField("ball", None, "climb", ("z",), -inf, inf, "metres per step")
     owners = ("nobody", "our_team", "opponents")
-    one_hot = {0.0: "no", 1.0: "yes"}
-    yield np.r_[ball + 6 : ACTIVE.start], StateField("match", None, "ball_owner", owners, 0.0, 1.0, special=one_hot)
-    yield np.r_[MODE], StateField("match", None, "mode", _MODES, 0.0, 1.0, special=one_hot)
+    codes = {0.0: "no", 1.0: "yes"}
+    yield (
+        np.r_[ball + 6 : ACTIVE.start],
+        StateField("match", None, "ball_owner", owners, 0.0, 1.0, special=codes, one_hot=True),
+    )
+    yield np.r_[MODE], StateField("match", None, "mode", _MODES, 0.0, 1.0, special=codes, one_hot=True)
 
 
 def _describe(config: Config, scenario: ScenarioInfo, episode_limit: int) -> TaskDescription:

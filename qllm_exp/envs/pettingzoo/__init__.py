@@ -2,4 +2,6 @@
 
 from qllm_exp.envs.pettingzoo.env import Config, check, make, tasks
 
-__all__ = ["Config", "check", "make", "tasks"]
+TASKS_ARE_MODULES = True  # see envs.imports_task
+
+__all__ = ["TASKS_ARE_MODULES", "Config", "check", "make", "tasks"]

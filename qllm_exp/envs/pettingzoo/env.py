@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qllm_exp.config import schema
-from qllm_exp.envs.base import Observation, Step, TeamEnv
+from qllm_exp.config import registry, schema
+from qllm_exp.envs.base import Observation, Step
 from qllm_exp.envs.pettingzoo.layout import describe, state_layout
+from qllm_exp.envs.simulator import SimulatorEnv, episode_seed
 from qllm_exp.errors import UserError, nearest
 
 
@@ -48,7 +49,7 @@ def check(config: Any) -> None:
     _load_constructor(config.task)
 
 
-def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv:
+def make(config: Any, num_envs: int, seed: int, device: torch.device) -> "PettingzooEnv":
     """Build `num_envs` copies of the module `config.task`; `config.options` are passed on to its `parallel_env()`.
 
     Raises:
@@ -57,18 +58,7 @@ def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv
     return PettingzooEnv(config, _load_constructor(config.task), num_envs, seed, device)
 
 
-def episode_seed(seed: int, copy: int, episode: int) -> int:
-    """Seed of one episode of one copy.
-
-    Args:
-        seed: seed of the environment.
-        copy: index of the copy.
-        episode: episodes that the copy has started since it was seeded.
-    """
-    return int(np.random.SeedSequence((seed, copy, episode)).generate_state(1)[0]) >> 1
-
-
-class PettingzooEnv(TeamEnv):
+class PettingzooEnv(SimulatorEnv):
     """Copies of a parallel environment, with all its agents as one team.
 
     Agents: in the order of `possible_agents`. A dead agent observes zeros and has only action 0, which is ignored.
@@ -94,7 +84,8 @@ class PettingzooEnv(TeamEnv):
     ) -> None:
         self.num_envs, self.device = num_envs, device
         self.episode_limit = config.episode_limit
-        self._seed, self._episode, self._steps = seed, 0, 0
+        self.seed(seed)
+        self._steps = 0
         options = dict(config.options)
         try:
             self._copies = [constructor(**options) for _ in range(num_envs)]
@@ -132,12 +123,11 @@ class PettingzooEnv(TeamEnv):
 
     def reset(self) -> Observation:
         """Start a new episode in every copy."""
-        for copy, env in enumerate(self._copies):
-            self._write_observations(copy, *env.reset(seed=episode_seed(self._seed, copy, self._episode)))
+        for copy, (env, seed) in enumerate(zip(self._copies, self._next_seeds(), strict=True)):
+            self._write_observations(copy, *env.reset(seed=seed))
             self._states[copy] = self._read_state(copy)
         self._agent_terminated[:] = False
         self._playing[:] = True
-        self._episode += 1
         self._steps = 0
         return Observation(self._tensor(self._obs), self._tensor(self._states), self._tensor(self._available))
 
@@ -159,18 +149,6 @@ class PettingzooEnv(TeamEnv):
             self._tensor(terminated),
             self._tensor(truncated),
         )
-
-    def seed(self, seed: int) -> None:
-        """Restart the sequence of episode seeds."""
-        self._seed, self._episode = seed, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Seed, and number of episodes started since."""
-        return {"seed": self._seed, "episode": self._episode}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the sequence of episode seeds from a `state_dict`."""
-        self._seed, self._episode = saved["seed"], saved["episode"]
 
     def close(self) -> None:
         """Close all copies."""
@@ -240,10 +218,6 @@ class PettingzooEnv(TeamEnv):
         """Current observation of each agent of a copy, flat and without padding."""
         return [self._obs[copy, agent, :width] for agent, width in enumerate(self._widths)]
 
-    def _tensor(self, buffer: npt.NDArray[Any]) -> Tensor:
-        """Copy of a buffer as a tensor on the device."""
-        return torch.tensor(buffer, device=self.device)
-
 
 def _load_constructor(task: str) -> Callable[..., Any]:
     """Return `parallel_env` of the module `task`.
@@ -255,6 +229,11 @@ def _load_constructor(task: str) -> Callable[..., Any]:
     if not package:
         raise UserError(
             f"env.task={task!r} is not of the form PACKAGE.MODULE. Type, for example: env.task={tasks()[0]}."
+        )
+    source = registry.find_source(task)
+    if source is not None and not registry.mentions(source, "parallel_env"):
+        raise UserError(
+            f"env.task={task!r}: the module has no parallel_env(). Only parallel environments are supported."
         )
     try:
         module = importlib.import_module(task)

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError
-from qllm_exp.results.figures.style import notes_below, panels, save, tidy
+from qllm_exp.results.figures.style import finish, label_rows, panels, plot_estimate
 from qllm_exp.results.statistics.sample_units import small_n_notes
 from qllm_exp.results.tables.pivot import Cell
 from qllm_exp.results.tables.sheet import Sheet
@@ -52,24 +51,14 @@ def effects(table: Sheet, path: Path | None = None) -> Figure:
     figure, axes = panels(len(tasks), width=3.2 + 0.08 * longest, height=height)
     for axis, (task, rows) in zip(axes, tasks.items(), strict=True):
         for row, (_, cell) in enumerate(rows):
-            effect = cell.estimate
-            errors = None
-            if np.isfinite(effect.low):
-                errors = [[effect.value - effect.low], [effect.high - effect.value]]
-            axis.errorbar(
-                effect.value, row, xerr=errors, fmt="o", color="black", capsize=4, markersize=5, linewidth=1.2
-            )
-        axis.axvline(0, color="black", linewidth=0.8, linestyle="--")
-        axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
-        axis.set_ylim(len(rows) - 0.4, -0.6)
+            plot_estimate(axis, row, cell.estimate)
+        label_rows(axis, [name for name, _ in rows], neutral=0.0)
         axis.set_title(task, fontsize=10)
         axis.set_xlabel(f"{table.columns[0]}: difference to the default")
-        tidy(axis)
-        axis.grid(visible=False, axis="y")
     defaults = [note for note in table.notes if note.startswith(("Default: ", "Difference: "))]
-    notes_below(figure, [*defaults, *small_n_notes(cell.estimate.runs for rows in tasks.values() for _, cell in rows)])
-    save(figure, path)
-    return figure
+    return finish(
+        figure, [*defaults, *small_n_notes(cell.estimate.runs for rows in tasks.values() for _, cell in rows)], path
+    )
 
 
 def _setting_text(name: str, value: object) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError, choose
 from qllm_exp.results.figures.per_task import format_steps_axis, plot_line
-from qllm_exp.results.figures.style import legends, method_styles, notes_below, panels, save, tidy
+from qllm_exp.results.figures.style import finish, label_rows, legends, method_styles, panels, plot_estimate, tidy
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics import sample_units
@@ -52,7 +52,7 @@ class SharedTasks:
 
     def labels(self) -> dict[str, str]:
         """Return the legend label of each method, 'qmix (n=5)'; n is the smallest number of units of a task."""
-        return {name: f"{name} ({sample_units.n_label(runs)})" for name, runs in self.runs.items()}
+        return {name: sample_units.legend_label(name, runs) for name, runs in self.runs.items()}
 
     def scores(self, metric: str) -> dict[str, list[Array]]:
         """Return the normalised scores of each method: for each task [units].
@@ -132,9 +132,7 @@ def aggregated_curves(records: Sequence[Record], path: Path | None = None, missi
     axis.set_ylabel("normalised evaluation return, IQM")
     format_steps_axis(axis)
     legends(figure, [axis])
-    notes_below(figure, [*notes, *shared.unit_notes(), *missing])
-    save(figure, path)
-    return figure
+    return finish(figure, [*notes, *shared.unit_notes(), *missing], path)
 
 
 def profiles(
@@ -169,9 +167,7 @@ def profiles(
     tidy(axis)
     legends(figure, [axis])
     note = f"Over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals."
-    notes_below(figure, [note, *shared.notes, *shared.unit_notes(), *missing])
-    save(figure, path)
-    return figure
+    return finish(figure, [note, *shared.notes, *shared.unit_notes(), *missing], path)
 
 
 def improvement(
@@ -219,10 +215,10 @@ def improvement(
     longest = max(len(name) for name in shared.methods)
     figure, (axis,) = panels(1, width=min(12.0, 5.2 + 0.14 * longest), height=1.3 + 0.42 * len(pairs))
     for row, ((x, _), probability) in enumerate(zip(pairs, estimates, strict=True)):
-        style, value = styles[x], probability.value
+        style = styles[x]
         axis.barh(
             row,
-            value - 0.5,
+            probability.value - 0.5,
             0.6,
             left=0.5,
             color=style.colour,
@@ -231,25 +227,16 @@ def improvement(
             linewidth=0,
             alpha=0.6,
         )
-        errors = [[value - probability.low], [probability.high - value]] if np.isfinite(probability.low) else None
-        axis.errorbar(
-            value, row, xerr=errors, color="black", capsize=4, marker=style.marker, markersize=5, linewidth=1.2
-        )
-    axis.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
-    axis.set_yticks(range(len(pairs)), [f"{x}  >  {y}" for x, y in pairs], fontsize=8)
+        plot_estimate(axis, row, probability, style.marker)
+    label_rows(axis, [f"{x}  >  {y}" for x, y in pairs], neutral=0.5)
     axis.set_xlim(-0.02, 1.02)
-    axis.set_ylim(len(pairs) - 0.4, -0.6)
     axis.set_xlabel("P(X > Y)")
-    tidy(axis)
-    axis.grid(visible=False, axis="y")
     note = (
         f"Over {count(len(shared.tasks), 'task')}, {metric} return; 95 % stratified bootstrap intervals, "
         f"n = {_run_range(estimates)} {sample_units.unit_name(list(shared.runs.values()))}. At 0.5 neither is better."
     )
     excluded = [line for line in shared.notes if line.startswith("Left out")]
-    notes_below(figure, [note, *excluded, *shared.unit_notes(), *missing])
-    save(figure, path)
-    return figure
+    return finish(figure, [note, *excluded, *shared.unit_notes(), *missing], path)
 
 
 def _shared_steps(shared: SharedTasks, method: str) -> tuple[list[int], list[Array], list[str]]:

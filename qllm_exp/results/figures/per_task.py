@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from qllm_exp.errors import choose
-from qllm_exp.results.figures.style import Style, legends, method_styles, notes_below, panels, save, tidy
+from qllm_exp.results.figures.style import Style, finish, legends, method_styles, panels, tidy
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics import sample_units
@@ -40,9 +40,7 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
     """
     styles = method_styles(keys.methods(records))
     tasks = group_by_task([record for record in records if only in ("", record.task)])
-    entries = [
-        [f"{name} ({sample_units.n_label(runs)})" for name, runs in methods.items()] for methods in tasks.values()
-    ]
+    entries = [[sample_units.legend_label(*method) for method in methods.items()] for methods in tasks.values()]
     figure, axes = panels(len(tasks), entries=entries)
     groups = [runs for methods in tasks.values() for runs in methods.values()]
     units = sample_units.unit_name(groups)
@@ -52,7 +50,7 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
             aligned = align(runs)
             values = sample_units.unit_means(aligned.runs, aligned.returns, sample_units.counts_functions(runs))
             low, high = bootstrap_mean(values)
-            label = f"{name} ({sample_units.n_label(runs)})"
+            label = sample_units.legend_label(name, runs)
             plot_line(axis, aligned.steps, values.mean(0), low, high, styles[name], label)
             if aligned.note:
                 notes.append(f"{name} on {task}: {aligned.note}.")
@@ -60,9 +58,7 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
         axis.set_ylabel("evaluation return")
         format_steps_axis(axis)
     legends(figure, axes)
-    notes_below(figure, [*notes, *sample_units.unit_notes(groups), *missing])
-    save(figure, path)
-    return figure
+    return finish(figure, [*notes, *sample_units.unit_notes(groups), *missing], path)
 
 
 def bars(
@@ -101,9 +97,7 @@ def bars(
     groups = [runs for methods in tasks.values() for runs in methods.values()]
     units = sample_units.unit_name(groups)
     note = f"Mean over {units} with 95 % bootstrap intervals; dots are individual {units}."
-    notes_below(figure, [note, *sample_units.unit_notes(groups), *missing])
-    save(figure, path)
-    return figure
+    return finish(figure, [note, *sample_units.unit_notes(groups), *missing], path)
 
 
 def group_by_task(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:

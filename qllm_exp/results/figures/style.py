@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.records.keys import family, sort_key
+from qllm_exp.results.statistics.aggregate import Estimate
 
 _T = TypeVar("_T")
 
@@ -193,12 +195,44 @@ def _all_equal(entries: Sequence[Sequence[str]]) -> bool:
     return all(list(labels) == list(entries[0]) for labels in entries)
 
 
-def notes_below(figure: Figure, notes: Sequence[str]) -> None:
-    """Write notes in small print below a figure, wrapped to its width."""
+def plot_estimate(axis: Axes, row: int, estimate: Estimate, marker: str = "o") -> None:
+    """Plot an estimate as a point, with its interval if it has one.
+
+    Args:
+        axis: to draw on.
+        row: vertical position.
+        estimate: the estimate.
+        marker: of the point.
+    """
+    errors = None
+    if np.isfinite(estimate.low):
+        errors = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+    axis.errorbar(estimate.value, row, xerr=errors, fmt=marker, color="black", capsize=4, markersize=5, linewidth=1.2)
+
+
+def label_rows(axis: Axes, labels: Sequence[str], neutral: float) -> None:
+    """Label rows 0, 1, ... from top to bottom, mark the neutral value by a dashed line, and `tidy` the axes."""
+    axis.axvline(neutral, color="black", linewidth=0.8, linestyle="--")
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    tidy(axis)
+    axis.grid(visible=False, axis="y")
+
+
+def finish(figure: Figure, notes: Sequence[str], path: Path | None) -> Figure:
+    """Write notes in small print below a figure, wrapped to its width; save the figure, and return it.
+
+    Args:
+        figure: the figure.
+        notes: the notes.
+        path: as in `save`.
+    """
     width = int(figure.get_figwidth() * 18)  # characters per inch
     lines = [line for note in notes for line in textwrap.wrap(note, width, subsequent_indent="   ")]
     if lines:
         figure.supxlabel("\n".join(lines), fontsize=7, x=0.01, ha="left", color="#333333")
+    save(figure, path)
+    return figure
 
 
 def check_figure_path(path: Path) -> None:

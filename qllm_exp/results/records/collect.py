@@ -178,7 +178,7 @@ def _check_seeds(records: Sequence[Record]) -> None:
 
 def _unfinished_run(path: Path, reader: Reader, queue: Queue | None) -> UnfinishedRun:
     state, reason = _state_and_reason(path, queue)
-    if (path / "config.yaml").exists():
+    if RunDirectory(path).config.exists():
         method, seed = reader.method(path)
         return UnfinishedRun(path, method.task, method.base, seed, state, reason, method.settings)
     parts = path.name.split("_")

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,12 @@ import yaml
 
 from qllm_exp.config.load import method_name
 from qllm_exp.errors import UserError
+from qllm_exp.runs.config_reader import ConfigReader
+from qllm_exp.runs.dotted_keys import flatten
+from qllm_exp.runs.json_files import parse_object, read_bytes
 from qllm_exp.runs.metrics import read_rows
-from qllm_exp.runs.run_directory import NOT_IDENTITY
+from qllm_exp.runs.run_directory import NOT_IDENTITY, RunDirectory
+from qllm_exp.utils.text import inert
 
 EVALUATION_EVERY = "train.evaluation.every"
 FUNCTION = "mixer.function"  # stands for the credit-assignment function: the first digits of its program's hash
@@ -52,9 +56,9 @@ _LEGACY_NON_IDENTITY_KEYS = (
     "llm.usd_per_million_out",
     "llm.path",
 )
+_MAX_VALUES = 10_000  # of a configuration
 _GENERATION_KEYS = ("llm.", "tfcaf.")  # how a function was generated: irrelevant for a mixer that uses none
 _RUN_BLOCK = re.compile(r"(seed|dir|device|tracking|sweep):")  # top-level blocks that do not define the method
-_BLOCK_START = re.compile(r"^(?=\w)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class Reader:
     """Reads run directories and caches what many of them share: blocks of configurations, functions, versions."""
 
     def __init__(self) -> None:
-        self._blocks: dict[str, dict[str, Any]] = {}
+        self._configs = ConfigReader()
         self._methods: dict[tuple[str, ...], Method] = {}
         self._functions: dict[bytes, _Function] = {}
         self._versions: dict[bytes, Mapping[str, Any]] = {}
@@ -158,14 +162,15 @@ class Reader:
         Raises:
             UserError: a file of the finished run is missing or cannot be read.
         """
-        content = _read_bytes(path / "result.json")
+        directory = RunDirectory(path)
+        content = read_bytes(directory.result_path)
         if content is None:
             return None
-        result = _parse_json(path / "result.json", content)
-        function = self._function(path / "tfcaf.json")
+        result = parse_object(directory.result_path, content)
+        function = self._function(directory.tfcaf)
         method, seed = self.method(path, function)
-        steps, returns, final, absolute = _evaluations(path / "metrics.jsonl")
-        versions = self._parse_cached(path / "versions.json", self._versions, dict)
+        steps, returns, final, absolute = _evaluations(directory.metrics)
+        versions = self._parse_cached(directory.versions, self._versions, dict)
         record = Record(
             path=path,
             task=method.task,
@@ -193,32 +198,22 @@ class Reader:
         Raises:
             UserError: config.yaml is missing or is not a run configuration.
         """
-        content = _read_bytes(path / "config.yaml")
-        if content is None:
-            raise UserError(
-                f"{path} has no config.yaml, so it is not a complete run directory. Copy the whole directory."
-            )
-        blocks = [block for block in _BLOCK_START.split(content.decode()) if block]
+        config = RunDirectory(path).config
+        blocks = self._configs.blocks(config)
         run_blocks = [block for block in blocks if _RUN_BLOCK.match(block)]
         method_blocks = [block for block in blocks if not _RUN_BLOCK.match(block)]
         cache_key = (*method_blocks, function.digits)
         try:
             if cache_key not in self._methods:
-                parsed_blocks = [self._parse_block(block) for block in method_blocks]
+                parsed_blocks = [self._configs.parse(block) for block in method_blocks]
                 self._methods[cache_key] = _make_method(
                     parsed_blocks, _non_identity_keys(cache_key[0]), function.digits
                 )
-            seed = next(int(self._parse_block(block)["seed"]) for block in run_blocks if block.startswith("seed:"))
-        except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration) as error:
+            seed = next(int(self._configs.parse(block)["seed"]) for block in run_blocks if block.startswith("seed:"))
+        except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration, RecursionError) as error:
             reason = " ".join(str(error).split()) or "it has no seed"
-            raise UserError(f"{path / 'config.yaml'} is not a valid run configuration: {reason}.") from None
+            raise UserError(f"{config} is not a valid run configuration: {reason}.") from None
         return self._methods[cache_key], seed
-
-    def _parse_block(self, text: str) -> dict[str, Any]:
-        """Return a top-level key of a configuration with everything below it. OmegaConf starts a line with each."""
-        if text not in self._blocks:
-            self._blocks[text] = yaml.load(text, _Loader) or {}
-        return self._blocks[text]
 
     def _function(self, path: Path) -> _Function:
         return self._parse_cached(path, self._functions, _make_function) or _NO_FUNCTION
@@ -226,29 +221,35 @@ class Reader:
     @staticmethod
     def _parse_cached(path: Path, cache: dict[bytes, Any], make: Callable[[dict[str, Any]], Any]) -> Any:
         """Return `make` of a JSON file, cached by the hash of its text; None if there is no such file."""
-        content = _read_bytes(path)
+        content = read_bytes(path)
         if content is None:
             return None
         digest = hashlib.sha256(content).digest()
         if digest not in cache:
             try:
-                cache[digest] = make(_parse_json(path, content))
+                cache[digest] = make(parse_object(path, content))
             except KeyError as error:
                 raise UserError(f"{path} has no key {error}. Copy the whole run directory again.") from None
         return cache[digest]
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml with OmegaConf's changes to YAML 1.1: 1e-4 is a number, and a date is text."""
+def _inert_texts(node: Any, counter: Iterator[int]) -> Any:
+    """Return YAML data whose texts, which tables and figures show, are inert.
 
+    Args:
+        node: the data.
+        counter: counts the values. A reference of YAML stands for a copy, so a few lines may stand for any number of values.
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+    Raises:
+        ValueError: the data has more values than a configuration.
+    """
+    if next(counter) > _MAX_VALUES:
+        raise ValueError(f"it has more than {_MAX_VALUES} values")
+    if isinstance(node, dict):
+        return {inert(key): _inert_texts(value, counter) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_inert_texts(value, counter) for value in node]
+    return inert(node) if isinstance(node, str) else node
 
 
 def _non_identity_keys(block: str) -> tuple[str, ...]:
@@ -262,11 +263,12 @@ def _make_method(blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...
     config: dict[str, Any] = {}
     for block in blocks:
         config |= block
+    config = _inert_texts(config, itertools.count(1))
     algorithm, mixer, env = config["algorithm"]["name"], config["mixer"]["name"], config["env"]
     excluded = _NON_METHOD_KEYS + non_identity_keys
     if mixer != "tfcaf":
         excluded += _GENERATION_KEYS
-    settings = {key: value for key, value in _flatten(config).items() if not key.startswith(excluded)}
+    settings = {key: value for key, value in flatten(config).items() if not key.startswith(excluded)}
     identity = settings
     if function_digits:  # the function itself defines the method, not who wrote it or how
         settings[FUNCTION] = function_digits
@@ -280,16 +282,6 @@ def _make_method(blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...
         labels=labels | {"train.name": config["train"].get("name", "")},
         evaluation_every=config["train"].get("evaluation", {}).get("every"),
     )
-
-
-def _flatten(node: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _make_function(stored: dict[str, Any]) -> _Function:
@@ -313,26 +305,3 @@ def _evaluations(path: Path) -> tuple[tuple[int, ...], tuple[float, ...], Mappin
             f"{path} is not from a finished run: {reason}. Copy the run directory again, or leave this run out."
         )
     return steps, returns, evaluations[-1], absolute[-1] if absolute else {}
-
-
-def _read_bytes(path: Path) -> bytes | None:
-    """Return the content of a file; None if it does not exist."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _parse_json(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(content)
-    except ValueError as error:
-        raise UserError(
-            f"{path} is truncated or not valid JSON: {error}. Copy the run directory again, or leave this run out."
-        ) from None
-    if not isinstance(parsed, dict):
-        raise UserError(f"{path} is not a JSON object. Copy the run directory again, or leave this run out.")
-    return parsed

@@ -1,4 +1,7 @@
-"""Elements of an HTML page. Everything that is not `Html` is text and gets escaped, so no run can put markup into a report."""
+"""Elements of an HTML page.
+
+Everything that is not `Html` is text and gets escaped, so no run can put markup or characters that reorder text into a report.
+"""
 
 import html
 from collections.abc import Callable, Iterable, Sequence
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from qllm_exp.errors import UserError
 from qllm_exp.results.tables.formats import html_notes, html_table
 from qllm_exp.results.tables.sheet import Sheet
+from qllm_exp.utils.text import inert_lines
 
 MAX_OPEN_ROWS = 40  # a longer table is collapsed
 MAX_COLUMNS = 8  # a table with more columns would be cut off in print
@@ -30,7 +34,7 @@ def tag(name: str, *children: str, **attributes: object) -> Html:
         if value is True:
             parts.append(attribute)
         elif value is not None and value is not False:
-            parts.append(f'{attribute}="{html.escape(str(value))}"')
+            parts.append(f'{attribute}="{html.escape(inert_lines(value))}"')
     return Html(f"<{' '.join(parts)}>{concat(children)}</{name}>")
 
 
@@ -125,4 +129,4 @@ def _cell(cell: str) -> Html:
 
 
 def _to_markup(part: str) -> str:
-    return part if isinstance(part, Html) else html.escape(part)
+    return part if isinstance(part, Html) else html.escape(inert_lines(part))

@@ -5,6 +5,7 @@ import keyword
 import tokenize
 
 from qllm_exp.results.report.parts import Html, concat, tag
+from qllm_exp.utils.text import inert_lines
 
 _CLASSES = {tokenize.COMMENT: "c", tokenize.STRING: "s", tokenize.NUMBER: "n"}
 
@@ -31,10 +32,11 @@ class _SourceReader:
 
 
 def highlight(source: str) -> Html:
-    """Return source with spans around comments, strings, numbers, keywords and function names.
+    """Return source, made inert, with spans around comments, strings, numbers, keywords and function names.
 
     If the source is not valid Python, it is returned as plain text.
     """
+    source = inert_lines(source)
     reader = _SourceReader(source)
     parts: list[str] = []
     previous = ""

@@ -3,11 +3,13 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import yaml
 
+from qllm_exp.errors import UserError
 from qllm_exp.results.records.collect import UnfinishedRun
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.report.parts import (
@@ -23,6 +25,7 @@ from qllm_exp.results.report.parts import (
     tag,
 )
 from qllm_exp.results.report.report_data import ReportData, display_path
+from qllm_exp.runs.config_reader import ConfigReader
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING, STATES
 from qllm_exp.runs.sweep_directory import Sweep
@@ -78,23 +81,13 @@ def _version(run: Record) -> str:
 
 
 def _tags(sweep: Sweep) -> Iterator[list[str]]:
-    """Yield the tags of each distinct sweep block among the configurations of a sweep's runs."""
-    seen: set[str] = set()
+    """Yield the tags in the configuration of each run of a sweep. Missing and invalid configurations are skipped."""
+    reader = ConfigReader()
     for directory in sweep.directories:
-        try:
-            _, separator, rest = directory.config.read_text(encoding="utf-8").partition("\nsweep:\n")
-        except (OSError, UnicodeDecodeError):
-            continue
-        lines = rest.split("\n")
-        end = next((index for index, line in enumerate(lines) if line[:1] not in (" ", "-")), None)
-        block = "\n".join(lines[:end])
-        if not separator or block in seen:
-            continue
-        seen.add(block)
-        try:
-            yield [str(name) for name in (yaml.safe_load(block) or {}).get("tags") or []]
-        except (yaml.YAMLError, AttributeError, TypeError):
-            continue
+        with suppress(UserError, yaml.YAMLError, AttributeError, TypeError):
+            for block in reader.blocks(directory.config):
+                if block.startswith("sweep:"):
+                    yield [str(name) for name in reader.parse(block)["sweep"].get("tags") or []]
 
 
 def _run_states(data: ReportData) -> Html:

@@ -94,6 +94,11 @@ def n_label(runs: Sequence[Record]) -> str:
     return format_n(min_units(runs), counts_functions(runs))
 
 
+def legend_label(method: str, runs: Sequence[Record]) -> str:
+    """Return 'qmix (n=5)' for the runs of one method."""
+    return f"{method} ({n_label(runs)})"
+
+
 def unit_notes(groups: Sequence[Sequence[Record]]) -> list[str]:
     """Return the footnotes about units, for a figure that shows several groups of runs."""
     notes = [FUNCTIONS_NOTE] if any(map(counts_functions, groups)) else []

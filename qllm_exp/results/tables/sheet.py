@@ -11,6 +11,7 @@ from qllm_exp.results.records.collect import Collection
 from qllm_exp.results.statistics import sample_units
 from qllm_exp.results.statistics.aggregate import MIN_RUNS
 from qllm_exp.results.tables.pivot import Cell
+from qllm_exp.utils.text import inert_lines
 
 MAX_NAMES = 6  # names listed in a footnote
 
@@ -104,7 +105,7 @@ def _list_names(names: Sequence[str]) -> str:
 
 def markdown(sheets: Sequence[Sheet]) -> str:
     """Return tables as Markdown."""
-    return "\n\n".join(_markdown(sheet) for sheet in sheets) + "\n"
+    return inert_lines("\n\n".join(_markdown(sheet) for sheet in sheets) + "\n")
 
 
 def cell_text(cell: Cell | str | None, mark_small_n: bool = False) -> str:

@@ -1,6 +1,7 @@
 """Explaining a credit-assignment function: its credit, what the credit depends on, and the files about both."""
 
 import csv
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -47,6 +48,10 @@ PRODUCT = """
 def credit_assignment(agents_q, global_state):
     return agents_q[:, :1] * agents_q[:, 1:2] + global_state[:, :1]
 """
+MEAN = """
+def credit_assignment(agents_q, global_state):
+    return agents_q.mean(dim=1, keepdim=True)
+"""
 LAYOUT = StateLayout.from_fields(
     [
         StateField("agent", 0, "position", ("x", "y"), -1.0, 1.0),
@@ -58,7 +63,7 @@ LAYOUT = StateLayout.from_fields(
 
 @cache  # each source is traced once for all tests
 def program(source: str, n_agents: int, state_dim: int) -> Program:
-    return trace(source, torch.rand(7, state_dim, generator=torch.Generator().manual_seed(0)), n_agents)
+    return trace(source, torch.rand(7, state_dim, generator=torch.Generator().manual_seed(0)), n_agents).program
 
 
 def stored_function(source: str, env: TeamEnv) -> StoredFunction:
@@ -358,6 +363,27 @@ def test_explain_is_reproducible_and_plays_a_given_policy(tmp_path: Path) -> Non
     summary = (tmp_path / "a" / "summary.md").read_text()
     assert policy.episodes > 2 and "a given policy" in summary and "return 46" in summary  # payoffs 11, 7, 5, twice
     assert "Sum of weights: 1 in every state." in summary and "| 0 | 0.5000 | 0.5000 | 0.5000 |" in summary
+
+
+def test_texts_of_a_function_are_inert_in_its_summary(tmp_path: Path) -> None:
+    env = make_env(MatrixConfig(), 2, 0)
+    active, shown = "\x1b[31m \u202ered", r"\x1b[31m \u202ered"
+    source = f"{MEAN.rstrip()}  # {active}\n"
+    stored = replace(stored_function(MEAN, env), source=source, provenance={active: active}, verdict=active)
+    explain(stored, env, tmp_path, enforce=False)
+    summary = (tmp_path / "summary.md").read_text()
+    assert f"- {shown}: {shown}\n- verdict: {shown}\n" in summary and f"# {shown}\n" in summary
+    assert all(line.isprintable() for line in summary.split("\n"))
+
+
+def test_explain_refuses_a_program_that_fails_on_states_of_the_task(tmp_path: Path) -> None:
+    env = make_env(MatrixConfig(), 2, 0)
+    index = [["to.dtype", [{"ref": 1}, {"dtype": "int64"}], {}], ["gather.default", [{"ref": 0}, 1, {"ref": 3}], {}]]
+    operations = [*index, ["mean.dim", [{"ref": 4}, [1], True], {}]]
+    data = {"version": 1, "n_agents": 2, "state_dim": 2, "constants": [], "operations": operations, "output": 5}
+    stored = replace(stored_function(MEAN, env), program=Program(data))
+    with pytest.raises(UserError, match="does not work on the states of the task"):
+        explain(stored, env, tmp_path, enforce=False)
 
 
 def test_explain_refuses_a_function_for_another_task(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from qllm_exp.config.schema import GenerationConfig
 from qllm_exp.credit.refused import Refused
 from qllm_exp.errors import UserError
 from qllm_exp.generation.coder_evaluator import Outcome, generate
-from qllm_exp.generation.prompt_rendering import Prompts
+from qllm_exp.generation.prompt_rendering import MAX_ANSWER, Prompts
 from qllm_exp.generation.verify import Accepted
 from qllm_exp.llm import CallFailed, Reply, Request
 
@@ -31,6 +31,7 @@ class Model:
         self.answers = {name.replace("_", "-"): value for name, value in answers.items()}
         self.batches: list[list[str]] = []
         self.requests: dict[str, Request] = {}
+        self.estimated = False
 
     def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
         self.batches.append([request.name for request in requests])
@@ -46,7 +47,9 @@ class Model:
             text = str([0] * (n_candidates - 1) + [1])
         elif text is None:
             text = "Use the distances."
-        return text if isinstance(text, CallFailed) else Reply(text, "some-model", 100, 10, 0.01)
+        return (
+            text if isinstance(text, CallFailed) else Reply(text, "some-model", 100, 10, 0.01, estimated=self.estimated)
+        )
 
 
 def verify(sources: Sequence[str]) -> list[Accepted | Refused]:
@@ -162,6 +165,24 @@ def test_a_choice_that_cannot_be_read_is_requested_once_more() -> None:
     assert outcome.transcript[-2]["outcome"].startswith("cannot be read")
 
 
+def test_a_choice_inside_thoughts_is_read() -> None:
+    model = Model(round_1_choice="Perhaps [1, 0, 0]? No, rather the second: [0, 1, 0].\n</think>\n")
+    outcome = run(model, replace(DEFAULT, rounds=1))
+    assert outcome.accepted.source == "source of round-1-coder-2\n"
+    assert (
+        "candidate 2 of 3, chosen by the evaluator" in outcome.verdict and "round-1-choice-repair" not in model.requests
+    )
+
+
+def test_an_answer_that_is_too_long_is_not_sent_back() -> None:
+    endless = "x" * (MAX_ANSWER + 1)
+    model = Model(round_1_coder_1=endless, round_1_choice=endless)
+    run(model, replace(DEFAULT, rounds=1))
+    for name in ("round-1-coder-1-attempt-2", "round-1-choice-repair"):
+        first = model.requests[name.removesuffix("-attempt-2").removesuffix("-repair")]
+        assert model.requests[name].messages == first.messages
+
+
 @pytest.mark.parametrize("reply", ["No.", CallFailed("dropped")])
 def test_without_a_readable_choice_the_first_accepted_candidate_is_chosen(reply: Any) -> None:
     model = Model(round_1_coder_1="prose", round_1_choice="Hm.", round_1_choice_repair=reply)
@@ -213,4 +234,12 @@ def test_the_transcript_has_every_call_with_its_cost() -> None:
     outcome = run(Model(), replace(DEFAULT, rounds=1))
     assert [row["call"] for row in outcome.transcript] == [*(f"round-1-coder-{k}" for k in (1, 2, 3)), "round-1-choice"]
     assert all((row["tokens_in"], row["tokens_out"], row["cost_usd"]) == (100, 10, 0.01) for row in outcome.transcript)
+    assert all("usage" not in row for row in outcome.transcript)
     assert all(message["role"] != "system" for row in outcome.transcript for message in row["messages"])
+
+
+def test_the_transcript_says_which_tokens_are_estimates() -> None:
+    model = Model()
+    model.estimated = True
+    outcome = run(model, replace(DEFAULT, rounds=1))
+    assert all(row["usage"] == "estimated" for row in outcome.transcript)

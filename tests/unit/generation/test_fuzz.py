@@ -15,7 +15,7 @@ from qllm_exp.credit.refused import MAX_REASON, Refused
 from qllm_exp.envs import TeamEnv, make_env
 from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.generation import sandbox
-from qllm_exp.generation.sandbox_child import landlock_version
+from qllm_exp.generation.confinement import landlock_version
 from qllm_exp.generation.verify import Accepted, verify_all
 
 pytestmark = pytest.mark.slow
@@ -80,6 +80,21 @@ def test_nothing_outside_is_touched_and_no_secret_is_returned(hostile_verdicts: 
     assert canary.read_text() == SECRET and list(canary.parent.iterdir()) == [canary]
     assert os.environ["OPENAI_API_KEY"] == SECRET
     assert not any(SECRET in repr(verdict) for _, verdict in hostile_verdicts)
+
+
+HARMLESS = (  # Python that never leaves the child, and slips that mean the same for one row
+    "    import numpy\n    x = {1, 2}\n    x: eval('1') = 1\n    return agents_q.mean(1)",
+    "    return agents_q.mean(1, keepdim=True).T if isinstance(y := 1, int) else agents_q",
+    "    return agents_q.mean(1, keepdim=True).squeeze().unsqueeze(-1).unsqueeze(-1)",
+    "    return torch.stack([row.sum() for row in agents_q]).unsqueeze(1)",
+    "    print(helper)\n    return agents_q.mean(1, keepdim=True)\n\ndef helper(x: exec('1')) -> __import__('os'):\n    return 1",
+)
+
+
+def test_harmless_python_is_accepted(env: TeamEnv) -> None:
+    head = "def credit_assignment(agents_q, global_state):\n"
+    for body, verdict in zip(HARMLESS, verify_all([head + body for body in HARMLESS], env, enforce=True), strict=True):
+        assert isinstance(verdict, Accepted), (body, verdict)
 
 
 def test_functions_that_are_not_a_weighted_sum_pass_with_the_gate_off(env: TeamEnv) -> None:

@@ -1,6 +1,8 @@
-"""Prompts contain everything that the environment declares; answers are parsed strictly."""
+"""Prompts contain everything that the environment declares; answers are read in the ways that models write them."""
 
+import contextlib
 import re
+import time
 from types import SimpleNamespace
 from typing import cast
 
@@ -9,7 +11,14 @@ import pytest
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
-from qllm_exp.generation.prompt_rendering import extract_advice, extract_choice, extract_code, render, state_table
+from qllm_exp.generation.prompt_rendering import (
+    MAX_ANSWER,
+    extract_advice,
+    extract_choice,
+    extract_code,
+    render,
+    state_table,
+)
 from qllm_exp.generation.static_check import check
 
 INF = float("inf")
@@ -142,6 +151,8 @@ def test_later_messages_contain_sources_advice_and_reasons() -> None:
     )
 
 
+SKETCH = "def credit_assignment(agents_q, global_state):\n    ...\n    return q_tot\n"
+OTHER = "def credit_assignment(agents_q, global_state):\n    return agents_q.sum(1, keepdim=True)\n"
 SOURCE = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)\n"
 
 
@@ -154,9 +165,31 @@ SOURCE = "def credit_assignment(agents_q, global_state):\n    return agents_q.me
         f"```Python\r\n{SOURCE}```".replace("\n", "\r\n").replace("\r\r", "\r"),
         "1. So:\n   ```py\n" + "".join(f"   {line}\n" for line in SOURCE.splitlines()) + "   ```",
         f"Inline `code` is fine.\n```python\n\n{SOURCE}\n\n```",
+        f'```python title="credit.py" {{1,2}}\n{SOURCE}```',
+        f"``` python\n{SOURCE}```",
+        f"```{{.python .numberLines}}\n{SOURCE}```",
+        f"```text\n{SOURCE}```",
+        f"~~~python\n{SOURCE}~~~",
+        f"````markdown\n{SOURCE}````",
+        f"\ufeff```python\n{SOURCE}```",
+        f"```python\n\ufeff{SOURCE}```",
+        f"Thoughts.\n```\ndef credit_assignment(agents_q, global_state)\n```\n```python\n{SOURCE}```",
+        f"```bash\npip install torch\n```\n```python\n{SOURCE}```\n```python\nq = credit_assignment(q, s)\n```",
+        f"```python\n{SOURCE}```\nIn short:\n```python\n{SKETCH}```",
+        f"```python\n{OTHER}```\nBetter:\n```python\n{SOURCE}```",
+        f"```python\n{SOURCE}```\n```python\n{SOURCE}```",
+        f"<think>\nPerhaps\n```python\n{OTHER}```\n</think>\n```python\n{SOURCE}```",
+        f"Perhaps\n```python\n{OTHER}```\n</think>\n\n```python\n{SOURCE}```",
+        f"Half a block\n```python\n{OTHER}</think>```python\n{SOURCE}```",
+        f"[THINK]\n```\n{OTHER}```[/THINK]{SOURCE}",
+        f"<think>short</think>\n<thinking>more</thinking>\n```python\n{SOURCE}```\n",
+        SOURCE,
+        f"\ufeff{SOURCE}",
+        f"The nearest agent matters.\n\n{SOURCE}\nThat is all.",
+        "As follows.\n\n" + "".join(f"    {line}\n" for line in SOURCE.splitlines()) + "\nThat is all.",
     ],
 )
-def test_one_fenced_block_is_the_source(answer: str) -> None:
+def test_the_last_whole_function_is_the_source(answer: str) -> None:
     assert extract_code(answer) == SOURCE
     assert check(extract_code(answer)) == "credit_assignment"
 
@@ -165,10 +198,13 @@ def test_one_fenced_block_is_the_source(answer: str) -> None:
     ("answer", "reason"),
     [
         ("", "no code block"),
-        (SOURCE, "no code block"),
+        ("No code.", "no code block"),
         (f"```python\n{SOURCE}", "not closed"),
-        (f"```python\n{SOURCE}```\n```python\n{SOURCE}```", "2 code blocks"),
-        (f"```bash\npip install torch\n```\n```python\n{SOURCE}```", "2 code blocks"),
+        ("```python\nx = 1\n```\n```python\ny = 1\n```", "2 code blocks, and none has a whole function"),
+        (f"<think>\n```python\n{SOURCE}```\n</think>\nDone.", "code in thoughts does not count"),
+        (f"<think>\n```python\n{SOURCE}```\n", "code in thoughts does not count"),
+        (f"```python\n{SOURCE}```\n</think>", "code in thoughts does not count"),
+        ("x" * (MAX_ANSWER + 1), "has 1,000,001 characters"),
         ("```json\n{}\n```", "must start with ```python"),
         ("```python\n\n```", "empty"),
         (f"```python\n{SOURCE}``` and more", "must start with ```python and end with ```"),
@@ -180,9 +216,118 @@ def test_other_answers_are_refused_with_the_reason(answer: str, reason: str) -> 
     assert refused.value.stage == "answer"
 
 
+def test_the_only_block_is_the_source_whatever_it_holds() -> None:
+    """The verifier says what is wrong with it."""
+    assert extract_code("```python\nx = 1\n```") == "x = 1\n" and extract_code(f"```python\n{SKETCH}```") == SKETCH
+
+
+HELPERS = """\
+import math
+from torch import Tensor
+
+SCALE = 7.0  # cells
+
+
+def near(state: Tensor) -> Tensor:
+    return -(state[:, 0:1] / SCALE)
+
+def credit_assignment(agents_q, global_state):
+    weights = near(
+        global_state
+)
+    return (weights * agents_q).mean(1, keepdim=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "before", ["", "Agents that are near matter more.\n\n", "1. import what is needed\n2. weigh\n"]
+)
+@pytest.mark.parametrize("after", ["", "\nThis respects the shapes:\n    [B, 1]\n", "\n**Done.**"])
+def test_code_without_a_block_ends_where_prose_begins(before: str, after: str) -> None:
+    assert extract_code(f"{before}{HELPERS}{after}") == HELPERS
+
+
+HEAD = "def credit_assignment(agents_q, global_state):\n"
+TYPOGRAPHIC = """\
+    '''Weigh “near” agents – more.'''
+    near = −(agents_q × 2.0) – 1\u00a0  # the agents’ distance − squared
+    if global_state.shape[0] ≥ 1：
+        note = “it's − fine”, 'as “is”', ‘so’, "\\"−"
+    return （near， note）[0]\u200b
+"""
+PLAIN = """\
+    '''Weigh “near” agents – more.'''
+    near = -(agents_q * 2.0) - 1   # the agents’ distance − squared
+    if global_state.shape[0] >= 1:
+        note = "it's − fine", 'as “is”', 'so', "\\"−"
+    return (near, note)[0]
+"""
+
+
+def test_typographic_signs_are_replaced_outside_of_strings_and_comments() -> None:
+    assert extract_code(f"```python\n{HEAD}{TYPOGRAPHIC}```") == HEAD + PLAIN
+    compile(HEAD + PLAIN, "answer", "exec")
+    assert extract_code(f"{HEAD}{PLAIN}") == HEAD + PLAIN, "a source that is valid stays as it is"
+    assert (
+        extract_code(f"{HEAD}\u00a0\u00a0return agents_q.mean(1, True)") == f"{HEAD}  return agents_q.mean(1, True)\n"
+    )
+
+
+LONG = {
+    "brackets": "[",
+    "fences": "```\n",
+    "backticks": "`",
+    "open tags": "<think>\n",
+    "tags": "<think>\n</think>",
+    "halves of tags": "</think",
+    "quotes": "“",
+    "triple quotes": '−"""\n',
+    "escapes": '\\"""−',
+    "spaces": " ",
+    "signatures": "def credit_assignment(\n",
+    "functions": "def credit_assignment(a, b): return −a\n",
+    "word": "a",
+    "lines": "\n",
+    "indented lines": " x = ’\n",
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_the_time_to_read_an_answer_is_linear_in_its_length(name: str) -> None:
+    def cpu_s(length: int) -> float:
+        text = LONG[name] * (length // len(LONG[name]))
+        start = time.process_time()
+        for answer in (text, f"{SOURCE}−{text}", f"```python\n−{text}\n```"):
+            for read in (extract_code, extract_advice, lambda answer: extract_choice(answer, 3)):
+                with contextlib.suppress(Refused):
+                    read(answer)
+        return time.process_time() - start
+
+    short_s, long_s = cpu_s(9_000), cpu_s(90_000)
+    assert long_s < 0.5 or long_s < 40 * short_s, "a quadratic time would grow a hundredfold"
+
+
 @pytest.mark.parametrize(("answer", "index"), [("[0, 1, 0]", 1), ("My choice: [1,0,0].", 0), ("\n[0,\n0,\n1]\n", 2)])
 def test_a_choice_is_a_list_with_a_single_one(answer: str, index: int) -> None:
     assert extract_choice(answer, 3) == index
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>\nFirst [1, 0, 0], or [0, 0, 1]?\n</think>\n\n[0, 1, 0]",
+        "First [1, 0, 0], or [0, 0, 1]?\n</think>\n\n[0, 1, 0]",
+        "<think>\nFirst [1, 0, 0]? No: [0, 1, 0].\n</think>",
+        "<think>\nFirst [1, 0, 0]? No: [0, 1, 0].\n</think>\nThe second one.",
+        "<think>\nFirst [1, 0, 0]? No: [0, 1, 0]",
+        "First [1, 0, 0]? No: [0, 1, 0]\n</think>\n",
+        "I thought of [1, 0, 0] first.\n\n**[0, 1, 0]**",
+        "```json\n[0, 1, 0]\n```",
+        "It reads global_state[:, 0] and agents_q[0]: [0, 1, 0]",
+    ],
+)
+def test_the_choice_is_what_the_model_ends_with(answer: str) -> None:
+    assert extract_choice(answer, 3) == 1
 
 
 @pytest.mark.parametrize(
@@ -197,6 +342,8 @@ def test_other_choices_are_refused(answer: str) -> None:
 
 def test_advice_is_one_short_text_without_code() -> None:
     assert extract_advice("  Use the level\nof the food. ") == "Use the level of the food."
+    assert extract_advice("<think>\nlong\n```x```</think>\nUse the level.") == "Use the level."
+    assert extract_advice("long " * 1000 + "</think>Use the level.") == "Use the level."
     for answer, reason in (("", "empty"), ("```python\nx\n```", "without code"), ("word " * 300, "at most")):
         with pytest.raises(Refused, match=reason):
             extract_advice(answer)

@@ -26,16 +26,54 @@ def test_realistic_functions_pass(written: Written) -> None:
         "    for i in reversed(range(3)):\n        for j in range(3):\n            if i == j:\n                continue\n"
         "    return agents_q",
         "    x: torch.Tensor = agents_q[:, :1]\n    x += 1\n    return x",
+        "    import numpy as np\n    return agents_q * np.pi",
+        "    import torch.nn as nn\n    return nn.functional.relu(agents_q)",
+        "    from torch import Tensor\n    from typing import List, Optional\n    x: Optional[Tensor] = None\n    return agents_q",
+        "    from itertools import permutations\n    return sum(agents_q[:, p[0]] for p in permutations(range(3)))",
+        "    with torch.no_grad():\n        w = agents_q * 2\n    return w",
+        "    if agents_q.dim() != 2:\n        raise ValueError('x')\n    assert agents_q.shape[1], 'none'\n    return agents_q",
+        "    if (n := agents_q.shape[1]) > 2:\n        pass\n    return agents_q[:, sorted({2, 0, 1})] / n",
+        "    w = torch.zeros(3)\n    w.clamp_(0.1, 1.0).mul_(2)\n    return agents_q * w.fill_(torch.finfo(w.dtype).eps)",
+        "    isinstance(agents_q, torch.Tensor)\n    print('x')\n    for c in 'abc':\n        pass\n    return agents_q",
+        "    return agents_q * torch.FloatTensor([1.0, 2.0, 3.0]) + int(agents_q.shape[0])",
     ],
 )
 def test_ordinary_python_around_the_tensors_passes(body: str) -> None:
     assert check(HEAD + body) == "credit_assignment"
 
 
+def test_helpers_constants_and_a_script_block_may_stand_beside_the_function() -> None:
+    source = (
+        "from __future__ import annotations\nimport torch\nfrom functools import lru_cache\nEPS: float = 1e-6\n"
+        "@lru_cache(None)\ndef helper(x: torch.Tensor, k=2):\n    return x * k\n"
+        + HEAD.replace("global_state", "global_state, scale=1.0")
+        + "    return helper(agents_q) + EPS\n\nif __name__ == '__main__':\n    open('x')\n"
+    )
+    assert check(source) == "credit_assignment"
+
+
+def test_all_faults_are_named_at_once() -> None:
+    body = "    x = torch.rand(1)\n    y = x.item()\n    import os\n    return open(y) * weight"
+    with pytest.raises(Refused) as refused:
+        check(HEAD + body)
+    reason = refused.value.reason
+    for fragment in (
+        "line 2: torch.rand",
+        "line 3: .item",
+        "line 4: 'import os'",
+        "line 5: 'open'",
+        "line 5: 'weight' is not defined",
+    ):
+        assert fragment in reason
+    with pytest.raises(Refused, match=r"and 12 more faults$"):
+        check(HEAD + "".join(f"    a{k} = agents_q.item() + {k}\n" for k in range(20)) + "    return agents_q")
+
+
 BODIES = [  # body of the function, fragment of the reason
-    ("    import os\n    return agents_q", "'import os'.*only 'import torch'"),
-    ("    import numpy as np\n    return agents_q", "use torch"),
-    ("    import torch.nn as nn\n    return agents_q", "'import torch.nn' as 'nn' is not allowed"),
+    ("    import os\n    return agents_q", "'import os' is not allowed: import torch, math"),
+    ("    import scipy\n    return agents_q", "use torch"),
+    ("    import numpy as np\n    return np.load('x')", "np.load is not on the list"),
+    ("    import numpy as torch\n    return agents_q", "'torch' already has another meaning"),
     ("    from torch import nn\n    return nn.Linear(3, 1)(agents_q)", "no trainable parameters"),
     ("    from os import system\n    return agents_q", "'from os import system'"),
     ("    from . import x\n    return agents_q", "not allowed"),
@@ -56,7 +94,7 @@ BODIES = [  # body of the function, fragment of the reason
     ("    return eval('agents_q')", "'eval' is not allowed"),
     ("    exec('import os')\n    return agents_q", "'exec' is not allowed"),
     ("    open('/etc/passwd')\n    return agents_q", "'open' is not allowed"),
-    ("    print(agents_q)\n    return agents_q", "reads and writes nothing"),
+    ("    input(agents_q)\n    return agents_q", "reads and writes nothing"),
     ("    return getattr(agents_q, 'sum')()", "'getattr' is not allowed"),
     ("    return globals()['x']", "'globals' is not allowed"),
     ("    return __import__('os')", "'__import__' is not allowed"),
@@ -68,11 +106,13 @@ BODIES = [  # body of the function, fragment of the reason
     ("    return '{0.__class__}'.format(agents_q)", r"\.format is not on the list"),
     ("    return agents_q.storage()", r"\.storage is not on the list"),
     ("    return agents_q.register_hook(print)", "register_hook|print"),
-    ("    return agents_q.map_(agents_q, max)", "in place"),
+    ("    return agents_q.map_(agents_q, max)", "use tensor operations"),
+    ("    return agents_q.unflatten_(1)", r"in place: write x = x.unflatten\(\.\.\.\)"),
+    ("    return agents_q.fill_diagonal_(0)", "torch.eye"),
+    ("    torch.add(agents_q, 1, out=agents_q)\n    return agents_q", r"out=\.\.\. is not allowed"),
     ("    return agents_q.data", "takes values out"),
     ("    agents_q.requires_grad = False\n    return agents_q", "not on the list|not allowed"),
     ("    agents_q.T = 3\n    return agents_q", "assigning to the attribute"),
-    ("    agents_q.add_(1)\n    return agents_q", r"in place: write x = x.add\(\.\.\.\)"),
     ("    return agents_q * global_state[0, 0].item()", "torch.where"),
     ("    return agents_q.tolist()", "takes values out"),
     ("    return agents_q * torch.rand(1)", "equal inputs must give equal outputs"),
@@ -82,26 +122,25 @@ BODIES = [  # body of the function, fragment of the reason
     ("    torch.manual_seed(0)\n    return agents_q", "random"),
     ("    return torch.empty(3)", "uninitialised"),
     ("    return torch.Tensor(3)", "uninitialised"),
+    ("    T = torch.FloatTensor\n    return T(3)", "is a type"),
     ("    return torch.nn.Linear(3, 1)(agents_q)", "no trainable parameters"),
     ("    w = torch.nn.Parameter(torch.zeros(3))\n    return agents_q", "no trainable parameters"),
     ("    return agents_q.cuda()", "device=agents_q.device"),
     ("    return torch.nonzero(agents_q)", "depends on tensor values"),
-    ("    with torch.no_grad():\n        w = agents_q\n    return w", r"tensor.detach\(\)"),
+    ("    with torch.enable_grad():\n        w = agents_q\n    return w", r"tensor.detach\(\)"),
+    ("    with open('x') as f:\n        pass\n    return agents_q", "with blocks are not allowed"),
+    ("    g = torch.no_grad()\n    return agents_q", "only allowed in 'with torch.no_grad"),
     ("    while True:\n        pass", "while loops are not allowed"),
     ("    for i in range(100000):\n        agents_q = agents_q + 1\n    return agents_q", "runs 100000 times"),
-    ("    for i in range(100):\n        for j in range(100):\n            pass\n    return agents_q", "runs 10000 times"),
-    ("    x = [i for i in range(70) for j in range(70)]\n    return agents_q", "runs 4900 times"),
+    ("    for i in range(300):\n        for j in range(300):\n            pass\n    return agents_q", "runs 90000 times"),
+    ("    x = [i for i in range(270) for j in range(270)]\n    return agents_q", "runs 72900 times"),
     ("    for i in range(9999999999999999999):\n        pass\n    return agents_q", "runs 9999999999999999999 times"),
-    ("    for i in range(3):\n        pass\n    else:\n        pass\n    return agents_q", "for-else"),
-    ("    for c in 'abc':\n        pass\n    return agents_q", "loops may only run over"),
-    ("    for c in agents_q.tolist():\n        pass\n    return agents_q", "loops may only run over|takes values out"),
+    ("    for c in agents_q.tolist():\n        pass\n    return agents_q", "takes values out"),
     ("    try:\n        pass\n    except:\n        pass\n    return agents_q", "try is not allowed"),
-    ("    raise ValueError('x')", "raise is not allowed"),
+    ("    raise agents_q", "raise is only allowed with a built-in error"),
     ("    global x\n    x = 1\n    return agents_q", "global is not allowed"),
     ("    class A: pass\n    return agents_q", "classes are not allowed"),
     ("    yield agents_q", "yield is not allowed"),
-    ("    del agents_q\n    return global_state", "del is not allowed"),
-    ("    if (n := 3) > 2:\n        pass\n    return agents_q", "':=' is not allowed"),
     ("    match 1:\n        case 1: pass\n    return agents_q", "match is not allowed"),
     ("    @torch.no_grad()\n    def h(x): return x\n    return h(agents_q)", "decorators are not allowed|no_grad"),
     ("    range = 3\n    return agents_q", "must not be redefined"),
@@ -127,14 +166,15 @@ def test_refuses_with_a_helpful_reason(body: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("", "exactly one top-level function is required, found: none"),
-        ("x = 1\n" + HEAD + "    return agents_q", "line 1: only imports and one function"),
-        ("torch.save(1, 'x')\n" + HEAD + "    return agents_q", "line 1: only imports"),
-        (HEAD + "    return agents_q\n\ndef helper(x):\n    return x", "found: credit_assignment, helper"),
+        ("", "no function at its top level"),
+        ("torch.save(1, 'x')\n" + HEAD + "    return agents_q", "line 1: torch.save"),
+        (HEAD + "    return agents_q\n\n" + HEAD + "    return agents_q", "exactly one function must be called"),
+        ("def f(x):\n    return x\n\ndef g(x):\n    return x", "the functions are: f, g"),
         ("def mixer(agents_q, global_state):\n    return agents_q", "call it 'credit_assignment'"),
-        ("def credit_assignment(agents_q):\n    return agents_q", r"exactly \(agents_q, global_state\)"),
-        ("def credit_assignment(agents_q, state, k=open('x')):\n    return agents_q", "exactly"),
-        ("def credit_assignment(*args):\n    return args", "exactly"),
+        ("def credit_assignment(agents_q):\n    return agents_q", r"must be \(agents_q, global_state\)"),
+        ("def credit_assignment(agents_q, state, k=open('x')):\n    return agents_q", "'open' is not allowed"),
+        ("def credit_assignment(agents_q, state, k):\n    return agents_q", "others only with defaults"),
+        ("def credit_assignment(*args):\n    return args", r"must be \(agents_q"),
         ("async def credit_assignment(agents_q, state):\n    return agents_q", "async"),
         (
             "@torch.compile\ndef credit_assignment(agents_q, state):\n    return agents_q",

@@ -121,12 +121,12 @@ def column(value: dict[str, int], k: int) -> list[Any]:
 
 PROBED = [  # operations, fragment of the reason
     ([op("mean.dim", Q, [0], True), op("expand.default", REF[3], [B, N]), op("mean.dim", REF[4], [1], True)], "batch of 1 than"),
-    ([MEAN, op("mul.Tensor", REF[3], 1e3)], r"agent 0 \(agents_q\[:, 0\]\) has weight 333.3 .*up to 100 / n = 33.33: normalise"),
+    ([MEAN, op("mul.Tensor", REF[3], 1e3)], r"agent 0 \(agents_q\[:, 0\]\) has weight 333.3 .*up to 100: normalise"),
     ([MEAN, op("add.Tensor", REF[3], 400)], r"at 0 it gives 400 .*1000 / n = 333.3"),
     ([column(Q, 0)], "agent 1 .* never gets credit"),
     ([MEAN, op("neg.default", REF[3])], "agent 0 .* negative weight, or none, in every state"),
     ([op("amax.default", Q, [1], True)], "weights depend on global_state alone"),
-    ([op("exp.default", Q), op("mean.dim", REF[3], [1], True)], r"value is inf with agents_q = \[.*\] in a state of the task"),
+    ([op("exp.default", Q), op("mean.dim", REF[3], [1], True)], r"value is inf with agents_q = \[.*\] in a state within the"),
     ([op("abs.default", Q), op("sqrt.default", REF[3]), op("mean.dim", REF[4], [1], True)], "gradient in agents_q is nan"),
     ([column(S, 3), op("sqrt.default", REF[3]), MEAN, op("mul.Tensor", REF[4], REF[5])], "value is nan .*match code -1"),
     ([column(S, 2), op("sub.Tensor", REF[3], 4.5), MEAN, op("mul.Tensor", REF[4], REF[5])], r"in \d+.\d % of the task's states"),
@@ -158,18 +158,33 @@ def test_notes_name_the_muted_agent_and_relax_leaves_signs_free() -> None:
     assert probe(signed, enforce=False) == (True, ())
     assert probe(program(MEAN, op("neg.default", REF[3])), enforce=False) == (True, ())
     assert probe(program(op("amax.default", Q, [1], True)), enforce=False) == (False, ())
+    falls = program(op("amax.default", Q, [1], True), op("neg.default", REF[3]))
+    _, notes = probe(falls, enforce=False)
+    assert notes[0].startswith("the result falls as the value of agent 0 rises in ") and len(notes) == N
 
 
 def test_scale_is_limited_only_in_states_that_play_can_reach() -> None:
     grows = (column(S, 1), op("abs.default", REF[3]), MEAN)
     assert probe(program(*grows, op("add.Tensor", REF[5], REF[4])))[0]  # |n b| = 30 within reach, 3000 beyond
-    with pytest.raises(Refused, match="weight"):  # |n w| = 1000 within reach
+    with pytest.raises(Refused, match="weight"):  # |w| = 333 within reach
         probe(program(*grows, op("mul.Tensor", REF[5], REF[4]), op("mul.Tensor", REF[6], 100)))
+    with pytest.raises(Refused, match=r"weight .*e\+04 in an extreme state"):  # |w| = 33 within reach, 33,000 beyond
+        probe(
+            program(
+                *grows,
+                op("pow.Tensor_Scalar", REF[4], 2),
+                op("mul.Tensor", REF[5], REF[6]),
+                op("mul.Tensor", REF[7], 0.1),
+            )
+        )
     assert MAX_WEIGHT == 100 and MAX_BIAS == 1000
 
 
 class Faulty:
     """A mean with a defect that no program can have today, but that the probe would detect."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {}
 
     def __init__(self, spoil: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self.spoil = spoil

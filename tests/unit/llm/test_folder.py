@@ -9,6 +9,7 @@ import pytest
 
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, Message, Reply, Request, make_backend
+from qllm_exp.llm import folder as folder_module
 from qllm_exp.llm.folder import Config as FolderConfig
 from qllm_exp.llm.folder import file_stem
 
@@ -89,6 +90,24 @@ def test_an_invalid_answer_is_named(tmp_path: Path, content: bytes, fault: str) 
     answer(tmp_path, SHORT, content)
     with pytest.raises(UserError, match=f"{file_stem(SHORT)}.answer.txt {fault}"):
         backend(tmp_path).ask([LONG, SHORT])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_an_answer_that_is_no_file_or_too_large_is_named_at_once(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"{file_stem(SHORT)}.answer.txt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        monkeypatch.setattr(folder_module, "_MAX_BYTES", 10)
+        path.write_bytes(b"12345678901")
+    with pytest.raises(UserError, match=f"{file_stem(SHORT)}.answer.txt cannot be read"):
+        backend(tmp_path).ask([SHORT])
 
 
 def test_a_folder_is_required(tmp_path: Path) -> None:

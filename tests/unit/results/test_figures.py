@@ -12,7 +12,7 @@ from run_folders import STEPS, make_run, run_config
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.results.figures import across_tasks, per_task
+from qllm_exp.results.figures import across_tasks, per_task, style
 from qllm_exp.results.records.collect import collect
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics.aggregate import bootstrap_mean
@@ -40,8 +40,7 @@ def records(tmp_path: Path) -> list[Record]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that would be written."""
     figures: list[Figure] = []
-    for module in (per_task, across_tasks):
-        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure))
     return figures
 
 

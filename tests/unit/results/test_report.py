@@ -29,6 +29,7 @@ from qllm_exp.results.report.parts import Html, concat, tag
 from qllm_exp.results.report.prose import prose
 from qllm_exp.results.report.python import highlight
 from qllm_exp.results.report.tables import varied_settings
+from qllm_exp.utils.text import inert_lines
 
 pytestmark = pytest.mark.slow
 
@@ -302,7 +303,13 @@ def test_the_docstring_explains_a_function_without_a_model_answer(tmp_path: Path
     source = 'def credit_assignment(agents_q, global_state):\n    """Equal credit."""\n    return agents_q.mean(1, keepdim=True)\n'
     run = make_run(tmp_path, run_config("tfcaf", 0, "climbing", "matrix"), 100.0, program=1)
     give_function(
-        run, source=source, transcript=(), provenance={"model": "file mine.py", "procedure": "imported"}, cost={}
+        run,
+        source=source,
+        request={},
+        key="",
+        transcript=(),
+        provenance={"model": "file mine.py", "procedure": "imported"},
+        cost={},
     )
     assert report_functions.explanation(stored_function.load(run / "tfcaf.json")) == "Equal credit."
     page = page_of(tmp_path)
@@ -367,7 +374,7 @@ def test_a_credit_figure_that_cannot_be_drawn_has_a_reason(tmp_path: Path, monke
 # The page
 
 
-HOSTILE = "</pre></script><img src=x onerror=alert(1)><b>&amp;\x01$\\frac$"
+HOSTILE = "</pre></script><img src=x onerror=alert(1)><b>&amp;\x01\u202e$\\frac$"
 
 
 def test_nothing_from_a_run_becomes_markup(tmp_path: Path) -> None:
@@ -379,10 +386,8 @@ def test_nothing_from_a_run_becomes_markup(tmp_path: Path) -> None:
         give_function(
             run,
             source=f'def credit_assignment(q, s):\n    """{HOSTILE}"""\n    # {HOSTILE}\n',
-            prompt_hash=HOSTILE,
             provenance={"model": HOSTILE, "date": HOSTILE, HOSTILE: HOSTILE},
             verdict=HOSTILE,
-            cost={"calls": HOSTILE, "usd": HOSTILE, "tokens_in": HOSTILE},
             transcript=(),
         )
         (run / "versions.json").write_text(json.dumps({"commit": HOSTILE, HOSTILE: HOSTILE}))
@@ -403,6 +408,13 @@ def test_nothing_from_a_run_becomes_markup(tmp_path: Path) -> None:
     allowed = re.compile(r"#|[\w%.-]+(/[\w%.-]+)*$")
     assert all(allowed.match(str(link["href"])) for link in page.all("a"))
     assert page.text.count("<img src=x onerror=alert(1)>") > 12, "shown as text everywhere"
+    assert not {"\x01", "\u202e"} & set(text) and page.text.count("\\x01\\u202e") > 12
+
+
+def test_a_stored_function_with_values_of_other_types_is_not_used(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", run_config("tfcaf", 0, "climbing", "matrix"), 1.0, program=1)
+    give_function(run, cost={"calls": HOSTILE, "usd": HOSTILE, "tokens_in": HOSTILE}, transcript=())
+    assert "Its file cannot be used: TFCAF" in page_of(tmp_path / "runs").text
 
 
 def test_the_page_needs_no_other_file_and_lets_nothing_else_run(runs: Path) -> None:
@@ -479,7 +491,7 @@ def test_python_is_highlighted() -> None:
 
 @given(st.text(alphabet=st.sampled_from("def f(x):\n\t #'\"\\1.e+é<&>return\r\f"), max_size=60))
 def test_highlighting_preserves_the_source(source: str) -> None:
-    assert html.unescape(re.sub(r"</?span[^>]*>", "", highlight(source))) == source
+    assert html.unescape(re.sub(r"</?span[^>]*>", "", highlight(source))) == inert_lines(source)
 
 
 def test_plain_markdown_becomes_paragraphs_and_lists() -> None:
@@ -521,5 +533,5 @@ def test_errors_are_one_clear_line(
     runs: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (runs / "x").write_text("a file, where a folder would have to be")
-    assert main(["report", *(one.replace("RUNS", str(runs)) for one in arguments), "--no-credit"]) == 2
+    assert main(["report", *(argument.replace("RUNS", str(runs)) for argument in arguments), "--no-credit"]) == 2
     assert message in capsys.readouterr().err

@@ -16,15 +16,26 @@ from qllm_exp.training.checkpoint import CheckpointStore
 from qllm_exp.training.trainer import Interrupted, Trainer
 
 
-def small_run(env="lbf", mixer="qmix", num_envs=4, algorithm="q_learning", **train) -> schema.RunConfig:
+def small_run(
+    env="lbf", mixer="qmix", num_envs=4, algorithm="q_learning", episode_limit=0, **train
+) -> schema.RunConfig:
     settings = {"total_steps": 1500, "steps_per_update": 100, "batch_episodes": 4, "buffer_episodes": 10, "hidden": 8}
     evaluation = schema.EvaluationConfig(every=500, episodes=6, absolute_episodes=8)
     return schema.RunConfig(
-        env=config_class("env", env)(num_envs=num_envs),
+        env=config_class("env", env)(num_envs=num_envs, **({"episode_limit": episode_limit} if episode_limit else {})),
         algorithm=config_class("algorithm", algorithm)(),
         mixer=config_class("mixer", mixer)(),
         train=schema.TrainConfig(**(settings | {"evaluation": evaluation} | train)),
     )
+
+
+# Episodes of 10 steps: eight rollouts, two updates after each, and an evaluation after every other.
+SHORT = {
+    "episode_limit": 10,
+    "total_steps": 320,
+    "steps_per_update": 20,
+    "evaluation": schema.EvaluationConfig(every=100, episodes=6, absolute_episodes=8),
+}
 
 
 class Bench:
@@ -56,7 +67,7 @@ class Bench:
 )
 @pytest.mark.parametrize("extra", [{}, {"standardise_rewards": True}], ids=["raw", "standardised"])
 def test_stopped_after_every_cycle_and_resumed_is_bit_for_bit_the_same(tmp_path, monkeypatch, env, mixer, extra):
-    check_resuming(small_run(env, mixer, num_envs=16 if env == "mpe" else 4, **extra), tmp_path, monkeypatch)
+    check_resuming(small_run(env, mixer, **SHORT, **extra), tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("algorithm", [name for name in registry.choices("algorithm") if name != "q_learning"])
@@ -67,12 +78,12 @@ def test_stopped_after_every_cycle_and_resumed_is_bit_for_bit_the_same(tmp_path,
     ids=["shared", "separate"],
 )
 def test_every_algorithm_resumes_bit_for_bit(tmp_path, monkeypatch, algorithm, env, extra):
-    check_resuming(small_run(env, "none", algorithm=algorithm, **extra), tmp_path, monkeypatch)
+    check_resuming(small_run(env, "none", algorithm=algorithm, **SHORT, **extra), tmp_path, monkeypatch)
 
 
 def check_resuming(run, tmp_path, monkeypatch):
     """A run that is interrupted and resumed after every cycle has the rows and parameters of an uninterrupted run."""
-    monkeypatch.setattr("qllm_exp.training.trainer.LOG_EVERY", 300)
+    monkeypatch.setattr("qllm_exp.training.trainer.LOG_EVERY", 60)
     uninterrupted = Bench(run, tmp_path / "whole")
     uninterrupted.trainer.train(uninterrupted.store)
 
@@ -93,7 +104,7 @@ def check_resuming(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("num_envs", [1, 3, 16])
 def test_the_ratio_of_steps_to_updates_does_not_depend_on_the_number_of_copies(tmp_path, num_envs):
-    bench = Bench(small_run("matrix", num_envs=num_envs, total_steps=8000, buffer_episodes=50), tmp_path)
+    bench = Bench(small_run("matrix", num_envs=num_envs, total_steps=4000, buffer_episodes=50), tmp_path)
     bench.trainer.train(bench.store)
     before_the_first_batch = -(-4 // num_envs) * num_envs * 25  # steps until four episodes are there
     expected = bench.trainer.env_steps // 100 - (before_the_first_batch // 100 if num_envs < 4 else 0)
@@ -112,10 +123,9 @@ def test_evaluations_stand_at_the_same_steps_for_any_number_of_copies(tmp_path):
 
 
 def test_evaluation_does_not_affect_training(tmp_path):
-    often = Bench(small_run("lbf", total_steps=3000), tmp_path / "often")
-    rarely = Bench(
-        small_run("lbf", total_steps=3000, evaluation=schema.EvaluationConfig(10**6, 1, 1)), tmp_path / "rarely"
-    )
+    often = Bench(small_run("lbf", **SHORT), tmp_path / "often")
+    seldom = SHORT | {"evaluation": schema.EvaluationConfig(10**6, 1, 1)}
+    rarely = Bench(small_run("lbf", **seldom), tmp_path / "rarely")
     for bench in (often, rarely):
         bench.trainer.train(bench.store)
     often_policy, rarely_policy = (b.trainer.algorithm.policy_state_dict() for b in (often, rarely))

@@ -1,0 +1,132 @@
+"""Intervals and directed search: what is proven harmless, and what is found in windows that random states miss."""
+
+import math
+
+import pytest
+import torch
+from tfcaf_functions import ALL, Written
+
+from qllm_exp.credit.refused import Refused
+from qllm_exp.envs import StateField, StateLayout, TeamEnv, make_env
+from qllm_exp.envs.mpe.env import Config as MpeConfig
+from qllm_exp.generation import verify as verifier
+from qllm_exp.generation.directed_search import ranges, risks
+from qllm_exp.generation.intervals import Interval, bounds
+from qllm_exp.generation.tracing import Traced, trace
+
+HEAD = "import torch\nimport torch.nn.functional as F\n\ndef credit_assignment(agents_q, global_state):\n"
+MEAN = "agents_q.mean(1, keepdim=True)"
+
+
+@pytest.fixture(scope="module")
+def env() -> TeamEnv:
+    return make_env(MpeConfig(task="simple_spread"), 8, 0)
+
+
+def traced_for(env: TeamEnv, body: str) -> Traced:
+    return trace(HEAD + body, torch.rand(60, env.state_dim), env.n_agents)
+
+
+@pytest.mark.parametrize("written", ALL, ids=lambda written: written.name)
+def test_every_value_of_a_program_lies_within_its_interval(written: Written) -> None:
+    program = trace(written.source, written.states(60), written.n_agents).program
+    low, high = torch.full((1, written.state_dim), -1.0), torch.full((1, written.state_dim), 6.0)
+    q_reach = torch.full((1, written.n_agents), 3.0)
+    intervals = bounds(program, Interval(-q_reach, q_reach), Interval(low, high))
+    q = torch.rand(300, written.n_agents) * 6 - 3
+    values = program.all_values(q, written.states(300, seed=5))
+    checked = 0
+    for value, interval in zip(values, intervals, strict=True):
+        if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == 300:
+            tolerance = 1e-4 * (1 + value.double().abs())
+            inside = (value >= interval.low - tolerance) & (value <= interval.high + tolerance)
+            assert bool((inside | value.isnan()).all())
+            checked += 1
+    assert checked > len(program.operations) / 2
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "1 / (global_state[:, :1].abs() + 0.1)",
+        "1 / global_state[:, :3].square().sum(1, keepdim=True).add(1)",
+        "torch.log(1 + torch.exp(-global_state[:, :1].abs()))",
+        "torch.sqrt((global_state[:, :2] ** 2).sum(1, keepdim=True) + 1e-6)",
+        "torch.exp(-global_state[:, 2:4].abs().sum(1, keepdim=True)) / (1.5 + torch.cos(global_state[:, :1]))",
+        "1 / global_state[:, :3].softmax(1).clamp(min=0.01).sum(1, keepdim=True)",
+        "1 / (torch.cdist(global_state[:, None, :2], global_state[:, None, 2:4])[:, 0] + 0.5)",
+        "1 / (2 + torch.sigmoid(global_state[:, :1]))",
+    ],
+)
+def test_what_intervals_prove_is_no_risk(env: TeamEnv, expression: str) -> None:
+    traced = traced_for(env, f"    return {MEAN} + 0.01 * {expression}")
+    assert risks(traced.program, traced.lines, ranges(env.layout, env.n_agents, 10.0, 3.0)) == []
+
+
+NARROW = [  # expression that goes wrong only in a narrow window, and what the refusal names
+    ("torch.where((global_state[:, :1] - 0.1234).abs() < 1e-5, float('nan'), 0.0)", "value is nan .*from line 5"),
+    ("1 / (global_state[:, :1] - 0.777)", "line 5"),
+    ("1e-3 / (global_state[:, :1] - global_state[:, 4:5] + 0.3)", "line 5"),
+    ("torch.log(global_state[:, 5:6] + 9.9999)", "value is (nan|-inf).*from line 5"),
+    ("torch.sqrt(global_state[:, :1] + 9.999)", "value is nan.*from line 5"),
+    ("torch.acos(global_state[:, :1] * 0.10001)", "value is nan.*from line 5"),
+    ("torch.where(global_state[:, 2:3] > 9.99, 1e9, 0.0)", "at 0 it gives"),
+    ("global_state[:, :1] % (global_state[:, 1:2] + 3.21)", "line 5"),
+]
+
+
+@pytest.mark.parametrize(("expression", "reason"), NARROW)
+def test_a_narrow_window_is_found_and_the_line_is_named(env: TeamEnv, expression: str, reason: str) -> None:
+    traced = traced_for(env, f"    x = {expression}\n    return {MEAN} + x")
+    with pytest.raises(Refused, match=reason) as refused:
+        verifier._Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
+    assert refused.value.stage == "probe"
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("(agents_q[:, :1] - agents_q[:, 1:2] - 1).abs().sqrt()", "agent . .*weight"),
+        (
+            "torch.where((agents_q[:, :1] - agents_q[:, 1:2] - 1).abs() < 1e-4, 1e6 * agents_q[:, :1], 0 * agents_q[:, :1])",
+            "weight",
+        ),
+        ("(agents_q * torch.exp(agents_q.abs() / 25)).sum(1, keepdim=True)", "weight"),
+        ("1 / (agents_q[:, :1] - 2.345)", "line 5|weight"),
+    ],
+)
+def test_gradients_that_explode_in_the_agents_values_are_refused_with_the_gate_off(
+    env: TeamEnv, expression: str, reason: str
+) -> None:
+    traced = traced_for(env, f"    x = {expression}\n    return {MEAN} - x")
+    with pytest.raises(Refused, match=reason):
+        verifier._Probe(env, enforce=False, timeout_s=60).check(traced.program, traced.lines)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    w = torch.exp(-global_state[:, 12:15].abs())\n    return (w / w.sum(1, keepdim=True) * agents_q).sum(1, keepdim=True)",
+        "    near = torch.cdist(global_state[:, :6].view(-1, 3, 2), global_state[:, 12:18].view(-1, 3, 2)).amin(2)\n"
+        "    return (agents_q / (near + 0.01)).sum(1, keepdim=True)",
+        "    w = torch.where(global_state[:, :3] > 0.5, 0.1, 0.5)\n    return (w * agents_q).sum(1, keepdim=True)",
+    ],
+)
+def test_honest_functions_pass(env: TeamEnv, body: str) -> None:
+    traced = traced_for(env, body)
+    affine, _ = verifier._Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
+    assert affine
+
+
+def test_codes_stay_and_unbounded_columns_end_at_the_reach() -> None:
+    layout = StateLayout.from_fields(
+        (
+            StateField("match", None, "x", ("x",), -math.inf, math.inf),
+            StateField("match", None, "code", ("k",), 0.0, 4.0, special={-1.0: "none"}),
+        )
+    )
+    within = ranges(layout, 2, 10.0, 3.0)
+    assert (within.state.low.tolist(), within.state.high.tolist()) == ([[-10.0, -1.0]], [[10.0, 4.0]])
+    origin = torch.tensor([[0.0, -1.0], [0.0, 2.0]])
+    _, clipped = within.clip(torch.zeros(2, 2), origin + 100, origin)
+    assert clipped.tolist() == [[10.0, -1.0], [10.0, 4.0]]
