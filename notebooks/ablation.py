@@ -9,70 +9,68 @@
 # %% [markdown]
 # # Ablations
 #
-# What does one setting do, everything else being equal? Any key of `conf/` can be an axis: a number of the training, an option
-# of a mixer, or a step of the procedure by which a language model writes a credit-assignment function. This notebook has two
-# of them, on a penalty game: two agents are paid for their joint action, 25 times in an episode.
+# What is the effect of one setting if everything else is equal? Any option in `conf/` can be the axis of an ablation: a number of
+# the training, an option of a mixer, or a step of the procedure by which a language model writes a credit-assignment function.
+# This notebook has two ablations on a penalty game: two agents are paid for their joint action, 25 times per episode.
 
 # %%
 # %matplotlib inline
 from pathlib import Path
 
-from qllm_exp.config.compose import compose_run
-from qllm_exp.credit import stored_function
-from qllm_exp.envs.matrix import PAYOFFS
-from qllm_exp.errors import UserError
-from qllm_exp.generation.provide import provide
-from qllm_exp.results.figures.ablation_effects import effects
-from qllm_exp.results.records.collect import collect
-from qllm_exp.results.statistics.comparison import difference
-from qllm_exp.results.tables.table import ablation
-from qllm_exp.utils.notebook import shell
+import qllm_exp
 
-print("payoff[action of agent 0][action of agent 1]", *PAYOFFS["penalty-100"], sep="\n")
+print(qllm_exp.make_env("matrix", "penalty-100").task.reward)
 
 # %% [markdown]
-# There are two best joint actions, worth 250 in an episode. An agent that aims at one while the other aims at the other costs
-# the team 100 at each step; the middle action is safe, at 50 in an episode.
+# There are two best joint actions, (0, 2) and (2, 0), worth 250 per episode. If the agents aim at different ones, the team loses
+# 100 at each step. The action in the middle is safe, and worth 50 per episode.
 #
 # ## A number of the training: the learning rate
 #
-# An ablation is a sweep with one more list in it.
+# An ablation is a sweep with one more list.
 
 # %%
-SHORT = """env=matrix env.task=penalty-100 seed=0-3 train=quick train.total_steps=12000 train.evaluation.every=4000
-           train.hidden=32 algorithm.epsilon_steps=6000"""
-
-shell(f"python -m qllm_exp -m {SHORT} mixer=tfcaf,qmix train.learning_rate=5e-4,5e-3 sweep.name=ablation_learning_rate")
+SETTINGS = [
+    "env=matrix",
+    "env.task=penalty-100",
+    "seed=0-3",
+    "train=quick",
+    "train.total_steps=12000",
+    "train.evaluation.every=4000",
+    "train.hidden=32",
+    "algorithm.epsilon_steps=6000",
+]
+qllm_exp.run_sweep(
+    [*SETTINGS, "mixer=tfcaf,qmix", "train.learning_rate=5e-4,5e-3", "sweep.name=ablation_learning_rate"]
+).groupby(["method", "train.learning_rate"]).final_return.describe()
 
 # %% [markdown]
-# `ablation` puts the *difference to the default value* beside each figure, with an interval of that difference. That is the
-# number to read: two intervals of returns may overlap though the difference is clear, and the other way round.
+# `ablation` shows the *difference to the default value* beside each return, with the interval of that difference. This is the
+# number to read: the intervals of two returns may overlap although the difference is clear.
 
 # %%
-learning_rate, _ = ablation(collect([Path("runs/ablation_learning_rate")]), ["train.learning_rate"])
-learning_rate
-
+qllm_exp.ablation("runs/ablation_learning_rate", axis="train.learning_rate")
 
 # %% [markdown]
-# The same as a figure: the effect of each value.
+# The same differences as a figure:
 
 # %%
-effects(learning_rate)
+qllm_exp.plot_ablation("runs/ablation_learning_rate", axis="train.learning_rate")
 
 # %% [markdown]
-# With so few steps the default learning rate is too small for either mixer. With the larger one the written function finds
-# a best joint action with every seed, and QMIX the safe one.
+# With so few steps the default learning rate is too small for either mixer. With the larger one, every seed of the written
+# function learns a best joint action, and every seed of QMIX the safe one.
 #
 # ## A step of the procedure: rounds of coder and evaluator
 #
-# QLLM lets a language model improve its function in rounds, with a sentence of advice between them. Do the rounds pay? With a
-# model that can be asked, it is one more list:
+# In QLLM a language model improves its function in rounds, with a sentence of advice between them. Are the rounds worth their
+# cost? With an online model this is one more list:
 #
-#     python -m qllm_exp -m experiment=ablation_rounds llm=deepseek --dry-run
+#     qllm-exp -m experiment=ablation_rounds llm=deepseek --dry-run
 #
-# Here nobody is asked: with `llm=folder` prompts are written into files and answers read from files, so that *you* are the
-# model. That shows the machinery and the shape of the result, and says nothing about any language model. First you answer with
-# the mean of the agents' values, which is VDN; after the advice you subtract something for disagreement.
+# This notebook calls no model. With `llm=folder`, prompts are written to files and answers are read from files, so *you* are the
+# model. This demonstrates the procedure and says nothing about any language model. Your first answer is the mean of the agents' Qs,
+# which is VDN. After the advice, your second function lowers the team's value where the agents' Qs disagree.
 
 # %%
 ANSWERS = {
@@ -96,49 +94,43 @@ def credit_assignment(agents_q, global_state):
 ```
 """,
 }
-MODEL = "llm=folder llm.path=runs/answers tfcaf.candidates=1 tfcaf.cache=runs/functions"
+MODEL = ["llm=folder", "llm.path=runs/answers", "tfcaf.candidates=1", "tfcaf.cache=runs/functions"]
 
 # %% [markdown]
-# `provide` gives the function of a run, and has it written where it is not there. As long as an answer is missing it says so,
-# and the prompt lies beside the place of the answer; a call of a model of your own would go here.
+# `generate` returns the function of a configuration, and generates it if it is not stored yet. The error for a missing answer
+# names its file, which is beside that of the prompt. Here you could call a model of your own.
 
 # %%
-run = compose_run(["env=matrix", "env.task=penalty-100", "mixer=tfcaf", "tfcaf.rounds=2", *MODEL.split()])
-function = None
-while function is None:
+TWO_ROUNDS = ["env=matrix", "env.task=penalty-100", "tfcaf.rounds=2", *MODEL]
+for call, answer in ANSWERS.items():
     try:
-        function = stored_function.load(provide(run))
-    except UserError as error:
+        qllm_exp.generate(TWO_ROUNDS)
+    except qllm_exp.UserError as error:
         print(error, end="\n\n")
-        for prompt in Path("runs/answers").glob("*.prompt.txt"):
-            call, _, _ = prompt.name.rpartition("-")
-            prompt.with_name(prompt.name.replace("prompt", "answer")).write_text(ANSWERS[call])
+        (prompt,) = Path("runs/answers").glob(f"{call}-*.prompt.txt")
+        prompt.with_name(prompt.name.replace("prompt", "answer")).write_text(answer)
+function = qllm_exp.generate(TWO_ROUNDS)
 print(f"{len(function.transcript)} calls: {function.verdict}")
 
 # %% [markdown]
-# Now the sweep. The function of one round has yet to be written; its one answer is there.
+# Now the sweep. It first generates the function of one round, whose only answer is already there.
 
 # %%
-shell(
-    f"python -m qllm_exp -m {SHORT} mixer=tfcaf train.learning_rate=5e-3 {MODEL} tfcaf.rounds=1,2 sweep.name=ablation_rounds"
+qllm_exp.run_sweep(
+    [*SETTINGS, "mixer=tfcaf", "train.learning_rate=5e-3", "tfcaf.rounds=1,2", *MODEL, "sweep.name=ablation_rounds"]
 )
-
-# %%
-rounds, _ = ablation(collect([Path("runs/ablation_rounds")]), ["tfcaf.rounds"])
-rounds
+qllm_exp.ablation("runs/ablation_rounds", axis="tfcaf.rounds")
 
 # %% [markdown]
-# (The default of the package, three rounds, was not run, so that another value takes its place; the notes say so.) Is it
-# chance? Eight runs can be told into four and four in 70 ways, so p cannot be smaller than 2 / 70:
+# (No run has the package's default, three rounds, so another value takes its place; the notes say so.) Could the difference be
+# chance? Eight runs can be divided into four and four in 70 ways, so p cannot be smaller than 2 / 70:
 
 # %%
-one, two = (cells[0] for _, cells in rounds.rows)
-print(f"permutation test: p = {difference(one.scores, two.scores).p:.3f}")
+qllm_exp.compare("runs/ablation_rounds", by="tfcaf.rounds").round(3)
 
 # %% [markdown]
-# For a statement about a language model, four seeds of *one* function are one observation. `tfcaf.sample=0-4` has five
-# functions written for each number of rounds, and the table then counts functions. Those of `experiment=ablation_rounds` are
-# set up in this way.
+# For a statement about a language model, four seeds of *one* function are one observation. With `tfcaf.sample=0-4` the model
+# writes five functions for each number of rounds, and the table counts functions. `experiment=ablation_rounds` does this.
 #
-# On the command line: `python -m qllm_exp.results ablation FOLDER --axis KEY`, with several `--axis` for combinations.
+# On the command line: `qllm-exp results ablation FOLDER --axis KEY`, with several `--axis` for combinations.
 # Next: `reading_a_tfcaf.py`.

@@ -10,120 +10,123 @@
 # # Comparing methods over several tasks
 #
 # A written credit-assignment function (`tfcaf`), QMIX and VDN on two tasks: tables, learning curves, aggregates over tasks,
-# and how much of a difference three seeds can show at all.
+# and what three seeds can show about a difference.
 #
-# **Your own runs.** Set `RUNS` to your folders: runs, sweeps, or folders that hold many of either, copied from several
-# machines if need be. The default is a sweep that this notebook makes itself, in under a minute; nothing can be concluded
-# about the methods from such short runs, and the figures will say so.
+# **Your own runs.** Set `RUNS` to your directories: runs, sweeps, or folders with many of either, also copied from several
+# machines. The default is a sweep that this notebook trains, in under a minute. Such short runs allow no conclusion about the
+# methods, and the figures will say so.
 
 # %%
 # %matplotlib inline
-from pathlib import Path
+import pandas as pd
 
-from qllm_exp.results.figures import across_tasks, per_task
-from qllm_exp.results.records import keys
-from qllm_exp.results.records.collect import collect
-from qllm_exp.results.statistics.comparison import difference
-from qllm_exp.results.tables.sheet import notes_on_missing
-from qllm_exp.results.tables.table import comparison
-from qllm_exp.utils.notebook import shell
+import qllm_exp
 
 # %%
 RUNS = ["runs/baseline_comparison"]
 
 # %%
 if RUNS == ["runs/baseline_comparison"]:
-    shell("""python -m qllm_exp -m env=lbf,mpe mixer=tfcaf,qmix,vdn seed=0-2 sweep.name=baseline_comparison
-             train=quick train.total_steps=8000 train.evaluation.every=2000 train.evaluation.absolute_episodes=32
-             train.hidden=32 train.batch_episodes=16 env.num_envs=32 algorithm.epsilon_steps=4000""")
+    qllm_exp.run_sweep(
+        [
+            "env=lbf,mpe",
+            "mixer=tfcaf,qmix,vdn",
+            "seed=0-2",
+            "train=quick",
+            "train.total_steps=8000",
+            "train.evaluation.every=2000",
+            "train.evaluation.absolute_episodes=32",
+            "train.hidden=32",
+            "train.batch_episodes=16",
+            "env.num_envs=32",
+            "algorithm.epsilon_steps=4000",
+            "sweep.name=baseline_comparison",
+        ]
+    )
 
 # %% [markdown]
-# ## Collecting
+# ## The runs
 #
-# Runs are known by their folders' names, so the folders of several machines merge. What is not finished is not forgotten: it is
-# counted here and named below every table and figure.
+# A run is identified by the name of its directory, so directories from several machines can be merged. Runs that are not
+# finished are counted here, and named below every table and figure.
 
 # %%
-runs = collect(map(Path, RUNS))
-records, missing = runs.finished, notes_on_missing(runs)
-print(runs.counts())
-print("methods:", ", ".join(keys.methods(records)))
-print("tasks:  ", ", ".join(keys.tasks(records)))
-unequal = [key for key in keys.differing_keys(records) if key.startswith(("train.", "algorithm."))]
-print("settings of the training that differ:", ", ".join(unequal) or "none")
+runs = qllm_exp.load_runs(*RUNS)
+pd.crosstab([runs.env, runs.task, runs.state], runs.method)
 
 # %% [markdown]
-# The last line is worth a look: in a comparison of mixers nothing else should differ. A baseline that was run with another
-# learning rate shows up there (and would be a method of its own in what follows).
+# In a comparison of mixers nothing else should differ. A baseline that was trained with another learning rate shows up here,
+# and is a method of its own in what follows.
+
+# %%
+settings = runs[runs.state == "finished"].filter(regex=r"^(train|algorithm)\.").astype(str)
+differing = settings.columns[settings.nunique() > 1].tolist()
+print("training settings that differ:", ", ".join(differing) or "none")
+
+# %% [markdown]
+# ## Each task
+
+# %%
+qllm_exp.table(*RUNS)
+
+# %%
+qllm_exp.plot_curves(*RUNS)
+
+# %%
+qllm_exp.plot_bars(*RUNS)
+
+# %% [markdown]
+# ## All tasks
 #
-# ## Task by task
-
-# %%
-comparison(runs)[0]
-
-# %%
-per_task.curves(records, missing=missing)
-
-# %%
-per_task.bars(records, missing=missing)
-
-# %% [markdown]
-# ## Over all tasks
+# Returns of different tasks have different scales, so they are normalised first: by the known bounds of a task if there
+# are any (no food and all food in foraging), else by the lowest and highest return among these runs. The second kind ranks
+# these methods, but cannot be compared with numbers from elsewhere. The notes name the bounds of each task.
 #
-# Returns of different tasks have different scales, so scores are normalised first: by the known bounds of a task where there
-# are any (no food and all food in foraging), else by the lowest and highest return among these runs. The second kind orders
-# the methods at hand and compares with no other paper; the notes say which kind was used.
+# The *interquartile mean* (IQM) is the mean of the middle half of all runs. A single lucky seed affects it less than the mean, and
+# it uses more of the runs than the median (Agarwal et al. 2021). Its interval is a stratified bootstrap: runs are resampled
+# within tasks.
+
+# %%
+qllm_exp.table(*RUNS, rows=(), stat="iqm")
+
+# %%
+qllm_exp.plot_curves(*RUNS, normalise=True)
+
+# %% [markdown]
+# A *performance profile* shows the whole distribution instead of one number: the share of runs with a score above τ. A
+# curve that is higher everywhere is better everywhere. If curves cross, the ranking depends on the score that matters to you.
+
+# %%
+qllm_exp.plot_profiles(*RUNS)
+
+# %% [markdown]
+# The *probability of improvement* is the probability that a run of X scores higher than a run of Y on a random task. It states
+# how often X is better, not by how much.
+
+# %%
+qllm_exp.plot_improvement(*RUNS)
+
+# %% [markdown]
+# ## How certain is a difference?
 #
-# The *interquartile mean* (IQM) is the mean of the middle half of all runs: less at the mercy of one lucky seed than the
-# mean, and less wasteful than the median (Agarwal et al. 2021). Its interval is a stratified bootstrap, runs within tasks.
+# `compare` returns the difference between each two methods, in normalised score, with two intervals and the p-value of a
+# permutation test:
 
 # %%
-comparison(runs, rows=(), stat="iqm")[0]
-
-# %%
-across_tasks.aggregated_curves(records, missing=missing)
+qllm_exp.compare(*RUNS).round(3)
 
 # %% [markdown]
-# A *performance profile* shows the whole distribution instead of one figure: the share of runs with a score above τ. A
-# curve that is higher everywhere is better everywhere; curves that cross say that the answer depends on what one asks for.
-
-# %%
-across_tasks.profiles(records, missing=missing)
-
-# %% [markdown]
-# The *probability of improvement* asks another question: how likely is a run of X to beat a run of Y on a task drawn at
-# random? It says how often, not by how much.
-
-# %%
-across_tasks.improvement(records, missing=missing)
-
-# %% [markdown]
-# ## What the intervals say, and what they do not
-#
-# The differences between two methods, in normalised score, with three answers to "is it chance?":
-
-# %%
-scores = across_tasks.shared_tasks(records).scores("final")
-first, *others = keys.methods(records)
-for other in others:
-    found = difference(scores[first], scores[other])
-    print(f"{first} - {other}: {found.bootstrap.value:+.3f}, fewest seeds of a task: {found.bootstrap.runs}")
-    print(f"    bootstrap 95 %:   [{found.bootstrap.low:+.3f}, {found.bootstrap.high:+.3f}]")
-    print(f"    Welch 95 %:       [{found.welch_low:+.3f}, {found.welch_high:+.3f}]")
-    print(f"    permutation test: p = {found.p:.3f} (with so few runs never below {found.p_smallest:.3f})")
-
-# %% [markdown]
-# - An interval is over *seeds*: what would happen if the same settings were trained again. It says nothing about other
-#   tasks, other hyper-parameters or longer training.
-# - The bootstrap interval of a mean of three seeds, called 95 %, holds the true mean in about 74 % of cases, with five in
-#   84 %, with ten in 89 % (`qllm_exp/results/statistics/aggregate.py`): it errs towards claiming too much. Welch's interval
-#   holds for few runs, at the price of being wide.
-# - The permutation test cannot give a small p with few runs, however large the difference: with three against three on one
-#   task never below 0.1.
-# - Overlapping intervals do not mean that there is no difference; look at the interval *of the difference*.
-# - With a written function there is one more source of chance: the function. Seeds of one function say how well *that
-#   function* trains. For a statement about the language model, sample several (`tfcaf.sample=0-4`); tables then count
+# - An interval is over *seeds*: it is about training the same settings again. It says nothing about other tasks, other
+#   hyper-parameters or longer training.
+# - The 95 % bootstrap interval of a mean contains the true mean in about 74 % of cases with three seeds, 84 % with five and
+#   89 % with ten (`qllm_exp/results/statistics/aggregate.py`): it claims too much. Welch's interval also holds for few runs, but
+#   is wide.
+# - With few runs the permutation test cannot give a small p, however large the difference: with three runs against three on one
+#   task, never below 0.1. The smallest possible value is `smallest_p`.
+# - Overlapping intervals do not mean that there is no difference. Look at the interval *of the difference*.
+# - A written function adds another source of randomness: the function itself. Seeds of one function tell how well *that
+#   function* trains. A statement about the language model needs several functions (`tfcaf.sample=0-4`); tables then count
 #   functions, each as the mean over its seeds.
 #
-# On the command line: `python -m qllm_exp.results table | curves | profiles | improvement | bars FOLDER ...`
+# On the command line: `qllm-exp results table`, `curves`, `bars`, `profiles` and `improvement`, each with `RUN_FOLDER ...`
 # Next: `ablation.py`.

@@ -9,140 +9,134 @@
 # %% [markdown]
 # # First tour: from nothing to a comparison
 #
-# Two agents play the *climbing game* 25 times in an episode: each picks one of three actions, and the team is paid for the joint
-# action. The best one is guarded by penalties, so that whoever tries it while the other still explores is punished. A mixer
-# that is monotonic in the agents' Qs (VDN, QMIX) cannot represent such a payoff. A *credit-assignment function* written by a
-# language model (a TFCAF) may, since it may subtract something for disagreement.
+# In the *climbing game*, each of two agents chooses one of three actions, 25 times per episode, and the joint action decides the
+# reward of the team. The best joint action is next to penalties: an agent that plays its part while the other one still explores
+# is punished. A monotonic mixer (VDN, QMIX) cannot represent such payoffs. A *credit-assignment function* written by a language
+# model (a TFCAF) can: it may lower the team's value where the agents' Qs disagree.
 #
-# This notebook trains all three, reads what the runs left behind, and compares them. It takes about half a minute.
+# This notebook trains all three mixers, reads the run directories, and compares the mixers. It takes about half a minute.
 
 # %%
 # %matplotlib inline
-import json
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 
-from qllm_exp.config.compose import compose_run
-from qllm_exp.envs import make_env
-from qllm_exp.envs.matrix import PAYOFFS
-from qllm_exp.errors import UserError
-from qllm_exp.explain.episodes import play
-from qllm_exp.explain.policy import load_policy
-from qllm_exp.results.figures.per_task import curves
-from qllm_exp.results.records.collect import collect
-from qllm_exp.results.tables.table import comparison
-from qllm_exp.runs.metrics import read_rows
-from qllm_exp.utils.notebook import shell
+import qllm_exp
 
-print("payoff[action of agent 0][action of agent 1]", *PAYOFFS["climbing"], sep="\n")
+env = qllm_exp.make_env("matrix", "climbing")
+print(env.task.reward)
 
 # %% [markdown]
-# ## What is a run?
+# ## The configuration of a run
 #
-# *Environment, algorithm, mixer, language model, training preset, seed*: a few words on a command line choose them, and
-# `conf/` gives every other value. `compose_run` makes of such words what the command makes of them, without running it.
+# A run is defined by *environment, algorithm, mixer, language model, training preset and seed*. Overrides choose them, and the
+# YAML files in `conf/` have the default of every other option. `compose` returns the configuration and starts nothing.
 
 # %%
-run = compose_run(["env=matrix", "env.task=climbing", "mixer=qmix", "train=quick"])
-print(run.env)
-print(run.mixer)
-print(run.train)
+config = qllm_exp.compose(["env=matrix", "env.task=climbing", "mixer=qmix", "train=quick"])
+print(config.env)
+print(config.mixer)
+print(config.train)
 
 # %% [markdown]
-# Everything is checked before anything starts, and a misspelt word is refused with the nearest right one.
+# Everything is checked before anything starts. The error for a misspelt option names the closest one.
 
 # %%
 try:
-    compose_run(["env=matrix", "mixer=qmix", "train.learning_rat=0.001"])
-except UserError as error:
+    qllm_exp.compose(["env=matrix", "mixer=qmix", "train.learning_rat=0.001"])
+except qllm_exp.UserError as error:
     print(error)
 
 # %% [markdown]
-# ## Nine runs with one command
+# ## A sweep of nine runs
 #
-# `-m` multiplies the lists out: three mixers by three seeds. `shell` runs the command as you would type it in a terminal.
-# The budget is tiny so that you need not wait; `train=fair`, the default, is for results.
+# A list or a range of values makes a sweep: three mixers times three seeds. On the command line this is
+# `qllm-exp -m env=matrix mixer=tfcaf,qmix,vdn seed=0-2 ...`. The budget is tiny, so that you need not wait; results need
+# `train=fair`, the default.
 
 # %%
-SWEEP = """python -m qllm_exp -m env=matrix env.task=climbing mixer=tfcaf,qmix,vdn seed=0-2 sweep.name=first_tour
-           train=quick train.total_steps=12000 train.evaluation.every=2000 train.hidden=32 algorithm.epsilon_steps=6000"""
-shell(SWEEP)
+SWEEP = [
+    "env=matrix",
+    "env.task=climbing",
+    "mixer=tfcaf,qmix,vdn",
+    "train=quick",
+    "train.total_steps=12000",
+    "train.evaluation.every=2000",
+    "train.hidden=32",
+    "algorithm.epsilon_steps=6000",
+    "sweep.name=first_tour",
+]
+runs = qllm_exp.run_sweep([*SWEEP, "seed=0-2"])
+runs[["method", "seed", "state", "final_return", "absolute_return"]]
 
 # %% [markdown]
-# A run's folder is named by what defines it, so no command runs anything twice. With a fourth seed, nine of the twelve runs
-# would be there already (`--dry-run` plans and stops):
+# The name of a run directory contains a hash of the configuration, so no run is trained twice. The same sweep with a fourth seed
+# trains three more runs:
 
 # %%
-shell(f"{SWEEP} seed=0-3 --dry-run")
+runs = qllm_exp.run_sweep([*SWEEP, "seed=0-3"])
 
 # %% [markdown]
-# ## What a run leaves behind
+# ## A run directory
 #
-# Everything that follows is made from such folders alone: copy them from a cluster and go on here.
+# Everything that follows is made from run directories alone. You can copy them from a cluster and continue here.
 
 # %%
-sweep = collect([Path("runs/first_tour")])
-print(sweep.counts())
-qmix = next(one for one in sweep.finished if one.method == "qmix" and one.seed == 2)
-for file in sorted(qmix.path.iterdir()):
+run = runs[(runs.method == "qmix") & (runs.seed == 2)].iloc[0]
+for file in sorted(run.path.iterdir()):
     print(f"{file.stat().st_size:8,} bytes  {file.name}")
 
 # %%
-print(json.dumps(json.loads((qmix.path / "result.json").read_text()), indent=1))
+print((run.path / "result.json").read_text())
 
 # %% [markdown]
-# `metrics.jsonl` has a row per evaluation (greedy episodes at fixed environment steps, the same for every run) and rows of
-# figures from training.
+# `metrics.jsonl` has a row per evaluation (greedy episodes, at the same environment steps in every run) and rows with training
+# metrics.
 
 # %%
-evaluations = read_rows(qmix.path / "metrics.jsonl", "evaluation")
-training = read_rows(qmix.path / "metrics.jsonl", "training")
-print(json.dumps(evaluations[-1]))
-print(json.dumps(training[-1]))
+qllm_exp.load_curves(run.path, kind="training").T
 
-figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
-axis.plot([row["env_step"] for row in evaluations], [row["return_mean"] for row in evaluations], "o-")
-axis.set(xlabel="environment steps", ylabel="evaluation return", title="qmix, seed 2")
+# %%
+evaluations = qllm_exp.load_curves(run.path)
+axis = evaluations.plot("env_step", "return_mean", style="o-", legend=False, figsize=(5, 3), title="qmix, seed 2")
+axis.set(xlabel="environment steps", ylabel="evaluation return")
 plt.show()
 
 # %% [markdown]
 # ## The comparison
 #
-# A cell is `mean [95 % interval] (n seeds)`. The notes below a table say its rules, and what is missing from it.
+# A cell is `mean [95 % interval] (n seeds)`. The notes below a table state its rules, and which runs are missing.
 
 # %%
-table, _ = comparison(sweep)
-table
+qllm_exp.table("runs/first_tour")
 
 # %% [markdown]
-# The learning curves show what the table does not. At step 0 the networks are untrained, and for equal seeds they are the same
-# whatever the mixer; by chance, some of them play (0, 0) already. QMIX and VDN *leave* it for (2, 2): while the team
-# explores, -30 comes up often, and a monotonic mixer can only lower the value of action 0 as a whole.
+# The learning curves show what the table does not. At step 0 the networks are untrained, and networks with equal seeds are equal
+# whatever the mixer. By chance, some of them already play the best joint action, (0, 0). QMIX and VDN *leave* it for (2, 2): while
+# the team explores, the penalty of -30 is frequent, and a monotonic mixer can only lower the value of action 0 as a whole.
 
 # %%
-curves(sweep.finished)
+qllm_exp.plot_curves("runs/first_tour")
 
 # %% [markdown]
 # This is also why one metric is not enough. The *absolute* metric evaluates the best parameters of each run once more, on
-# more episodes. Here it rewards QMIX and VDN for networks that had not learnt anything yet:
+# more episodes. Here it rewards QMIX and VDN for networks that had not learned anything yet:
 
 # %%
-comparison(sweep, metric="absolute")[0]
+qllm_exp.table("runs/first_tour", metric="absolute")
 
 # %% [markdown]
-# ## What did the team learn?
+# ## What has the team learned?
 #
-# `load_policy` gives the trained team, to be played with. A greedy episode of seed 2 of each method, with the last parameters:
+# `load_policy` returns the trained team, and `play` returns a row per step of its episodes. Here each method with seed 2 plays
+# one greedy episode, with its last parameters:
 
 # %%
-env = make_env(run.env, num_envs=1, seed=0)
-for one in sweep.finished:
-    if one.seed == 2:
-        episode = play(env, load_policy(one.path, env, "last"), env.episode_limit)
-        joint = sorted({tuple(actions) for actions in episode.actions.tolist()})
-        print(f"{one.method:6} return {float(episode.rewards.sum()):6.1f}, joint actions {joint}")
+for run in runs[runs.seed == 2].itertuples():
+    steps = qllm_exp.play(env, qllm_exp.load_policy(run.path, env, "last"))
+    joint_actions = steps[["action_0", "action_1"]].drop_duplicates().to_numpy().tolist()
+    print(f"{run.method:6} return {steps.reward.sum():6.1f}, joint actions {joint_actions}")
 
 # %% [markdown]
-# The same table and figure on the command line: `python -m qllm_exp.results table runs/first_tour` and `... curves ...`.
-# Next: `baseline_comparison.py`, on several tasks at once and on how sure one can be.
+# The same table and figure on the command line: `qllm-exp results table runs/first_tour` and
+# `qllm-exp results curves runs/first_tour`.
+# Next: `baseline_comparison.py`, on several tasks at once and on how certain a difference is.

@@ -9,44 +9,34 @@
 # %% [markdown]
 # # Reading a written credit-assignment function
 #
-# A TFCAF (training-free credit-assignment function) is data: Python source for reading, a tensor program that training runs, and
-# where both come from. `Q_tot = n f(q, s)`, with `f` written by a language model and never trained. This notebook takes one
-# apart: what it says, what it does, to whom it gives credit when; and ends with a function of your own.
+# A training-free credit-assignment function (TFCAF) is data: Python source for the reader, a tensor program that training runs,
+# and the origin of both. It defines `Q_tot = n f(q, s)`, where a language model has written `f`, which is never trained. This
+# notebook takes a function apart: its source, its Q_tot, and which agent gets credit when and why. It ends with a function of
+# your own.
 
 # %%
 # %matplotlib inline
 import matplotlib.pyplot as plt
-import torch
+import numpy as np
+import pandas as pd
 from IPython.display import Markdown
-from matplotlib import rc_context
 
-from qllm_exp.config.compose import compose_run
-from qllm_exp.credit import stored_function
-from qllm_exp.credit.refused import Refused
-from qllm_exp.envs import make_env
-from qllm_exp.explain.attribution import credits, curve, dependence
-from qllm_exp.explain.episodes import random_policy, visited_states
-from qllm_exp.explain.explain import informative_episode
-from qllm_exp.explain.figures import FONTS, credit_figure
-from qllm_exp.generation.prompt_rendering import state_table
-from qllm_exp.generation.provide import igm_enforced, import_function
-from qllm_exp.generation.verify import verify_all
-from qllm_exp.mixers.tfcaf import make_from_function
+import qllm_exp
 
 # %% [markdown]
-# ## The source and where it comes from
+# ## The source and its origin
 #
-# One function ships with the package for every default task. This is that of level-based foraging. For one that your own model
-# wrote, give `stored_function.load` the run's `tfcaf.json`.
+# The package has a function for every default task. This is the one for level-based foraging. For a function that your own model
+# has written, pass the `tfcaf.json` of a run.
 
 # %%
-function = stored_function.load(stored_function.bundled_path("lbf", "8x8-2p-2f-coop-2s"))
+function = qllm_exp.load_function("lbf/8x8-2p-2f-coop-2s")
 print({**function.provenance, **function.cost})
 print(function.verdict)
 Markdown(f"```python\n{function.source}\n```")
 
 # %% [markdown]
-# The transcript has every call. The model gives its reasons before its code; those of the candidate that was chosen:
+# The transcript has every call. The model explains its code before writing it; this is the explanation of the chosen candidate:
 
 # %%
 for row in function.transcript:
@@ -55,101 +45,101 @@ chosen = next(row for row in function.transcript if function.source.strip() in r
 Markdown("> " + chosen["answer"].partition("```")[0].strip().replace("\n", "\n> "))
 
 # %% [markdown]
-# ## The state it reads
+# ## The state that it reads
 #
-# The columns of the global state are named once, by the environment. The prompt, the verifier and the figures below all use these
-# names.
+# The environment names every column of the global state. The prompt, the verification and the figures below use these names.
 
 # %%
-run = compose_run(["env=lbf", "mixer=tfcaf"])
-env = make_env(run.env, num_envs=8, seed=0)
-print(state_table(env.layout))
+env = qllm_exp.make_env("lbf")
+pd.DataFrame(
+    {
+        "columns": f"{field.start}:{field.stop}",
+        "field": field.label,
+        "components": ", ".join(field.components),
+        "range": f"{field.low:g} to {field.high:g} {field.unit}",
+        "special values": "; ".join(f"{value:g}: {meaning}" for value, meaning in field.special.items()),
+    }
+    for field in env.layout
+)
 
 # %% [markdown]
-# ## Q_tot by hand
+# ## Q_tot in one state
 #
-# The mixer of a run is the function with the IGM gate, which keeps every agent's contribution non-negative where the task
-# asks for it. Take the first state of an episode, and let the two agents' Qs vary:
+# `function.program(q, state)` is f. Take the first state of an episode, and let the Qs of the two agents vary:
 
 # %%
-mixer = make_from_function(function, "auto", env)
-state = env.reset().state[0]
-line = torch.linspace(-1, 1, 21)
-q = torch.cartesian_prod(line, line)  # [441, 2]
-q_tot = mixer(q[None], state.expand(1, len(q), -1))[0]
+state = env.reset().state  # [1, 14]
+grid = np.linspace(-1, 1, 21)
+q = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)  # [441, 2]
+q_tot = 2 * function.program(state.new_tensor(q), state.expand(len(q), -1))
 
 figure, axis = plt.subplots(figsize=(4.2, 3.4), layout="constrained")
-lines = axis.contourf(line, line, q_tot.view(21, 21).T, levels=15)
-figure.colorbar(lines, label="Q_tot")
-axis.set(xlabel="Q of agent 0", ylabel="Q of agent 1", title=f"affine in q: {mixer.affine}, gate on: {mixer.enforce}")
+levels = axis.contourf(grid, grid, q_tot.view(21, 21), levels=15)
+figure.colorbar(levels, label="Q_tot")
+axis.set(xlabel="Q of agent 0", ylabel="Q of agent 1")
 plt.show()
 
 # %% [markdown]
-# The lines are straight: in a given state this function is a weighted sum, and the state sets the weights. An agent's *credit* is
-# the gradient of Q_tot in its Q. By autograd, and by the package's `credits`:
+# The lines are straight and equally spaced: in a given state this function is a weighted sum, and the state determines the weights.
+# The *credit* of an agent is the derivative of Q_tot with respect to its Q, here by autograd and by `assign_credit`:
 
 # %%
-mine = torch.zeros(1, 1, 2, requires_grad=True)
-(gradient,) = torch.autograd.grad(mixer(mine, state[None, None]).sum(), mine)
-print("by autograd:", gradient[0, 0].tolist())
-print("by credits: ", credits(function, mixer.affine, mixer.enforce, state[None])[0].tolist())
+q = state.new_zeros(1, 2).requires_grad_()
+(2 * function.program(q, state)).backward()
+print("autograd:     ", q.grad[0].tolist())
+print("assign_credit:", qllm_exp.assign_credit(function, env, state).iloc[0].tolist())
 
 # %% [markdown]
-# Equal credit, which is VDN, is 1 for each agent.
+# Equal credit, as in VDN, is 1 for each agent. In training, the *IGM gate* of the mixer sets negative credit to 0, so that the best
+# joint action consists of each agent's best action. `assign_credit` does so as well; here no credit is negative.
 #
 # ## What does the credit depend on?
 #
-# Over states that a random team meets: swap a field of the state with its value in another state, and see how much the credit
-# changes (permutation importance, in units of credit).
+# Replace a field of the state by its value in another state, and measure how much the credit changes (permutation
+# importance, in units of credit). The states are those of twelve episodes with random actions.
 
 # %%
-states = visited_states(env, random_policy(0, env.device), 256)
+steps = qllm_exp.play(env, episodes=12, seed=29)
+states = steps.iloc[:, -env.state_dim :]
+credit = qllm_exp.assign_credit(function, env, states)
 
-
-def credit(rows: torch.Tensor) -> torch.Tensor:
-    """Credit [M, n] in states [M, S]."""
-    return credits(function, mixer.affine, mixer.enforce, rows)
-
-
-depends = dependence(credit, env.layout, states)
-Markdown(depends.markdown())
+importance = {}
+for field in env.layout:
+    permuted = states.copy()
+    permuted.iloc[:, field.columns] = states.iloc[:, field.columns].sample(frac=1, random_state=0).to_numpy()
+    importance[field.label] = (qllm_exp.assign_credit(function, env, permuted) - credit).abs().mean()
+pd.DataFrame(importance).T.sort_values("agent 0", ascending=False).round(4)
 
 # %% [markdown]
-# And the mean credit as one column is moved over the values that it takes, all else being as it was:
+# And the mean credit if one column has the same value in all states, and the other columns stay as they are:
 
 # %%
-moved = curve(credit, env.layout.find("agent", "position", 0), 0, states)
-figure, axis = plt.subplots(figsize=(4.2, 3), layout="constrained")
-for agent in range(env.n_agents):
-    axis.plot(moved.values, moved.credit[:, agent], "o-", label=f"agent {agent}")
-axis.set(xlabel=moved.label, ylabel="mean credit")
-axis.legend()
+column = "agent 0 position x"
+mean_credit = pd.DataFrame(
+    {x: qllm_exp.assign_credit(function, env, states.assign(**{column: x})).mean() for x in range(8)}
+).T
+mean_credit.plot(style="o-", xlabel=f"{column} (cells)", ylabel="mean credit", figsize=(4.2, 3))
 plt.show()
 
 # %% [markdown]
 # ## Credit along an episode
 #
-# The first episode of a random team in which something is paid. For a trained team, put
-# `load_policy(Path("runs/..."), env)` of `qllm_exp.explain.policy` in the place of `random_policy`.
+# Random actions rarely collect food; in these episodes they do so once. `plot_credit` plays the same episodes and shows the first
+# one with a reward. To see a trained team, pass the result of `load_policy` as `policy`.
 
 # %%
-env.seed(2)
-episode, number = informative_episode(env, random_policy(2, env.device))
-print(f"episode {number}: return {float(episode.rewards.sum()):g} in {len(episode.rewards)} steps")
-generator = torch.Generator().manual_seed(0)
-title = f"{run.env.task}, uniformly random actions, episode {number} of seed 2"
-with rc_context(FONTS):
-    figure = credit_figure(function, env, episode, mixer.affine, mixer.enforce, generator, title)
-figure
+returns = steps.groupby("episode").reward.sum()
+print(returns[returns > 0])
+qllm_exp.plot_credit(function, env, seed=29)
 
 # %% [markdown]
-# `python -m qllm_exp.tfcaf explain lbf/8x8-2p-2f-coop-2s` writes these pictures, tables and a summary into a folder.
+# `qllm-exp tfcaf explain lbf/8x8-2p-2f-coop-2s` writes this figure, one of the importances, tables and a summary to a folder.
 #
 # ## A function of your own
 #
-# It is text, as a language model's is, and goes the same way: read by an allow-list, run only in a child process with limits and
-# without network, turned into a tensor program, and probed on states of the task. Never `exec` such a text yourself: what it
-# says it does is not what it may do.
+# The source of a function is text, whether you or a language model has written it, and `verify` treats both in the same way. An
+# allow-list checks the source. It runs only in a child process with limits and without network, which turns it into a tensor
+# program. The program is probed on states of the task. Never `exec` such a text yourself: it may do something else than it claims.
 
 # %%
 HEAD = "import torch\n\ndef credit_assignment(agents_q, global_state):\n"
@@ -158,48 +148,44 @@ NEARER = (
     + """
     agents = torch.stack([global_state[:, 0:2], global_state[:, 3:5]], dim=1)
     foods = torch.stack([global_state[:, 6:8], global_state[:, 9:11]], dim=1)
-    steps = (agents.unsqueeze(2) - foods.unsqueeze(1)).abs().sum(dim=3)
-    weights = torch.softmax(-0.3 * steps.amin(dim=2), dim=1)
+    distances = (agents.unsqueeze(2) - foods.unsqueeze(1)).abs().sum(dim=3)
+    weights = torch.softmax(-0.3 * distances.amin(dim=2), dim=1)
     return (weights * agents_q).sum(dim=1, keepdim=True)
 """
 )
-OTHERS = {
-    "one value for the batch": HEAD + "    return agents_q.mean().reshape(1, 1)\n",
-    "a weight that explodes": HEAD + "    return (agents_q / (global_state[:, 0:1] - 3)).sum(dim=1, keepdim=True)\n",
-    "one agent only": HEAD + "    return agents_q[:, 0:1]\n",
-    "no weighted sum": HEAD + "    return agents_q.amin(dim=1, keepdim=True)\n",
-    "looks around": "import os\n\n" + HEAD + "    os.listdir('/')\n    return agents_q.mean(dim=1, keepdim=True)\n",
+nearer = qllm_exp.verify(NEARER, env)
+
+# %% [markdown]
+# The agent nearer to food gets more credit. This function is accepted. Others are refused, with a reason that says what to
+# write instead. During a generation, this message goes back to the language model.
+
+# %%
+REFUSED = {
+    "only one agent gets credit": HEAD + "    return agents_q[:, 0:1]\n",
+    "not a weighted sum": HEAD + "    return agents_q.amin(dim=1, keepdim=True)\n",
+    "lists files": "import os\n\n" + HEAD + "    os.listdir('/')\n    return agents_q.mean(dim=1, keepdim=True)\n",
 }
-gate = igm_enforced(run, env)
-nearer, *judged = verify_all([NEARER, *OTHERS.values()], env, gate)
-print(f"nearer: accepted; affine: {nearer.affine}; notes: {nearer.notes}")
+for name, source in REFUSED.items():
+    try:
+        qllm_exp.verify(source, env)
+    except qllm_exp.UserError as error:
+        print(f"{name}: {error}\n")
 
 # %% [markdown]
-# The others are refused, each with a reason that says what to write instead. In a generation this sentence goes back to the model.
+# Your function beside the bundled one, along the episode above:
 
 # %%
-for name, verdict in zip(OTHERS, judged, strict=True):
-    assert isinstance(verdict, Refused)
-    print(f"{name}: refused ({verdict.stage}): {verdict.reason}\n")
-
-# %% [markdown]
-# Yours beside the bundled one, along the same episode:
-
-# %%
-figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
-acted_in = episode.states[:-1]
-for name, program, style in (("bundled", function.program, "-"), ("nearer", nearer.program, "--")):
-    for agent, values in enumerate(credits(program, True, gate, acted_in).T):
-        axis.plot(values, style, color=f"C{agent}", label=f"{name}, agent {agent}")
-axis.set(xlabel="step", ylabel="credit")
+episode = steps[steps.episode == returns.idxmax()].set_index("step")
+axis = qllm_exp.assign_credit(function, env, episode).add_prefix("bundled, ").plot(figsize=(7, 3), color=["C0", "C1"])
+qllm_exp.assign_credit(nearer, env, episode).add_prefix("nearer, ").plot(ax=axis, style="--", color=["C0", "C1"])
+axis.set_ylabel("credit")
 axis.legend(fontsize=7)
 plt.show()
 
 # %% [markdown]
-# To train with it, keep it as a file and name that as the mixer's function. (For a `.py` file the same is done by
-# `python -m qllm_exp.tfcaf import FILE env=lbf`.)
+# To train with your function, write it to a file and pass that file as the mixer's function. (For a Python file,
+# `qllm-exp tfcaf import FILE env=lbf` does the same.)
 
 # %%
-import_function(nearer, env, "a notebook").save("runs/nearer.json")
-env.close()
-print("python -m qllm_exp -m env=lbf mixer=tfcaf mixer.file=runs/nearer.json seed=0-4")
+nearer.save("runs/nearer.json")
+print("qllm-exp -m env=lbf mixer=tfcaf mixer.file=runs/nearer.json seed=0-4")

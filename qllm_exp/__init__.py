@@ -8,32 +8,60 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qllm_exp.api import (
+        RunFailed,
+        UserError,
+        ablation,
+        assign_credit,
+        compare,
+        compose,
+        generate,
         load_curves,
         load_function,
         load_policy,
         load_runs,
         make_env,
+        play,
+        plot_ablation,
+        plot_bars,
+        plot_credit,
         plot_curves,
+        plot_improvement,
+        plot_profiles,
         run,
         run_sweep,
         table,
+        verify,
     )
 
 __all__ = [
+    "RunFailed",
+    "UserError",
+    "ablation",
+    "assign_credit",
+    "compare",
+    "compose",
+    "generate",
     "load_curves",
     "load_function",
     "load_policy",
     "load_runs",
     "make_env",
+    "play",
+    "plot_ablation",
+    "plot_bars",
+    "plot_credit",
     "plot_curves",
+    "plot_improvement",
+    "plot_profiles",
     "run",
     "run_sweep",
     "table",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The API's functions, imported at first use, and `__version__`."""
+    """The names of the API, imported at first use, and `__version__`."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version  # which takes longer than all else here
 

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import json
 import logging
 import os
 import signal
@@ -16,9 +15,11 @@ from typing import Any, cast
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
+from qllm_exp.runs.json_files import write_object
 from qllm_exp.runs.metrics import MetricsRow
 from qllm_exp.runs.run_directory import Busy, RunDirectory
 from qllm_exp.tracking.sidecar import Sidecar
+from qllm_exp.utils.text import inert_lines
 
 log = logging.getLogger(__name__)
 
@@ -254,8 +255,7 @@ def _write_versions(directory: RunDirectory) -> None:
     from qllm_exp.networks import gru_kernel
     from qllm_exp.runs.versions import versions
 
-    path = directory.path / "versions.json"
-    path.write_text(json.dumps(versions() | {"network_kernel": gru_kernel.status()}, indent=1) + "\n")
+    write_object(directory.versions, versions() | {"network_kernel": gru_kernel.status()})
 
 
 def _log_to(path: Path) -> logging.Handler:
@@ -343,7 +343,7 @@ def main(arguments: list[str]) -> int:
     try:
         execute(directory)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert_lines(error)}", file=sys.stderr)
         return BUSY if isinstance(error, Busy) else FAILED
     except Interrupted:
         print(

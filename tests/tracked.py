@@ -1,9 +1,18 @@
-"""Overrides of short runs that the stand-in W&B server tracks, and the environment of processes that talk to it."""
+"""Short runs that the stand-in W&B server tracks: their overrides, their environment, and their upload afterwards."""
 
+import contextlib
+import io
 import os
+import sys
 from pathlib import Path
 
+import commands
+import pytest
 from loopback_wandb import LoopbackWandb
+
+from qllm_exp.results import commands as results_commands
+from qllm_exp.results.__main__ import main
+from qllm_exp.tracking import wandb_login
 
 ROOT = Path(__file__).parents[1]
 ENVS = ROOT / "tests" / "integration"  # has environments for tests
@@ -15,8 +24,8 @@ SHORT = [
     "train=quick",
     "env.num_envs=16",
     "train.hidden=8",
-    "train.total_steps=40000",
-    "train.evaluation.every=10000",
+    "train.total_steps=10000",
+    "train.evaluation.every=1250",
     "train.evaluation.episodes=16",
     "train.evaluation.absolute_episodes=32",
     "tracking=wandb",
@@ -42,3 +51,32 @@ def environment(server: LoopbackWandb | None, home: Path) -> dict[str, str]:
     if server is not None:
         variables |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
     return variables
+
+
+def sync(server: LoopbackWandb, home: Path, *arguments: object, **variables: str) -> tuple[int, str]:
+    """Run `python -m qllm_exp.results sync` in this process, and fork the process that it starts.
+
+    Args:
+        server: as of `environment`.
+        home: its home and working folder.
+        arguments: of the command.
+        variables: further environment variables.
+
+    Returns:
+        The exit code, and all that it prints.
+    """
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(sys, "stderr", out)
+        patch.setattr(os, "environ", environment(server, home) | variables)
+        patch.setattr(results_commands, "subprocess", commands.Subprocess("wandb"))
+        patch.chdir(home)
+        forget_login()
+        code = main(["sync", *map(str, arguments)])
+    forget_login()
+    return code, out.getvalue()
+
+
+def forget_login() -> None:
+    """Forget the credentials that this process has read, so that it reads them again."""
+    wandb_login.logged_in.cache_clear()
+    wandb_login.server.cache_clear()

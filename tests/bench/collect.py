@@ -1,7 +1,7 @@
-"""How long collecting takes. `python tests/bench/collect.py [RUNS]`: makes that many folders (10,000), then collects them twice.
+"""Time to collect runs. `python tests/bench/collect.py [RUNS]` creates RUNS directories (10,000) and collects them twice.
 
-The runs have 40 evaluations and 200 rows of training figures each (as 2M environment steps give), two mixers, three tasks and a
-learning rate of their own for every tenth of a method's runs; half of them carry a credit-assignment function.
+Each run has 40 evaluations and 200 rows of training metrics, as after 2M environment steps. There are three tasks, two mixers and
+ten learning rates. The runs of one mixer have a credit-assignment function.
 """
 
 import json
@@ -25,7 +25,8 @@ RATES = 10
 TASKS = ("8x8-2p-2f-coop-2s", "10x10-3p-3f-2s", "15x15-4p-3f-2s")
 
 
-def runs(count: int) -> list[schema.RunConfig]:
+def configs(count: int) -> list[schema.RunConfig]:
+    """Return the configurations of `count` runs, evenly distributed over tasks, mixers and learning rates."""
     mixers = (QmixConfig(), TfcafConfig())
     groups = [(task, mixer, rate) for task in TASKS for mixer in mixers for rate in range(RATES)]
     return [
@@ -33,32 +34,35 @@ def runs(count: int) -> list[schema.RunConfig]:
             env=LbfConfig(task=task, num_envs=128),
             mixer=mixer,
             train=schema.TrainConfig(learning_rate=1e-4 * (1 + rate)),
-            seed=at // len(groups),
+            seed=number // len(groups),
         )
-        for at in range(count)
-        for task, mixer, rate in [groups[at % len(groups)]]
+        for number in range(count)
+        for task, mixer, rate in [groups[number % len(groups)]]
     ]
 
 
 def metrics(run: schema.RunConfig) -> str:
-    every = run.train.total_steps // TRAINING
-    lines = []
-    for at in range(1, TRAINING + 1):
-        figures = {"return_mean": 0.1234567 + run.seed, "length_mean": 49.8, "loss": 1.36608146, "grad_norm": 0.87016}
-        figures |= {"q_tot": 0.31712788, "epsilon": 0.7568, "wall_s": 0.931 * at}
-        lines.append({"kind": "training", "env_step": at * every, "episodes": at * 200, "updates": at * 50, **figures})
-        if at % (TRAINING // EVALUATIONS) == 0:
-            figures = {"return_mean": 0.031253 * at, "return_std": 0.1210307, "length_mean": 50.0, "episodes": 100}
-            lines.append({"kind": "evaluation", "env_step": at * every, "env_step_exact": at * every, **figures})
-    lines.append({"kind": "absolute", "env_step": run.train.total_steps, "return_mean": 0.9, "return_std": 0.1})
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    """Return the content of metrics.jsonl."""
+    interval = run.train.total_steps // TRAINING
+    rows = []
+    for number in range(1, TRAINING + 1):
+        step = number * interval
+        values = {"return_mean": 0.1234567 + run.seed, "length_mean": 49.8, "loss": 1.36608146, "grad_norm": 0.87016}
+        values |= {"q_tot": 0.31712788, "epsilon": 0.7568, "wall_s": 0.931 * number}
+        rows.append({"kind": "training", "env_step": step, "episodes": number * 200, "updates": number * 50, **values})
+        if number % (TRAINING // EVALUATIONS) == 0:
+            values = {"return_mean": 0.031253 * number, "return_std": 0.1210307, "length_mean": 50.0, "episodes": 100}
+            rows.append({"kind": "evaluation", "env_step": step, "env_step_exact": step, **values})
+    rows.append({"kind": "absolute", "env_step": run.train.total_steps, "return_mean": 0.9, "return_std": 0.1})
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def make(folder: Path, every: list[schema.RunConfig]) -> None:
+def make(folder: Path, runs: list[schema.RunConfig]) -> None:
+    """Create the directories of the runs."""
     from omegaconf import OmegaConf
 
     texts: dict[str, str] = {}
-    for run in every:
+    for run in runs:
         path = folder / run_name(run, "")
         path.mkdir()
         key = repr(replace(run, seed=0))
@@ -75,19 +79,19 @@ def make(folder: Path, every: list[schema.RunConfig]) -> None:
 
 
 def main(count: int) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        every = runs(count)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = configs(count)
         begin = time.perf_counter()
-        make(Path(place), every)
-        print(f"{count:,} folders made in {time.perf_counter() - begin:.1f} s; now collected, on one core:")
+        make(Path(folder), runs)
+        print(f"{count:,} directories created in {time.perf_counter() - begin:.1f} s; now collected, on one core:")
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         for _ in range(2):
             begin = time.perf_counter()
-            found = collect([Path(place)])
-            took = time.perf_counter() - begin
-            names = len({(one.task, one.method) for one in found.finished})
-            print(f"{found.counts()}, {names} methods on tasks: {took:.2f} s")
-            assert len(found.finished) == count and names == min(count, 2 * RATES * len(TASKS))
+            collection = collect([Path(folder)])
+            seconds = time.perf_counter() - begin
+            methods = len({(record.task, record.method) for record in collection.finished})
+            print(f"{collection.counts()}, {methods} pairs of task and method: {seconds:.2f} s")
+            assert len(collection.finished) == count and methods == min(count, 2 * RATES * len(TASKS))
 
 
 if __name__ == "__main__":

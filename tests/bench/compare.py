@@ -1,6 +1,6 @@
-"""Runs every setting, and the peers, in turn on one core, several rounds, and prints medians and ratios as Markdown.
+"""Time every setting of this package and its peers in turn, on one core, in several rounds; print medians and ratios as Markdown.
 
-The machine may be shared: figures are medians over rounds, comparisons are ratios within a round.
+The machine may be shared, so times are medians over rounds, and comparisons are ratios within a round.
 """
 
 import argparse
@@ -15,17 +15,18 @@ ROOT = HERE.parent.parent
 OURS = ("qllm-mpe", "qllm-lbf", "epymarl-mpe", "epymarl-lbf", "jaxmarl-mpe", "grf")
 PEERS = {"jaxmarl": "jaxmarl_qmix.py", "benchmarl": "benchmarl_qmix.py"}
 PARTS = ("simulate", "act", "store", "update")
-# Environment steps per second, training included, that were measured on another machine of this kind for the published
-# programs; the official QLLM and EPyMARL are not installable packages, so they cannot run beside ours here.
+# Environment steps per second of the published programs, training included, measured on another machine of this kind. QLLM's
+# code and EPyMARL are not installable packages, so they cannot run here beside this package.
 ELSEWHERE = {"qllm-mpe": 761, "qllm-lbf": 1312, "epymarl-mpe": 1168, "epymarl-lbf": 1802}
 
 
 def run(core: int, command: list[str]) -> dict:
-    done = subprocess.run(["taskset", "-c", str(core), *command], capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    found: dict = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    """Return the JSON object in the last line that a command prints, run on one core."""
+    process = subprocess.run(["taskset", "-c", str(core), *command], capture_output=True, text=True, cwd=ROOT)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{process.stderr[-2000:]}")
+    result: dict = json.loads(process.stdout.strip().splitlines()[-1])
+    return result
 
 
 def main() -> None:
@@ -33,18 +34,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--core", type=int, default=0)
-    given = parser.parse_args()
-    seconds = ["--seconds", str(given.seconds)]
-    found: dict[str, list[dict]] = {}
-    for _ in range(given.rounds):
+    options = parser.parse_args()
+    seconds = ["--seconds", str(options.seconds)]
+    results: dict[str, list[dict]] = {}
+    for _ in range(options.rounds):
         for setting in OURS:
             command = [sys.executable, str(HERE / "ours.py"), "--setting", setting, *seconds]
-            found.setdefault(setting, []).append(run(given.core, command))
+            results.setdefault(setting, []).append(run(options.core, command))
         for name, script in PEERS.items():
             python = ROOT / f".venv-{name}/bin/python"
-            found.setdefault(name, []).append(run(given.core, [str(python), str(HERE / "peers" / script), *seconds]))
+            results.setdefault(name, []).append(
+                run(options.core, [str(python), str(HERE / "peers" / script), *seconds])
+            )
         command = [sys.executable, str(HERE / "football.py"), *seconds]
-        found.setdefault("football", []).append(run(given.core, command))
+        results.setdefault("football", []).append(run(options.core, command))
         command = [
             str(ROOT / ".venv-gfootball/bin/python"),
             "-W",
@@ -52,21 +55,23 @@ def main() -> None:
             str(HERE / "peers/gfootball_wrappers.py"),
             *seconds,
         ]
-        found.setdefault("gfootball", []).append(run(given.core, command))
-    show(found)
+        results.setdefault("gfootball", []).append(run(options.core, command))
+    show(results)
 
 
 def median(rows: list[dict], key: str) -> float:
+    """Return the median of a key over rounds."""
     return statistics.median(row[key] for row in rows)
 
 
-def show(found: dict[str, list[dict]]) -> None:
+def show(results: dict[str, list[dict]]) -> None:
+    """Print the results, which have a row per round for each setting and peer."""
     print(
         "\n| setting | env steps/s | updates/s | ms per update: simulate, act, store, update | start-up s | peak MB |"
     )
     print("|---|---|---|---|---|---|")
     for name in (*OURS, *PEERS):
-        rows = found[name]
+        rows = results[name]
         parts = "-"
         if name in OURS:
             parts = ", ".join(f"{statistics.median(r['ms_per_update'].get(p, 0.0) for r in rows):.2f}" for p in PARTS)
@@ -76,27 +81,29 @@ def show(found: dict[str, list[dict]]) -> None:
         )
     print("\n| compared, ours to theirs in the same round | ratio (median, lowest, highest) |\n|---|---|")
     for peer in PEERS:
-        pairs = zip(found["jaxmarl-mpe"], found[peer], strict=True)
+        pairs = zip(results["jaxmarl-mpe"], results[peer], strict=True)
         ratios = [ours["env_steps_per_s"] / theirs["env_steps_per_s"] for ours, theirs in pairs]
         print(f"| env steps/s, {peer}'s setting on mpe | {spread(ratios)} |")
-    pairs = zip(found["football"], found["gfootball"], strict=True)
+    pairs = zip(results["football"], results["gfootball"], strict=True)
     ratios = [ours["joint_steps_per_s"] / theirs["joint_steps_per_s"] for ours, theirs in pairs]
     print(f"| joint steps/s of football, gfootball as pip builds it, random actions | {spread(ratios)} |")
     print(
-        f"| the same, its wrappers around our build | {spread([r['ratio_same_engine'] for r in found['football']])} |"
+        f"| the same, its wrappers around our build | {spread([r['ratio_same_engine'] for r in results['football']])} |"
     )
     total = {
-        k: median(found[k], "startup_s") + 2e6 / median(found[k], "env_steps_per_s") for k in ("jaxmarl-mpe", "jaxmarl")
+        name: median(results[name], "startup_s") + 2e6 / median(results[name], "env_steps_per_s")
+        for name in ("jaxmarl-mpe", "jaxmarl")
     }
     print(f"\n2M steps, start-up included: ours {total['jaxmarl-mpe']:.0f} s, JaxMARL {total['jaxmarl']:.0f} s")
     for setting, theirs in ELSEWHERE.items():
-        ours = median(found[setting], "env_steps_per_s")
+        ours = median(results[setting], "env_steps_per_s")
         print(
             f"{setting}: {ours / theirs:.1f} times the {theirs:,} steps/s that the published program reached elsewhere"
         )
 
 
 def spread(ratios: list[float]) -> str:
+    """Return 'median (lowest, highest)'."""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
 
 

@@ -1,8 +1,8 @@
-"""Joint steps per second of the football engine with random actions: this package's environment, and gfootball's wrappers
-around the same build of the engine (peers/gfootball_wrappers.py has the build that pip makes).
+"""Joint steps per second of football with random actions, in this package's environment and in gfootball's wrappers.
 
-Both play academy_3_vs_1_with_keeper with four agents, in turn, on the core that the caller pins this process to. Resets are
-included; the first ones, which load the game, are not.
+Both use the same build of the engine; peers/gfootball_wrappers.py times the build that pip makes. They play
+academy_3_vs_1_with_keeper with four agents, in turn, on the core that the caller pins this process to. Resets are included,
+except the first ones, which load the game.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SEGMENT_S = 1.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     generator = np.random.default_rng(0)
     ours = make_env(GrfConfig(num_envs=MATCHES, workers=1), MATCHES, 0)
     theirs = gfootball.env.create_environment(
@@ -37,19 +37,18 @@ def main() -> None:
     theirs.reset()
     segments: dict[str, list[float]] = {"ours": [], "wrappers": []}
     begin = time.perf_counter()
-    while time.perf_counter() - begin < given.seconds:
+    while time.perf_counter() - begin < options.seconds:
         segments["ours"].append(play_ours(ours, generator))
         segments["wrappers"].append(play_wrappers(theirs, generator))
     ours.close()
     theirs.close()
-    ratios = [a / b for a, b in zip(segments["ours"], segments["wrappers"], strict=True)]
-    figures = {name: statistics.median(values) for name, values in segments.items()}
-    same_engine = statistics.median(ratios)
-    print(json.dumps({"name": "football", "joint_steps_per_s": figures["ours"], "ratio_same_engine": same_engine}))
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(*segments.values(), strict=True))
+    speed = statistics.median(segments["ours"])
+    print(json.dumps({"name": "football", "joint_steps_per_s": speed, "ratio_same_engine": ratio}))
 
 
 def play_ours(env, generator: np.random.Generator) -> float:
-    """Joint steps per second of whole episodes, resets included."""
+    """Return the joint steps per second of whole episodes in this package's environment, resets included."""
     steps, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < SEGMENT_S:
         env.reset()
@@ -62,7 +61,7 @@ def play_ours(env, generator: np.random.Generator) -> float:
 
 
 def play_wrappers(env, generator: np.random.Generator) -> float:
-    """The same through gfootball's own environment, one match at a time."""
+    """Return the same of gfootball's environment, one match at a time."""
     steps, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < SEGMENT_S:
         env.reset()

@@ -1,10 +1,10 @@
-"""Forward and backward time of the TFCAF mixer with each bundled function beside the QMIX mixer, as JSON.
+"""Forward and backward time of the TFCAF mixer with each bundled function, beside the QMIX mixer, as JSON.
 
 python tests/bench/mixers.py --rounds 30
 
-Both mix the same batch in turn, on one thread; times are medians over the rounds, `ratio` is the median of TFCAF / QMIX
-within a round. The weights of QMIX take gradients, as in training. An update calls the forward pass without gradients
-for the targets, and the forward and backward pass: `update_ratio`. Whole updates with every mixer: updates.py.
+Both mix the same batch in turn, on one thread. Times are medians over the rounds, `ratio` is the median of TFCAF / QMIX
+within a round. The parameters of QMIX require gradients, as in training. An update consists of a forward pass without gradients
+for the targets and a forward and backward pass; `update_ratio` compares their sum. updates.py times whole updates.
 """
 
 import argparse
@@ -20,18 +20,19 @@ from qllm_exp.config.load import config_class
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BATCHES = ((32, 51), (32, 26))  # episodes, time steps
-REPEATS = 10  # calls that one time is taken over
+REPEATS = 10  # calls per time measurement
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    print(json.dumps(measure(given.rounds, given.device), indent=1))
+    options = parser.parse_args()
+    print(json.dumps(measure(options.rounds, options.device), indent=1))
 
 
 def measure(rounds: int, device: str) -> list[dict[str, Any]]:
+    """Return a row per bundled function and batch size."""
     import torch
 
     from qllm_exp.credit.probe_states import extreme_states, task_states
@@ -41,7 +42,7 @@ def measure(rounds: int, device: str) -> list[dict[str, Any]]:
     from qllm_exp.mixers.tfcaf import Tfcaf
 
     torch.set_num_threads(1)
-    found = []
+    results = []
     for path in sorted(BUNDLED.glob("*/*.json")):
         stored = load(path)
         env = make_env(config_class("env", stored.env)(task=stored.task), 2, 0, device)
@@ -55,16 +56,18 @@ def measure(rounds: int, device: str) -> list[dict[str, Any]]:
                 "tfcaf": Tfcaf(stored.program, affine, enforce=affine and env.task.monotonic),
                 "qmix": Qmix(env.n_agents, env.state_dim, embed=32, hypernet=64).to(device),
             }
-            calls = {name: (forward(mixer, q, states), both(mixer, q, states)) for name, mixer in mixers.items()}
-            found.append({"function": f"{stored.env}/{stored.task}", "episodes": episodes, "steps": steps})
-            for k, what in enumerate(("forward", "forward_backward")):
-                found[-1][what] = compared({name: pair[k] for name, pair in calls.items()}, rounds, device)
-            ours, theirs = (found[-1]["forward"][f"{n}_ms"] + found[-1]["forward_backward"][f"{n}_ms"] for n in mixers)
-            found[-1]["update_ratio"] = round(ours / theirs, 2)
-    return found
+            row: dict[str, Any] = {"function": f"{stored.env}/{stored.task}", "episodes": episodes, "steps": steps}
+            for key, make_call in (("forward", forward), ("forward_backward", forward_backward)):
+                calls = {name: make_call(mixer, q, states) for name, mixer in mixers.items()}
+                row[key] = compare(calls, rounds, device)
+            ours, theirs = (row["forward"][f"{name}_ms"] + row["forward_backward"][f"{name}_ms"] for name in mixers)
+            row["update_ratio"] = round(ours / theirs, 2)
+            results.append(row)
+    return results
 
 
 def forward(mixer: Any, q: Any, states: Any) -> Callable[[], None]:
+    """Return a function that runs a forward pass without gradients."""
     import torch
 
     def call() -> None:
@@ -74,7 +77,8 @@ def forward(mixer: Any, q: Any, states: Any) -> Callable[[], None]:
     return call
 
 
-def both(mixer: Any, q: Any, states: Any) -> Callable[[], None]:
+def forward_backward(mixer: Any, q: Any, states: Any) -> Callable[[], None]:
+    """Return a function that runs a forward and a backward pass."""
     leaf = q.clone().requires_grad_()
 
     def call() -> None:
@@ -83,16 +87,16 @@ def both(mixer: Any, q: Any, states: Any) -> Callable[[], None]:
     return call
 
 
-def compared(calls: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each call, and the median ratio TFCAF / QMIX."""
-    times = timed(calls, rounds, device)
+def compare(calls: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
+    """Return the median milliseconds of each call, and the median ratio TFCAF / QMIX."""
+    times = time_calls(calls, rounds, device)
     ratios = [ours / theirs for ours, theirs in zip(times["tfcaf"], times["qmix"], strict=True)]
     medians = {f"{name}_ms": round(statistics.median(values), 3) for name, values in times.items()}
     return {**medians, "ratio": round(statistics.median(ratios), 2)}
 
 
-def timed(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each call in each of the interleaved rounds; one more, the first, does not count."""
+def time_calls(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Return the milliseconds of each call in each round. An additional first round is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -105,7 +109,7 @@ def timed(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict
 
 
 def clock(device: str) -> float:
-    """Seconds; processor time on a CPU, which other programs on the machine disturb least."""
+    """Return a time in seconds: processor time on a CPU, since other programs on the machine affect it least."""
     if device == "cpu":
         return time.process_time()
     import torch

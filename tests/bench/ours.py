@@ -1,4 +1,4 @@
-"""Speed of this package's training in one setting, as one JSON line (the same fields as the scripts in peers/).
+"""Training speed of this package in one setting, as one JSON line with the same fields as those of the scripts in peers/.
 
 python tests/bench/ours.py --setting jaxmarl-mpe --seconds 20
 """
@@ -29,12 +29,13 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, required=True)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the measurement, after a warm-up")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--num-envs", type=int, default=0, help="0: what env.num_envs=auto means on the device")
-    given = parser.parse_args()
-    print(json.dumps(measure(given.setting, given.seconds, given.device, given.num_envs)))
+    parser.add_argument("--num-envs", type=int, default=0, help="0: as env.num_envs=auto chooses for the device")
+    options = parser.parse_args()
+    print(json.dumps(measure(options.setting, options.seconds, options.device, options.num_envs)))
 
 
 def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
+    """Train in a setting for some seconds after a warm-up, and return the speed."""
     import torch
 
     from qllm_exp import experiment
@@ -50,11 +51,11 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
     experiment.keep_freed_memory()
     env_name, mixer, hidden, batch, steps_per_update = SETTINGS[setting]
     task = config_class("env", env_name)().task
-    written = {"file": str(bundled_path(env_name, task))} if mixer["name"] == "tfcaf" else {}
+    function = {"file": str(bundled_path(env_name, task))} if mixer["name"] == "tfcaf" else {}
     run = load_run(
         {
             "env": {"name": env_name, "num_envs": num_envs or "auto"},
-            "mixer": mixer | written,
+            "mixer": mixer | function,
             "algorithm": {"name": "q_learning"},
             "train": {"name": "fair", "hidden": hidden, "batch_episodes": batch, "steps_per_update": steps_per_update},
         }
@@ -76,14 +77,14 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
     trainer.evaluate(100, "bench")
     evaluation = time.perf_counter() - evaluation
     env.close()
-    done = trainer.updates - updates
+    updates = trainer.updates - updates
     return {
         "name": "qllm_exp",
         "setting": setting,
         "env_steps_per_s": (trainer.env_steps - steps) / wall,
-        "updates_per_s": done / wall,
+        "updates_per_s": updates / wall,
         "ms_per_update": {
-            part: 1000 * s / max(done, 1) for part, s in trainer.timer.seconds.items() if part != "evaluate"
+            part: 1000 * s / max(updates, 1) for part, s in trainer.timer.seconds.items() if part != "evaluate"
         },
         "evaluation_of_100_episodes_s": evaluation,
         "startup_s": startup,

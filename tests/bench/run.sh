@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Speed of this package beside JaxMARL's, BenchMARL's and gfootball's from their published packages, on one core, in one run.
-# SECONDS_EACH=10 and ROUNDS=1 make it shorter; CORE picks the core. Nothing here passes or fails.
+# Speed of this package beside the published packages of JaxMARL, BenchMARL and gfootball, on one core.
+# SECONDS_EACH=10 and ROUNDS=1 shorten it; CORE selects the core. It measures only: nothing passes or fails.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 for peer in jaxmarl benchmarl; do
@@ -26,5 +26,5 @@ echo "the TFCAF mixer beside QMIX's, same batch:"
 taskset -c "${CORE:-0}" .venv/bin/python tests/bench/mixers.py
 echo "an update of every algorithm and with every mixer, same batch:"
 taskset -c "${CORE:-0}" .venv/bin/python tests/bench/updates.py
-echo "sweeps: planning, and a run more:"
+echo "sweeps: planning, and one more run:"
 .venv/bin/python tests/bench/sweeps.py

@@ -11,7 +11,7 @@ TOOL = Path(__file__).parents[2] / "launch" / "slurm_local.sh"
 
 
 def _free_pair() -> int:
-    """Return the first of two neighbouring ports that are free, also beside another test run on this machine."""
+    """Return the first of two neighbouring free ports. The system chooses it, so test runs on one machine do not collide."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -25,7 +25,10 @@ def _free_pair() -> int:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory, worker_id):
-    """Start Slurm, and return the environment variables of its clients. With four CPUs, several jobs run at a time anywhere."""
+    """Start Slurm, and return the environment variables of its clients.
+
+    It has four CPUs, whatever the machine has, so that several jobs run at a time.
+    """
     folder = tmp_path_factory.mktemp("slurm")
     port = _free_pair()
     environment = os.environ | {"SLURM_LOCAL_PORT": str(port), "SLURM_LOCAL_CPUS": "4"}

@@ -1,6 +1,7 @@
 """A user's own environment: a matrix game that fails after 30 steps, in the way that `env.fault` names.
 
-With the environment variable FLAKY_ENV_IS_WELL it does not fail. FLAKY_ENV_PAUSE adds that many seconds of sleep to every step.
+With the environment variable FLAKY_ENV_IS_WELL it does not fail. FLAKY_ENV_PAUSE adds that many seconds of sleep to every step;
+if FLAKY_ENV_FAST names a file, only until that file exists.
 """
 
 import os
@@ -30,12 +31,13 @@ def make(config, num_envs, seed, device):
     env = matrix.make(config, num_envs, seed, device)
     original_step, calls = env.step, 0
     fault = "" if "FLAKY_ENV_IS_WELL" in os.environ else config.fault
-    pause = float(os.environ.get("FLAKY_ENV_PAUSE", 0))
+    pause, fast = float(os.environ.get("FLAKY_ENV_PAUSE", 0)), os.environ.get("FLAKY_ENV_FAST", "")
 
     def step(actions):
         nonlocal calls
         calls += 1
-        time.sleep(pause)
+        if pause and not (fast and os.path.exists(fast)):
+            time.sleep(pause)
         if calls > 30 and fault == "raise":
             raise RuntimeError("the simulator says no")
         if calls > 30 and fault == "exit":

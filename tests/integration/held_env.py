@@ -1,6 +1,6 @@
 """A matrix game that pauses in the middle of a run while a file exists, so that a test can act on a running run.
 
-The environment variable HELD_ENV names the file. It is checked after 1,000 steps, about the middle of a short run.
+The environment variable HELD_ENV names the file. It is checked after 300 steps, about the middle of a short run.
 """
 
 import os
@@ -32,7 +32,7 @@ def make(config, num_envs, seed, device):
     def step(actions):
         nonlocal calls
         calls += 1
-        while calls > 1000 and Path(os.environ.get("HELD_ENV", "/nowhere")).exists():
+        while calls > 300 and Path(os.environ.get("HELD_ENV", "/nowhere")).exists():
             time.sleep(0.02)
         return original_step(actions)
 

@@ -1,21 +1,21 @@
 """A Weights & Biases workspace, built for the runs of a project and saved, against a local stand-in for the server."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 from loopback_wandb import LoopbackWandb
 from run_folders import make_run, run_config
-from tracked import environment
+from tracked import environment, forget_login, sync
 
 from qllm_exp.config import schema
 from qllm_exp.credit.stored_function import bundled_path
+from qllm_exp.results import dashboard_plan
 from qllm_exp.results.__main__ import main
-from qllm_exp.tracking import wandb_login
+from qllm_exp.results.records import sources
 
 ADDRESS = "wandb://team/p/figure_1"
 TASKS = {"lbf/8x8-2p-2f-coop-2s": "tasks/lbf/8x8-2p-2f-coop-2s", "mpe/simple_spread": "tasks/mpe/simple_spread"}
@@ -36,10 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackWandb]:
         if run.mixer.name == "tfcaf":
             (path / "tfcaf.json").write_bytes(bundled_path("lbf", "8x8-2p-2f-coop-2s").read_bytes())
     with LoopbackWandb() as wandb_server:
-        command = [sys.executable, "-m", "qllm_exp.results", "sync", str(home / "runs")]
-        variables = environment(wandb_server, home)
-        process = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=200)
-        assert process.returncode == 0, process.stdout + process.stderr
+        code, text = sync(wandb_server, home, home / "runs")
+        assert code == 0, text
         yield wandb_server
         assert wandb_server.refused == []
 
@@ -48,10 +46,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackWandb]:
 def logged_in(server: LoopbackWandb, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path_factory.getbasetemp() / "dashboard"  # with one cache for all tests
     home.mkdir(exist_ok=True)
+    for module in (dashboard_plan, sources):
+        monkeypatch.setattr(module, "subprocess", commands.Subprocess("wandb"))
     for name, value in (environment(server, home) | {"XDG_CACHE_HOME": str(home)}).items():
         monkeypatch.setenv(name, value)
-    wandb_login.logged_in.cache_clear()
-    wandb_login.server.cache_clear()
+    forget_login()
 
 
 def spec_of(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -163,12 +162,11 @@ def test_errors_are_one_clear_line(server: LoopbackWandb, capfd: pytest.CaptureF
 
 def test_where_nothing_varies_there_is_no_ablation(tmp_path: Path) -> None:
     from qllm_exp.errors import UserError
-    from qllm_exp.results.dashboard_plan import make_plan
     from qllm_exp.results.records.sources import Project
 
     paths = [make_run(tmp_path, run_config(mixer, seed), 0.5) for mixer in ("qmix", "vdn") for seed in range(2)]
     project = Project("team", "p", "", tuple(paths))
     with pytest.raises(UserError, match="Nothing varies"):
-        make_plan(project, "ablation")
-    baselines = make_plan(project, "baselines")
+        dashboard_plan.make_plan(project, "ablation")
+    baselines = dashboard_plan.make_plan(project, "baselines")
     assert (baselines.groupby, baselines.mixers, baselines.name) == (["mixer"], ["qmix", "vdn"], "qllm_exp baselines")

@@ -52,7 +52,9 @@ def test_candidates_are_forked_from_a_process_that_has_started_no_thread(tmp_pat
     request = {"sources": [SOURCE] * 2, "states": [[0.5]] * 7, "n_agents": 2, "timeout_s": 60, "memory": 1 << 30}
     process = run_guarded("from qllm_exp.generation.sandbox_child import main; main()", json.dumps(request), tmp_path)
     assert process.returncode == 0, process.stderr
-    assert all("program" in result for result in json.loads(process.stdout)["results"]), process.stdout
+    ready, *answers = [json.loads(line) for line in process.stdout.splitlines()]
+    assert ready == {"ready": True} and len(answers) == 2
+    assert all('"program"' in answer["record"] for answer in answers), process.stdout
 
 
 def test_runs_are_forked_from_a_process_that_has_started_no_thread(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from gfootball.env import scenario_builder
 
 from qllm_exp.envs import Step, make_env
 from qllm_exp.envs.grf.env import Config as GrfConfig
-from qllm_exp.envs.grf.env import FootballEnv, engine_seed, tasks
+from qllm_exp.envs.grf.env import FootballEnv, tasks
+from qllm_exp.envs.simulator import episode_seed
 from qllm_exp.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # gym's
@@ -75,7 +76,7 @@ def test_matches_equal_those_of_gfootball_step_by_step(
     name = register_restricted(task, players) if players else task
     rewards = settings.get("rewards", "scoring,checkpoints")
     for episode in range(episodes):
-        seeds = [engine_seed(3, match, episode) for match in range(2)]
+        seeds = [episode_seed(3, match, episode) for match in range(2)]
         references = [reference_env(name, env.n_agents, seed, rewards) for seed in seeds]
         start = env.reset()
         for match in range(2):
@@ -110,7 +111,7 @@ def test_every_field_of_the_layout_holds_what_the_engine_reports(
     make: Make, task: str, settings: dict[str, Any], agents: list[int]
 ) -> None:
     env = make(task=task, **settings)
-    reference = reference_env(register_restricted(task, set(agents)), len(agents), engine_seed(0, 0, 0))
+    reference = reference_env(register_restricted(task, set(agents)), len(agents), episode_seed(0, 0, 0))
     reference.reset()
     state = env.reset().state
     rng = np.random.default_rng(0)

@@ -5,8 +5,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,14 +25,15 @@ TINY = [
 ]
 
 
-def command(folder, *overrides, tiny=True):
-    return [sys.executable, "-m", "qllm_exp", *(TINY if tiny else []), *overrides, f"dir={folder}"]
+def start(folder, *overrides, tiny=True, **variables):
+    arguments = ["-m", "qllm_exp", *(TINY if tiny else []), *overrides, f"dir={folder}"]
+    return commands.start(arguments, env=os.environ | {"PYTHONPATH": str(HERE)} | variables)
 
 
 def call(folder, *overrides, tiny=True):
-    environment = os.environ | {"PYTHONPATH": str(HERE)}
-    process = commands.run(command(folder, *overrides, tiny=tiny)[1:], timeout=240, env=environment)
-    return process.returncode, process.stdout + process.stderr
+    process = start(folder, *overrides, tiny=tiny)
+    stdout, stderr = process.communicate(240)
+    return process.wait(), stdout + stderr
 
 
 def rows(run: Path):
@@ -69,7 +68,8 @@ def test_a_run_ends_with_table_and_plot_and_is_not_run_twice(tmp_path):
 
 
 def test_a_sweep_runs_every_combination_and_compares(tmp_path):
-    args = ["-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-1"]
+    small = ["env.num_envs=16", "train.batch_episodes=4"]
+    args = ["-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-1", *small]
     code, text = call(tmp_path / "r", *args)
     assert code == 0, text
     assert "8 runs: 0 finished, 0 running, 0 queued, 8 to run" in text
@@ -83,7 +83,7 @@ def test_a_sweep_runs_every_combination_and_compares(tmp_path):
     assert (sweep / "curves.png").stat().st_size > 10_000 and "| mpe/simple_spread" in (sweep / "table.md").read_text()
     code, text = call(tmp_path / "r", *args)
     assert code == 0 and "8 runs: 8 finished, 0 running, 0 queued, 0 to run" in text and text.count("(n=2)") == 8
-    code, text = call(tmp_path / "r", "-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-2")
+    code, text = call(tmp_path / "r", "-m", "env=mpe,lbf", "mixer=tfcaf,qmix", "seed=0-2", *small)
     assert code == 0 and "12 runs: 8 finished, 0 running, 0 queued, 4 to run" in text and text.count("(n=3)") == 8
 
 
@@ -103,26 +103,20 @@ def test_one_failed_run_leaves_the_others_alone_and_is_named(tmp_path):
 
 def test_killed_at_random_moments_and_started_again_gives_the_same_numbers(tmp_path):
     args = [
-        "mixer=qmix",
-        "env=matrix",
-        "train.total_steps=200000",
-        "train.evaluation.every=20000",
-        "train.checkpoint.every_s=0",
-        "train.checkpoint.max_share=1",
+        *("mixer=qmix", "env=matrix", "env.name=flaky_env", "env.num_envs=16", "train.batch_episodes=4"),
+        *("train.total_steps=12800", "train.checkpoint.every_s=0", "train.checkpoint.max_share=1"),
     ]
     code, text = call(tmp_path / "whole", *args)
     assert code == 0, text
     rng = random.Random(0)
     for _ in range(5):
-        process = subprocess.Popen(
-            command(tmp_path / "killed", *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = start(tmp_path / "killed", *args, FLAKY_ENV_PAUSE="0.02")  # half a second for each of the 32 rollouts
         before = last_checkpoint(tmp_path / "killed")
         deadline = time.monotonic() + 60
         while last_checkpoint(tmp_path / "killed") == before and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.5))
         assert process.poll() is None, "the run must be long enough to be killed in the middle"
         process.kill()
         process.wait()
@@ -139,14 +133,14 @@ def test_killed_at_random_moments_and_started_again_gives_the_same_numbers(tmp_p
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_run_at_a_checkpoint(tmp_path, number):
     args = ["mixer=vdn", "env=matrix", "train.total_steps=400000"]
-    process = subprocess.Popen(command(tmp_path / "r", *args), stderr=subprocess.PIPE, text=True)
+    process = start(tmp_path / "r", *args)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("r/*/metrics.jsonl")) or not next(tmp_path.glob("r/*/metrics.jsonl")).stat().st_size:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(number)
-    _, text = process.communicate(timeout=60)
-    assert process.returncode == 3 and "checkpoint" in text, text
+    _, text = process.communicate(60)
+    assert process.wait() == 3 and "checkpoint" in text, text
     (run,) = runs(tmp_path / "r")
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
     assert (run / "checkpoint/state.pt").exists()
@@ -154,7 +148,7 @@ def test_a_signal_stops_the_run_at_a_checkpoint(tmp_path, number):
 
 def test_a_running_run_is_not_started_twice(tmp_path):
     args = ["mixer=vdn", "env=matrix", "train.total_steps=4000000"]
-    first = subprocess.Popen(command(tmp_path / "r", *args), stderr=subprocess.DEVNULL)
+    first = start(tmp_path / "r", *args)
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("r/*/metrics.jsonl")):
@@ -180,6 +174,7 @@ def test_a_run_that_diverges_is_a_failed_run(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["statsu"], "'statsu' is not a command. Did you mean 'status'? Commands: results, tfcaf, status, watch,"),
         (["env=lbff"], "env=lbff is unknown. Did you mean 'lbf'?"),
         (["mixer=qmx"], "mixer=qmx is unknown. Did you mean 'qmix'?"),
         (["env.task=9x9"], "env.task"),

@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,24 +20,31 @@ SMALL = [
     *("train.evaluation.episodes=10", "train.evaluation.absolute_episodes=20"),
 ]
 TINY = [*SMALL, "train.total_steps=4000", "train.evaluation.every=2000"]
-PAUSE = {"FLAKY_ENV_PAUSE": "0.004"}
+LONG = [
+    *("env.num_envs=16", "train.batch_episodes=4", "train.total_steps=8000", "train.evaluation.every=4000"),
+    *("train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"),
+]
+PAUSE = {"FLAKY_ENV_PAUSE": "0.02"}  # half a second per rollout, a quarter of a minute per long run
 
 
-def command(folder, *overrides, sweep=True):
+def arguments(folder, *overrides, sweep=True):
     mode = ["-m"] if sweep else []
-    return [sys.executable, "-m", "qllm_exp", *mode, *overrides, f"dir={folder}"]
+    return ["-m", "qllm_exp", *mode, *overrides, f"dir={folder}"]
 
 
 def start(folder, *overrides, **variables):
-    return subprocess.Popen(
-        command(folder, *overrides), env=os.environ | {"PYTHONPATH": str(HERE)} | variables,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    return commands.start(arguments(folder, *overrides), env=os.environ | {"PYTHONPATH": str(HERE)} | variables)
+
+
+def end_of(process, seconds=100):
+    """Wait for the end of a process, and return its exit code and all its output."""
+    stdout, stderr = process.communicate(seconds)
+    return process.wait(), stdout + stderr
 
 
 def call(folder, *overrides, expected_code=0, sweep=True, **variables):
     environment = os.environ | {"PYTHONPATH": str(HERE)} | variables
-    process = commands.run(command(folder, *overrides, sweep=sweep)[1:], timeout=280, env=environment)
+    process = commands.run(arguments(folder, *overrides, sweep=sweep), timeout=280, env=environment)
     text = process.stdout + process.stderr
     assert process.returncode == expected_code, text
     return text
@@ -74,7 +79,7 @@ def kill_all(process) -> None:
     for member in family:
         if member.is_running():
             member.kill()
-    process.communicate()
+    process.wait()
     psutil.wait_procs(family, timeout=10)
 
 
@@ -88,26 +93,32 @@ def checkpoint_steps(run: Path) -> int:
         return 0
 
 
+def checkpoint_times(folder: Path) -> list[float]:
+    """Return when the checkpoints of a folder's runs were written."""
+    return sorted(path.stat().st_mtime for path in folder.glob("*/checkpoint/state.pt"))
+
+
 @pytest.mark.timeout(900)
 def test_killed_with_its_children_at_twenty_random_moments_a_sweep_ends_with_the_same_numbers(tmp_path):
-    args = [
-        *SMALL, "mixer=qmix", "seed=0-1", "train.total_steps=400000", "train.evaluation.every=40000",
-        "train.checkpoint.every_s=0.3", "train.checkpoint.max_share=1",
-    ]  # fmt: skip
+    args = [*SMALL, *LONG, "mixer=qmix", "seed=0-1", "train.total_steps=24000", "train.evaluation.every=2000"]
     call(tmp_path / "whole", *args)
     rng, trained_steps = random.Random(0), {}
     for number in range(20):
-        process = start(tmp_path / "r", *args, FLAKY_ENV_PAUSE="0.02")  # too slow to finish before the last kill
-        if number % 2:  # kill once runs are running; else possibly while the sweep plans, prepares and starts
+        before = checkpoint_times(tmp_path / "r")
+        process = start(tmp_path / "r", *args, **PAUSE)  # too slow to finish before the last kill
+        if number % 3 == 1:  # kill once runs are running; else possibly while the sweep plans, prepares and starts
             until(lambda: len(psutil.Process(process.pid).children(recursive=True)) > 1)  # noqa: B023
-        time.sleep(rng.uniform(0, 3))
+        if number % 3 == 2:  # ... or once a run has come further than before
+            until(lambda: checkpoint_times(tmp_path / "r") != before)  # noqa: B023
+        time.sleep(rng.uniform(0, 1))
         assert process.poll() is None
         kill_all(process)
         for run in runs(tmp_path / "r"):
-            steps = checkpoint_steps(run) if not (run / "result.json").exists() else 400_000
+            steps = checkpoint_steps(run)
             assert steps >= trained_steps.get(run.name, 0), "what a checkpoint held is not trained again"
             trained_steps[run.name] = steps
     assert sum(trained_steps.values()) > 0, "some kills came in mid-training"
+    assert not list((tmp_path / "r").glob("*/result.json")), "and all of them before a run had ended"
     text = call(tmp_path / "r", *args)
     assert "FAILED" not in text
     for whole, killed in zip(runs(tmp_path / "whole"), runs(tmp_path / "r"), strict=True):
@@ -131,23 +142,16 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
 
 
 def test_two_sweeps_at_once_train_shared_runs_once(tmp_path):
-    args = [*TINY, "train.total_steps=20000", "seed=0-2"]
+    args = [*SMALL, *LONG, "train.total_steps=2000", "seed=0-2"]
     both = [start(tmp_path / "r", *args, **PAUSE) for _ in range(2)]
-    texts = [process.communicate(timeout=200)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], texts
-    assert all("FAILED" not in text and "(n=3)" in text for text in texts)
+    ends = [end_of(process, 200) for process in both]
+    assert all(code == 0 and "FAILED" not in text and "(n=3)" in text for code, text in ends), ends
     for run in runs(tmp_path / "r"):
         assert (run / "log.txt").read_text().count("ready after") == 1
 
 
 def test_a_moved_folder_resumes(tmp_path):
-    args = [
-        *TINY,
-        "train.total_steps=100000",
-        "train.checkpoint.every_s=0.2",
-        "train.checkpoint.max_share=1",
-        "seed=0-1",
-    ]
+    args = [*SMALL, *LONG, "seed=0-1"]
     call(tmp_path / "whole", *args)
     process = start(tmp_path / "r", *args, **PAUSE)
     until(lambda: list((tmp_path / "r").glob("*/checkpoint/state.pt")))
@@ -164,26 +168,26 @@ def test_a_moved_folder_resumes(tmp_path):
 
 
 def test_when_the_sweep_is_killed_its_runs_stop_at_a_checkpoint(tmp_path):
-    process = start(tmp_path / "r", *TINY, "train.total_steps=4000000", "hydra.launcher.n_jobs=1", **PAUSE)
+    process = start(tmp_path / "r", *SMALL, *LONG, "train.total_steps=4000000", "hydra.launcher.n_jobs=1", **PAUSE)
     run = until(lambda: [path.parent for path in (tmp_path / "r").glob("*/metrics.jsonl")])[0]
     worker = json.loads((run / "status.json").read_text())["pid"]
     process.kill()
-    process.communicate()
+    process.wait()
     until(lambda: not psutil.pid_exists(worker))
     assert (run / "checkpoint/state.pt").exists()
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
 
 
 def test_a_killed_fork_server_is_replaced(tmp_path):
-    args = [*TINY, "train.total_steps=100000", "train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"]
+    args = [*SMALL, *LONG]
     call(tmp_path / "whole", *args)
     process = start(tmp_path / "r", *args, **PAUSE)
     until(lambda: list((tmp_path / "r").glob("*/checkpoint/state.pt")))
     (fork_server,) = psutil.Process(process.pid).children()
     assert len(fork_server.children()) == 1
     fork_server.kill()
-    text = process.communicate(timeout=100)[0]
-    assert process.returncode == 0 and "FAILED" not in text, text
+    code, text = end_of(process)
+    assert code == 0 and "FAILED" not in text, text
     (whole,), (killed,) = runs(tmp_path / "whole"), runs(tmp_path / "r")
     assert (
         run_outcome(whole) == run_outcome(killed) and "resuming from the checkpoint" in (killed / "log.txt").read_text()
@@ -191,14 +195,14 @@ def test_a_killed_fork_server_is_replaced(tmp_path):
 
 
 def test_ctrl_c_waits_for_runs_whose_fork_server_was_killed(tmp_path):
-    args = [*TINY, "train.total_steps=100000", "train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"]
+    args = [*SMALL, *LONG]
     process = start(tmp_path / "r", *args, FLAKY_ENV_PAUSE="0.1")  # one rollout takes two and a half seconds
     until(lambda: list((tmp_path / "r").glob("*/checkpoint/state.pt")))
     (fork_server,) = psutil.Process(process.pid).children()
     fork_server.kill()
     process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=100)[0]
-    assert process.returncode == 3, text
+    code, text = end_of(process)
+    assert code == 3, text
     (folder,) = runs(tmp_path / "r")
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
 
@@ -214,19 +218,17 @@ def test_max_failures_starts_no_further_run_and_retry_starts_failed_runs(tmp_pat
 
 
 def test_the_advised_command_finishes_an_interrupted_sweep(tmp_path):
-    args = [*TINY, "train.total_steps=60000", "seed=0-2", "hydra.launcher.n_jobs=1"]
+    args = [*SMALL, *LONG, "seed=0-2", "hydra.launcher.n_jobs=1"]
     process = start(tmp_path / "r", *args, **PAUSE)
     until(lambda: list((tmp_path / "r").glob("*/metrics.jsonl")))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.wait(60)
     code, text = tool("status", sweep_of(tmp_path / "r"))
     assert code == 3 and "1 interrupted, 2 new" in text, text
     advised = re.search(r"start missing runs:\s+python (.*)", text)[1].split()
     assert "seed=0-2" in advised, "the command as typed"
     environment = os.environ | {"PYTHONPATH": str(HERE)}
-    advised_process = subprocess.run(
-        [sys.executable, *advised], capture_output=True, text=True, env=environment, timeout=200
-    )
+    advised_process = commands.run(advised, env=environment, timeout=200)
     assert advised_process.returncode == 0 and "(n=3)" in advised_process.stderr, advised_process.stderr
 
 
@@ -248,13 +250,14 @@ def test_a_named_sweep_grows(tmp_path):
 
 
 def test_cancel_stops_a_running_sweep_run_by_run(tmp_path):
-    process = start(tmp_path / "r", *TINY, "train.total_steps=4000000", "seed=0-2", "hydra.launcher.n_jobs=1", **PAUSE)
+    args = [*SMALL, *LONG, "train.total_steps=4000000", "seed=0-2", "hydra.launcher.n_jobs=1"]
+    process = start(tmp_path / "r", *args, **PAUSE)
     until(lambda: list((tmp_path / "r").glob("*/metrics.jsonl")))
     code, text = tool("cancel", sweep_of(tmp_path / "r"))
     assert code == 0 and "1 running" in text and "2 waiting" in text, text
-    text = process.communicate(timeout=60)[0]
+    code, text = end_of(process, 60)
     assert "interrupted at a checkpoint" in text and text.count("cancelled before it started") == 2, text
-    assert process.returncode == 3
+    assert code == 3
     code, text = tool("watch", sweep_of(tmp_path / "r"))
     assert code == 3 and "3 interrupted" in text, text
 
@@ -283,10 +286,7 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
     ]:
         text = call(tmp_path / "r", *args, expected_code=2)
         assert message in text and "Traceback" not in text, text
-    environment = os.environ | {"PATH": ""}
-    process = subprocess.run(
-        command(tmp_path / "r", "hydra/launcher=slurm"), capture_output=True, text=True, env=environment, timeout=60
-    )
+    process = commands.run(arguments(tmp_path / "r", "hydra/launcher=slurm"), env=os.environ | {"PATH": ""})
     assert process.returncode == 2 and "there is no sbatch on this machine" in process.stderr
     code, text = tool("status", tmp_path / "nothing")
     assert code == 2 and "is not a folder. Give a run directory, a sweep directory" in text
@@ -311,9 +311,7 @@ def test_unusual_names_and_folders(tmp_path):
     assert "_s1_" in run.name and sweep_of(folder).name == "2026-11"
     text = call(folder, *TINY, "seed=1-2", f"sweep.name={run.name}", expected_code=2)
     assert "is the name of a run directory" in text
-    process = subprocess.run(
-        [sys.executable, "-m", "launch.status", "."], capture_output=True, text=True, cwd=folder / "2026-11", timeout=60
-    )
+    process = commands.run(["-m", "launch.status", "."], cwd=folder / "2026-11")
     assert process.returncode == 0 and "1 finished" in process.stdout, process.stdout + process.stderr
     (folder / "broken").mkdir()
     (folder / "broken/sweep.json").write_text("{")

@@ -6,11 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import psutil
 import pytest
 from hydra import compose, initialize_config_dir
 from loopback_wandb import LoopbackWandb
-from tracked import SHORT, environment
+from tracked import SHORT, environment, sync
 
 from qllm_exp.config.compose import CONF
 from qllm_exp.config.load import load_run
@@ -50,25 +51,16 @@ sys.exit(code)
 """
 
 
-def start(directory: RunDirectory, server: LoopbackWandb, home: Path, **variables: str) -> subprocess.Popen[str]:
+def start(directory: RunDirectory, server: LoopbackWandb, home: Path, **variables: str) -> commands.Command:
     """Start a run's process, which fails if it imports wandb."""
-    command = [sys.executable, "-c", RUN, str(directory.path)]
-    env = environment(server, home) | variables
-    return subprocess.Popen(command, env=env, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return commands.start(["-c", RUN, directory.path], env=environment(server, home) | variables, cwd=home)
 
 
 def run(directory: RunDirectory, server: LoopbackWandb, home: Path, **variables: str) -> str:
     process = start(directory, server, home, **variables)
-    text, _ = process.communicate(timeout=100)
+    text = "".join(process.communicate(100))
     assert process.returncode == 0, text
     return text
-
-
-def sync(server: LoopbackWandb, home: Path, *arguments: object) -> tuple[int, str]:
-    command = [sys.executable, "-m", "qllm_exp.results", "sync", *map(str, arguments)]
-    env = environment(server, home) | {"OPENAI_API_KEY": SECRET}
-    done = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=100)
-    return done.returncode, done.stdout + done.stderr
 
 
 def rows(directory: RunDirectory) -> list[dict]:
@@ -172,7 +164,7 @@ def test_a_run_is_uploaded_with_everything_that_users_look_for(server, home, tmp
         f"import json, wandb; run = wandb.Api().run('team/p/{stored.id}'); print(json.dumps(list(run.scan_history())))"
     )
     env = environment(server, home) | {"WANDB_CACHE_DIR": str(tmp_path), "WANDB_ERROR_REPORTING": "false"}
-    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=home, capture_output=True, text=True, check=True)
+    done = commands.run(["-c", script], env=env, cwd=home, check=True, imports="wandb")
     assert metrics_rows(json.loads(done.stdout)) == rows(directory)
 
 
@@ -184,7 +176,7 @@ def test_a_run_that_was_killed_and_resumed_is_one_run_with_every_row_once(server
     processes = upload_processes(directory)
     assert len(processes) == 2
     process.kill()
-    process.communicate()
+    process.wait()
     psutil.wait_procs(processes, timeout=31)
     assert not any(process.is_running() for process in processes)
     (stored,) = server.runs.values()
@@ -206,7 +198,7 @@ def test_a_lost_server_does_not_affect_a_run_and_sync_completes_the_upload(serve
     wait_for(lambda: UploadState(tracked).url)
     server.lost = True
     (home / "hold").unlink()
-    text, _ = process.communicate(timeout=100)
+    text = "".join(process.communicate(100))
     ended_s = time.time() - (tracked.path / "result.json").stat().st_mtime
     assert process.returncode == 0 and ended_s < 20, text  # W&B's client alone would try for minutes
     assert f"python -m qllm_exp.results sync {tracked.path}" in text and not upload_processes(tracked)
@@ -233,7 +225,7 @@ def test_a_run_that_is_killed_while_the_server_hangs_leaves_no_process(server, h
     process = start(directory, server, home)
     processes = wait_for(lambda: len(both := upload_processes(directory)) == 2 and both)
     process.kill()
-    process.communicate()
+    process.wait()
     psutil.wait_procs(processes, timeout=6)
     assert not any(process.is_running() for process in processes)
 
@@ -242,7 +234,7 @@ def test_an_offline_run_is_uploaded_by_sync(server, home, tmp_path):
     directory = create_run(tmp_path / "r", *SHORT, "tracking.mode=offline")
     run(directory, server, home)
     assert server.received == [] and not (directory.path / "wandb").exists()
-    code, text = sync(server, home, tmp_path / "r")
+    code, text = sync(server, home, tmp_path / "r", OPENAI_API_KEY=SECRET)
     count = len(rows(directory))
     assert code == 0 and f"sent {count} of {count} rows: {server.url}" in text, text
     assert complete(server, directory) and SECRET not in "\n".join(server.received)
@@ -286,8 +278,8 @@ def test_sync_gives_up_on_a_server_that_is_not_there(server, home, tmp_path):
 
 
 def test_runs_of_a_sweep_share_a_group(server, home, tmp_path):
-    command = [sys.executable, "-m", "qllm_exp", "-m", *SHORT, "seed=0-1", "env.name=held_env", f"dir={tmp_path / 'r'}"]
-    done = subprocess.run(command, env=environment(server, home), cwd=home, capture_output=True, text=True, timeout=100)
+    command = ["-m", "qllm_exp", "-m", *SHORT, "seed=0-1", "env.name=held_env", f"dir={tmp_path / 'r'}"]
+    done = commands.run(command, env=environment(server, home), cwd=home)
     assert done.returncode == 0, done.stderr
     folders = [RunDirectory(path.parent) for path in (tmp_path / "r").glob("*/config.yaml")]
     (sweep,) = (tmp_path / "r").glob("sweep_*")

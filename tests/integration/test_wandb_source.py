@@ -4,21 +4,21 @@ import dataclasses
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import pytest
 from loopback_wandb import LoopbackWandb, Run
 from run_folders import make_run, run_config
-from tracked import SHORT, environment
+from tracked import SHORT, environment, forget_login, sync
 
 from qllm_exp.config import schema
 from qllm_exp.results.__main__ import main
+from qllm_exp.results.records import sources
 from qllm_exp.results.records.collect import collect
 from qllm_exp.results.records.sources import Address, read_project
-from qllm_exp.tracking import sidecar, wandb_login
+from qllm_exp.tracking import sidecar
 
 SWEEP = "wandb://team/p/figure_1"
 BY_HAND = "wandb://team/by_hand"
@@ -38,21 +38,14 @@ def tracked(project: str) -> schema.WandbConfig:
     return schema.WandbConfig(mode="offline", project=project)
 
 
-def send(world: World, folder: Path) -> None:
-    command = [sys.executable, "-m", "qllm_exp.results", "sync", str(folder)]
-    env = environment(world.server, world.home)
-    done = subprocess.run(command, env=env, cwd=world.home, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home = tmp_path_factory.mktemp("home")
     runs = home / "runs"
     with LoopbackWandb() as server:
-        command = [sys.executable, "-m", "qllm_exp", "-m", *SHORT, "mixer=tfcaf,vdn", "seed=0-1", "sweep.name=figure_1"]
-        env = environment(server, home)
-        done = subprocess.run([*command, f"dir={runs}"], env=env, cwd=home, capture_output=True, text=True, timeout=200)
+        command = ["-m", "qllm_exp", "-m", *SHORT, "mixer=tfcaf,vdn", "seed=0-1", "sweep.name=figure_1", f"dir={runs}"]
+        command.append("tracking.mode=offline")
+        done = commands.run(command, env=environment(server, home), cwd=home, timeout=200)
         assert done.returncode == 0, done.stderr
         created = World(server, home, runs / "figure_1", home / "by_hand")
         for seed in range(2):
@@ -70,15 +63,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             path = make_run(created.by_hand, run, 0.5)
             (path / "result.json").unlink()
             (path / "status.json").write_text(json.dumps({"state": state, "host": "elsewhere", "error": "no memory"}))
-        send(created, created.by_hand)
+        for folder in (runs, created.by_hand):
+            code, text = sync(server, home, folder)
+            assert code == 0, text
         yield created
         assert server.refused == []
 
 
 @pytest.fixture
 def logged_in(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """This process has credentials and a separate cache."""
+    """This process has credentials and a separate cache, and forks the processes that read the server."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "subprocess", commands.Subprocess("wandb"))
     for name, value in environment(world.server, world.home).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -86,11 +82,6 @@ def logged_in(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     yield world
     world.server.lost, world.server.lost_after = False, {}
     forget_login()
-
-
-def forget_login() -> None:
-    wandb_login.logged_in.cache_clear()
-    wandb_login.server.cache_clear()
 
 
 def output_of(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
@@ -219,14 +210,14 @@ def test_unfinished_runs_have_the_state_that_the_server_reports(logged_in: World
     assert states() == {1: "interrupted", 2: "failed"}
     before = {seed: run.state for seed, run in stored.items()}
     try:
-        for state, shown in {"running": "running", "crashed": "dead", "killed": "failed", "pending": "new"}.items():
-            stored[1].state = state
-            assert states() == {1: shown, 2: "failed"}
+        stored[1].state, stored[2].state = "running", "crashed"
+        assert states() == {1: "running", 2: "dead"}
+        stored[1].state, stored[2].state = "killed", "pending"
         stored[0].lines.append(lost := stored[0].lines.pop())
         del stored[0].lines[-1]  # finished, but the server lacks a row
-        assert states() == {0: "failed", 1: "new", 2: "failed"}
+        assert states() == {0: "failed", 1: "failed", 2: "new"}
         stored[0].lines.append(lost)
-        assert states() == {1: "new", 2: "failed"}
+        assert states() == {1: "failed", 2: "new"}
     finally:
         for seed, state in before.items():
             stored[seed].state = state
@@ -298,9 +289,8 @@ def test_an_invalid_address_is_answered_with_an_example(typed: str, capfd: pytes
 
 def test_concurrent_commands_read_a_project_once(logged_in: World) -> None:
     requests = logged_in.server.requests["HistoryPage"]
-    command = [sys.executable, "-m", "qllm_exp.results", "table", SWEEP]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=100) for process in processes]
+    processes = [commands.start(["-m", "qllm_exp.results", "table", SWEEP]) for _ in range(2)]
+    outputs = [process.communicate(100) for process in processes]
     assert outputs[0][0] == outputs[1][0] and "(n=2)" in outputs[0][0], outputs
     assert logged_in.server.requests["HistoryPage"] == requests + 4
 
@@ -311,9 +301,9 @@ def test_a_server_that_does_not_answer_is_given_up(logged_in: World, tmp_path: P
         "import sys; from qllm_exp.tracking import wandb_download; "
         "wandb_download.SILENCE_S = 1.0; wandb_download.main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), "team", "p", ""]
+    command = ["-c", code, tmp_path, "team", "p", ""]
     try:
-        done = subprocess.run(command, env=sidecar.environment(), capture_output=True, text=True, timeout=25)
+        done = commands.run(command, env=sidecar.environment(), timeout=25, imports="wandb")
     finally:
         logged_in.server.wait_s = 0
     assert done.returncode == 2 and "no answer for 1 s" in json.loads(done.stdout)["error"]

@@ -9,7 +9,8 @@ import torch
 
 from qllm_exp.envs import Observation, Step, make_env
 from qllm_exp.envs.pettingzoo.env import Config as PettingzooConfig
-from qllm_exp.envs.pettingzoo.env import PettingzooEnv, episode_seed, tasks
+from qllm_exp.envs.pettingzoo.env import PettingzooEnv, tasks
+from qllm_exp.envs.simulator import episode_seed
 from qllm_exp.errors import UserError
 
 

@@ -174,9 +174,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="episodes in one update")
     parser.add_argument("--envs", type=int, default=8, help="copies of the environment, one episode each per update")
     parser.add_argument("--env", choices=["mpe"], default="mpe", help="the package has no level-based foraging")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with contextlib.redirect_stdout(sys.stderr):
-        report = measure(given.seconds, given.hidden, given.batch, given.envs)
+        report = measure(options.seconds, options.hidden, options.batch, options.envs)
     print(json.dumps(report))
 
 

@@ -20,7 +20,7 @@ LIMIT = 150
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     generator = np.random.default_rng(0)
     env = gfootball.env.create_environment(
         env_name="academy_3_vs_1_with_keeper",
@@ -30,7 +30,7 @@ def main() -> None:
     )
     env.reset()
     steps, begin, processor = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - begin < given.seconds:
+    while time.perf_counter() - begin < options.seconds:
         env.reset()
         done, length = False, 0
         while not done and length < LIMIT:
@@ -40,13 +40,13 @@ def main() -> None:
     wall = time.perf_counter() - begin
     share = (time.process_time() - processor) / wall
     env.close()
-    figures = {
+    result = {
         "name": "gfootball",
         "version": version("gfootball"),
         "joint_steps_per_s": steps / wall,
         "cpu_share": share,
     }
-    print(json.dumps(figures))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

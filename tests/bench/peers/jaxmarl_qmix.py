@@ -351,8 +351,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="episodes in one update")
     parser.add_argument("--envs", type=int, default=8, help="copies of the environment, one episode each per update")
     parser.add_argument("--env", choices=["mpe"], default="mpe", help="the package has no level-based foraging")
-    given = parser.parse_args()
-    print(json.dumps(measure(given.seconds, given.hidden, given.batch, given.envs)))
+    options = parser.parse_args()
+    print(json.dumps(measure(options.seconds, options.hidden, options.batch, options.envs)))
 
 
 if __name__ == "__main__":
