@@ -445,6 +445,10 @@ class _Selection:
         return value
 
 
+def _needs_elements(selection: _Selection, *_: Any) -> Any:
+    raise _SelectedByMask
+
+
 def _operator(name: str) -> Callable[[_Selection, Any], _Selection]:
     return lambda selection, other: selection.combine(name, other)
 
@@ -452,6 +456,22 @@ def _operator(name: str) -> Callable[[_Selection, Any], _Selection]:
 for _name in ("add", "sub", "mul", "truediv", "pow"):
     for _prefix in ("__", "__r"):
         setattr(_Selection, f"{_prefix}{_name}__", _operator(f"{_prefix}{_name}__"))
+for _name in (
+    "getitem",
+    "setitem",
+    "len",
+    "iter",
+    "bool",
+    "float",
+    "int",
+    "matmul",
+    "rmatmul",
+    "neg",
+    "abs",
+    "gt",
+    "lt",
+):
+    setattr(_Selection, f"__{_name}__", _needs_elements)
 
 
 def warm_up() -> None:
@@ -485,6 +505,7 @@ _EXPLANATIONS = (  # fragments of an error message, and what it means for the au
             "Boolean value of Tensor",
             "only one element tensors can be converted",
             "_local_scalar_dense",
+            "calling .item()",
             "call .item()",
             "a Tensor with",
         ),

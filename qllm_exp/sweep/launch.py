@@ -215,7 +215,8 @@ def _generation_cost(functions: Sequence[Path]) -> str:
     tokens = sum(cost["tokens_in"] + cost["tokens_out"] for cost in costs)
     prices = [cost["usd"] for cost in costs]
     price = "price unknown" if None in prices else f"{sum(prices):.4f} USD"
-    return f"credit-assignment functions generated: {len(costs)}, {count(calls, 'call')}, {tokens:,} tokens, {price}"
+    estimated = " (estimated)" if any("usage" in cost for cost in costs) else ""  # by the model's tokenizer
+    return f"credit-assignment functions generated: {len(costs)}, {count(calls, 'call')}, {tokens:,} tokens{estimated}, {price}"
 
 
 def make_launcher(options: dict[str, Any]) -> Launcher:

@@ -138,7 +138,7 @@ def cost_text(cost: Mapping[str, Any]) -> str:
     tokens = sum(number for number in (cost.get("tokens_in"), cost.get("tokens_out")) if isinstance(number, int))
     parts = [count(calls, "call")]
     if tokens:
-        parts.append(f"{tokens:,} tokens")
+        parts.append(f"{tokens:,} tokens (estimated)" if "usage" in cost else f"{tokens:,} tokens")
     parts.append(f"{usd:.4f} USD" if isinstance(usd, int | float) else "price unknown")
     return ", ".join(parts)
 

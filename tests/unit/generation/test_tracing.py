@@ -110,6 +110,13 @@ def test_changes_in_place_masks_and_blocks_without_gradient_are_traced(body: str
         ),
         ("    return agents_q.sum(1, keepdim=True) * torch.ones(1, 5)", "run", r"shape \[1, 5\] for a batch of 1"),
         ("    return agents_q.sum(1) + agents_q.mean(1, keepdim=True)", "run", r"shape \[2, 2\] for a batch of 2"),
+        ("    return agents_q[:, :1] * agents_q[agents_q > -99][0]", "trace", "boolean mask"),
+        (
+            "    m = global_state[:, :3] > -99\n    return agents_q[:, :1] * len(agents_q[m]) / 3",
+            "trace",
+            "boolean mask",
+        ),
+        ("    return agents_q[:, :1] * float(global_state[:, 0].sum() > -99)", "trace", "line 5.*Python numbers"),
         ("    return agents_q.detach().sum(1, keepdim=True)", "run", "does not depend on agents_q"),
         ("    agents_q += 1\n    return agents_q[:, :1]", "run", "changes its inputs"),
         ("    return agents_q[:, 7:8].gather(1, torch.zeros(1, 1).long())", "run", "line 5"),
