@@ -1,10 +1,80 @@
-"""Allow-list of generated functions: names of torch, math and Python that only compute.
+"""Allow-list of generated functions: syntax of Python, and names of torch, math and Python that only compute.
 
 Every name here is harmless on any object that it is looked up on; all other names are refused. `HINTS` explains the
 refusal of names that language models use often, and what to write instead.
 """
 
+import ast
+
 from qllm_exp.utils.text import word_set
+
+SYNTAX: tuple[type[ast.AST], ...] = (
+    ast.Module,
+    ast.FunctionDef,
+    ast.arguments,
+    ast.arg,
+    ast.Return,
+    ast.Assign,
+    ast.AugAssign,
+    ast.AnnAssign,
+    ast.NamedExpr,
+    ast.For,
+    ast.If,
+    ast.IfExp,
+    ast.Expr,
+    ast.Pass,
+    ast.Break,
+    ast.Continue,
+    ast.Assert,
+    ast.Raise,
+    ast.With,
+    ast.withitem,
+    ast.Delete,
+    ast.Nonlocal,
+    ast.Import,
+    ast.ImportFrom,
+    ast.alias,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.BoolOp,
+    ast.Compare,
+    ast.operator,
+    ast.unaryop,
+    ast.boolop,
+    ast.cmpop,
+    ast.Call,
+    ast.keyword,
+    ast.Starred,
+    ast.Attribute,
+    ast.Subscript,
+    ast.Slice,
+    ast.Constant,
+    ast.Name,
+    ast.expr_context,
+    ast.Tuple,
+    ast.List,
+    ast.Set,
+    ast.Dict,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+    ast.comprehension,
+    ast.Lambda,
+    ast.JoinedStr,
+    ast.FormattedValue,
+)
+SYNTAX_HINTS: dict[type[ast.AST], str] = {
+    ast.While: "while loops are not allowed: loop over range() of a fixed size",
+    ast.ClassDef: "classes are not allowed: write functions",
+    ast.AsyncFunctionDef: "async functions are not allowed",
+    ast.Await: "await is not allowed",
+    ast.Yield: "yield is not allowed: return one tensor",
+    ast.YieldFrom: "yield is not allowed: return one tensor",
+    ast.Try: "try is not allowed: do not hide errors",
+    ast.Global: "global is not allowed: pass values as arguments and return them",
+    ast.Match: "match is not allowed: use torch.where",
+}
 
 _SHARED = word_set("""
 abs absolute acos acosh add all amax amin angle any arccos arcsin arctan arctan2 argmax argmin argsort asin asinh

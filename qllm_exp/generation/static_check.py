@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from qllm_exp.credit.refused import FUNCTION_NAMES, Refused
-from qllm_exp.generation.allow_list import BUILTINS, EXCEPTIONS, HINTS, METHODS, MODULES, PREDEFINED
+from qllm_exp.generation.allow_list import (
+    BUILTINS,
+    EXCEPTIONS,
+    HINTS,
+    METHODS,
+    MODULES,
+    PREDEFINED,
+    SYNTAX,
+    SYNTAX_HINTS,
+)
 
 MAX_SOURCE = 20_000  # characters
 MAX_NODES = 5_000  # nodes of the syntax tree
@@ -25,73 +34,6 @@ _MAX_NUMBER = 2**53  # float64 represents all integers up to here exactly
 _MAX_STRING = 200  # characters of a string that is not a docstring
 _MAX_FAULTS = 8  # faults in a refusal
 
-_SYNTAX: tuple[type[ast.AST], ...] = (
-    ast.Module,
-    ast.FunctionDef,
-    ast.arguments,
-    ast.arg,
-    ast.Return,
-    ast.Assign,
-    ast.AugAssign,
-    ast.AnnAssign,
-    ast.NamedExpr,
-    ast.For,
-    ast.If,
-    ast.IfExp,
-    ast.Expr,
-    ast.Pass,
-    ast.Break,
-    ast.Continue,
-    ast.Assert,
-    ast.Raise,
-    ast.With,
-    ast.withitem,
-    ast.Delete,
-    ast.Nonlocal,
-    ast.Import,
-    ast.ImportFrom,
-    ast.alias,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.BoolOp,
-    ast.Compare,
-    ast.operator,
-    ast.unaryop,
-    ast.boolop,
-    ast.cmpop,
-    ast.Call,
-    ast.keyword,
-    ast.Starred,
-    ast.Attribute,
-    ast.Subscript,
-    ast.Slice,
-    ast.Constant,
-    ast.Name,
-    ast.expr_context,
-    ast.Tuple,
-    ast.List,
-    ast.Set,
-    ast.Dict,
-    ast.ListComp,
-    ast.SetComp,
-    ast.DictComp,
-    ast.GeneratorExp,
-    ast.comprehension,
-    ast.Lambda,
-    ast.JoinedStr,
-    ast.FormattedValue,
-)
-_SYNTAX_HINTS: dict[type[ast.AST], str] = {
-    ast.While: "while loops are not allowed: loop over range() of a fixed size",
-    ast.ClassDef: "classes are not allowed: write functions",
-    ast.AsyncFunctionDef: "async functions are not allowed",
-    ast.Await: "await is not allowed",
-    ast.Yield: "yield is not allowed: return one tensor",
-    ast.YieldFrom: "yield is not allowed: return one tensor",
-    ast.Try: "try is not allowed: do not hide errors",
-    ast.Global: "global is not allowed: pass values as arguments and return them",
-    ast.Match: "match is not allowed: use torch.where",
-}
 _TENSOR_TYPES = {  # legacy constructors, which leave values uninitialised unless they get a list
     "torch.Tensor": "float32",
     "torch.FloatTensor": "float32",
@@ -212,9 +154,9 @@ class _Checker:
 
     def _check_node(self, node: ast.AST) -> None:
         """Check the type of a node, then what its type requires."""
-        if not isinstance(node, _SYNTAX):
+        if not isinstance(node, SYNTAX):
             kind = type(node)
-            _refuse(node, _SYNTAX_HINTS.get(kind, f"{kind.__name__} is not allowed: plain tensor arithmetic only"))
+            _refuse(node, SYNTAX_HINTS.get(kind, f"{kind.__name__} is not allowed: plain tensor arithmetic only"))
         visit = getattr(self, f"_{type(node).__name__.lower()}", None)
         if visit is not None:
             visit(node)

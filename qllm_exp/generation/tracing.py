@@ -10,35 +10,27 @@ import ast
 import builtins
 import functools
 import itertools
-import logging
 import math
-import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 import numpy
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.generation.allow_list import BUILTINS, EXCEPTIONS
-from qllm_exp.generation.graph_to_program import LINE, convert
+from qllm_exp.generation.graph_to_program import convert
+from qllm_exp.generation.row_graph import FILE, Function, SelectedByMask, row_graph
 from qllm_exp.generation.static_check import MAX_TRIPS, Parsed, is_script_block, parse
 
-_FILE = "<credit assignment>"
 _BATCHES = (1, 2, 7, 64, 100, 800, 1024, 5120)  # training calls a program with hundreds to thousands of rows
 _TRACED_BATCHES = (1009, 1013)  # two sizes whose difference shows which numbers of a graph are the batch size
 _TOTAL_TRIPS = 4 * MAX_TRIPS  # iterations of all range() loops in one call
 _ROWS = 48  # rows on which the source is run one at a time
 _MAX_DIFFERING = 0.02  # share of rows in which rounding may flip a comparison of the source
-_Function = Callable[[Tensor, Tensor], Any]
 
 
 class Traced(NamedTuple):
@@ -81,7 +73,7 @@ def trace(source: str, states: Tensor, n_agents: int) -> Traced:
     return Traced(program, parsed.function.name, lines)
 
 
-def _load(parsed: Parsed, asserts: bool) -> _Function:
+def _load(parsed: Parsed, asserts: bool) -> Function:
     """Execute a checked source and return its function.
 
     Args:
@@ -94,7 +86,7 @@ def _load(parsed: Parsed, asserts: bool) -> _Function:
     builtin_names["__import__"] = builtins.__import__  # for the C code of torch; checked source cannot name it
     names |= {"__builtins__": builtin_names, "__name__": "credit_assignment"}
     counter = builtin_names["range"] = _CountingRange()
-    exec(compile(tree, _FILE, "exec"), names)
+    exec(compile(tree, FILE, "exec"), names)
     function = names[parsed.function.name]
 
     def call(agents_q: Tensor, global_state: Tensor) -> Any:
@@ -177,7 +169,7 @@ def _random_q(rows: int, n_agents: int) -> Tensor:
     return 3.0 * torch.randn(rows, n_agents, generator=torch.Generator().manual_seed(2))
 
 
-def _run_rows(function: _Function, source: str, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+def _run_rows(function: Function, source: str, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
     """Run the source on one row at a time.
 
     Returns:
@@ -202,7 +194,7 @@ def _run_rows(function: _Function, source: str, q: Tensor, states: Tensor) -> tu
     return values.detach(), gradient
 
 
-def _check_batches(function: _Function, source: str, q: Tensor, states: Tensor, expected: Tensor) -> None:
+def _check_batches(function: Function, source: str, q: Tensor, states: Tensor, expected: Tensor) -> None:
     """Refuse a source that, called with several rows, gives other values than for each row alone."""
     for batch in _BATCHES:
         rows = torch.arange(batch) % len(expected)
@@ -239,7 +231,7 @@ def _agree(expected: Tensor, actual: Tensor) -> bool:
     return bool((~close).float().mean() <= _MAX_DIFFERING)
 
 
-def _run(function: _Function, source: str, q: Tensor, states: Tensor) -> Tensor:
+def _run(function: Function, source: str, q: Tensor, states: Tensor) -> Tensor:
     """Run the source; refuse errors, changed inputs and results that are not float32."""
     # The clone of q is not a leaf, so changing it in place raises no error and is detected here.
     q_copy, states_copy = q.clone(), states.clone()
@@ -271,207 +263,12 @@ def _refuse_shape(value: Tensor, batch: int) -> NoReturn:
     )
 
 
-def _graph(function: _Function, source: str, n_agents: int, state_dim: int, batch: int) -> fx.GraphModule:
-    """Trace the function for one row, as a graph for `batch` rows of ATen operations without in-place changes."""
-
-    def row(agents_q: Tensor, global_state: Tensor) -> Tensor:
-        with _Recorder():
-            value: Tensor = function(agents_q, global_state)
-            return value.reshape(1, 1)
-
-    def rows(agents_q: Tensor, global_state: Tensor) -> Tensor:
-        results: Tensor = torch.vmap(torch.func.functionalize(row))(agents_q.unsqueeze(1), global_state.unsqueeze(1))
-        return results.reshape(batch, 1)
-
+def _graph(function: Function, source: str, n_agents: int, state_dim: int, batch: int) -> fx.GraphModule:
+    """Trace the function for one row, as a graph for `batch` rows; refuse what cannot be traced."""
     try:
-        with warnings.catch_warnings(), _batching_rules(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            return make_fx(rows, tracing_mode="fake")(torch.zeros(batch, n_agents), torch.zeros(batch, state_dim))
+        return row_graph(function, n_agents, state_dim, batch)
     except Exception as error:  # torch does not document which errors tracing raises
         raise _explain(error, source, "trace") from None
-
-
-@contextmanager
-def _batching_rules() -> Iterator[None]:
-    """Let vmap refuse operations without a rule, instead of looping over the rows, and add a rule that it lacks."""
-    functorch: Any = torch._C._functorch
-    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a rule replaces one of torch
-        for name, rule in _RULES.items():
-            library.impl(name, rule, "FuncTorchBatched")
-    fallback = functorch._is_vmap_fallback_enabled()
-    functorch._set_vmap_fallback_enabled(False)
-    logging.disable(logging.CRITICAL)  # failures are explained by _explain
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        functorch._set_vmap_fallback_enabled(fallback)
-        library._destroy()
-
-
-def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """The result of `target.copy_(source)`, as a new tensor."""
-    return source.to(target.dtype).expand(target.shape).clone()
-
-
-def _select_scatter(target: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
-    """The result of `target.select(dim, index).copy_(source)`, as a new tensor.
-
-    The rule of vmap itself has a wrong gradient: it scatters every element several times.
-    """
-    dim, index = dim % target.dim(), index % target.shape[dim]
-    return _replace(target, source.unsqueeze(dim), dim, [index])
-
-
-def _slice_scatter(
-    target: Tensor, source: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Tensor:
-    """The result of writing `source` to a slice of `target`, as a new tensor."""
-    dim = dim % target.dim()
-    return _replace(target, source, dim, range(target.shape[dim])[slice(start, end, step)])
-
-
-def _replace(target: Tensor, source: Tensor, dim: int, positions: Sequence[int]) -> Tensor:
-    """Return a copy of `target` with the entries of `source` at these positions of a dimension."""
-    entries = list(target.unbind(dim))
-    for position, entry in zip(positions, source.to(target.dtype).unbind(dim), strict=True):
-        entries[position] = entry.expand(entries[position].shape)
-    return torch.stack(entries, dim)
-
-
-_RULES = {
-    "copy": _copy,
-    "fill.Tensor": _copy,
-    "select_scatter": _select_scatter,
-    "slice_scatter": _slice_scatter,
-}  # operations for which vmap has no rule, or a wrong one
-
-
-class _Recorder(TorchFunctionMode):
-    """Notes the line of the source for each operation, and traces what vmap cannot: boolean masks and torch.no_grad."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tracing = get_proxy_mode()
-        nodes: Any = tracing.tracer.graph.nodes if tracing is not None else ()
-        count = len(nodes)
-        result = self._call(func, args, kwargs or {})
-        line = _line()
-        if line:
-            for node in itertools.islice(reversed(nodes), len(nodes) - count):
-                node.meta.setdefault(LINE, line)
-        return result
-
-    def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("__getitem__", "__setitem__") and (selection := _select(args[0], args[1])) is not None:
-            return selection if name == "__getitem__" else selection.assign(args[2])
-        if func is torch.nn.functional.one_hot and len(args) + len(kwargs) == 2:
-            classes = torch.arange(args[1] if len(args) == 2 else kwargs["num_classes"])
-            return (args[0].unsqueeze(-1) == classes).long()
-        if torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        if name.endswith("_") or name == "__setitem__":  # what it writes carries no gradient
-            first, *others = args
-            return func(first, *tree_map_only(Tensor, Tensor.detach, others), **kwargs)
-        return tree_map_only(Tensor, Tensor.detach, func(*args, **kwargs))
-
-
-def _line() -> int:
-    """Return the line of the source that is being executed; 0 outside of it."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == _FILE:
-            return frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]
-    return 0
-
-
-def _select(tensor: Tensor, index: Any) -> "_Selection | None":
-    """Return what a boolean mask selects, as in tensor[mask], tensor[mask, 1] or tensor[:, mask]; None for other indices."""
-    parts = index if isinstance(index, tuple) else (index,)
-    masks = [part for part in parts if isinstance(part, Tensor) and part.dtype == torch.bool and part.dim()]
-    if len(masks) != 1 or not all(isinstance(part, slice | int) for part in parts if part is not masks[0]):
-        return None
-    (mask,) = masks
-    position = next(k for k, part in enumerate(parts) if part is mask)
-    values = tensor[(*parts[:position], *(slice(None),) * mask.dim(), *parts[position + 1 :])]
-    before = sum(isinstance(part, slice) for part in parts[:position])
-    after = values.dim() - before - mask.dim()
-    return _Selection(values, mask, mask.reshape(*(1,) * before, *mask.shape, *(1,) * after))
-
-
-class _SelectedByMask(Exception):
-    """A number of elements that depends on tensor values is needed."""
-
-
-class _Selection:
-    """The elements of a tensor that a boolean mask selects, while they are only changed one by one.
-
-    Args:
-        values: the tensor, or a view of it; its other elements are ignored.
-        mask: the mask as the source has it.
-        spread: the mask with as many dimensions as `values`.
-    """
-
-    def __init__(self, values: Any, mask: Tensor, spread: Tensor) -> None:
-        self.values, self.mask, self.spread = values, mask, spread
-
-    def __getattr__(self, name: str) -> Any:
-        raise _SelectedByMask
-
-    def assign(self, value: Any) -> None:
-        """Replace the selected elements."""
-        new = self._same_elements(value)
-        if isinstance(new, Tensor):
-            new = new.to(self.values.dtype)
-        self.values.copy_(torch.where(self.spread, new, self.values))
-
-    def combine(self, name: str, other: Any) -> "_Selection":
-        """Apply a binary operator to the selected elements."""
-        return _Selection(getattr(self.values, name)(self._same_elements(other)), self.mask, self.spread)
-
-    def _same_elements(self, value: Any) -> Any:
-        """Return a value for all elements; raise _SelectedByMask if it has one for the selected elements only."""
-        if isinstance(value, _Selection):
-            if value.mask is not self.mask:
-                raise _SelectedByMask
-            return value.values
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise _SelectedByMask
-            return value.reshape(())
-        return value
-
-
-def _needs_elements(selection: _Selection, *_: Any) -> Any:
-    raise _SelectedByMask
-
-
-def _operator(name: str) -> Callable[[_Selection, Any], _Selection]:
-    return lambda selection, other: selection.combine(name, other)
-
-
-for _name in ("add", "sub", "mul", "truediv", "pow"):
-    for _prefix in ("__", "__r"):
-        setattr(_Selection, f"{_prefix}{_name}__", _operator(f"{_prefix}{_name}__"))
-for _name in (
-    "getitem",
-    "setitem",
-    "len",
-    "iter",
-    "bool",
-    "float",
-    "int",
-    "matmul",
-    "rmatmul",
-    "neg",
-    "abs",
-    "gt",
-    "lt",
-):
-    setattr(_Selection, f"__{_name}__", _needs_elements)
 
 
 def warm_up() -> None:
@@ -528,10 +325,10 @@ def _explain(error: Exception, source: str, stage: str) -> Refused:
     if isinstance(error, Refused):
         return error
     lines = source.splitlines()
-    numbers = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _FILE]
+    numbers = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == FILE]
     number = numbers[-1] if numbers else None
     location = f"line {number}, '{lines[number - 1].strip()}': " if number and number <= len(lines) else ""
-    if isinstance(error, _SelectedByMask):
+    if isinstance(error, SelectedByMask):
         return Refused(stage, location + _MASKED)
     if isinstance(error, MemoryError):
         return Refused("limits", f"{location}it requests more memory than is allowed")

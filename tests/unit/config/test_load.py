@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import re
 
@@ -33,7 +34,9 @@ CHOICES = [(group, path.stem) for group in registry.GROUPS for path in sorted((C
 ALL = list(itertools.product(registry.choices("env"), registry.choices("mixer"), registry.choices("train")))
 
 
+@functools.cache
 def composed(*overrides):
+    """The configuration that Hydra composes, which no test changes."""
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         return compose("config", list(overrides))
 
@@ -117,6 +120,7 @@ def test_every_value_is_commented(group, name):
             assert "#" in line, f"{group}/{name}: {line}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env", "mixer", "train"), ALL)
 def test_every_combination_composes_and_loads(env, mixer, train):
     config = composed(f"env={env}", f"mixer={mixer}", f"train={train}")
@@ -129,6 +133,7 @@ def test_every_combination_composes_and_loads(env, mixer, train):
     assert load_run(to_dict(run)) == run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", registry.choices("algorithm"))
 @pytest.mark.parametrize(("env", "train"), list(itertools.product(registry.choices("env"), registry.choices("train"))))
 def test_every_algorithm_composes_with_every_environment(algorithm, env, train):
@@ -161,6 +166,7 @@ def test_an_algorithm_that_accepts_most_mixers_says_why_it_rejects_one():
     prepare.check(load_run(composed("algorithm=riit", "mixer=wqmix")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", registry.choices("algorithm"))
 @pytest.mark.parametrize("mixer", registry.choices("mixer"))
 def test_an_algorithm_and_a_mixer_make_a_team_or_are_rejected_with_both_names(algorithm, mixer, tmp_path):
@@ -269,8 +275,9 @@ def test_published_settings_of_lica_are_those_of_its_authors(env):
 
 @pytest.mark.parametrize("env", registry.choices("env"))
 def test_fair_settings_do_not_depend_on_the_mixer(env):
-    runs = [load_run(composed(f"env={env}", f"mixer={mixer}")) for mixer in registry.choices("mixer")]
+    runs = [load_run(composed(f"env={env}", f"mixer={mixer}", "train=fair")) for mixer in registry.choices("mixer")]
     assert all((r.train, r.algorithm, r.env) == (runs[0].train, runs[0].algorithm, runs[0].env) for r in runs)
+    assert load_run(composed(f"env={env}")).train == runs[0].train, "the default"
 
 
 def test_published_settings_differ_where_the_publication_differs():
@@ -310,11 +317,12 @@ def test_an_update_may_be_due_after_a_number_of_episodes():
             load_run(composed(f"train.steps_per_update={wrong}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env", "train"), list(itertools.product(registry.choices("env"), registry.choices("train"))))
 def test_q_learning_with_no_mixer_is_iql(env, train):
     if train == "paper" and env in ("pettingzoo", "grf"):
         return
-    iql = load_run(composed(f"env={env}", f"train={train}", "algorithm=iql"))
+    iql = load_run(composed(f"env={env}", "algorithm=iql", f"train={train}"))
     q_learning = load_run(composed(f"env={env}", f"train={train}", "algorithm=q_learning", "mixer=none"))
     assert dataclasses.asdict(iql.algorithm) == dataclasses.asdict(q_learning.algorithm) | {"name": "iql"}
     assert dataclasses.replace(q_learning, algorithm=iql.algorithm) == iql

@@ -9,9 +9,9 @@ from tfcaf_functions import ALL, Written
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs import StateField, StateLayout, TeamEnv, make_env
 from qllm_exp.envs.mpe.env import Config as MpeConfig
-from qllm_exp.generation import verify as verifier
 from qllm_exp.generation.directed_search import ranges, risks
 from qllm_exp.generation.intervals import Interval, bounds
+from qllm_exp.generation.probes import Probe
 from qllm_exp.generation.tracing import Traced, trace
 
 HEAD = "import torch\nimport torch.nn.functional as F\n\ndef credit_assignment(agents_q, global_state):\n"
@@ -79,7 +79,7 @@ NARROW = [  # expression that goes wrong only in a narrow window, and what the r
 def test_a_narrow_window_is_found_and_the_line_is_named(env: TeamEnv, expression: str, reason: str) -> None:
     traced = traced_for(env, f"    x = {expression}\n    return {MEAN} + x")
     with pytest.raises(Refused, match=reason) as refused:
-        verifier._Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
+        Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
     assert refused.value.stage == "probe"
 
 
@@ -100,7 +100,7 @@ def test_gradients_that_explode_in_the_agents_values_are_refused_with_the_gate_o
 ) -> None:
     traced = traced_for(env, f"    x = {expression}\n    return {MEAN} - x")
     with pytest.raises(Refused, match=reason):
-        verifier._Probe(env, enforce=False, timeout_s=60).check(traced.program, traced.lines)
+        Probe(env, enforce=False, timeout_s=60).check(traced.program, traced.lines)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_gradients_that_explode_in_the_agents_values_are_refused_with_the_gate_o
 )
 def test_honest_functions_pass(env: TeamEnv, body: str) -> None:
     traced = traced_for(env, body)
-    affine, _ = verifier._Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
+    affine, _ = Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
     assert affine
 
 

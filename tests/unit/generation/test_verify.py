@@ -14,8 +14,9 @@ from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs import Observation, StateField, StateLayout, Step, TaskDescription, TeamEnv, make_env
 from qllm_exp.envs.lbf import Config as LbfConfig
-from qllm_exp.generation import verify as verifier
-from qllm_exp.generation.verify import MAX_BIAS, MAX_WEIGHT, Accepted, verify, verify_all
+from qllm_exp.generation import probes
+from qllm_exp.generation.probes import MAX_BIAS, MAX_WEIGHT, Probe
+from qllm_exp.generation.verify import Accepted, verify, verify_all
 
 HEAD = "def credit_assignment(agents_q, global_state):\n"
 N, LENGTH = 3, 10
@@ -143,7 +144,7 @@ def test_the_probe_refuses_with_a_reason(number: int) -> None:
 
 
 def probe(candidate: Any, enforce: bool = True, timeout_s: float = 60) -> tuple[bool, tuple[str, ...]]:
-    return verifier._Probe(Counting(), enforce, timeout_s).check(candidate)
+    return Probe(Counting(), enforce, timeout_s).check(candidate)
 
 
 SIGNED = [column(S, 2), op("sub.Tensor", REF[3], 4.5), column(Q, 0), op("mul.Tensor", REF[4], REF[5]), MEAN]
@@ -228,7 +229,7 @@ def test_slow_programs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refused, match="did not finish within 0 s") as refused:
         probe(program(MEAN), timeout_s=0)
     assert refused.value.stage == "limits"
-    monkeypatch.setattr(verifier, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(probes, "MAX_SECONDS", 0.0)
     with pytest.raises(Refused, match="for 64 rows"):
         probe(program(MEAN))
 

@@ -1,0 +1,237 @@
+"""The operations of a function of one row, as a graph for a batch of rows.
+
+torch.vmap batches the function, so that rows cannot see each other. What vmap cannot trace is traced here: boolean masks,
+torch.no_grad, and operations for which it has no rule, or a wrong one. It executes the generated Python: use it only in a child
+process with limits.
+"""
+
+import itertools
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from qllm_exp.generation.graph_to_program import LINE
+
+FILE = "<credit assignment>"  # name of the source in tracebacks
+Function = Callable[[Tensor, Tensor], Any]
+
+
+class SelectedByMask(Exception):
+    """A number of elements that depends on tensor values is needed."""
+
+
+def row_graph(function: Function, n_agents: int, state_dim: int, batch: int) -> fx.GraphModule:
+    """Trace a function for one row, as a graph for `batch` rows of ATen operations without in-place changes.
+
+    Args:
+        function: maps agents_q [1, n_agents] and global_state [1, state_dim] to a tensor with one element. It was compiled with
+            the file name FILE; the metadata LINE of a node is the line that it comes from.
+        n_agents: columns of agents_q.
+        state_dim: columns of global_state.
+        batch: number of rows.
+
+    Raises:
+        SelectedByMask: the function needs the elements that a boolean mask selects.
+        Exception: whatever the function or torch raises.
+    """
+
+    def row(agents_q: Tensor, global_state: Tensor) -> Tensor:
+        with _Recorder():
+            value: Tensor = function(agents_q, global_state)
+            return value.reshape(1, 1)
+
+    def rows(agents_q: Tensor, global_state: Tensor) -> Tensor:
+        results: Tensor = torch.vmap(torch.func.functionalize(row))(agents_q.unsqueeze(1), global_state.unsqueeze(1))
+        return results.reshape(batch, 1)
+
+    with warnings.catch_warnings(), _batching_rules(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        return make_fx(rows, tracing_mode="fake")(torch.zeros(batch, n_agents), torch.zeros(batch, state_dim))
+
+
+@contextmanager
+def _batching_rules() -> Iterator[None]:
+    """Let vmap refuse operations without a rule, instead of looping over the rows, and add a rule that it lacks."""
+    functorch: Any = torch._C._functorch
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a rule replaces one of torch
+        for name, rule in _RULES.items():
+            library.impl(name, rule, "FuncTorchBatched")
+    fallback = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    logging.disable(logging.CRITICAL)  # failures are explained by _explain
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        functorch._set_vmap_fallback_enabled(fallback)
+        library._destroy()
+
+
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """The result of `target.copy_(source)`, as a new tensor."""
+    return source.to(target.dtype).expand(target.shape).clone()
+
+
+def _select_scatter(target: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    """The result of `target.select(dim, index).copy_(source)`, as a new tensor.
+
+    The rule of vmap itself has a wrong gradient: it scatters every element several times.
+    """
+    dim, index = dim % target.dim(), index % target.shape[dim]
+    return _replace(target, source.unsqueeze(dim), dim, [index])
+
+
+def _slice_scatter(
+    target: Tensor, source: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """The result of writing `source` to a slice of `target`, as a new tensor."""
+    dim = dim % target.dim()
+    return _replace(target, source, dim, range(target.shape[dim])[slice(start, end, step)])
+
+
+def _replace(target: Tensor, source: Tensor, dim: int, positions: Sequence[int]) -> Tensor:
+    """Return a copy of `target` with the entries of `source` at these positions of a dimension."""
+    entries = list(target.unbind(dim))
+    for position, entry in zip(positions, source.to(target.dtype).unbind(dim), strict=True):
+        entries[position] = entry.expand(entries[position].shape)
+    return torch.stack(entries, dim)
+
+
+_RULES = {
+    "copy": _copy,
+    "fill.Tensor": _copy,
+    "select_scatter": _select_scatter,
+    "slice_scatter": _slice_scatter,
+}  # operations for which vmap has no rule, or a wrong one
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes the line of the source for each operation, and traces what vmap cannot: boolean masks and torch.no_grad."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tracing = get_proxy_mode()
+        nodes: Any = tracing.tracer.graph.nodes if tracing is not None else ()
+        count = len(nodes)
+        result = self._call(func, args, kwargs or {})
+        line = _line()
+        if line:
+            for node in itertools.islice(reversed(nodes), len(nodes) - count):
+                node.meta.setdefault(LINE, line)
+        return result
+
+    def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "__setitem__") and (selection := _select(args[0], args[1])) is not None:
+            return selection if name == "__getitem__" else selection.assign(args[2])
+        if func is torch.nn.functional.one_hot and len(args) + len(kwargs) == 2:
+            classes = torch.arange(args[1] if len(args) == 2 else kwargs["num_classes"])
+            return (args[0].unsqueeze(-1) == classes).long()
+        if torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if name.endswith("_") or name == "__setitem__":  # what it writes carries no gradient
+            first, *others = args
+            return func(first, *tree_map_only(Tensor, Tensor.detach, others), **kwargs)
+        return tree_map_only(Tensor, Tensor.detach, func(*args, **kwargs))
+
+
+def _line() -> int:
+    """Return the line of the source that is being executed; 0 outside of it."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == FILE:
+            return frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    return 0
+
+
+def _select(tensor: Tensor, index: Any) -> "_Selection | None":
+    """Return what a boolean mask selects, as in tensor[mask], tensor[mask, 1] or tensor[:, mask]; None for other indices."""
+    parts = index if isinstance(index, tuple) else (index,)
+    masks = [part for part in parts if isinstance(part, Tensor) and part.dtype == torch.bool and part.dim()]
+    if len(masks) != 1 or not all(isinstance(part, slice | int) for part in parts if part is not masks[0]):
+        return None
+    (mask,) = masks
+    position = next(k for k, part in enumerate(parts) if part is mask)
+    values = tensor[(*parts[:position], *(slice(None),) * mask.dim(), *parts[position + 1 :])]
+    before = sum(isinstance(part, slice) for part in parts[:position])
+    after = values.dim() - before - mask.dim()
+    return _Selection(values, mask, mask.reshape(*(1,) * before, *mask.shape, *(1,) * after))
+
+
+class _Selection:
+    """The elements of a tensor that a boolean mask selects, while they are only changed one by one.
+
+    Args:
+        values: the tensor, or a view of it; its other elements are ignored.
+        mask: the mask as the source has it.
+        spread: the mask with as many dimensions as `values`.
+    """
+
+    def __init__(self, values: Any, mask: Tensor, spread: Tensor) -> None:
+        self.values, self.mask, self.spread = values, mask, spread
+
+    def __getattr__(self, name: str) -> Any:
+        raise SelectedByMask
+
+    def assign(self, value: Any) -> None:
+        """Replace the selected elements."""
+        new = self._same_elements(value)
+        if isinstance(new, Tensor):
+            new = new.to(self.values.dtype)
+        self.values.copy_(torch.where(self.spread, new, self.values))
+
+    def combine(self, name: str, other: Any) -> "_Selection":
+        """Apply a binary operator to the selected elements."""
+        return _Selection(getattr(self.values, name)(self._same_elements(other)), self.mask, self.spread)
+
+    def _same_elements(self, value: Any) -> Any:
+        """Return a value for all elements; raise SelectedByMask if it has one for the selected elements only."""
+        if isinstance(value, _Selection):
+            if value.mask is not self.mask:
+                raise SelectedByMask
+            return value.values
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise SelectedByMask
+            return value.reshape(())
+        return value
+
+
+def _needs_elements(selection: _Selection, *_: Any) -> Any:
+    raise SelectedByMask
+
+
+def _operator(name: str) -> Callable[[_Selection, Any], _Selection]:
+    return lambda selection, other: selection.combine(name, other)
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    for _prefix in ("__", "__r"):
+        setattr(_Selection, f"{_prefix}{_name}__", _operator(f"{_prefix}{_name}__"))
+for _name in (
+    "getitem",
+    "setitem",
+    "len",
+    "iter",
+    "bool",
+    "float",
+    "int",
+    "matmul",
+    "rmatmul",
+    "neg",
+    "abs",
+    "gt",
+    "lt",
+):
+    setattr(_Selection, f"__{_name}__", _needs_elements)
