@@ -3,6 +3,7 @@
 .PHONY: help install dev grf slurm run check test tools lint types unit bench docs release wheelhouse clean
 PYTHON ?= python3
 BIN := .venv/bin
+BY_FILE := --dist loadfile --no-loadscope-reorder  # what a file prepares is prepared once; tests/conftest.py puts long files first
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt
 
 help:  ## this list
@@ -47,7 +48,7 @@ run: .venv/bin/python  ## a small real sweep: mpe, lbf and grf, tfcaf against qm
 	  set -x; $(BIN)/python -m qllm_exp -m env=$$envs mixer=tfcaf,qmix seed=0-1 train=quick
 
 check: lint types  ## lint, types and the fast tests, for while you work
-	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow' tests/unit
+	$(BIN)/pytest -n 2 $(BY_FILE) -m 'not slow' tests/unit
 
 test: .venv/bin/python  ## lint, types and all tests, on the real football engine, a real one-node Slurm and a real browser
 	@$(call beside_engine,dev tools)
@@ -68,7 +69,7 @@ types: .venv/dev  ## mypy
 
 # Four workers on two cores: many tests wait, for Slurm, for servers and for processes of their own.
 unit: .venv/dev  ## the tests alone
-	$(BIN)/pytest -n 4 --dist worksteal --durations=20
+	$(BIN)/pytest -n 4 $(BY_FILE) --durations=20
 
 docs: .venv/dev  ## the documentation site, into docs/site
 	$(BIN)/python docs/generate_methods.py

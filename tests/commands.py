@@ -322,10 +322,15 @@ def _import_what_runs_need() -> None:
 
 
 def _import_litellm() -> None:
+    """Import what runs need and litellm. Commands share the verdicts on the functions that a language model writes."""
     _import_what_runs_need()
+    from verdicts import Verdicts
+
+    from qllm_exp.generation import provide
     from qllm_exp.llm import online
 
     online._litellm()
+    provide.verify_all = Verdicts(Path(_verdicts.name))
 
 
 def _import_wandb() -> None:
@@ -338,6 +343,7 @@ def _import_wandb() -> None:
     wandb_client._RETRY_LIMITS["RETRY_MAX"] = "1"  # of requests to a server that was lost on purpose
 
 
+_verdicts = tempfile.TemporaryDirectory(prefix="verdicts-")
 _IMPORTS = {"": _import_what_runs_need, "litellm": _import_litellm, "wandb": _import_wandb}
 
 

@@ -83,6 +83,37 @@ def extreme_states(env: TeamEnv) -> Tensor:
     return torch.cat([bases, torch.stack(rows)]).to(env.device)
 
 
+def random_states(layout: StateLayout, count: int) -> Tensor:
+    """Sample states uniformly within the ranges of the layout, the same every time.
+
+    Half of them are rounded to integers. Unbounded fields end at +-10, and at +-1 in half of the states. Special values are
+    mixed in, and of a one-hot field one column is 1.
+
+    Args:
+        layout: the layout of the state.
+        count: number of states.
+
+    Returns:
+        The states [count, state_dim].
+    """
+    generator = torch.Generator().manual_seed(1)
+    states = torch.empty(count, layout.size)
+    near = torch.rand(count, 1, generator=generator) < 0.5
+    for field in layout:
+        width, (low, high) = len(field.components), _limits(field, _MODERATE)
+        if field.one_hot:
+            states[:, field.columns] = torch.eye(width)[torch.randint(width, (count,), generator=generator)]
+            continue
+        values = low + (high - low) * torch.rand(count, width, generator=generator)
+        if (low, high) != (field.low, field.high):
+            values = torch.where(near, values / _MODERATE, values)
+        values[::2] = values[::2].round()
+        for value in field.special:
+            values[torch.rand(count, generator=generator) < 0.15] = value
+        states[:, field.columns] = values
+    return states
+
+
 def moderate_mask(layout: StateLayout, states: Tensor) -> Tensor:
     """Select the states whose unbounded fields all lie within +-10.
 

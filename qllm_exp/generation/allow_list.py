@@ -94,14 +94,14 @@ trunc unbind unflatten unsqueeze var where xlogy
 TORCH = _SHARED | word_set(
     """
 BoolTensor DoubleTensor FloatTensor IntTensor LongTensor Tensor arange as_tensor bool broadcast_shapes
-broadcast_tensors bucketize cartesian_prod cat cdist column_stack combinations concat concatenate cosine_similarity
+broadcast_tensors bucketize cartesian_prod cat cdist column_stack concat concatenate cosine_similarity
 dstack e einsum eye finfo float float32 float64 from_numpy full full_like hstack iinfo inf int int32 int64 is_tensor
 linspace logspace long meshgrid nan no_grad numel ones ones_like pi searchsorted stack std_mean tensor tensordot
-tril_indices triu_indices vander var_mean vstack zeros zeros_like
+tril_indices triu_indices var_mean vstack zeros zeros_like
 """
 )
 TORCH_LINALG = frozenset({"cross", "norm", "vecdot", "vector_norm"})
-TORCH_SPECIAL = word_set("entr erf erfc exp2 expit expm1 log1p log_softmax logit logsumexp round sinc softmax xlogy")
+TORCH_SPECIAL = word_set("erf erfc exp2 expit expm1 log1p log_softmax logit logsumexp round sinc softmax xlogy")
 FUNCTIONAL = word_set("""
 celu cosine_similarity elu gelu hardshrink hardsigmoid hardswish hardtanh huber_loss layer_norm leaky_relu linear
 log_softmax logsigmoid mish mse_loss normalize one_hot pad pairwise_distance relu relu6 selu sigmoid silu
@@ -112,7 +112,7 @@ acos asin atan atan2 ceil copysign cos cosh degrees dist e erf exp expm1 fabs fl
 isfinite isinf isnan log log10 log1p log2 nan pi pow prod radians sin sinh sqrt tan tanh tau
 """)
 _IN_PLACE = word_set("""
-abs_ add_ addcdiv_ addcmul_ atan_ ceil_ clamp_ clamp_max_ clamp_min_ clip_ copy_ cos_ cumsum_ div_ divide_ eq_ erf_
+abs_ add_ atan_ ceil_ clamp_ clamp_max_ clamp_min_ clip_ copy_ cos_ cumsum_ div_ divide_ eq_ erf_
 exp_ expm1_ fill_ floor_ fmod_ ge_ gt_ index_fill_ le_ lerp_ log1p_ log_ logical_and_ logical_not_ logical_or_ lt_
 masked_fill_ mul_ multiply_ nan_to_num_ ne_ neg_ pow_ reciprocal_ relu_ remainder_ round_ rsqrt_ scatter_
 scatter_add_ sigmoid_ sign_ sin_ sqrt_ square_ squeeze_ sub_ subtract_ tanh_ transpose_ tril_ triu_ trunc_

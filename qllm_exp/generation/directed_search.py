@@ -9,7 +9,7 @@ there is for the caller to decide, from its values.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ _FIRST_STEP, _SHRINK = 0.25, 0.62  # share of a column's range; factor from step
 _BISECTIONS = 40
 _STARTS = 6  # states from which each risk is minimised
 _MAX_RISKS = 96
+_MAX_ELEMENTS = 4  # of the quantity of a risk that are minimised, those that come nearest to the fault
+_SMALL = 1e-2  # a divisor that can be smaller is a risk, for it may make a weight too large
 _LARGEST_EXPONENT = 80.0  # exp() of more overflows soon
 
 _DIVISORS = {
@@ -39,8 +41,8 @@ _DIVISORS = {
     "reciprocal": 0,
     "rsqrt": 0,
 }
-_LOGARITHMS = word_set("log log2 log10 logit special_logit xlogy")
-_ROOTS = word_set("sqrt")
+_LOGARITHMS = word_set("log log1p log2 log10 logit special_logit xlogy special_xlogy acosh arccosh")
+_LOWEST = {"log1p": -1.0, "acosh": 1.0, "arccosh": 1.0}  # of the argument, where it is not 0
 _EXPONENTIALS = word_set("exp exp2 expm1 sinh cosh")
 _ARCS = word_set("acos arccos asin arcsin atanh arctanh")
 _BRANCHES = word_set("gt greater ge greater_equal lt less le less_equal eq ne")
@@ -52,7 +54,7 @@ class Risk:
 
     Attributes:
         number: number of the operation's result among the values of the program.
-        kind: 'divisor', 'logarithm', 'root', 'exponent', 'arc' or 'comparison'.
+        kind: 'divisor', 'logarithm', 'root', 'exponent', 'power', 'arc', 'pole' or 'comparison'.
         line: line of the source; 0 if it is not known.
     """
 
@@ -126,24 +128,43 @@ def risks(program: Program, lines: Sequence[int], within: Ranges) -> list[Risk]:
 def _kind(base: str, arguments: list[Any], values: list[Any]) -> str:
     """Return the kind of a risk; '' for an operation without risk, or proven to be harmless."""
     first = _value(arguments[0], values) if arguments else None
+    second = _value(arguments[1], values) if len(arguments) > 1 else None
+    if base == "pow":
+        return _kind_of_power(first, second)
     if base in _DIVISORS:
-        position = _DIVISORS[base]
-        divisor = _value(arguments[position], values) if len(arguments) > position else None
-        return "divisor" if isinstance(divisor, Interval) and not divisor.excludes_zero() else ""
-    if base == "pow" and isinstance(first, Interval) and len(arguments) > 1:
-        exponent = _value(arguments[1], values)
-        return "divisor" if isinstance(exponent, int | float) and exponent < 0 and not first.excludes_zero() else ""
+        divisor = second if _DIVISORS[base] else first
+        return "divisor" if isinstance(divisor, Interval) and _can_be_small(divisor) else ""
+    if base in ("xlogy", "special_xlogy"):
+        first = second
     if not isinstance(first, Interval):
         return ""
     if base in _LOGARITHMS:
-        return "logarithm" if bool((first.low <= 0).any()) else ""
-    if base in _ROOTS:
+        return "logarithm" if base == "logit" or bool((first.low <= _LOWEST.get(base, 0.0)).any()) else ""
+    if base == "sqrt":
         return "root" if bool((first.low <= 0).any()) else ""
     if base in _EXPONENTIALS:
         return "exponent" if bool((first.high > _LARGEST_EXPONENT).any()) else ""
     if base in _ARCS:
         return "arc" if bool(((first.high > 1) | (first.low < -1)).any()) else ""
+    if base == "tan":
+        return "pole" if bool((first.high - first.low > 1).any()) else ""
     return "comparison" if base in _BRANCHES else ""
+
+
+def _kind_of_power(base: Any, exponent: Any) -> str:
+    """Return the kind of risk of a power; '' if it has none."""
+    if isinstance(exponent, Interval):
+        return "power" if bool((exponent.high > _LARGEST_EXPONENT / 4).any()) else ""
+    if not isinstance(base, Interval) or not isinstance(exponent, int | float):
+        return ""
+    if exponent < 0:
+        return "divisor" if _can_be_small(base) else ""
+    return "root" if not float(exponent).is_integer() and bool((base.low <= 0).any()) else ""
+
+
+def _can_be_small(divisor: Interval) -> bool:
+    """Whether an element of a divisor can be small."""
+    return bool(((divisor.low < _SMALL) & (divisor.high > -_SMALL)).any())
 
 
 def _value(argument: Any, values: list[Any]) -> Any:
@@ -154,7 +175,12 @@ def _value(argument: Any, values: list[Any]) -> Any:
 
 
 def search(
-    program: Program, unproven: Sequence[Risk], within: Ranges, q: Tensor, states: Tensor
+    program: Program,
+    unproven: Sequence[Risk],
+    within: Ranges,
+    q: Tensor,
+    states: Tensor,
+    check_time: Callable[[], None],
 ) -> tuple[Tensor, Tensor, list[Risk]]:
     """Search for inputs at which the risks occur.
 
@@ -164,18 +190,20 @@ def search(
         within: the ranges to stay in.
         q: values of the agents [M, n] to start from.
         states: states [M, state_dim] to start from, within the ranges.
+        check_time: called often; raises an exception when the time is over.
 
     Returns:
         Values of the agents [R, n] and states [R, state_dim], and the risk that each row was searched for.
     """
-    targets = _targets(program, list(unproven)[:_MAX_RISKS], q, states)
+    ordered = sorted(unproven, key=lambda risk: risk.kind == "comparison")  # of these there may be many
+    targets = _targets(program, ordered[:_MAX_RISKS], q, states)
     if not targets:
         return q[:0], states[:0], []
     starts = torch.cat([target.starts for target in targets])
     owners = [target.risk for target in targets for _ in target.starts]
-    found_q, found_states = _descend(program, targets, within, q[starts], states[starts])
+    found_q, found_states = _descend(program, targets, within, q[starts], states[starts], check_time)
     halved = [target for target in targets if target.pair is not None]
-    zero_q, zero_states = _bisect(program, halved, q, states)
+    zero_q, zero_states = _bisect(program, halved, q, states, check_time)
     owners += [target.risk for target in halved] * 2
     return torch.cat([found_q, zero_q]), torch.cat([found_states, zero_states]), owners
 
@@ -187,7 +215,7 @@ class _Target:
     Attributes:
         risk: the risk.
         sign: 1 to minimise the quantity itself, -1 to maximise it, 0 to minimise its size.
-        element: element of the flattened quantity whose sign differs in the two rows of `pair`.
+        element: the element of the flattened quantity.
         starts: rows to start from.
         pair: two rows in which the sign of the element differs, if there are such.
     """
@@ -203,20 +231,43 @@ def _quantity(program: Program, risk: Risk, values: list[Any]) -> Tensor | None:
     """Return the divisor, argument or margin [B, k] of a risk; None if it does not depend on the inputs."""
     name, arguments, _ = program.operations[risk.number - program.first_operation]
     base = name.partition(".")[0]
+    first, second = ([_value(argument, values) for argument in arguments[:2]] + [None])[:2]
     if risk.kind == "comparison":
-        a, b = (_value(argument, values) for argument in arguments[:2])
-        quantity = torch.as_tensor(a, dtype=torch.float32) - b if not isinstance(a, Tensor) else a.float() - b
+        quantity = (
+            torch.as_tensor(first, dtype=torch.float32) - second
+            if not isinstance(first, Tensor)
+            else first.float() - second
+        )
     elif risk.kind == "arc":
-        quantity = 1 - _value(arguments[0], values).abs()
+        quantity = 1 - first.abs()
+    elif risk.kind == "pole":
+        quantity = first.cos()
+    elif (
+        risk.kind == "power"
+        or base in ("xlogy", "special_xlogy")
+        or (risk.kind == "divisor" and _DIVISORS.get(base) == 1)
+    ):
+        quantity = second
+    elif base == "logit":
+        quantity = torch.minimum(first, 1 - first)
     else:
-        quantity = _value(arguments[_DIVISORS.get(base, 0) if base != "pow" else 0], values)
+        quantity = first - _LOWEST[base] if base in _LOWEST else first
     rows = values[0].shape[0]
     if not isinstance(quantity, Tensor) or quantity.dim() == 0 or quantity.shape[0] != rows:
         return None
     return quantity.float().reshape(rows, -1)
 
 
-_SIGNS = {"divisor": (0,), "logarithm": (1,), "root": (1,), "exponent": (-1,), "arc": (1,), "comparison": (1, -1)}
+_SIGNS = {
+    "divisor": (0,),
+    "pole": (0,),
+    "logarithm": (1,),
+    "root": (1,),
+    "exponent": (-1,),
+    "power": (-1,),
+    "arc": (1,),
+    "comparison": (1, -1),
+}
 
 
 def _targets(program: Program, unproven: list[Risk], q: Tensor, states: Tensor) -> list[_Target]:
@@ -229,25 +280,29 @@ def _targets(program: Program, unproven: list[Risk], q: Tensor, states: Tensor) 
         if quantity is None or not quantity.numel():
             continue
         finite = quantity.nan_to_num(math.inf, math.inf, -math.inf)
-        has_both = ((finite > 0).any(0) & (finite < 0).any(0)).nonzero()
-        pair, element = None, 0
-        if len(has_both) and risk.kind in ("divisor", "comparison", "root", "logarithm"):
-            element = int(has_both[0])
-            pair = int(finite[:, element].argmax()), int(finite[:, element].argmin())
         for sign in _SIGNS[risk.kind]:
-            score = _score(finite, sign)
-            targets.append(_Target(risk, sign, element, score.argsort()[:_STARTS], pair))
-            pair = None  # once per risk
+            scores = _score(finite, sign)
+            for element in scores.amin(0).argsort()[:_MAX_ELEMENTS].tolist():
+                column = finite[:, element]
+                pair = None
+                if sign >= 0 and risk.kind != "exponent" and bool((column > 0).any() and (column < 0).any()):
+                    pair = int(column.argmax()), int(column.argmin())
+                targets.append(_Target(risk, sign, element, scores[:, element].argsort()[:_STARTS], pair))
     return targets
 
 
 def _score(quantity: Tensor, sign: int) -> Tensor:
-    """Return what is minimised [B], from a quantity [B, k]."""
-    return (quantity.abs() if sign == 0 else sign * quantity).amin(1)
+    """Return what is minimised, from a quantity of any shape."""
+    return quantity.abs() if sign == 0 else sign * quantity
 
 
 def _descend(
-    program: Program, targets: list[_Target], within: Ranges, q: Tensor, states: Tensor
+    program: Program,
+    targets: list[_Target],
+    within: Ranges,
+    q: Tensor,
+    states: Tensor,
+    check_time: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """Minimise the quantity of each target from its starting rows, which follow each other in `q` and `states`."""
     rows = torch.split(torch.arange(len(q)), [len(target.starts) for target in targets])
@@ -256,6 +311,7 @@ def _descend(
     best, moves = _objective(program, targets, rows, q, states)
     step = _FIRST_STEP
     for _ in range(_STEPS):
+        check_time()
         next_q, next_states = within.clip(
             best_q - step * spans[0] * moves[0], best_states - step * spans[1] * moves[1], origin
         )
@@ -279,7 +335,7 @@ def _objective(
         for target, numbers in zip(targets, rows, strict=True):
             quantity = _quantity(program, target.risk, values)
             assert quantity is not None  # it was there for the starting rows
-            parts.append(_score(quantity[numbers], target.sign))
+            parts.append(_score(quantity[numbers, target.element], target.sign))
         objective = torch.cat(parts)
         if not objective.requires_grad:
             return objective, (torch.zeros_like(q), torch.zeros_like(states))
@@ -287,7 +343,9 @@ def _objective(
     return objective.detach().nan_to_num(math.inf), tuple(gradient.nan_to_num().sign() for gradient in gradients)
 
 
-def _bisect(program: Program, targets: list[_Target], q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+def _bisect(
+    program: Program, targets: list[_Target], q: Tensor, states: Tensor, check_time: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
     """Return the two neighbouring points between which the quantity of each target changes its sign.
 
     They lie on the line between the two rows of `target.pair`. The result holds the points at which the quantity is positive,
@@ -300,6 +358,7 @@ def _bisect(program: Program, targets: list[_Target], q: Tensor, states: Tensor)
     index = torch.arange(len(targets))
     with torch.no_grad():
         for _ in range(_BISECTIONS):
+            check_time()
             middle_q, middle_states = ends_q.mean(1), ends_states.mean(1)
             values = program.all_values(middle_q, middle_states)
             positive = []

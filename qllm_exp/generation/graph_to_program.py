@@ -105,6 +105,8 @@ class _Converter:
         arguments, keywords = _positional(node, target)
         twin_arguments, twin_keywords = _positional(twin, target)
         converted = [self._argument(*pair) for pair in zip(arguments, twin_arguments, strict=True)]
+        if name.partition(".")[0].endswith("_") and len(arguments[0].users) == 1:
+            name = name.replace("_.", ".", 1)  # nothing else sees the tensor that it writes to
         if _changes_nothing(name, node, arguments):
             return converted[0]
         if name in _RENAMED:

@@ -15,6 +15,8 @@ from qllm_exp.credit.program import Program
 from qllm_exp.credit.program_json import AGENTS_Q, BATCH_SIZE, GLOBAL_STATE, decode, references
 from qllm_exp.utils.text import word_set
 
+_TINY = 1e-30
+
 
 class Interval(NamedTuple):
     """Bounds of a tensor, element by element. A truth value has bounds 0 and 1.
@@ -28,8 +30,8 @@ class Interval(NamedTuple):
     high: Tensor
 
     def excludes_zero(self) -> bool:
-        """Whether no element can be 0."""
-        return bool(((self.low > 0) | (self.high < 0)).all())
+        """Whether no element can be 0, or so small that it is 0 in float32."""
+        return bool(((self.low > _TINY) | (self.high < -_TINY)).all())
 
 
 _MOVING = word_set("""
@@ -40,8 +42,8 @@ select select_scatter slice slice_scatter split split_with_sizes squeeze stack s
 transpose tril triu unbind unflatten unsqueeze view view_as vstack zeros_like
 """)  # they copy elements, or fill with constants
 _INCREASING = word_set("""
-amax amin arcsinh arctan asinh atan ceil clamp_max clamp_min cummax cummin cumsum deg2rad elu erf exp exp2 expm1
-floor hardsigmoid hardtanh leaky_relu log log10 log1p log2 log_sigmoid logaddexp logcumsumexp logsumexp max maximum
+amax amin arcsinh arctan asinh atan ceil clamp_max clamp_min cummax cummin cumsum deg2rad erf exp exp2 expm1
+floor hardsigmoid hardtanh log log10 log1p log2 log_sigmoid logaddexp logcumsumexp logsumexp max maximum
 mean median min minimum rad2deg relu relu6 round selu sgn sigmoid sign sinh softplus softsign sort special_expit
 sqrt sum tanh tanhshrink topk trunc
 """)
@@ -55,6 +57,9 @@ _COMPARISONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], bool]] = {
     "le": (torch.le, True),
     "less_equal": (torch.le, True),
 }
+
+
+_BITWISE = ("bitwise_", "__and__", "__or__", "__xor__")
 
 
 def bounds(program: Program, q: Interval, state: Interval) -> list[Any]:
@@ -91,6 +96,8 @@ def _bound(name: str, arguments: list[Any], keywords: dict[str, Any], results: l
     """Bound the result of an operation; `value` is its result for one input, which has the same shape."""
     if name.startswith("arange") and references(arguments):
         return _unknown(value)  # its values depend on the batch size
+    if name == "view.dtype" or (name.startswith(_BITWISE) and value.dtype != torch.bool):
+        return _unknown(value)  # bits of numbers
     resolved = [_resolve(argument, results) for argument in arguments]
     named = {key: decode(argument) for key, argument in keywords.items()}
     try:
@@ -332,6 +339,11 @@ def _not_equal(a: Any, b: Any) -> Interval:
     return _not(_equal(a, b))
 
 
+def _truth(a: Any) -> Interval:
+    """Return the truth values of numbers."""
+    return _not_equal(a, 0.0)
+
+
 def _to(a: Any, dtype: Any = None, *_: Any) -> Interval:
     before = _interval(a)
     if dtype == torch.bool:
@@ -393,13 +405,13 @@ _RULES: dict[str, Callable[..., Any]] = {
     "sin": _wave,
     "cos": _wave,
     "bitwise_and": _and,
-    "logical_and": _and,
+    "logical_and": lambda a, b: _and(_truth(a), _truth(b)),
     "__and__": _and,
     "bitwise_or": _or,
-    "logical_or": _or,
+    "logical_or": lambda a, b: _or(_truth(a), _truth(b)),
     "__or__": _or,
     "bitwise_not": _not,
-    "logical_not": _not,
+    "logical_not": lambda a: _equal(a, 0.0),
     "linalg_vector_norm": _norm,
     "norm": lambda a, p=2, dim=None, keepdim=False: _norm(a, p, dim, keepdim),
     "cdist": _distances,

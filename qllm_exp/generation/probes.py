@@ -25,7 +25,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from qllm_exp.credit.probe_states import describe_state, extreme_states, moderate_mask, task_states
+from qllm_exp.credit.probe_states import describe_state, extreme_states, moderate_mask, random_states, task_states
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs.base import TeamEnv
@@ -44,6 +44,7 @@ _REACH = 10.0  # how far play is taken to go in columns without bounds
 _REACH_Q = 30.0  # how large the agents' values are taken to be
 _ROUNDING = 1.001
 _ORDINARY_Q, _LARGE_Q = 3.0, 1000.0
+_SAMPLES, _SAMPLES_AT_ONCE = 16_384, 4_096  # random states within the ranges
 _BATCHES = (1, 2, 7, 64)
 _TOLERANCE = 1e-3  # relative error between calls that may round differently
 _MAX_DIFFERING = 0.05  # share of rows that may differ because rounding flips a comparison of the function
@@ -107,14 +108,19 @@ class Probe:
         if not affine:
             self._check_large_gradients(program)
         self._search(program, lines, affine)
+        self._check_samples(program, lines, affine)
         credit = self.n * gradient[: len(self.task_states)]
         notes = self._check_credit(credit) if affine or self.enforce else self._slope_notes(program, credit)
         return affine, (*far_notes, *notes)
 
-    def _value_and_gradient(self, program: Program, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the value [B, 1] and its gradient in q [B, n]; refuse errors, other shapes, changed inputs and timeouts."""
+    def _check_time(self) -> None:
+        """Refuse a function whose probes take too long."""
         if time.process_time() > self.deadline:
             raise Refused("limits", f"its probes did not finish within {self.timeout_s:g} s: use fewer operations")
+
+    def _value_and_gradient(self, program: Program, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the value [B, 1] and its gradient in q [B, n]; refuse errors, other shapes, changed inputs and timeouts."""
+        self._check_time()
         q_copy, states_copy = q.clone().requires_grad_(), states.clone()
         try:
             with torch.enable_grad():
@@ -123,11 +129,7 @@ class Probe:
         except Refused:
             raise
         except Exception as error:  # operations raise many kinds of errors for unsuitable values
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)[:300]
-            _refuse(
-                f"for |agents_q| up to {float(q.abs().max()):.0f} it fails with '{first_line}': clamp an index to its "
-                "table's size, and do not index by agents_q"
-            )
+            _refuse_failure(error, f"for |agents_q| up to {float(q.abs().max()):.0f}")
         if value.shape != (len(q), 1) or value.dtype != torch.float32:
             _refuse(f"it returns {value.dtype} {list(value.shape)} for a batch of {len(q)}: return [B, 1] of float32")
         if not (torch.equal(q_copy, q) and torch.equal(states_copy, states)):
@@ -196,22 +198,53 @@ class Probe:
         """Refuse a function that goes wrong in a state that the directed search finds."""
         reach_q = _ORDINARY_Q if affine else _REACH_Q
         within = ranges(self.layout, self.n, _REACH, reach_q)
-        unproven = risks(program, lines, within)
-        q, states, owners = search(program, unproven, within, self.q[self.moderate], self.states[self.moderate])
-        if not owners:
-            return
+        try:
+            unproven = risks(program, lines, within)
+            q, states, owners = search(
+                program, unproven, within, self.q[self.moderate], self.states[self.moderate], self._check_time
+            )
+        except Refused:
+            raise
+        except Exception as error:  # an index out of its table, for example
+            _refuse_failure(error, "in a state within the ranges of the table")
+        if owners:
+            hints = [f"; look at the {risk.kind} in line {risk.line}" if risk.line else "" for risk in owners]
+            self._check_found(program, lines, affine, q, states, hints)
+
+    def _check_samples(self, program: Program, lines: Sequence[int], affine: bool) -> None:
+        """Refuse a function that goes wrong in a random state within the ranges."""
+        states = random_states(self.layout, _SAMPLES)
+        reach_q = _ORDINARY_Q if affine else _REACH_Q
+        q = (torch.rand(_SAMPLES, self.n, generator=torch.Generator().manual_seed(1)) * 2 - 1) * reach_q
+        for part in torch.split(torch.arange(_SAMPLES), _SAMPLES_AT_ONCE):
+            self._check_found(program, lines, affine, q[part], states[part], [""] * len(part))
+
+    def _check_found(
+        self, program: Program, lines: Sequence[int], affine: bool, q: Tensor, states: Tensor, hints: Sequence[str]
+    ) -> None:
+        """Refuse a function that goes wrong for one of these inputs, which are within the ranges.
+
+        Args:
+            program: the program.
+            lines: line of the source for each operation.
+            affine: whether the program is affine.
+            q: values of the agents [R, n].
+            states: states [R, state_dim].
+            hints: a remark for each row, which a refusal contains.
+        """
         value, gradient = self._value_and_gradient(program, q, states)
         bias, _ = self._value_and_gradient(program, torch.zeros_like(q), states)
-        for row, risk in enumerate(owners):
-            if not (value[row].isfinite().all() and gradient[row].isfinite().all()):
-                self._refuse_value(program, lines, q[row], states[row], value[row], gradient[row])
+        is_finite = value.isfinite().all(1) & gradient.isfinite().all(1)
+        for row in (~is_finite).nonzero().flatten().tolist()[:1]:
+            self._refuse_value(program, lines, q[row], states[row], value[row], gradient[row])
+        too_large = (gradient.abs().amax(1) > MAX_WEIGHT * _ROUNDING) | (self.n * bias.abs().squeeze(1) > MAX_BIAS)
+        for row in too_large.nonzero().flatten().tolist()[:1]:
             agent = int(gradient[row].abs().argmax())
             place = f"a state within the ranges of the table ({describe_state(self.layout, states[row])})"
             if not affine:
                 place = f"{place} with agents_q = {[round(x, 4) for x in q[row].tolist()]}"
-            hint = f"; look at the {risk.kind} in line {risk.line}" if risk.line else ""
-            self._refuse_scale(agent, float(gradient[row, agent]), MAX_WEIGHT, place, hint)
-            self._refuse_bias(float(bias[row]), place, hint)
+            self._refuse_scale(agent, float(gradient[row, agent]), MAX_WEIGHT, place, hints[row])
+            self._refuse_bias(float(bias[row]), place, hints[row])
 
     def _check_rows(self, program: Program) -> None:
         """Every second row must keep its result when all other rows change."""
@@ -342,6 +375,12 @@ class Probe:
         """Describe a row of `states` for a message."""
         kind = "a state of the task" if row < len(self.task_states) else "an extreme state"
         return f"{kind} ({describe_state(self.layout, self.states[row])})"
+
+
+def _refuse_failure(error: Exception, place: str) -> NoReturn:
+    """Refuse a program that raises an error."""
+    first_line = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    _refuse(f"{place} it fails with '{first_line}': clamp an index to its table's size, and do not index by agents_q")
 
 
 def _origin(program: Program, lines: Sequence[int], q: Tensor, state: Tensor) -> str:

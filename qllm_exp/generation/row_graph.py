@@ -108,8 +108,15 @@ def _replace(target: Tensor, source: Tensor, dim: int, positions: Sequence[int])
     return torch.stack(entries, dim)
 
 
+def _fill(target: Tensor, value: float) -> Tensor:
+    """The result of `target.fill_(value)`, as a new tensor."""
+    return torch.full_like(target, value)
+
+
 _RULES = {
     "copy": _copy,
+    "fill.Scalar": _fill,
+    "zero": torch.zeros_like,
     "fill.Tensor": _copy,
     "select_scatter": _select_scatter,
     "slice_scatter": _slice_scatter,
@@ -133,10 +140,14 @@ class _Recorder(TorchFunctionMode):
     def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         if name in ("__getitem__", "__setitem__") and (selection := _select(args[0], args[1])) is not None:
-            return selection if name == "__getitem__" else selection.assign(args[2])
+            return selection.copy() if name == "__getitem__" else selection.assign(args[2])
         if func is torch.nn.functional.one_hot and len(args) + len(kwargs) == 2:
             classes = torch.arange(args[1] if len(args) == 2 else kwargs["num_classes"])
             return (args[0].unsqueeze(-1) == classes).long()
+        if func is torch.column_stack and len(args) == 1 and not kwargs:
+            return torch.cat([column if column.dim() > 1 else column.unsqueeze(1) for column in args[0]], 1)
+        if name == "clip_":
+            return args[0].clamp_(*args[1:], **kwargs)
         if torch.is_grad_enabled():
             return func(*args, **kwargs)
         if name.endswith("_") or name == "__setitem__":  # what it writes carries no gradient
@@ -183,6 +194,10 @@ class _Selection:
 
     def __getattr__(self, name: str) -> Any:
         raise SelectedByMask
+
+    def copy(self) -> "_Selection":
+        """Return the selected elements as they are now: later changes of the tensor do not change them."""
+        return _Selection(self.values.clone(), self.mask, self.spread)
 
     def assign(self, value: Any) -> None:
         """Replace the selected elements."""

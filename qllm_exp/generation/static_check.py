@@ -191,7 +191,7 @@ class _Checker:
                 roots.append(node.returns)
             elif isinstance(node, ast.arg | ast.AnnAssign):
                 roots.append(node.annotation)
-            elif is_script_block(node):
+            elif is_script_block(node) and isinstance(self.parents[node], ast.Module):
                 roots.append(node)
         return {node for root in roots if root is not None for node in ast.walk(root)}
 
@@ -387,14 +387,11 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def is_script_block(node: ast.AST) -> bool:
-    """Whether a statement is `if __name__ == "__main__": ...`, without else."""
-    return (
-        isinstance(node, ast.If)
-        and isinstance(node.test, ast.Compare)
-        and isinstance(node.test.left, ast.Name)
-        and node.test.left.id == "__name__"
-        and not node.orelse
-    )
+    """Whether a statement is `if __name__ == "__main__": ...`, without else. At the top level it is not executed."""
+    return isinstance(node, ast.If) and not node.orelse and ast.unparse(node.test) in _SCRIPT_TESTS
+
+
+_SCRIPT_TESTS = ("__name__ == '__main__'", "'__main__' == __name__")
 
 
 def _is_member(path: str) -> bool:

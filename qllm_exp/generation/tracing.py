@@ -314,7 +314,7 @@ _EXPLANATIONS = (  # fragments of an error message, and what it means for the au
         "it requests more memory than is allowed: tensors may have the size of the batch times a few hundred",
     ),
     (
-        ("atching rule not implemented", "ustom (non-ATen) operator", "vmap: "),
+        ("atching rule not implemented", "vmap fallback", "ustom (non-ATen) operator", "vmap: "),
         "an operation on this line is not supported for rows of a batch: use basic torch arithmetic",
     ),
 )

@@ -14,11 +14,9 @@ from pathlib import Path
 import commands
 import pytest
 from loopback_llm import DROP, Answer, Call, Loopback, failure
+from verdicts import Verdicts
 
-from qllm_exp.envs import TeamEnv
-from qllm_exp.envs.layout import TaskDescription
 from qllm_exp.generation import provide, verify
-from qllm_exp.generation.verify import verify_all
 from qllm_exp.sweep import prepare
 from qllm_exp.tfcaf import main
 
@@ -35,21 +33,13 @@ TINY += ["train.evaluation.episodes=10", "train.evaluation.absolute_episodes=20"
 SMALL = ["tfcaf.candidates=2", "tfcaf.rounds=1"]
 
 
-VERDICTS: dict[tuple[tuple[str, ...], TaskDescription, bool], list] = {}
-
-
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within this process, verify equal sources for one task once, since that takes seconds; fork short training runs."""
-
-    def verify_once(sources: list[str], env: TeamEnv, enforce: bool, *timeout_s: float) -> list:
-        key = (tuple(sources), env.task, enforce)
-        if key not in VERDICTS:
-            VERDICTS[key] = verify_all(sources, env, enforce, *timeout_s)
-        return VERDICTS[key]
-
+def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within this process too, verify equal sources for a task once, and fork short training runs."""
+    folder = tmp_path_factory.getbasetemp() / "verdicts"
+    folder.mkdir(exist_ok=True)
     for module in (provide, verify):
-        monkeypatch.setattr(module, "verify_all", verify_once)
+        monkeypatch.setattr(module, "verify_all", Verdicts(folder))
     monkeypatch.setattr(prepare, "subprocess", commands.Subprocess())
 
 
@@ -257,10 +247,7 @@ MANY = """
 import os, sys
 import torch
 from qllm_exp.credit import stored_function
-from qllm_exp.envs import TeamEnv
-from qllm_exp.envs.layout import TaskDescription
 from qllm_exp.generation import provide, verify
-from qllm_exp.generation.verify import verify_all
 from qllm_exp.sweep import prepare
 from qllm_exp.tfcaf import _run
 torch.set_num_threads(1)  # a process with threads must not be forked

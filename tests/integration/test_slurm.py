@@ -186,7 +186,8 @@ def test_a_job_ends_only_when_its_runs_have_written_their_checkpoints(cluster):
 
 def test_a_time_limit_in_mid_run_changes_no_number(cluster, undisturbed):
     cluster.sweep(*LONG, "hydra.launcher.time=1", "hydra.launcher.stop_before_s=20", FLAKY_ENV_PAUSE="0.25")
-    cluster.until(lambda: cluster.queue() and cluster.queue()[0].split()[1] == "PENDING")
+    cluster.until(cluster.training)
+    cluster.until(lambda: cluster.queue()[0].split()[1] == "PENDING")
     cluster.hurry()
     cluster.until_empty()
     (run,) = cluster.runs()
@@ -257,7 +258,7 @@ def test_wait_includes_runs_that_are_running_or_queued_already(cluster):
     assert process.wait(240) == 0
     text = process.stderr()
     assert "1 running, 1 queued, 0 to run" in text and "(n=2)" in text and "Slurm job" not in text, text
-    assert not cluster.queue()
+    cluster.until_empty(60)
     for run in cluster.runs():
         assert (run / "log.txt").read_text().count("ready after") == 1
 
@@ -298,8 +299,10 @@ def test_cancelling_some_runs_of_a_pack_leaves_the_others_running(cluster):
     cluster.sweep(*LONG, "seed=0-2", "hydra.launcher.runs_per_job=3", "hydra.launcher.at_once=2", FLAKY_ENV_PAUSE=PAUSE)
     cluster.until(lambda: len(cluster.training()) == 2)
     first, _, last = cluster.runs()
+    running = next(run for run in (first, last) if run in cluster.training())  # either may have been started first
     code, text = cluster.python("launch.cancel", cluster.path, first.name, last.name)
     assert code == 0 and "1 running" in text and "1 waiting" in text and "0 Slurm tasks cancelled" in text, text
+    cluster.until(lambda: cluster.status_file(running)["state"] == "interrupted")
     cluster.hurry()
     cluster.until_empty()
     assert sorted(cluster.states().values()) == ["finished", "interrupted", "interrupted"]

@@ -1,5 +1,6 @@
 """Tracking with Weights & Biases: the unmodified client against a stand-in for the server on this machine."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -95,7 +96,11 @@ def upload_processes(directory: RunDirectory) -> list[psutil.Process]:
     """Processes that upload this run: the sidecar, and the client's service."""
     of_run = [p for p in psutil.process_iter(["cmdline"]) if str(directory.path) in (p.info["cmdline"] or [])]
     sidecars = [p for p in of_run if "qllm_exp.tracking.wandb_upload" in p.info["cmdline"]]
-    return [*sidecars, *(child for p in sidecars for child in p.children())]
+    children: list[psutil.Process] = []
+    for sidecar in sidecars:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            children += sidecar.children()
+    return [*sidecars, *children]
 
 
 def complete(server: LoopbackWandb, directory: RunDirectory) -> bool:

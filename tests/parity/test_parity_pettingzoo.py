@@ -146,7 +146,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (folder / "__init__.py").touch()
     (folder / "toy_v0.py").write_text(TOY, encoding="utf-8")
     (folder / "turns_v0.py").write_text("env = None\n", encoding="utf-8")
-    (folder / "needs_v0.py").write_text("import surely_not_installed.part\n", encoding="utf-8")
+    (folder / "needs_v0.py").write_text("import surely_not_installed.part\nparallel_env = None\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     return "toy_games.toy_v0"
 

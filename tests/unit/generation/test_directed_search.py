@@ -72,6 +72,15 @@ NARROW = [  # expression that goes wrong only in a narrow window, and what the r
     ("torch.acos(global_state[:, :1] * 0.10001)", "value is nan.*from line 5"),
     ("torch.where(global_state[:, 2:3] > 9.99, 1e9, 0.0)", "at 0 it gives"),
     ("global_state[:, :1] % (global_state[:, 1:2] + 3.21)", "line 5"),
+    ("torch.tan(global_state[:, :1] * global_state[:, 1:2])", "line 5|at 0 it gives"),
+    ("torch.acosh(global_state[:, :1] + 10.99)", "value is nan.*from line 5"),
+    ("torch.log1p(global_state[:, :1] * 0.1 - 1e-4)", "value is (nan|-inf).*from line 5"),
+    ("(global_state[:, :1] + 9.999).pow(0.5)", "value is nan.*from line 5"),
+    ("10.0 ** (4 * global_state[:, :1])", "line 5|at 0 it gives"),
+    ("torch.special.xlogy(global_state[:, :1], global_state[:, 1:2] + 9.99)", "value is nan.*from line 5"),
+    ("1e-4 / F.leaky_relu(global_state[:, :1] * global_state[:, 1:2] - 0.3, -1.0)", "line 5"),
+    ("0.01 / ((global_state[:, :1] * 100).long().bitwise_and(1023).float() - 700).abs()", "from line 5|at 0"),
+    ("torch.relu(0.003 - (global_state[:, :1] - 0.3).abs()) * 1e8", "at 0 it gives"),
 ]
 
 
@@ -81,6 +90,38 @@ def test_a_narrow_window_is_found_and_the_line_is_named(env: TeamEnv, expression
     with pytest.raises(Refused, match=reason) as refused:
         Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
     assert refused.value.stage == "probe"
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ("0.3 / (global_state[:, :3] * global_state[:, 3:6] - 0.3).abs().clamp(min=1e-5)", "weight"),
+        ("torch.softmax(torch.zeros(1, 3), 1) / (global_state[:, :1] - 0.3).abs().clamp(min=1e-3)", "weight"),
+        (
+            "torch.ones(3)[((global_state[:, 12] * global_state[:, 13] - 0.31).abs() < 1e-5).long() * 3][:, None].expand(-1, 3)",
+            "fails",
+        ),
+        (
+            "(k := torch.exp(-60 * (global_state[:, :3] - global_state[:, 4:7]) ** 2)) / k.sum(1, keepdim=True)",
+            "value is nan",
+        ),
+    ],
+)
+def test_weights_that_explode_or_fail_in_a_window_are_refused(env: TeamEnv, weights: str, reason: str) -> None:
+    traced = traced_for(env, f"    w = {weights}\n    return (w * agents_q).sum(1, keepdim=True)")
+    with pytest.raises(Refused, match=reason):
+        Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
+
+
+def test_many_comparisons_hide_no_divisor_and_the_search_keeps_its_time(env: TeamEnv) -> None:
+    comparisons = "".join(f"    x = x + (global_state[:, :1] > {k / 50}).float()\n" for k in range(108))
+    curve = "(global_state[:, :1] * global_state[:, 1:2] - 0.3).abs()"
+    body = f"    x = 0\n{comparisons}    x = x * 1e-3 + 1e-3 / {curve}\n    return {MEAN} + x"
+    traced = traced_for(env, body)
+    with pytest.raises(Refused, match="line 114"):
+        Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
+    with pytest.raises(Refused, match="did not finish within 0 s"):
+        Probe(env, enforce=True, timeout_s=0).check(traced.program, traced.lines)
 
 
 @pytest.mark.parametrize(

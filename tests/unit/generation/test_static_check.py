@@ -99,6 +99,8 @@ BODIES = [  # body of the function, fragment of the reason
     ("    return globals()['x']", "'globals' is not allowed"),
     ("    return __import__('os')", "'__import__' is not allowed"),
     ("    return __builtins__", "not defined"),
+    ("    if __name__ == '__main__':\n        pass\n    return agents_q", "'__name__' is not defined"),
+    ("    if __name__ != '__main__':\n        pass\n    return agents_q", "'__name__' is not defined"),
     ("    return agents_q.__class__", "private attribute '__class__'"),
     ("    return ().__class__.__base__.__subclasses__()", "private attribute"),
     ("    return agents_q._base", "private attribute"),

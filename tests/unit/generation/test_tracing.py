@@ -75,6 +75,8 @@ def test_what_happens_for_numbers_of_rows_that_were_not_tried_is_not_in_the_prog
         "    w = torch.ones_like(agents_q)\n    w[global_state[:, :3] > 0.5] = 0.25\n    w[global_state[:, 0] > 1, 1] += 1.0\n"
         "    return (w * agents_q).sum(1, keepdim=True)",
         "    w = agents_q * 1.0\n    near = global_state[:, :3] < 0.5\n    w[near] = 2 * w[near] + 1\n    return w.sum(1)",
+        "    w = torch.ones(3).zero_().fill_(2.0)\n    return torch.column_stack([w, w.clip_(0, 1)]).sum() * agents_q.sum(1)",
+        "    s = F.cosine_similarity(global_state[:, :3], agents_q.detach(), dim=1)\n    return agents_q.sum(1) * s",
         "    with torch.no_grad():\n        w = agents_q * 2\n        w += agents_q\n    return (w * agents_q).sum(1)",
         "    rows = torch.arange(agents_q.shape[0])\n    best = global_state[:, :3].argmax(1)\n    return agents_q[rows, best]",
         "    total = 0\n    for row in range(agents_q.shape[0]):\n        total = total + 0\n    return agents_q.sum(1) + total",
@@ -126,6 +128,17 @@ def test_what_cannot_be_traced_is_refused_with_the_line(body: str, stage: str, r
     with pytest.raises(Refused, match=reason) as refused:
         program_of(body)
     assert refused.value.stage == stage
+
+
+def test_what_a_mask_selected_does_not_change_later() -> None:
+    body = (
+        "    w = agents_q * 1.0\n    rare = global_state[:, :3] > 2.99\n    old = w[rare]\n    w[rare] = 0.0\n"
+        "    w[rare] = old * 2\n    return w.sum(1)"
+    )
+    state = states(50)
+    state[:, :3] = 2.995  # never among the states that the program was compared on
+    q = torch.randn(50, N)
+    torch.testing.assert_close(program_of(body)(q, state), 2 * q.sum(1, keepdim=True))
 
 
 def test_each_operation_has_its_line() -> None:
