@@ -13,6 +13,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -330,7 +331,9 @@ def _import_litellm() -> None:
     from qllm_exp.llm import online
 
     online._litellm()
-    provide.verify_all = Verdicts(Path(_verdicts.name))
+    folder = tempfile.mkdtemp(prefix="verdicts-")
+    atexit.register(shutil.rmtree, folder)  # forks end without their exit handlers
+    provide.verify_all = Verdicts(Path(folder))
 
 
 def _import_wandb() -> None:
@@ -343,7 +346,6 @@ def _import_wandb() -> None:
     wandb_client._RETRY_LIMITS["RETRY_MAX"] = "1"  # of requests to a server that was lost on purpose
 
 
-_verdicts = tempfile.TemporaryDirectory(prefix="verdicts-")
 _IMPORTS = {"": _import_what_runs_need, "litellm": _import_litellm, "wandb": _import_wandb}
 
 

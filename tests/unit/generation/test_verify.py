@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qllm_exp.credit.operations import FAST_CALLS
-from qllm_exp.credit.probe_states import describe_state, extreme_states, moderate_mask, task_states
+from qllm_exp.credit.probe_states import describe_state, extreme_states, moderate_mask, random_states, task_states
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs import Observation, StateField, StateLayout, Step, TaskDescription, TeamEnv, make_env
@@ -83,6 +83,22 @@ def test_extreme_states_have_every_end_and_code_alone_and_together_without_an_ep
     alone = (states[:, 1] == 1000) & (states[:, 0] > 0) & (states[:, 0] < 7)
     assert alone.any()
     assert torch.equal(moderate_mask(env.layout, states), (states[:, 1].abs() <= 10) & (states[:, 2] <= 10))
+
+
+def test_random_states_are_within_the_ranges_and_one_hot_fields_have_one_1() -> None:
+    fields = (
+        StateField("match", None, "x", ("x", "y"), -INF, INF),
+        StateField("match", None, "level", ("level",), 1.0, 2.0, special={0.0: "gone"}),
+        StateField("match", None, "owner", ("a", "b", "c"), 0.0, 1.0, special={0.0: "no", 1.0: "yes"}, one_hot=True),
+    )
+    layout = StateLayout.from_fields(fields)
+    states = random_states(layout, 2000)
+    assert torch.equal(states, random_states(layout, 2000))
+    assert states[:, :2].abs().max() <= 10 and 0.4 < (states[:, :2].abs() <= 1).all(1).float().mean() < 0.7
+    assert ((states[:, 2] == 0) | ((states[:, 2] >= 1) & (states[:, 2] <= 2))).all() and (states[:, 2] == 0).any()
+    extreme = extreme_states(SimpleNamespace(layout=layout, device=torch.device("cpu")))  # type: ignore[arg-type]
+    for owners in (states[:, 3:], extreme[:, 3:]):
+        assert (owners.sum(1) == 1).all() and owners.max() == 1 and len(owners.unique(dim=0)) == 3
 
 
 def test_extreme_states_of_a_large_layout_stay_few() -> None:
