@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,11 +136,12 @@ class Command:
         self.args = arguments
         self.returncode: int | None = None
         self._server = server
-        self._folder = tempfile.TemporaryDirectory(prefix="command-", ignore_cleanup_errors=True)
-        (Path(self._folder.name) / "stdin").write_text(input)
+        self._folder = Path(tempfile.mkdtemp(prefix="command-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        (self._folder / "stdin").write_text(input)
         environment = dict(os.environ if env is None else env)
         order = {"arguments": arguments, "cwd": str(cwd or os.getcwd()), "environment": environment}
-        self.pid = server.fork(order | {"folder": self._folder.name})
+        self.pid = server.fork(order | {"folder": str(self._folder)})
 
     def poll(self) -> int | None:
         """Return the exit code; None while the command runs."""
@@ -182,7 +184,7 @@ class Command:
 
     def _text(self, name: str) -> str:
         with contextlib.suppress(FileNotFoundError):  # it was killed before it opened the file
-            return (Path(self._folder.name) / name).read_text(errors="replace")
+            return (self._folder / name).read_text(errors="replace")
         return ""
 
 
@@ -251,6 +253,7 @@ class _Server:
                         self.exit_codes[report["pid"]] = report["code"]
                     else:
                         self._pids.append(report["pid"])
+                        self.exit_codes.pop(report["pid"], None)  # of an earlier process with this id
                 seconds = 0.0
 
 
@@ -402,7 +405,7 @@ def _prepare_fork_server() -> None:
         """Return the prepared process for the first fork server of the sweep, a new one for any further."""
         return prepared.pop().begin(options["env"]) if prepared else subprocess.Popen(command, **options)
 
-    fork_server.subprocess = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE)  # type: ignore[assignment]
+    fork_server.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})  # type: ignore[assignment]
 
 
 class _ForkServer:

@@ -53,21 +53,20 @@ def environment(server: LoopbackWandb | None, home: Path) -> dict[str, str]:
     return variables
 
 
-def sync(server: LoopbackWandb, home: Path, *arguments: object, **variables: str) -> tuple[int, str]:
+def sync(server: LoopbackWandb, home: Path, *arguments: object) -> tuple[int, str]:
     """Run `python -m qllm_exp.results sync` in this process, and fork the process that it starts.
 
     Args:
         server: as of `environment`.
         home: its home and working folder.
         arguments: of the command.
-        variables: further environment variables.
 
     Returns:
         The exit code, and all that it prints.
     """
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(sys, "stderr", out)
-        patch.setattr(os, "environ", environment(server, home) | variables)
+        patch.setattr(os, "environ", environment(server, home))
         patch.setattr(results_commands, "subprocess", commands.Subprocess("wandb"))
         patch.chdir(home)
         forget_login()

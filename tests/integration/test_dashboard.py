@@ -1,6 +1,7 @@
 """A Weights & Biases workspace, built for the runs of a project and saved, against a local stand-in for the server."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,10 @@ def test_an_ablation_is_by_what_varies_or_by_what_is_named(capfd: pytest.Capture
     assert configs(panels, "Bar Chart", "groupBy") == [*["tfcaf.rounds.value"] * 2, *["tfcaf.candidates.value"] * 2]
 
 
-def test_functions_are_shown_as_text_and_as_artifacts(server: LoopbackWandb, capfd: pytest.CaptureFixture[str]) -> None:
+def test_functions_are_shown_as_text_and_as_artifacts(
+    server: LoopbackWandb, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard_plan, "subprocess", subprocess)  # once as for users, without a fork
     saved = len(server.views)
     text, artifact = panels_of(spec_of(capfd), "Credit-assignment functions")
     stored = json.loads(bundled_path("lbf", "8x8-2p-2f-coop-2s").read_text())

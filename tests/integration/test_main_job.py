@@ -104,13 +104,13 @@ def test_one_failed_run_leaves_the_others_alone_and_is_named(tmp_path):
 def test_killed_at_random_moments_and_started_again_gives_the_same_numbers(tmp_path):
     args = [
         *("mixer=qmix", "env=matrix", "env.name=flaky_env", "env.num_envs=16", "train.batch_episodes=4"),
-        *("train.total_steps=12800", "train.checkpoint.every_s=0", "train.checkpoint.max_share=1"),
+        *("train.total_steps=25600", "train.checkpoint.every_s=0", "train.checkpoint.max_share=1"),
     ]
     code, text = call(tmp_path / "whole", *args)
     assert code == 0, text
     rng = random.Random(0)
     for _ in range(5):
-        process = start(tmp_path / "killed", *args, FLAKY_ENV_PAUSE="0.02")  # half a second for each of the 32 rollouts
+        process = start(tmp_path / "killed", *args, FLAKY_ENV_PAUSE="0.02")  # half a second per rollout, of 64
         before = last_checkpoint(tmp_path / "killed")
         deadline = time.monotonic() + 60
         while last_checkpoint(tmp_path / "killed") == before and process.poll() is None:

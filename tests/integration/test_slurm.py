@@ -22,10 +22,10 @@ TINY = [*SMALL, "train.total_steps=4000", "train.evaluation.every=2000"]
 LONG = [
     *SMALL,
     *("mixer=qmix", "env.num_envs=16", "train.batch_episodes=4"),
-    *("train.total_steps=8000", "train.evaluation.every=4000"),
+    *("train.total_steps=16000", "train.evaluation.every=8000"),
     *("train.checkpoint.every_s=0.5", "train.checkpoint.max_share=1"),
 ]
-PAUSE = "0.04"  # seconds per step, so that a rollout takes a second and a long run half a minute until `Cluster.hurry`
+PAUSE = "0.04"  # seconds per step, so that a rollout takes a second and a long run 45 until `Cluster.hurry`
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.mem_gb_per_run=0.5"]
 
 

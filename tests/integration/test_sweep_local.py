@@ -21,10 +21,10 @@ SMALL = [
 ]
 TINY = [*SMALL, "train.total_steps=4000", "train.evaluation.every=2000"]
 LONG = [
-    *("env.num_envs=16", "train.batch_episodes=4", "train.total_steps=8000", "train.evaluation.every=4000"),
+    *("env.num_envs=16", "train.batch_episodes=4", "train.total_steps=16000", "train.evaluation.every=8000"),
     *("train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"),
 ]
-PAUSE = {"FLAKY_ENV_PAUSE": "0.02"}  # half a second per rollout, a quarter of a minute per long run
+PAUSE = {"FLAKY_ENV_PAUSE": "0.02"}  # half a second per rollout, twenty seconds per long run
 
 
 def arguments(folder, *overrides, sweep=True):
@@ -100,7 +100,7 @@ def checkpoint_times(folder: Path) -> list[float]:
 
 @pytest.mark.timeout(900)
 def test_killed_with_its_children_at_twenty_random_moments_a_sweep_ends_with_the_same_numbers(tmp_path):
-    args = [*SMALL, *LONG, "mixer=qmix", "seed=0-1", "train.total_steps=24000", "train.evaluation.every=2000"]
+    args = [*SMALL, *LONG, "mixer=qmix", "seed=0-1", "train.total_steps=40000", "train.evaluation.every=4000"]
     call(tmp_path / "whole", *args)
     rng, trained_steps = random.Random(0), {}
     for number in range(20):
@@ -181,11 +181,14 @@ def test_when_the_sweep_is_killed_its_runs_stop_at_a_checkpoint(tmp_path):
 def test_a_killed_fork_server_is_replaced(tmp_path):
     args = [*SMALL, *LONG]
     call(tmp_path / "whole", *args)
-    process = start(tmp_path / "r", *args, **PAUSE)
+    process = start(tmp_path / "r", *args, **PAUSE, FLAKY_ENV_FAST=str(tmp_path / "fast"))
     until(lambda: list((tmp_path / "r").glob("*/checkpoint/state.pt")))
     (fork_server,) = psutil.Process(process.pid).children()
     assert len(fork_server.children()) == 1
     fork_server.kill()
+    (run,) = runs(tmp_path / "r")
+    until(lambda: json.loads((run / "status.json").read_text())["state"] == "interrupted")
+    (tmp_path / "fast").touch()
     code, text = end_of(process)
     assert code == 0 and "FAILED" not in text, text
     (whole,), (killed,) = runs(tmp_path / "whole"), runs(tmp_path / "r")

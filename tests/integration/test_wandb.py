@@ -239,9 +239,10 @@ def test_an_offline_run_is_uploaded_by_sync(server, home, tmp_path):
     directory = create_run(tmp_path / "r", *SHORT, "tracking.mode=offline")
     run(directory, server, home)
     assert server.received == [] and not (directory.path / "wandb").exists()
-    code, text = sync(server, home, tmp_path / "r", OPENAI_API_KEY=SECRET)
+    env = environment(server, home) | {"OPENAI_API_KEY": SECRET}
+    done = commands.run(["-m", "qllm_exp.results", "sync", tmp_path / "r"], env=env, cwd=home)
     count = len(rows(directory))
-    assert code == 0 and f"sent {count} of {count} rows: {server.url}" in text, text
+    assert done.returncode == 0 and f"sent {count} of {count} rows: {server.url}" in done.stdout, done
     assert complete(server, directory) and SECRET not in "\n".join(server.received)
 
 

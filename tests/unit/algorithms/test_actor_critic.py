@@ -96,6 +96,7 @@ def test_padding_changes_nothing(name):
     assert all(torch.allclose(metrics[name], second_metrics[name], atol=1e-5) for name in metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("network", ["gru", "mlp"])
 @pytest.mark.parametrize("shared", [True, False])

@@ -113,6 +113,7 @@ def test_weights_that_explode_or_fail_in_a_window_are_refused(env: TeamEnv, weig
         Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
 
 
+@pytest.mark.slow
 def test_many_comparisons_hide_no_divisor_and_the_search_keeps_its_time(env: TeamEnv) -> None:
     comparisons = "".join(f"    x = x + (global_state[:, :1] > {k / 50}).float()\n" for k in range(108))
     curve = "(global_state[:, :1] * global_state[:, 1:2] - 0.3).abs()"

@@ -85,6 +85,7 @@ def test_good_functions_are_returned_as_programs_in_order(answers: list[Exported
     torch.testing.assert_close(looked_up.program(q, torch.full((9, 18), 2.5)), 2 * q.sum(1, keepdim=True))
 
 
+@pytest.mark.slow
 def test_endless_functions_end_in_time_and_leave_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +209,7 @@ def attack(monkeypatch: pytest.MonkeyPatch, kinds: list[str], change: str = "") 
     return export_all(sources, n_agents=3, state_dim=4, timeout_s=2)
 
 
+@pytest.mark.slow
 def test_an_attack_on_the_answers_fails_its_own_candidate_only(monkeypatch: pytest.MonkeyPatch) -> None:
     results = attack(monkeypatch, list(KINDS))
     for (kind, (stage, reason)), refused, good in zip(KINDS.items(), results[::2], results[1::2], strict=True):
@@ -235,6 +237,7 @@ def test_missing_layers_are_named_once_in_a_warning(
     assert "works without namespaces and Landlock" in record.getMessage()
 
 
+@pytest.mark.slow
 def test_a_child_that_cannot_start_is_an_error_and_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     for change in ("raise ImportError('no torch here')", "tracing.start_autograd = lambda: os._exit(7)"):
         with pytest.raises(RuntimeError, match=r"no torch here|set up \(exit code 7\)"):

@@ -246,6 +246,7 @@ def test_a_claim_of_another_machine_that_nobody_touches_is_taken_over(tmp_path: 
     assert os.listdir(tmp_path) == [f"{KEY}.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age_s", [1e6, -1e6], ids=["old", "future"])
 def test_a_claim_of_another_machine_that_is_touched_is_waited_for(tmp_path: Path, age_s: float) -> None:
     claim, start = claim_of_another_machine(tmp_path, age_s), time.monotonic()

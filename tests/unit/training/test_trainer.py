@@ -70,6 +70,7 @@ def test_stopped_after_every_cycle_and_resumed_is_bit_for_bit_the_same(tmp_path,
     check_resuming(small_run(env, mixer, **SHORT, **extra), tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [name for name in registry.choices("algorithm") if name != "q_learning"])
 @pytest.mark.parametrize("env", ["lbf", "matrix"])
 @pytest.mark.parametrize(
