@@ -17,6 +17,7 @@ from qllm_exp.credit.bounds import CallBounds
 from qllm_exp.credit.operations import DTYPES, FAST_CALLS, batch_innermost, find_operation
 from qllm_exp.credit.program_json import AGENTS_Q, BATCH_SIZE, FIRST_CONSTANT, GLOBAL_STATE, refuse
 from qllm_exp.credit.refused import Refused
+from qllm_exp.utils.torch_start import keep_compiler_out
 
 MAX_ROW_ELEMENTS = 4_096  # of one value, for each row of the batch
 MAX_TOTAL_ROW_ELEMENTS = 131_072  # of all values together, for each row of the batch
@@ -291,6 +292,7 @@ class Program:
     def _sizes(self, batch: int) -> list[int]:
         """Return the number of elements of the largest tensor of each step; refuse wrong arguments, dtypes and shapes."""
         device = torch.device("meta")
+        keep_compiler_out()
         with torch.inference_mode(False), torch.no_grad(), _OperationMonitor() as monitor:
             values, steps = self._compile(device)
             values[AGENTS_Q] = batch_innermost(torch.empty(batch, self.n_agents, device=device))
@@ -330,6 +332,10 @@ class _OperationMonitor(TorchDispatchMode):  # type: ignore[no-untyped-call]  # 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.largest = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes a second
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -1,11 +1,11 @@
 """Directed search for states in which a credit-assignment function is not finite, explodes or changes abruptly.
 
 Random states miss a divisor that is 0 in a narrow window. So each operation that can go wrong, or that can take another branch,
-is a *risk*: a divisor, the argument of a logarithm, root or exponential, a comparison. Interval arithmetic (intervals.py) rules
-out the risks that cannot occur within the ranges of the state. For each of the others, the search minimises the divisor, the
-argument or the margin of the comparison within the ranges: by steps along the sign of its gradient that become ever smaller, and
-by bisection between two states in which its sign differs. It returns the states that it ends in. Whether the function is at fault
-there is for the caller to decide, from its values.
+is a *risk*: a divisor, the argument of a logarithm, root or exponential, a comparison, a relu or a clamp. Interval arithmetic
+(intervals.py) rules out the risks that cannot occur within the ranges of the state. For each of the others, the search minimises
+the divisor, the argument or the margin of the comparison within the ranges: by steps along the sign of its gradient that become
+ever smaller, and by bisection between two states in which its sign differs. It returns the states that it ends in. Whether the
+function is at fault there is for the caller to decide, from its values.
 """
 
 import math
@@ -45,7 +45,11 @@ _LOGARITHMS = word_set("log log1p log2 log10 logit special_logit xlogy special_x
 _LOWEST = {"log1p": -1.0, "acosh": 1.0, "arccosh": 1.0}  # of the argument, where it is not 0
 _EXPONENTIALS = word_set("exp exp2 expm1 sinh cosh")
 _ARCS = word_set("acos arccos asin arcsin atanh arctanh")
-_BRANCHES = word_set("gt greater ge greater_equal lt less le less_equal eq ne")
+_COMPARISONS = word_set("gt greater ge greater_equal lt less le less_equal eq ne")
+_BRANCHES = {  # functions that change their form at a value of the first argument: at 0, or at that of another argument
+    **dict.fromkeys(("relu", "leaky_relu", "abs", "sign", "sgn", "heaviside"), None),
+    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin", "clamp", "clamp_min", "clamp_max"), 1),
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Risk:
 
     Attributes:
         number: number of the operation's result among the values of the program.
-        kind: 'divisor', 'logarithm', 'root', 'exponent', 'power', 'arc', 'pole' or 'comparison'.
+        kind: 'divisor', 'logarithm', 'root', 'exponent', 'power', 'arc', 'pole', 'comparison' or 'branch'.
         line: line of the source; 0 if it is not known.
     """
 
@@ -148,7 +152,21 @@ def _kind(base: str, arguments: list[Any], values: list[Any]) -> str:
         return "arc" if bool(((first.high > 1) | (first.low < -1)).any()) else ""
     if base == "tan":
         return "pole" if bool((first.high - first.low > 1).any()) else ""
-    return "comparison" if base in _BRANCHES else ""
+    if base in _COMPARISONS:
+        return "comparison"
+    if base in _BRANCHES:
+        threshold = 0.0 if _BRANCHES[base] is None else second
+        return "branch" if _can_cross(first, threshold) else ""
+    return ""
+
+
+def _can_cross(value: Interval, threshold: Any) -> bool:
+    """Whether an element of a value may lie on either side of a threshold; False for a threshold that is no number."""
+    if isinstance(threshold, Interval):
+        return bool(((value.low < threshold.high) & (value.high > threshold.low)).any())
+    if not isinstance(threshold, int | float):
+        return False
+    return bool(((value.low < threshold) & (value.high > threshold)).any())
 
 
 def _kind_of_power(base: Any, exponent: Any) -> str:
@@ -195,7 +213,7 @@ def search(
     Returns:
         Values of the agents [R, n] and states [R, state_dim], and the risk that each row was searched for.
     """
-    ordered = sorted(unproven, key=lambda risk: risk.kind == "comparison")  # of these there may be many
+    ordered = sorted(unproven, key=lambda risk: risk.kind in ("comparison", "branch"))  # of these there may be many
     targets = _targets(program, ordered[:_MAX_RISKS], q, states)
     if not targets:
         return q[:0], states[:0], []
@@ -238,6 +256,8 @@ def _quantity(program: Program, risk: Risk, values: list[Any]) -> Tensor | None:
             if not isinstance(first, Tensor)
             else first.float() - second
         )
+    elif risk.kind == "branch":
+        quantity = first if _BRANCHES[base] is None else first - second
     elif risk.kind == "arc":
         quantity = 1 - first.abs()
     elif risk.kind == "pole":
@@ -267,6 +287,7 @@ _SIGNS = {
     "power": (-1,),
     "arc": (1,),
     "comparison": (1, -1),
+    "branch": (1, -1),
 }
 
 

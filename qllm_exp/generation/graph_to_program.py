@@ -7,7 +7,7 @@ and so are operations that change nothing.
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -17,10 +17,23 @@ from qllm_exp.credit.operations import find_operation
 from qllm_exp.credit.program_json import AGENTS_Q, BATCH_SIZE, FIRST_CONSTANT, GLOBAL_STATE
 from qllm_exp.credit.refused import Refused
 
-LINE = "credit_assignment_line"  # key of a node's metadata: its line in the source
+LINE, VALUE = "line", "value"  # keys of a node's metadata
 
 
-def convert(graphs: Mapping[int, fx.GraphModule], n_agents: int, state_dim: int) -> tuple[dict[str, Any], list[int]]:
+class RowGraph(NamedTuple):
+    """The operations of a function, in order, traced for a fixed number of rows.
+
+    Attributes:
+        graph: ATen operations with two inputs and one output. The metadata of a node has the line of the source that it comes
+            from (LINE), if it comes from one, and its value in the trace (VALUE).
+        constants: the fixed tensors, by the target of their nodes.
+    """
+
+    graph: fx.Graph
+    constants: dict[str, Tensor]
+
+
+def convert(graphs: Mapping[int, RowGraph], n_agents: int, state_dim: int) -> tuple[dict[str, Any], list[int]]:
     """Convert two traced graphs of a function to a tensor program.
 
     Args:
@@ -58,7 +71,7 @@ class _Converter:
         output: number of the value that the program returns.
     """
 
-    def __init__(self, graphs: Mapping[int, fx.GraphModule]) -> None:
+    def __init__(self, graphs: Mapping[int, RowGraph]) -> None:
         (first_batch, graph), (second_batch, other) = graphs.items()
         self.refs: dict[fx.Node, Any] = {}
         self.operations: list[list[Any]] = []
@@ -71,11 +84,8 @@ class _Converter:
         fixed = [node for node in nodes if node.op == "get_attr"]
         self.constants: list[Tensor] = []
         for node in fixed:
-            constant = getattr(graph, str(node.target))
-            if not isinstance(constant, Tensor):
-                _refuse_operation("a nested block")
             self.refs[node] = {"ref": FIRST_CONSTANT + len(self.constants)}
-            self.constants.append(constant.detach())
+            self.constants.append(graph.constants[str(node.target)].detach())
         inputs = iter((AGENTS_Q, GLOBAL_STATE))
         for node in graph.graph.nodes:
             if node.op == "placeholder":
@@ -158,7 +168,7 @@ class _Converter:
 
 def _changes_nothing(name: str, node: fx.Node, arguments: Sequence[Any]) -> bool:
     """Whether the result of an operation is its first argument: values, shape, dtype and gradient."""
-    if name in ("lift_fresh_copy.default", "alias.default", "clone.default"):
+    if name in ("lift_fresh.default", "lift_fresh_copy.default", "alias.default", "clone.default"):
         return True  # nothing in the graph writes to a tensor
     if name not in (
         "permute.default",
@@ -171,8 +181,8 @@ def _changes_nothing(name: str, node: fx.Node, arguments: Sequence[Any]) -> bool
         return False
     if not isinstance(arguments[0], fx.Node):
         return False
-    before, after = arguments[0].meta.get("val"), node.meta.get("val")
-    if before is None or after is None or before.shape != after.shape or before.dtype != after.dtype:
+    before, after = arguments[0].meta[VALUE], node.meta[VALUE]
+    if before.shape != after.shape or before.dtype != after.dtype:
         return False
     return name != "permute.default" or list(arguments[1]) == list(range(len(arguments[1])))
 

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qllm_exp import llm
 from qllm_exp.config import registry, schema
 from qllm_exp.config.load import identifying_options
@@ -140,9 +142,14 @@ def small_environment(run: schema.RunConfig) -> Iterator[TeamEnv]:
     if hasattr(config, "workers"):  # its simulators are processes
         config = replace(config, num_envs=2, workers=1)
     env = make_env(config, int(config.num_envs), 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # the tensors are small: other threads would only wait for work, and take time of the processor
     try:
         yield env
     finally:
+        torch.set_num_threads(threads)
         env.close()
 
 

@@ -5,8 +5,8 @@ torch.no_grad, and operations for which it has no rule, or a wrong one. It execu
 process with limits.
 """
 
-import itertools
 import logging
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from qllm_exp.generation.graph_to_program import LINE
+from qllm_exp.generation.graph_to_program import LINE, VALUE, RowGraph
 
 FILE = "<credit assignment>"  # name of the source in tracebacks
 Function = Callable[[Tensor, Tensor], Any]
@@ -29,15 +29,14 @@ class SelectedByMask(Exception):
     """A number of elements that depends on tensor values is needed."""
 
 
-def row_graph(function: Function, n_agents: int, state_dim: int, batch: int) -> fx.GraphModule:
-    """Trace a function for one row, as a graph for `batch` rows of ATen operations without in-place changes.
+def row_graph(function: Function, agents_q: Tensor, global_state: Tensor) -> RowGraph:
+    """Trace a function for one row, as a graph for as many rows as there are here.
 
     Args:
-        function: maps agents_q [1, n_agents] and global_state [1, state_dim] to a tensor with one element. It was compiled with
-            the file name FILE; the metadata LINE of a node is the line that it comes from.
-        n_agents: columns of agents_q.
-        state_dim: columns of global_state.
-        batch: number of rows.
+        function: maps agents_q [1, n] and global_state [1, d] to a tensor with one element. It was compiled with the file name
+            FILE.
+        agents_q: [B, n].
+        global_state: [B, d]. The values of both are those of the trace: none of them is in the graph.
 
     Raises:
         SelectedByMask: the function needs the elements that a boolean mask selects.
@@ -45,17 +44,99 @@ def row_graph(function: Function, n_agents: int, state_dim: int, batch: int) -> 
     """
 
     def row(agents_q: Tensor, global_state: Tensor) -> Tensor:
-        with _Recorder():
+        with _Rewriter():
             value: Tensor = function(agents_q, global_state)
             return value.reshape(1, 1)
 
-    def rows(agents_q: Tensor, global_state: Tensor) -> Tensor:
-        results: Tensor = torch.vmap(torch.func.functionalize(row))(agents_q.unsqueeze(1), global_state.unsqueeze(1))
-        return results.reshape(batch, 1)
-
-    with warnings.catch_warnings(), _batching_rules(), torch.enable_grad():
+    tape = _Tape((agents_q, global_state))
+    with warnings.catch_warnings(), _batching_rules(), torch.enable_grad(), tape:
         warnings.simplefilter("ignore")
-        return make_fx(rows, tracing_mode="fake")(torch.zeros(batch, n_agents), torch.zeros(batch, state_dim))
+        result: Tensor = torch.vmap(_without_changes_in_place(row))(agents_q.unsqueeze(1), global_state.unsqueeze(1))
+        return tape.finish(result.reshape(len(agents_q), 1))
+
+
+def _without_changes_in_place(row: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function as torch.func.functionalize does, importing which takes longer than all else here."""
+    functorch: Any = torch._C._functorch
+    sync: Any = torch._sync  # type: ignore[attr-defined]
+
+    def wrapped(*inputs: Tensor) -> Tensor:
+        level = functorch._func_increment_nesting(True)
+        try:
+            value = row(*(functorch._wrap_functional_tensor(tensor, level) for tensor in inputs))
+            if not torch._is_functional_tensor(value):  # a fixed tensor from outside the function
+                return value
+            sync(value)
+            result: Tensor = functorch._unwrap_functional_tensor(value, True)
+            return result
+        finally:
+            functorch._func_decrement_nesting()
+
+    return wrapped
+
+
+class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+    """Writes the ATen operations that are executed into a graph.
+
+    What depends on an input is batched by torch.vmap, which refuses operations that turn values into Python numbers or sizes. So
+    these occur here for fixed tensors only, and their results are fixed.
+
+    Args:
+        inputs: the inputs of the graph.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._graph = fx.Graph()
+        self._constants: dict[str, Tensor] = {}
+        self._nodes: dict[int, tuple[Tensor, fx.Node]] = {}  # by the id of a tensor, which is kept alive
+        for index, tensor in enumerate(inputs):
+            self._note(tensor, self._graph.placeholder(f"input_{index}"))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes longer than all else here
+
+    def finish(self, output: Tensor) -> RowGraph:
+        """Return the graph with this output."""
+        self._graph.output(self._node(output))
+        return RowGraph(self._graph, self._constants)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **kwargs)
+        if func is torch.ops.aten.index.Tensor or not _DEPENDS_ON_VALUES.intersection(func.tags):
+            node = self._graph.call_function(
+                func, *(tree_map_only(Tensor, self._node, tree) for tree in (tuple(args), kwargs))
+            )
+            if line := _line():
+                node.meta[LINE] = line
+            self._note(result, node)
+        return result
+
+    def _note(self, result: Any, node: fx.Node) -> None:
+        """Note the node of a result, or those of its elements."""
+        node.meta[VALUE] = result
+        if isinstance(result, Tensor):
+            self._nodes[id(result)] = result, node
+        elif isinstance(result, tuple | list):
+            for index, element in enumerate(result):
+                self._note(element, self._graph.call_function(operator.getitem, (node, index)))
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        """Return the node of a tensor: a new one for a tensor that no operation of the graph has made."""
+        if id(tensor) not in self._nodes:
+            name = f"constant_{len(self._constants)}"
+            self._constants[name] = tensor
+            self._note(tensor, self._graph.create_node("get_attr", name))
+        return self._nodes[id(tensor)][1]
+
+
+_DEPENDS_ON_VALUES = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}  # index() with masks only
 
 
 @contextmanager
@@ -123,24 +204,16 @@ _RULES = {
 }  # operations for which vmap has no rule, or a wrong one
 
 
-class _Recorder(TorchFunctionMode):
-    """Notes the line of the source for each operation, and traces what vmap cannot: boolean masks and torch.no_grad."""
+class _Rewriter(TorchFunctionMode):
+    """Replaces what vmap cannot trace: selections by boolean masks, torch.no_grad, and some functions."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tracing = get_proxy_mode()
-        nodes: Any = tracing.tracer.graph.nodes if tracing is not None else ()
-        count = len(nodes)
-        result = self._call(func, args, kwargs or {})
-        line = _line()
-        if line:
-            for node in itertools.islice(reversed(nodes), len(nodes) - count):
-                node.meta.setdefault(LINE, line)
-        return result
-
-    def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in ("__getitem__", "__setitem__") and (selection := _select(args[0], args[1])) is not None:
-            return selection.copy() if name == "__getitem__" else selection.assign(args[2])
+        if name in ("__getitem__", "__setitem__"):
+            args = (args[0], _without_fixed_masks(args[1]), *args[2:])
+            if (selection := _select(args[0], args[1])) is not None:
+                return selection.copy() if name == "__getitem__" else selection.assign(args[2])
         if func is torch.nn.functional.one_hot and len(args) + len(kwargs) == 2:
             classes = torch.arange(args[1] if len(args) == 2 else kwargs["num_classes"])
             return (args[0].unsqueeze(-1) == classes).long()
@@ -164,6 +237,26 @@ def _line() -> int:
             return frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
     return 0
+
+
+def _without_fixed_masks(index: Any) -> Any:
+    """Return an index with positions in the place of boolean masks that depend on no input."""
+    parts: list[Any] = []
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, Tensor) and part.dtype == torch.bool and part.dim() and _is_fixed(part):
+            parts += part.nonzero(as_tuple=True)
+        else:
+            parts.append(part)
+    return tuple(parts) if isinstance(index, tuple) or len(parts) > 1 else parts[0]
+
+
+def _is_fixed(tensor: Tensor) -> bool:
+    """Whether a tensor depends on no input: torch.vmap gives no numbers of others."""
+    try:
+        tensor.any().item()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _select(tensor: Tensor, index: Any) -> "_Selection | None":

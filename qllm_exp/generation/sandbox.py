@@ -25,6 +25,7 @@ from qllm_exp.credit.refused import FUNCTION_NAMES, Refused
 from qllm_exp.generation.confinement import LAYERS
 from qllm_exp.generation.sandbox_child import wall_limit
 from qllm_exp.generation.static_check import MAX_SOURCE
+from qllm_exp.generation.traced import ROWS, Traced
 
 MEMORY = 1 << 30  # bytes that a function may use beyond the memory of an idle child process
 _START_S = 120.0  # enough to import torch from a slow file system
@@ -85,7 +86,7 @@ def export_all(
     while waiting:
         answers = _ask_child([sources[number] for number in waiting], n_agents, states, timeout_s)
         for number, answer in zip(waiting, answers, strict=False):
-            results[number] = _parse_answer(answer, n_agents, state_dim, timeout_s)
+            results[number] = _parse_answer(answer, n_agents, states, timeout_s)
         if len(answers) < len(waiting):  # the child ended early, so the others get a new one
             reason = "it ended the process that runs generated functions: use ordinary sizes and indices"
             results[waiting[len(answers)]] = Refused("limits", reason)
@@ -157,7 +158,7 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
         yield value
 
 
-def _parse_answer(answer: dict[str, Any], n_agents: int, state_dim: int, timeout_s: float) -> Exported | Refused:
+def _parse_answer(answer: dict[str, Any], n_agents: int, states: Tensor, timeout_s: float) -> Exported | Refused:
     """Check an answer of the child and return the program or the refusal in it."""
     missing = tuple(layer for layer in LAYERS if layer in answer["missing"])
     if missing:
@@ -167,18 +168,34 @@ def _parse_answer(answer: dict[str, Any], n_agents: int, state_dim: int, timeout
         record |= values
     if record.get("stage") in _STAGES and isinstance(record.get("reason"), str):
         return Refused(record["stage"], _printable(record["reason"]))
-    if "program" not in record:
+    if "data" not in record:
         return Refused("limits", _limit_reason(answer, "checked" in record, timeout_s))
+    rows, state_dim = min(ROWS, len(states)), states.shape[1]
     try:
-        program = Program.from_json(record["program"])
+        value, gradient = _tensor(record.get("value"), rows, 1), _tensor(record.get("gradient"), rows, n_agents)
+        traced = Traced(record["data"], record.get("function", ""), record.get("lines", []), value, gradient)
+        if not isinstance(traced.data, dict) or (traced.data.get("n_agents"), traced.data.get("state_dim")) != (
+            n_agents,
+            state_dim,
+        ):
+            return Refused("program", "the child process returned a program for inputs of other sizes")
+        program = traced.program(states)
     except Refused as refused:
         return refused
-    if (program.n_agents, program.state_dim) != (n_agents, state_dim):
-        return Refused("program", "the child process returned a program for inputs of other sizes")
-    function, lines = record.get("function"), record.get("lines")
-    if function not in FUNCTION_NAMES or not _are_lines(lines, len(record["program"]["operations"])):
+    if traced.function not in FUNCTION_NAMES or not _are_lines(traced.lines, len(program.operations)):
         return Refused("program", "the child process returned an invalid program")
-    return Exported(program, function, lines)
+    return Exported(program, traced.function, traced.lines)
+
+
+def _tensor(values: object, rows: int, columns: int) -> Tensor:
+    """Return a tensor [rows, columns] of a list of lists of numbers; refuse anything else."""
+    try:
+        tensor = torch.tensor(values, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        tensor = torch.empty(0)
+    if tensor.shape != (rows, columns):
+        raise Refused("program", "the child process returned invalid values")
+    return tensor
 
 
 def _are_lines(lines: object, count: int) -> TypeGuard[list[int]]:

@@ -111,7 +111,7 @@ def _trace_candidate(source: str, request: dict[str, Any], setup: int, file: Bin
         setup: descriptor of a pipe for the layers of confinement that the system does not have. It is closed before any work
             on the source.
         file: the record of the candidate. Each line is an object whose keys add to those of the lines before: `checked` when
-            the source has passed the static check, then `program`, `function` and `lines`, or `stage` and `reason`.
+            the source has passed the static check, then the attributes of Traced, or `stage` and `reason`.
     """
     import torch
 
@@ -134,7 +134,7 @@ def _trace_candidate(source: str, request: dict[str, Any], setup: int, file: Bin
             _write(file, checked=True)
             states = torch.tensor(request["states"], dtype=torch.float32)
             traced = trace(source, states, request["n_agents"])
-            _write(file, program=traced.program.to_json(), function=traced.function, lines=traced.lines)
+            _write(file, **traced._asdict() | {"value": traced.value.tolist(), "gradient": traced.gradient.tolist()})
         except Refused as refused:
             _write(file, stage=refused.stage, reason=refused.reason)
         except MemoryError:

@@ -2,8 +2,8 @@
 
 A credit-assignment function is a function of one row, which holds the agents' values and the state of one time step. The source
 is traced for one row, and torch.vmap makes the program for a batch from that. So the rows of a program cannot see each other,
-their position or their number, whatever the source does. The source is also run row by row and in batches of several sizes:
-the program must agree with it in values and gradients, so that it means what a reader of the source expects.
+their position or their number, whatever the source does. The source is also run row by row and in batches of several sizes,
+which must agree; the program is compared with the rows afterwards (traced.py), so that it means what a reader expects.
 """
 
 import ast
@@ -13,38 +13,22 @@ import itertools
 import math
 import traceback
 import warnings
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.generation.allow_list import BUILTINS, EXCEPTIONS
-from qllm_exp.generation.graph_to_program import convert
+from qllm_exp.generation.graph_to_program import RowGraph, convert
 from qllm_exp.generation.row_graph import FILE, Function, SelectedByMask, row_graph
 from qllm_exp.generation.static_check import MAX_TRIPS, Parsed, is_script_block, parse
+from qllm_exp.generation.traced import ROWS, Traced, agree, random_q
 
 _BATCHES = (1, 2, 7, 64, 100, 800, 1024, 5120)  # training calls a program with hundreds to thousands of rows
-_TRACED_BATCHES = (1009, 1013)  # two sizes whose difference shows which numbers of a graph are the batch size
+_TRACED_BATCHES = (61, 67)  # two sizes whose difference shows which numbers of a graph are the batch size
 _TOTAL_TRIPS = 4 * MAX_TRIPS  # iterations of all range() loops in one call
-_ROWS = 48  # rows on which the source is run one at a time
-_MAX_DIFFERING = 0.02  # share of rows in which rounding may flip a comparison of the source
-
-
-class Traced(NamedTuple):
-    """A tensor program, with the source lines of its operations.
-
-    Attributes:
-        program: the program.
-        function: name of the function in the source.
-        lines: line of the source for each operation; 0 if it has none.
-    """
-
-    program: Program
-    function: str
-    lines: list[int]
 
 
 def trace(source: str, states: Tensor, n_agents: int) -> Traced:
@@ -55,22 +39,16 @@ def trace(source: str, states: Tensor, n_agents: int) -> Traced:
         states: [M, state_dim], the states to run it on.
         n_agents: columns of agents_q.
 
-    Returns:
-        The tensor program.
-
     Raises:
-        Refused: the function is not accepted; the stage is 'static', 'run', 'trace', 'convert', 'program' or 'limits'.
+        Refused: the function is not accepted; the stage is 'static', 'run', 'trace', 'convert' or 'limits'.
     """
     parsed = parse(source)
     function = _load(parsed, asserts=True)
-    q = _random_q(len(states), n_agents)
+    q = random_q(len(states), n_agents)
     value, gradient = _run_rows(function, source, q, states)
-    graphs = {b: _graph(_load(parsed, asserts=False), source, n_agents, states.shape[1], b) for b in _TRACED_BATCHES}
-    data, lines = convert(graphs, n_agents, states.shape[1])
-    program = Program(data)
-    _check_equal(program, q, states, value, gradient)
+    data, lines = convert(_graphs(parsed, source, q, states), n_agents, states.shape[1])
     _check_batches(function, source, q, states, value)
-    return Traced(program, parsed.function.name, lines)
+    return Traced(data, parsed.function.name, lines, value, gradient)
 
 
 def _load(parsed: Parsed, asserts: bool) -> Function:
@@ -164,18 +142,13 @@ class _CountingRange:
         return numbers
 
 
-def _random_q(rows: int, n_agents: int) -> Tensor:
-    """Return random values [rows, n_agents], equal for equal sizes."""
-    return 3.0 * torch.randn(rows, n_agents, generator=torch.Generator().manual_seed(2))
-
-
 def _run_rows(function: Function, source: str, q: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
     """Run the source on one row at a time.
 
     Returns:
         The values [rows, 1], and their gradients in q [rows, n_agents], for the first rows.
     """
-    rows = min(_ROWS, len(states))
+    rows = min(ROWS, len(states))
     leaf = q[:rows].clone().requires_grad_()
     results = []
     for row in range(rows):
@@ -201,34 +174,12 @@ def _check_batches(function: Function, source: str, q: Tensor, states: Tensor, e
         value = _run(function, source, q[rows], states[rows])
         if value.shape not in ((batch, 1), (batch,)) and value.numel() != batch:
             _refuse_shape(value, batch)
-        if not _agree(expected[rows], value.detach().reshape(batch, 1)):
+        if not agree(expected[rows], value.detach().reshape(batch, 1)):
             _refuse_run(
                 f"called with {batch} rows, it gives other values than for each row alone: each row is a time step of its own, so "
                 "reduce, normalise and index along dim=1 or dim=-1, never along dim=0 or over all elements, and let nothing depend "
                 "on the number of rows"
             )
-
-
-def _check_equal(program: Program, q: Tensor, states: Tensor, value: Tensor, gradient: Tensor) -> None:
-    """Refuse a program whose values or gradients differ from those of the source."""
-    rows = len(value)
-    for repeats in (1, 7):
-        leaf = q[:rows].repeat(repeats, 1).requires_grad_()
-        result = program(leaf, states[:rows].repeat(repeats, 1))
-        (program_gradient,) = torch.autograd.grad(result.sum(), leaf, materialize_grads=True)
-        for expected, actual in ((value, result.detach()), (gradient, program_gradient)):
-            if not _agree(expected.repeat(repeats, 1), actual):
-                raise Refused(
-                    "trace",
-                    "its tensor program gives other values than the source: write it with fewer in-place changes and with "
-                    "plain tensor arithmetic",
-                )
-
-
-def _agree(expected: Tensor, actual: Tensor) -> bool:
-    """Whether two results are equal up to rounding, except in a few rows in which rounding may flip a comparison."""
-    close = torch.isclose(expected, actual, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
-    return bool((~close).float().mean() <= _MAX_DIFFERING)
 
 
 def _run(function: Function, source: str, q: Tensor, states: Tensor) -> Tensor:
@@ -263,12 +214,16 @@ def _refuse_shape(value: Tensor, batch: int) -> NoReturn:
     )
 
 
-def _graph(function: Function, source: str, n_agents: int, state_dim: int, batch: int) -> fx.GraphModule:
-    """Trace the function for one row, as a graph for `batch` rows; refuse what cannot be traced."""
-    try:
-        return row_graph(function, n_agents, state_dim, batch)
-    except Exception as error:  # torch does not document which errors tracing raises
-        raise _explain(error, source, "trace") from None
+def _graphs(parsed: Parsed, source: str, q: Tensor, states: Tensor) -> dict[int, RowGraph]:
+    """Trace the function for one row, as graphs for _TRACED_BATCHES of these rows; refuse what cannot be traced."""
+    graphs: dict[int, RowGraph] = {}
+    for batch in _TRACED_BATCHES:
+        rows = torch.arange(batch) % len(states)
+        try:
+            graphs[batch] = row_graph(_load(parsed, asserts=False), q[rows], states[rows])
+        except Exception as error:  # torch does not document which errors tracing raises
+            raise _explain(error, source, "trace") from None
+    return graphs
 
 
 def warm_up() -> None:
@@ -278,10 +233,7 @@ def warm_up() -> None:
     started its threads.
     """
     source = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)"
-    graphs = {batch: _graph(_load(parse(source), asserts=False), source, 2, 1, batch) for batch in _TRACED_BATCHES}
-    data, _ = convert(graphs, 2, 1)
-    with torch.no_grad():
-        Program(data)(torch.rand(7, 2), torch.rand(7, 1))
+    convert(_graphs(parse(source), source, torch.rand(7, 2), torch.rand(7, 1)), 2, 1)
 
 
 def start_autograd() -> None:

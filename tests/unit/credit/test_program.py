@@ -19,8 +19,9 @@ _TRACED: dict[str, Program] = {}
 def program_of(written: Written) -> Program:
     """Traced in this process (the sources are this test's own), once each, and read back from its JSON text."""
     if written.name not in _TRACED:
-        traced = trace(written.source, written.states(7), written.n_agents).program
-        _TRACED[written.name] = Program.from_json(json.loads(json.dumps(traced.to_json())))
+        states = written.states(7)
+        program = trace(written.source, states, written.n_agents).program(states)
+        _TRACED[written.name] = Program.from_json(json.loads(json.dumps(program.to_json())))
     return _TRACED[written.name]
 
 

@@ -63,7 +63,8 @@ LAYOUT = StateLayout.from_fields(
 
 @cache  # each source is traced once for all tests
 def program(source: str, n_agents: int, state_dim: int) -> Program:
-    return trace(source, torch.rand(7, state_dim, generator=torch.Generator().manual_seed(0)), n_agents).program
+    states = torch.rand(7, state_dim, generator=torch.Generator().manual_seed(0))
+    return trace(source, states, n_agents).program(states)
 
 
 def stored_function(source: str, env: TeamEnv) -> StoredFunction:

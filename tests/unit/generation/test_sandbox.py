@@ -135,9 +135,9 @@ def succeeds(attempt):
 ATTACKS = {{
     "answers": lambda: write_everywhere(b'{{"results": []}}\\n{{"failure": "forged", "record": ""}}\\n'),
     "flood": lambda: write_everywhere(bytes(64 << 20)),
-    "nested": lambda: write_everywhere(b'{{"program": ' + b"[" * 1000000),
-    "program": lambda: write_everywhere(b'{{"program": {{}}, "function": "credit_assignment", "lines": []}}\\n'),
-    "numbers": lambda: write_everywhere(b'{{"program": ' + b"9" * 1000000 + b'}}\\n'),
+    "nested": lambda: write_everywhere(b'{{"data": ' + b"[" * 1000000),
+    "program": lambda: write_everywhere(b'{{"data": {{}}, "function": "credit_assignment", "lines": []}}\\n'),
+    "numbers": lambda: write_everywhere(b'{{"data": ' + b"9" * 1000000 + b'}}\\n'),
     "list": lambda: write_everywhere(b'{{"stage": ["run"], "reason": {{}}}}\\n'),
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
@@ -161,6 +161,11 @@ def trace(source, states, n_agents):
         raise Refused("run", "\\x1b[2J\\u202e red")
     if kind == "stage":
         raise Refused("accepted", "of a stage that there is not")
+    if kind == "other value":
+        return honest_trace(source, states, n_agents)._replace(value=states[:48, :1] + 9)
+    if kind == "fewer rows":
+        traced = honest_trace(source, states, n_agents)
+        return traced._replace(value=traced.value[:3])
     if kind == "other name":
         return honest_trace(source, states, n_agents)._replace(function="system")
     if kind == "parent":
@@ -184,7 +189,7 @@ KINDS = {  # kind of attack: stage and fragment of the reason
     "answers": ("limits", "aborted the process"),
     "flood": ("limits", "aborted the process"),
     "nested": ("limits", "aborted the process"),
-    "program": ("program", ""),
+    "program": ("program", "invalid values"),
     "numbers": ("limits", "aborted the process"),
     "list": ("limits", "aborted the process"),
     "killed": ("limits", "more memory"),
@@ -193,6 +198,8 @@ KINDS = {  # kind of attack: stage and fragment of the reason
     "large to read": ("limits", "Python could not read it within the allowed memory"),
     "terminal": ("run", "^\ufffd\\[2J\ufffd red$"),
     "stage": ("limits", ""),
+    "other value": ("trace", "other values than the source"),
+    "fewer rows": ("program", "invalid values"),
     "other name": ("program", "invalid program"),
     "end of the child": ("limits", "ended the process"),
 }

@@ -13,7 +13,7 @@ N, STATE_DIM = 3, 4
 
 
 def program_of(body: str) -> Program:
-    return trace(HEAD + body, states(60), N).program
+    return trace(HEAD + body, states(60), N).program(states(60))
 
 
 def states(rows: int) -> torch.Tensor:
@@ -27,7 +27,7 @@ def by_rows(written: Written, q: torch.Tensor, state: torch.Tensor) -> torch.Ten
 
 @pytest.mark.parametrize("written", ALL, ids=lambda written: written.name)
 def test_a_program_is_the_source_of_each_row(written: Written) -> None:
-    program = trace(written.source, written.states(60), written.n_agents).program
+    program = trace(written.source, written.states(60), written.n_agents).program(written.states(60))
     q, state = torch.randn(50, written.n_agents), written.states(50, seed=3)
     leaves = [q.clone().requires_grad_(), q.clone().requires_grad_()]
     expected, actual = by_rows(written, leaves[0], state), program(leaves[1], state)
@@ -82,6 +82,15 @@ def test_what_happens_for_numbers_of_rows_that_were_not_tried_is_not_in_the_prog
         "    total = 0\n    for row in range(agents_q.shape[0]):\n        total = total + 0\n    return agents_q.sum(1) + total",
         "    code = F.one_hot(global_state[:, 0].abs().long() % 3, 3).float()\n    return (code * agents_q).sum(1, keepdim=True)",
         "    best = torch.take_along_dim(agents_q, global_state[:, :3].argmax(1, keepdim=True), 1)\n    return best",
+        "    gaps = global_state[:, :3, None] - global_state[:, None, :3]\n"
+        "    others = gaps[:, ~torch.eye(3, dtype=torch.bool)].view(-1, 3, 2)\n    return (others.sum(2) * agents_q).sum(1)",
+        "    keep = torch.tensor([True, False, True])\n    w = torch.ones_like(agents_q)\n    w[:, ~keep] = 0.0\n"
+        "    w[:, keep] = 2 * w[:, keep] + global_state[:, 0:1]\n    return (w * agents_q).sum(1)",
+        "    upper = torch.triu(torch.ones(3, 3), 1) > 0\n    gaps = global_state[:, :3, None] * global_state[:, None, :3]\n"
+        "    return (gaps[:, upper].mean(1) + 1) * agents_q.sum(1)",
+        "    m = torch.ones(3) > 0\n    m[0] = False\n    n = int(m.sum()) / 3 if m.any() else 1\n"
+        "    return agents_q[:, m].sum(1) * n + float(m.float().mean())",
+        "    first = torch.arange(3) < 1\n    return agents_q[:, first].sum(1) + agents_q.T[~first].T.sum(1)",
         "    assert torch.all(global_state < 9)\n    return agents_q.norm(dim=1).squeeze()",
         "    w = F.layer_norm(global_state[:, :3], (3,)).clamp_(min=0.1)\n    return (F.logsigmoid(w) * agents_q).sum(1)",
         "    w = torch.einsum('bi,ij->bj', global_state[:, :3], torch.eye(3).tril())\n    return torch.linalg.vecdot(w, agents_q)",
@@ -145,6 +154,6 @@ def test_each_operation_has_its_line() -> None:
     traced = trace(
         HEAD + "    w = torch.exp(global_state[:, :3])\n    return (w * agents_q).sum(1, keepdim=True)", states(60), N
     )
-    lines = dict(zip((name for name, _, _ in traced.program.operations), traced.lines, strict=True))
+    lines = dict(zip((name for name, _, _ in traced.data["operations"]), traced.lines, strict=True))
     assert (lines["exp.default"], lines["mul.Tensor"], lines["sum.dim_IntList"]) == (5, 6, 6)
     assert traced.function == "credit_assignment"

@@ -1,0 +1,41 @@
+"""Start-up time of torch."""
+
+import functools
+from types import FunctionType
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def keep_compiler_out() -> None:
+    """Let torch's operations that are written in Python run without an import of torch's compiler, which takes a second.
+
+    Tensors on the meta device need these operations. Torch wraps them in functions that, when first called, ask the compiler for a
+    version of the operation that it leaves alone. Outside of the compiler that is the operation itself, which this stores where
+    the wrapper looks first. If a later torch stores it elsewhere, the import takes place again.
+    """
+    library: Any = torch  # none of these names is part of its interface
+    wrapper = library._disable_dynamo(lambda: None).__code__
+    rooms = (library._refs, library._refs.special, library._refs.nn.functional, library._meta_registrations)
+    tables = (*library._decomp.global_decomposition_table.values(), *map(vars, rooms))
+    waiting = [function for table in tables for function in table.values()]
+    visited: set[FunctionType] = set()
+    while waiting:  # through the wrappers, to what they wrap
+        function = waiting.pop()
+        if not isinstance(function, FunctionType) or function in visited:
+            continue
+        visited.add(function)
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        if function.__code__ is wrapper and "fn" in cells:
+            cells["fn"].cell_contents.__dict__["__dynamo_disable"] = cells["fn"].cell_contents
+        waiting += [cell.cell_contents for cell in cells.values() if _is_filled(cell)]
+
+
+def _is_filled(cell: Any) -> bool:
+    """Whether a variable of an enclosing function has a value."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
