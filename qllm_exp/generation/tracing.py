@@ -190,7 +190,10 @@ def _run_rows(function: Function, source: str, q: Tensor, states: Tensor) -> tup
     values = torch.cat(results)
     if not values.requires_grad:
         _refuse_run("the result does not depend on agents_q: combine the agents' values (without detach on them)")
-    (gradient,) = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)
+    try:
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)
+    except RuntimeError as error:
+        raise _explain(error, source, "run") from None
     return values.detach(), gradient
 
 
@@ -308,6 +311,19 @@ _EXPLANATIONS = (  # fragments of an error message, and what it means for the au
         ),
         "it branches on tensor values, or turns them into Python numbers (if, while, and/or/not, a < b < c, int(), float(), max() "
         "of tensors): use torch.where(condition, a, b), &, |, ~ and torch.maximum instead",
+    ),
+    (
+        ("data is not allocated yet",),
+        "it makes a constant of tensor values: use torch.stack([a, b]) instead of torch.tensor([a, b])",
+    ),
+    (
+        ("numpy() on Tensor",),
+        "numpy takes numbers and arrays, not tensors: use the function of torch instead",
+    ),
+    (
+        ("derivative for aten::",),
+        "an operation on agents_q has no gradient in torch, such as // (floor_divide) or heaviside: use torch.floor(a / b) or "
+        "(a > b).float(), or detach() on values that carry no credit",
     ),
     (
         ("can't allocate memory", "Unable to allocate", "not enough memory", "Storage size calculation overflowed"),
