@@ -85,6 +85,8 @@ NARROW = [  # expression that goes wrong only in a narrow window, and what the r
     ("1e-4 / F.leaky_relu(global_state[:, :1] * global_state[:, 1:2] - 0.3, -1.0)", "line 5"),
     ("0.01 / ((global_state[:, :1] * 100).long().bitwise_and(1023).float() - 700).abs()", "from line 5|at 0"),
     ("torch.relu(0.003 - (global_state[:, :1] - 0.3).abs()) * 1e8", "at 0 it gives"),
+    ("1e-3 / (global_state[:, :1] // 0.5 + global_state[:, 1:2] - 0.123)", "line 5"),
+    ("1e-3 / (torch.heaviside(global_state[:, :1], torch.ones(1)) + global_state[:, 1:2] - 0.123)", "line 5"),
 ]
 
 
