@@ -124,6 +124,8 @@ class _Converter:
             converted = converted[:keep]
         elif name == "_to_copy.default":
             return self._emit("to.dtype", [converted[0], self._argument(keywords["dtype"], keywords["dtype"])])
+        elif name == "floor_divide.default":  # which has no gradient, not even in the state
+            return self._emit("div.Tensor_mode", converted, {"rounding_mode": "floor"})
         elif name in _FIRST_RESULT:
             name, adapt = _FIRST_RESULT[name]
             return [self._emit(name, adapt(converted))]
@@ -204,7 +206,12 @@ _FIRST_RESULT: dict[str, tuple[str, Callable[[list[Any]], list[Any]]]] = {
     "log_sigmoid_forward.default": ("log_sigmoid.default", lambda arguments: arguments[:1]),
 }
 _DEVICE_KEYWORDS = {"device", "layout", "pin_memory", "memory_format", "non_blocking"}
+_ONLY_CONSTANT_PADDING = "F.pad has no mode but 'constant' here: join the parts with torch.cat"
 _REASONS = {
+    "_linalg_svd": "matrix norms with ord=2, -2 or 'nuc' are not allowed: use the norm of vectors, dim=-1",
+    "new_empty": _ONLY_CONSTANT_PADDING,  # what 'circular' begins with
+    "reflection_pad1d": _ONLY_CONSTANT_PADDING,
+    "replication_pad1d": _ONLY_CONSTANT_PADDING,
     "item": "it takes a Python number out of a tensor: keep to tensor arithmetic and torch.where",
     "_local_scalar_dense": "it takes a Python number out of a tensor: keep to tensor arithmetic and torch.where",
     "nonzero": "the size of its result depends on tensor values: use torch.where(condition, a, b)",

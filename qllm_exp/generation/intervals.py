@@ -225,8 +225,24 @@ def _reciprocal(a: Any) -> Interval:
     return Interval(low, torch.where(contains_zero, torch.inf, 1 / a.low.double()))
 
 
-def _divide(a: Any, b: Any, rounding_mode: str | None = None) -> Interval | None:
-    return _multiply(a, _reciprocal(b)) if rounding_mode is None else None
+def _divide(a: Any, b: Any, rounding_mode: str | None = None) -> Interval:
+    low, high = _multiply(a, _reciprocal(b))
+    if rounding_mode is None:
+        return Interval(low, high)
+    rounded = torch.floor if rounding_mode == "floor" else torch.trunc
+    return Interval(rounded(low), rounded(high))
+
+
+def _fraction(a: Any) -> Interval:
+    a = _interval(a)
+    return Interval(torch.where(a.low >= 0, 0.0, -1.0), torch.where(a.high <= 0, 0.0, 1.0))
+
+
+def _interpolate(a: Any, b: Any, weight: Any) -> Interval:
+    a, b, weight = _interval(a), _interval(b), _interval(weight)
+    if bool((weight.low >= 0).all() and (weight.high <= 1).all()):
+        return Interval(torch.minimum(a.low, b.low), torch.maximum(a.high, b.high))
+    return _add(a, _multiply(weight, _subtract(b, a)))
 
 
 def _absolute(a: Any) -> Interval:
@@ -392,6 +408,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     "div": _divide,
     "divide": _divide,
     "true_divide": _divide,
+    "frac": _fraction,
+    "lerp": _interpolate,
     "reciprocal": _reciprocal,
     "abs": _absolute,
     "absolute": _absolute,

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -204,8 +205,92 @@ _RULES = {
 }  # operations for which vmap has no rule, or a wrong one
 
 
+def _broadcast_tensors(*tensors: Tensor) -> list[Tensor]:
+    shape: torch.Size = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call]
+    return [tensor.expand(shape) for tensor in tensors]
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:
+        raise ValueError("F.one_hot takes the number of classes from tensor values: pass num_classes=...")
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes)).long()
+
+
+def _column_stack(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([column if column.dim() > 1 else column.unsqueeze(1) for column in tensors], 1)
+
+
+def _heaviside(input: Tensor, values: Tensor) -> Tensor:
+    return torch.where(input == 0, values, (input > 0).to(input.dtype))
+
+
+def _isclose(input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
+    difference = (input - other).abs()
+    close = (input == other) | (difference.isfinite() & (difference <= atol + (rtol * other).abs()))
+    return close | (input.isnan() & other.isnan()) if equal_nan else close
+
+
+def _quantile(
+    input: Tensor,
+    q: float | Tensor,
+    dim: int | None = None,
+    keepdim: bool = False,
+    *,
+    interpolation: str = "linear",
+    ignore_nan: bool = False,
+) -> Tensor:
+    """The result of torch.quantile, or of torch.nanquantile if NaN is ignored.
+
+    Args:
+        input: a tensor.
+        q: quantiles from 0 to 1: a number, or a tensor [] or [Q].
+        dim: dimension that is reduced; None for all.
+        keepdim: whether reduced dimensions stay, with size 1.
+        interpolation: what lies between two values: 'linear', 'lower', 'higher', 'midpoint' or 'nearest'.
+        ignore_nan: whether NaN is left out; else it makes the result NaN.
+
+    Returns:
+        The quantiles, with a first dimension Q if `q` is [Q].
+    """
+    q = torch.as_tensor(q, dtype=input.dtype)
+    quantiles = q.reshape(-1)
+    values = (input.reshape(-1) if dim is None else input.movedim(dim, -1)).sort(-1).values  # NaN is last
+    is_nan, last = values.isnan(), float(values.shape[-1] - 1)
+    if ignore_nan:
+        rank = quantiles * ((~is_nan).sum(-1, keepdim=True) - 1).clamp(min=0)  # [..., Q]
+    else:
+        rank = torch.where(is_nan.any(-1, keepdim=True), last, quantiles * last)
+    if interpolation in ("lower", "higher", "nearest"):
+        rank = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}[interpolation](rank)
+    weight = torch.full_like(rank, 0.5) if interpolation == "midpoint" else rank.frac()
+    result = values.gather(-1, rank.floor().long()).lerp(values.gather(-1, rank.ceil().long()), weight).movedim(-1, 0)
+    if keepdim:
+        result = result.reshape(-1, *(1,) * input.dim()) if dim is None else result.unsqueeze(dim % input.dim() + 1)
+    return result if q.dim() else result.squeeze(0)
+
+
+_WRITTEN_OUT: dict[str, Callable[..., Any]] = {
+    "__iand__": Tensor.bitwise_and_,
+    "__ior__": Tensor.bitwise_or_,
+    "__ixor__": Tensor.bitwise_xor_,
+    "broadcast_tensors": _broadcast_tensors,
+    "clip_": Tensor.clamp_,
+    "column_stack": _column_stack,
+    "divide_": Tensor.div_,
+    "heaviside": _heaviside,
+    "isclose": _isclose,
+    "multiply_": Tensor.mul_,
+    "nanquantile": partial(_quantile, ignore_nan=True),
+    "one_hot": _one_hot,
+    "quantile": _quantile,
+    "square_": lambda tensor: tensor.pow_(2),
+    "subtract_": Tensor.sub_,
+    "type_as": lambda tensor, other: tensor.to(other.dtype),
+}  # functions and methods that vmap cannot trace, or whose results lose that they are views, as operations that it can trace
+
+
 class _Rewriter(TorchFunctionMode):
-    """Replaces what vmap cannot trace: selections by boolean masks, torch.no_grad, and some functions."""
+    """Replaces what vmap cannot trace: selections by boolean masks, torch.no_grad, and the functions of _WRITTEN_OUT."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -214,13 +299,9 @@ class _Rewriter(TorchFunctionMode):
             args = (args[0], _without_fixed_masks(args[1]), *args[2:])
             if (selection := _select(args[0], args[1])) is not None:
                 return selection.copy() if name == "__getitem__" else selection.assign(args[2])
-        if func is torch.nn.functional.one_hot and len(args) + len(kwargs) == 2:
-            classes = torch.arange(args[1] if len(args) == 2 else kwargs["num_classes"])
-            return (args[0].unsqueeze(-1) == classes).long()
-        if func is torch.column_stack and len(args) == 1 and not kwargs:
-            return torch.cat([column if column.dim() > 1 else column.unsqueeze(1) for column in args[0]], 1)
-        if name == "clip_":
-            return args[0].clamp_(*args[1:], **kwargs)
+        if name == "__array__":  # the values of the trace would become constants of the program
+            raise TypeError("numpy() on Tensor")
+        func = _WRITTEN_OUT.get(name, func)
         if torch.is_grad_enabled():
             return func(*args, **kwargs)
         if name.endswith("_") or name == "__setitem__":  # what it writes carries no gradient

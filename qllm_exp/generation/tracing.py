@@ -25,6 +25,7 @@ from qllm_exp.generation.graph_to_program import RowGraph, convert
 from qllm_exp.generation.row_graph import FILE, Function, SelectedByMask, row_graph
 from qllm_exp.generation.static_check import MAX_TRIPS, Parsed, is_script_block, parse
 from qllm_exp.generation.traced import ROWS, Traced, agree, random_q
+from qllm_exp.utils.torch_start import keep_compiler_out
 
 _BATCHES = (1, 2, 7, 64, 100, 800, 1024, 5120)  # training calls a program with hundreds to thousands of rows
 _TRACED_BATCHES = (61, 67)  # two sizes whose difference shows which numbers of a graph are the batch size
@@ -163,7 +164,10 @@ def _run_rows(function: Function, source: str, q: Tensor, states: Tensor) -> tup
     values = torch.cat(results)
     if not values.requires_grad:
         _refuse_run("the result does not depend on agents_q: combine the agents' values (without detach on them)")
-    (gradient,) = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)
+    try:
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)
+    except RuntimeError as error:
+        raise _explain(error, source, "run") from None
     return values.detach(), gradient
 
 
@@ -232,7 +236,11 @@ def warm_up() -> None:
     Starts no thread: this process is forked afterwards, and autograd does not work in a fork of a process in which it has
     started its threads.
     """
-    source = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)"
+    source = (
+        "def credit_assignment(agents_q, global_state):\n    q = agents_q.clone()\n    q.abs_()\n"
+        "    return q.mean(1, keepdim=True)"
+    )  # a change in place needs more of torch than other operations
+    keep_compiler_out()
     convert(_graphs(parse(source), source, torch.rand(7, 2), torch.rand(7, 1)), 2, 1)
 
 
@@ -260,6 +268,19 @@ _EXPLANATIONS = (  # fragments of an error message, and what it means for the au
         ),
         "it branches on tensor values, or turns them into Python numbers (if, while, and/or/not, a < b < c, int(), float(), max() "
         "of tensors): use torch.where(condition, a, b), &, |, ~ and torch.maximum instead",
+    ),
+    (
+        ("data is not allocated yet",),
+        "it makes a constant of tensor values: use torch.stack([a, b]) instead of torch.tensor([a, b])",
+    ),
+    (
+        ("numpy() on Tensor",),
+        "numpy takes numbers and arrays, not tensors: use the function of torch instead",
+    ),
+    (
+        ("derivative for aten::",),
+        "an operation on agents_q has no gradient in torch, such as // (floor_divide) or heaviside: use torch.floor(a / b) or "
+        "(a > b).float(), or detach() on values that carry no credit",
     ),
     (
         ("can't allocate memory", "Unable to allocate", "not enough memory", "Storage size calculation overflowed"),

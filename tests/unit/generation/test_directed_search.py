@@ -65,6 +65,10 @@ def test_every_value_of_a_program_lies_within_its_interval(written: Written) -> 
         "1 / global_state[:, :3].softmax(1).clamp(min=0.01).sum(1, keepdim=True)",
         "1 / (torch.cdist(global_state[:, None, :2], global_state[:, None, 2:4])[:, 0] + 0.5)",
         "1 / (2 + torch.sigmoid(global_state[:, :1]))",
+        "1 / (global_state[:, :4].abs().quantile(0.3, 1, keepdim=True) + 0.1)",
+        "1 / (global_state[:, :4].abs().nanquantile(0.9, 1, keepdim=True, interpolation='midpoint') + 0.1)",
+        "1 / (global_state[:, :1].abs() // 0.5 + 1)",
+        "1 / torch.lerp(1 + global_state[:, :1].abs(), torch.ones(1, 1), 0.25)",
     ],
 )
 def test_what_intervals_prove_is_no_risk(env: TeamEnv, expression: str) -> None:
@@ -100,6 +104,8 @@ NARROW = [  # expression that goes wrong only in a narrow window, and what the r
         "at 0 it gives",
     ),
     ("torch.relu(0.003 - (global_state[:, :1] - 0.3).abs()) * 1e8", "at 0 it gives"),
+    ("1e-3 / (global_state[:, :1] // 0.5 + global_state[:, 1:2] - 0.123)", "line 5"),
+    ("1e-3 / (torch.heaviside(global_state[:, :1], torch.ones(1)) + global_state[:, 1:2] - 0.123)", "line 5"),
 ]
 
 

@@ -8,7 +8,7 @@ from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.generation.tracing import trace
 
-HEAD = "import torch\nimport torch.nn.functional as F\n\ndef credit_assignment(agents_q, global_state):\n"
+HEAD = "import torch\nimport torch.nn.functional as F; import numpy as np\n\ndef credit_assignment(agents_q, global_state):\n"
 N, STATE_DIM = 3, 4
 
 
@@ -131,6 +131,35 @@ def test_changes_in_place_masks_and_blocks_without_gradient_are_traced(body: str
         ("    return agents_q.detach().sum(1, keepdim=True)", "run", "does not depend on agents_q"),
         ("    agents_q += 1\n    return agents_q[:, :1]", "run", "changes its inputs"),
         ("    return agents_q[:, 7:8].gather(1, torch.zeros(1, 1).long())", "run", "line 5"),
+        ("    return agents_q[:, :1] * (agents_q // 2)[:, :1]", "run", "no gradient in torch.*torch.floor"),
+        (
+            "    w = torch.tensor([global_state[0, 0], global_state[0, 1], 1.0])\n    return (w * agents_q).sum(1)",
+            "trace",
+            "line 5.*torch.stack",
+        ),
+        (
+            "    code = F.one_hot(global_state[:, 0].abs().long())\n    return code[:, :1] * agents_q[:, :1]",
+            "trace",
+            "line 5.*num_classes",
+        ),
+        (
+            "    ring = F.pad(agents_q[:, None], (1, 1), mode='circular')\n    return ring.sum((1, 2))",
+            "convert",
+            "torch.cat",
+        ),
+        (
+            "    return torch.linalg.norm(agents_q[:, :, None] * global_state[:, None], ord=2, dim=(1, 2))",
+            "convert",
+            "norm of vectors",
+        ),
+        ("    return np.sqrt(agents_q).sum(1)", "run", "function of torch instead"),
+        # What numpy made of a tensor without values was a constant: the mask is true in no state that was tried.
+        (
+            "    rare = torch.from_numpy(np.array(global_state[:, :3]) > 2.999)\n"
+            "    return torch.where(rare, -agents_q, agents_q).sum(1)",
+            "trace",
+            "line 5.*function of torch instead",
+        ),
     ],
 )
 def test_what_cannot_be_traced_is_refused_with_the_line(body: str, stage: str, reason: str) -> None:
