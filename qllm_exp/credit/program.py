@@ -17,7 +17,7 @@ from qllm_exp.credit.bounds import CallBounds
 from qllm_exp.credit.operations import DTYPES, FAST_CALLS, batch_innermost, find_operation
 from qllm_exp.credit.program_json import AGENTS_Q, BATCH_SIZE, FIRST_CONSTANT, GLOBAL_STATE, refuse
 from qllm_exp.credit.refused import Refused
-from qllm_exp.utils.torch_start import keep_compiler_out
+from qllm_exp.utils.start_time import keep_compiler_out
 
 MAX_ROW_ELEMENTS = 4_096  # of one value, for each row of the batch
 MAX_TOTAL_ROW_ELEMENTS = 131_072  # of all values together, for each row of the batch

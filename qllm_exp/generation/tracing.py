@@ -25,7 +25,7 @@ from qllm_exp.generation.graph_to_program import RowGraph, convert
 from qllm_exp.generation.row_graph import FILE, Function, SelectedByMask, row_graph
 from qllm_exp.generation.static_check import MAX_TRIPS, Parsed, is_script_block, parse
 from qllm_exp.generation.traced import ROWS, Traced, agree, random_q
-from qllm_exp.utils.torch_start import keep_compiler_out
+from qllm_exp.utils.start_time import keep_compiler_out
 
 _BATCHES = (1, 2, 7, 64, 100, 800, 1024, 5120)  # training calls a program with hundreds to thousands of rows
 _TRACED_BATCHES = (61, 67)  # two sizes whose difference shows which numbers of a graph are the batch size
