@@ -234,7 +234,7 @@ def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
             kept[group]["name"] == name
         ):  # a run that does what runs did before the option existed has the name of such a run
             for key, value in before.items():
-                if kept[group][key] == value:
+                if kept[group].get(key) == value:
                     kept[group].pop(key)
     kept["train"].pop("name")
     kept["train"].pop("source")  # two presets with equal settings define the same run

@@ -270,6 +270,25 @@ CASES = {
         },
     ),
 }
+# What the public codes do otherwise although no file sets it, by the page that states it.
+PADDING = "EPyMARL counts padding as a reward of 0"
+REPLAYED_PADDING = "a reward counts once per replay and padding counts as a reward of 0"
+TIME_LIMIT = "in EPyMARL it counts as terminated"
+RETURNS = "within n steps of the end of the longest episode of a batch bootstrap past terminations"
+ADVANTAGES = "EPyMARL computes the advantages anew in every epoch"
+PROCEDURES = {
+    "q_learning": ("in QLLM's and EPyMARL's public code it counts as terminated", REPLAYED_PADDING),
+    "iql": (TIME_LIMIT, REPLAYED_PADDING),
+    "maddpg": (TIME_LIMIT, REPLAYED_PADDING, "The memory of the target agents starts at the first step of an episode"),
+    "coma": (RETURNS, PADDING, "EPyMARL's critic loss is the sum over the agents"),
+    "ippo": (RETURNS, PADDING, ADVANTAGES),
+    "mappo": (RETURNS, PADDING, ADVANTAGES, "The authors' code initialises weights orthogonally"),
+    "riit": ("The public code samples it once, at the end of the rollout, and stores it",),
+    "maser": (
+        "L_D and L_E are in the loss but train nothing: phi is in no optimiser, and L_E is of the target networks",
+    ),
+    "qtran": ("files of PyMARL and of EPyMARL's first version",),
+}
 SETTINGS = [(name, env) for name, case in CASES.items() for env in case.envs]
 
 
@@ -431,6 +450,11 @@ def test_the_page_of_the_method_states_each_deviation(name: str) -> None:
     for deviation in CASES[name].deviations.values():
         page = " ".join((PAGES / f"{deviation.page}.md").read_text().split())
         assert deviation.sentence in page, f"docs/pages/methods/{deviation.page}.md does not say: {deviation.sentence}"
+
+
+@pytest.mark.parametrize(("page", "sentence"), [(page, text) for page, texts in PROCEDURES.items() for text in texts])
+def test_the_page_of_the_method_states_what_no_file_sets(page: str, sentence: str) -> None:
+    assert sentence in " ".join((PAGES / f"{page}.md").read_text().split())
 
 
 @pytest.mark.parametrize("name", ["qllm", "coma", "riit"])
