@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,15 @@ def make_unfinished_run(folder: Path, run: schema.RunConfig, state: str, error: 
 
 
 def run_config(
-    mixer: str, seed: int = 0, task: str = "8x8-2p-2f-coop-2s", env: str = "lbf", **options: Any
+    mixer: str,
+    seed: int = 0,
+    task: str = "8x8-2p-2f-coop-2s",
+    env: str = "lbf",
+    env_options: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> schema.RunConfig:
     """Return a configuration by the names of its mixer and task."""
-    env_config = config_class("env", env)(task=task)
+    env_config = config_class("env", env)(task=task, **env_options or {})
     mixer_config = config_class("mixer", mixer)()
     return schema.RunConfig(env=env_config, mixer=mixer_config, seed=seed, **options)
 

@@ -10,13 +10,13 @@ Epsilon is part of the policy whose gradient is followed. Its value is fixed at 
 PyMARL, the authors' code.
 
 The gradient depends on the critic alone and contains no return of the rollout. Agents therefore also follow a critic that is
-wrong, and the policy can become nearly deterministic before the critic has learned. Measurements on lbf 8x8-2p-2f-coop-2s (one
-seed, episodes of training): with one critic step per rollout (`critic_sweep=false`), the policy's entropy was 0.36 nats after
-150k steps (1.5 at the start) at a return of 0.08. With one critic step per time step, as published, it was 0.87 at a return
-of 0.42. An entropy bonus of 0.01 or 0.1 instead of these steps did not help (0.08 and 0.16 after 110k steps, against 0.19 to
-0.23). On the climbing game, the policy settles on the safe joint action before the critic knows that one agent could improve on
-it alone; the remaining epsilon exploration contributes next to no gradient. With a larger bonus [entropy=0.2] it moves on to the
-second-best equilibrium.
+wrong, and the policy can become nearly deterministic before the critic has learned. Measurements on lbf 8x8-2p-2f-coop-2s with
+env.mask_ineffective=true (one seed, episodes of training): with one critic step per rollout (`critic_sweep=false`), the
+policy's entropy was 0.36 nats after 150k steps (1.5 at the start) at a return of 0.08. With one critic step per time step, as
+published, it was 0.87 at a return of 0.42. An entropy bonus of 0.01 or 0.1 instead of these steps did not help (0.08 and 0.16
+after 110k steps, against 0.19 to 0.23). On the climbing game, the policy settles on the safe joint action before the critic
+knows that one agent could improve on it alone; the remaining epsilon exploration contributes next to no gradient. With a larger
+bonus [entropy=0.2] it moves on to the second-best equilibrium.
 
 Deviations from the publication:
 1. The target critic follows softly, once per update. In the publication it is a copy renewed every 150 steps of the critic.
@@ -25,10 +25,17 @@ Deviations from the publication:
 3. The critic does not see the previous joint action. It sees an agent's own previous action if the agent does (`last_action`).
 4. At the end of a truncated episode, the value of the last state is that of a joint action sampled from the policy.
 
-`train=paper` has the settings of EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869). EPyMARL's critic takes one step per
-rollout, its policy has no epsilon, and it trains for 20 million steps. Its critic does not see the agent's observation, and its
-advantage uses Q before the critic's step; in both points this module follows the publication. A sampled policy can be far better
-than its most probable actions [evaluation=greedy]: 0.42 against 0.08 in the case above.
+`train=paper` has the settings of EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869), whose critic takes one step per rollout,
+whose policy has no epsilon, and which trains for 20 million steps. A sampled policy can be far better than its most probable
+actions [evaluation=greedy]: 0.42 against 0.08 in the case above. Where `train=paper` differs from EPyMARL's code:
+1. EPyMARL's critic does not see the agent's observation, and its advantage uses Q before the critic's step. In both points this
+   module follows the publication.
+2. EPyMARL's critic loss is the sum over the agents of their mean squared errors. Here it is the mean over the agents, as the
+   agents' loss is. With Adam this matters only where the gradient is clipped.
+3. EPyMARL's n-step returns within n steps of the end of the longest episode of a batch bootstrap past terminations. Here no
+   return does.
+4. Rewards are standardised by the moments of all rewards so far. EPyMARL counts padding as a reward of 0.
+5. The critic sees the state of the environment's layout; EPyMARL's state is the observations of all agents in a row.
 
 The sequential steps of the critic make an update five times as long as with a single step, and two and a half to three times as
 long as an update of Q-learning with QMIX on the same number of episodes (tests/bench/updates.py).

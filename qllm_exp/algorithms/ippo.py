@@ -14,6 +14,12 @@ Deviations from the publication, with defaults from EPyMARL (Papoudakis et al. 2
 2. Values are not clipped, and advantages are not normalised [normalise_advantages=true].
 3. The critic is feed-forward and has its own parameters, even if the agents are recurrent.
 4. All episodes of a rollout form one batch and are played to their end.
+
+Where `train=paper` differs from EPyMARL's code, whose settings it has:
+1. EPyMARL computes the advantages anew in every epoch, with the critic of that epoch. Here they are computed once, as published.
+2. EPyMARL's n-step returns within n steps of the end of the longest episode of a batch bootstrap past terminations. Here no
+   return does.
+3. Rewards are standardised by the moments of all rewards so far. EPyMARL counts padding as a reward of 0.
 """
 
 from dataclasses import dataclass

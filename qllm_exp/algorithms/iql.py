@@ -12,6 +12,9 @@ Deviations from the publications:
 1. Agents are recurrent, remember whole episodes and share one network (`train.network`, `train.share_parameters`), as in
    EPyMARL (Papoudakis et al. 2021, arXiv 2006.07869). Tan's agents have tables, Tampuu's have convolutional networks.
 2. `train=fair` is the common setting of all methods: TD(0.6) targets and soft target updates.
+3. An episode that was truncated by a time limit bootstraps from its last state; in EPyMARL it counts as terminated.
+4. Rewards are standardised by the moments of all rewards so far. EPyMARL updates the moments from each replayed batch, where a
+   reward counts once per replay and padding counts as a reward of 0.
 """
 
 from dataclasses import dataclass

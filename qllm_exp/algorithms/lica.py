@@ -15,12 +15,16 @@ Deviations from the authors' code (github.com/mzho7212/LICA), whose settings tra
 3. The agents do not see their last action [last_action=true].
 4. Evaluation samples from the policy [evaluation=greedy].
 5. The hidden layer of the hypernetwork of W1 has width 64, as in PyMARL2; the authors use embed * n * A.
+6. With train=paper the weight of the entropy is 0.06, which a comment in the authors' file gives for all maps but one; the value
+   in the file is 0.11. Runs have 2 million steps, and 100 evaluation episodes every 50,000 steps; the authors' have 65.6 million
+   steps of StarCraft, and 32 episodes every 320,000 steps.
 
 The publication divides the entropy's gradient per agent. The authors' code, like this module, divides it by the batch mean.
 
-At the published weight the policies' entropy on lbf 8x8-2p-2f-coop-2s was 0.2 nats after 50k steps, and the return 0.07 after
-300k (one seed; 0.24 with the default). The default keeps a policy uncertain where one action is right. On the matrix games the
-most probable actions reach the best return in most seeds; the sampled policy loses a fifth to a third of it.
+At the published weight the policies' entropy on lbf 8x8-2p-2f-coop-2s (env.mask_ineffective=true) was 0.2 nats after 50k steps,
+and the return 0.07 after 300k (one seed; 0.24 with the default). The default keeps a policy uncertain where one action is
+right. On the matrix games the most probable actions reach the best return in most seeds; the sampled policy loses a fifth to a
+third of it.
 
 An update takes 1.8 times (lbf) to 2.4 times (mpe) as long as an update of Q-learning with QMIX on the same number of episodes.
 W1 has n * A * embed elements, which are computed from the state three times: for the targets, the critic and the agents.

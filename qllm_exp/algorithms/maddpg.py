@@ -15,6 +15,11 @@ train=paper has:
 3. The critic sees the state, not all observations.
 4. Unlike EPyMARL's, the losses cover exactly the steps of each episode. EPyMARL leaves out the last step of an episode, with its
    reward, and includes the padding after it. A truncated episode bootstraps; in EPyMARL it counts as terminated.
+5. The memory of the target agents starts at the first step of an episode, like that of the agents. EPyMARL's starts at the
+   second, so that it lacks the first observation.
+6. Rewards are standardised by the moments of all rewards so far. EPyMARL updates the moments from each replayed batch, where a
+   reward counts once per replay and padding counts as a reward of 0.
+7. The state is that of the environment's layout; EPyMARL's is the observations of all agents in a row.
 """
 
 import copy

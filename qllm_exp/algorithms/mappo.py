@@ -17,6 +17,15 @@ publication's choice, where there is one:
 4. The critic sees the state and the index of the agent, not the agent's observation in addition.
 5. Evaluation samples from the policy [evaluation=greedy].
 6. All episodes of a rollout form one batch and are played to their end.
+7. Networks have torch's default initialisation and read their inputs as they are, and Adam's epsilon is 1e-8. The authors'
+   code initialises weights orthogonally, normalises the inputs by layer normalisation, and has an epsilon of 1e-5.
+
+Where `train=paper` differs from EPyMARL's code, whose settings it has:
+1. EPyMARL computes the advantages anew in every epoch, with the critic of that epoch. Here they are computed once, as published.
+2. EPyMARL's n-step returns within n steps of the end of the longest episode of a batch bootstrap past terminations. Here no
+   return does.
+3. Rewards are standardised by the moments of all rewards so far. EPyMARL counts padding as a reward of 0.
+4. The critic sees the state of the environment's layout; EPyMARL's state is the observations of all agents in a row.
 """
 
 from dataclasses import dataclass

@@ -10,10 +10,20 @@ The argmax is by the online network (double Q-learning, van Hasselt et al. 2016,
 
 Deviations from the publications:
 1. Whole episodes are replayed, and each agent's memory starts at the first step. The publication also replays from random steps.
-2. An episode that was truncated by a time limit bootstraps from its last state; in QLLM's public code it counts as terminated.
+2. An episode that was truncated by a time limit bootstraps from its last state; in QLLM's and EPyMARL's public code it counts
+   as terminated.
 3. `train=fair` is one setting for all mixers: TD(0.6) targets, soft target updates, standardised rewards. `train=paper` has the
    settings of public code: QLLM's for tfcaf and qmix, EPyMARL's for none (IQL), and PyMARL's for all others (its authors' VDN
    and QTRAN; the authors of Qatten, QPLEX and Weighted QMIX keep them).
+
+Where `train=paper` differs from the public codes whose settings it has:
+1. The moments by which rewards are standardised are those of all rewards so far. EPyMARL and QLLM update them from each replayed
+   batch, where a reward counts once per replay and padding counts as a reward of 0.
+2. Targets on the tasks other than football have one step: QLLM's files set td_lambda = 0.6, which their learner does not read.
+3. On football, QLLM's loss is half the squared error, so its gradient clip of 10 is `train.grad_norm_clip=20` here. Its mixers
+   see the observations of all agents in a row, n x 115 columns; here they see the state of the environment's layout.
+4. The files for StarCraft (PyMARL's) have 2.05 million steps, and 32 evaluation episodes every 10,000 steps; here runs have 2
+   million steps, and 100 episodes every 50,000.
 """
 
 import copy

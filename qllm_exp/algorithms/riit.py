@@ -19,15 +19,19 @@ An update takes three times as long as an update of Q-learning with QMIX on the 
 critics' values of all actions.
 
 Everything else is as in the public code. Deviations from it:
-1. A truncated episode continues with an action sampled from the policy; the public code has no action there.
+1. A truncated episode continues with an action that is sampled from the current policy at each update. The public code samples
+   it once, at the end of the rollout, and stores it.
 2. Learning begins with `batch_episodes` episodes. The public code waits for 128, and its `latest` is the newest of these.
-3. The critic's loss is the squared error, not half of it. The target network is a copy every 25 updates (200 episodes of 8
-   environment copies) whatever the ratio of steps to updates [target_update=soft: soft updates].
+3. The critic's loss is the squared error, not half of it: the public code's clip of its gradient at 10 would be 20 here, while
+   that of the agents' gradient is the same. Adam's epsilon is 1e-8; the public code's is 1e-7. The target network is a copy
+   every 25 updates (200 episodes of 8 environment copies) whatever the ratio of steps to updates [target_update=soft: soft
+   updates].
 4. The hypernetworks of the public code's mixer are linear, because its file does not request a second layer [mixer.hypernet=0].
    Here they are those of mixer=qmix; train=paper makes them linear.
 5. The agents do not see their last action and have the width of `train` [algorithm.last_action=true train.hidden=64, as in
    train=paper].
-6. Evaluation samples from the policy [evaluation=greedy].
+6. Evaluation samples from the policy [evaluation=greedy]. Evaluations have 100 episodes every 50,000 steps, those of the public
+   code 32 every 10,000.
 """
 
 from collections.abc import Callable

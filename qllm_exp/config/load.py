@@ -16,6 +16,10 @@ from qllm_exp.errors import UserError, nearest
 _TYPES: dict[tuple[str, str], type] = {("tracking", "wandb"): schema.WandbConfig, ("llm", "bundled"): schema.LlmConfig}
 _GROUP_TYPES: dict[str, type] = {"train": schema.TrainConfig, "tracking": schema.TrackingConfig}
 
+# What runs did before an option existed, where it is not what the option's default does, by group and choice. A run of that time
+# has no value of the option, neither in its configuration nor in its name.
+_BEFORE_OPTION: dict[tuple[str, str], dict[str, Any]] = {("env", "lbf"): {"mask_ineffective": True}}
+
 
 def config_class(group: str, name: str, backend: str = "") -> Any:
     """Return the dataclass that describes the options of a choice.
@@ -89,6 +93,19 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
             f"Use train.buffer_episodes={run.train.batch_episodes} or more."
         )
     return run
+
+
+def with_older_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a run with the options that did not exist yet when it was written, at what it then did.
+
+    Args:
+        config: content of a run's config.yaml.
+    """
+    for (group, name), before in _BEFORE_OPTION.items():
+        options = config.get(group)
+        if isinstance(options, dict) and options.get("name") == name:
+            config = config | {group: before | options}
+    return config
 
 
 def _check_complete(config: DictConfig) -> None:
@@ -212,6 +229,13 @@ def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
         tfcaf_hash: content hash of the credit-assignment function, None for a mixer without one.
     """
     kept = identifying_options(run)
+    for (group, name), before in _BEFORE_OPTION.items():
+        if (
+            kept[group]["name"] == name
+        ):  # a run that does what runs did before the option existed has the name of such a run
+            for key, value in before.items():
+                if kept[group].get(key) == value:
+                    kept[group].pop(key)
     kept["train"].pop("name")
     kept["train"].pop("source")  # two presets with equal settings define the same run
     kept["mixer"].pop("file", None)  # the function counts, not the path it was read from

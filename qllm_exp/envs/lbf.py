@@ -2,7 +2,10 @@
 
 Rules, levels, observations and rewards are those of the package's registered ids: players of level 1 to 2, foods of
 level 1 to the sum of the three lowest player levels, no penalty, normalised rewards. The global state is that of the
-QLLM code (arXiv 2504.12961). There are two deviations from the package:
+QLLM code (arXiv 2504.12961). As in the package, in EPyMARL and in QLLM's code, every action is available in every
+state, and an action without effect (a move against the border or a food, a load beside no food) counts as 'none'. With
+`env.mask_ineffective=true` such an action is not available, which makes the tasks easier (docs/pages/methods/index.md).
+There are two deviations from the package:
 
 1. The package reports every end of an episode as "done". Here the time limit truncates.
 2. From its second episode on, the package keeps the players off the cells where they last stood. Here all episodes are
@@ -32,6 +35,7 @@ class Config(schema.EnvConfig):
     name: str = "lbf"
     task: str = "8x8-2p-2f-coop-2s"
     episode_limit: int = schema.number(50, 1)
+    mask_ineffective: bool = False
 
 
 ACTIONS = ("none", "north", "south", "west", "east", "load")
@@ -206,7 +210,7 @@ class LevelBasedForaging(TeamEnv):
     _levels: Tensor  # [N, n] float32, levels of the players
     _foods: Tensor  # [N, F, 3] float32 rows (row, column, level)
     _adjacent: Tensor  # [N, n, F] bool, whether the player stands next to the food
-    _available: Tensor  # [N, n, A] bool, available actions
+    _effective: Tensor  # [N, n, A] bool, actions that are not the same as 'none' by the rules, and 'none' itself
     _playing: Tensor  # [N, 1] bool, copies whose episode has not ended
     _reward_scale: Tensor  # [N] float32, team reward per level of food
     _elapsed: int  # steps since the start
@@ -218,6 +222,7 @@ class LevelBasedForaging(TeamEnv):
         self.device = device
         self.layout = _layout(board)
         self.task = _describe(config, board)
+        self._mask_ineffective = config.mask_ineffective
         self._reward_share = 1 / board.players if config.reward == "mean" else 1.0
         self._generator = torch.Generator(device)
         self.seed(seed)
@@ -279,9 +284,9 @@ class LevelBasedForaging(TeamEnv):
         return self._start(agents, foods.gather(1, reading_order.unsqueeze(-1).expand_as(foods)))
 
     def step(self, actions: Tensor) -> Step:
-        """Apply the joint actions [N, n]. An action that is not available counts as 'none'."""
+        """Apply the joint actions [N, n]. An action without effect counts as 'none'."""
         # Every action in a copy that has ended counts as 'none', too.
-        allowed = self._available.gather(2, actions.unsqueeze(2)).squeeze(2) & self._playing
+        allowed = self._effective.gather(2, actions.unsqueeze(2)).squeeze(2) & self._playing
         effective = actions * allowed
         # Players with the same target cell do not move; the target of a player that stays is its own cell. The package
         # compares targets only, so a player may enter the cell of a player that was blocked from leaving it.
@@ -342,7 +347,7 @@ class LevelBasedForaging(TeamEnv):
         return torch.add(position[..., 1], position[..., 0], alpha=self.board.size + 2)
 
     def _observe(self, last_actions: Tensor) -> Observation:
-        """Observe the current positions; also update `_adjacent` and `_available` for the next step.
+        """Observe the current positions; also update `_adjacent` and `_effective` for the next step.
 
         Args:
             last_actions: [N, n] float32, the actions just chosen; -1 at the start of an episode.
@@ -358,8 +363,9 @@ class LevelBasedForaging(TeamEnv):
         self._adjacent = is_neighbour.any(3)
         food_on_side = is_neighbour.any(2)
         blocked = food_on_side | (positions.index_select(2, self._edge_axis) == self._edges)
-        none_available = torch.ones_like(self._levels, dtype=torch.bool).unsqueeze(2)
-        self._available = torch.cat((none_available, ~blocked, food_on_side.any(2, keepdim=True)), 2)
+        none = torch.ones_like(self._levels, dtype=torch.bool).unsqueeze(2)
+        self._effective = torch.cat((none, ~blocked, food_on_side.any(2, keepdim=True)), 2)
+        available = self._effective.clone() if self._mask_ineffective else torch.ones_like(self._effective)
 
         # Observed positions are relative to the corner of the part of the board that the agent sees. Foods are seen up
         # to `sight` cells away. For players the package only requires that the relative position lies in 0 to
@@ -374,7 +380,7 @@ class LevelBasedForaging(TeamEnv):
         entities = torch.cat((relative_foods, relative_agents), 2).where(visible.unsqueeze(3), self._absent)
         order = (self._sort_key + ~visible).argsort(dim=2, stable=True)
         obs = entities.gather(2, order.unsqueeze(3).expand_as(entities)).flatten(2)
-        return Observation(obs, state, self._available.clone())
+        return Observation(obs, state, available)
 
 
 def _layout(board: Board) -> StateLayout:

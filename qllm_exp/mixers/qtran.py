@@ -9,9 +9,10 @@
 `q_tot` is Q_jt. `forward` is sum_i Q_i + V(s), the value of a joint action by the individual Qs; every agent's credit is 1.
 
 Deviations from the publication:
-1. Q_jt reads the state and the one-hot joint action, V the state ("coma_critic" in PyMARL, which EPyMARL uses). In the paper, and
-   by default in PyMARL, both read sums over the agents of encodings of their hidden states (and actions).
-2. lambda_nopt is 1, as in EPyMARL [lambda_nopt=0.1 is PyMARL's, which train=paper has].
+1. Q_jt reads the state and the one-hot joint action, V the state (`qtran_arch: coma_critic` in PyMARL). In the paper, and in the
+   files of PyMARL and of EPyMARL's first version (`qtran_paper`), both read sums over the agents of encodings of their hidden
+   states (and actions).
+2. lambda_nopt is 1 [lambda_nopt=0.1, the value of these files, which train=paper has].
 """
 
 from dataclasses import dataclass

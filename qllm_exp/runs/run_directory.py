@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import schema
-from qllm_exp.config.load import load_run, non_identifying_keys, to_dict
+from qllm_exp.config.load import load_run, non_identifying_keys, to_dict, with_older_defaults
 from qllm_exp.errors import UserError
 from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.metrics import MetricsRow
@@ -139,14 +139,14 @@ class RunDirectory:
             ) from error
 
     def read_config(self) -> schema.RunConfig:
-        """Return the run's configuration.
+        """Return the run's configuration, with what the run did in place of options that did not exist yet.
 
         Raises:
             UserError: the directory has no configuration, or an invalid one.
         """
         if not self.config.exists():
             raise UserError(f"{self.path} is not a run directory: it has no {CONFIG}.")
-        return load_run(_read_plain_yaml(self.config))
+        return load_run(with_older_defaults(_read_plain_yaml(self.config)))
 
     # While it runs
 

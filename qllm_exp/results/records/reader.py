@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from qllm_exp.config.load import method_name
+from qllm_exp.config.load import method_name, with_older_defaults
 from qllm_exp.errors import UserError
 from qllm_exp.runs.config_reader import ConfigReader
 from qllm_exp.runs.dotted_keys import flatten
@@ -263,7 +263,7 @@ def _make_method(blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...
     config: dict[str, Any] = {}
     for block in blocks:
         config |= block
-    config = _inert_texts(config, itertools.count(1))
+    config = with_older_defaults(_inert_texts(config, itertools.count(1)))
     algorithm, mixer, env = config["algorithm"]["name"], config["mixer"]["name"], config["env"]
     excluded = _NON_METHOD_KEYS + non_identity_keys
     if mixer != "tfcaf":

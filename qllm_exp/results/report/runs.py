@@ -25,6 +25,7 @@ from qllm_exp.results.report.parts import (
     tag,
 )
 from qllm_exp.results.report.report_data import ReportData, display_path
+from qllm_exp.results.tables.pivot import run_notes
 from qllm_exp.runs.config_reader import ConfigReader
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING, STATES
@@ -186,7 +187,8 @@ def runs_section(data: ReportData) -> Html:
     rows += [_unfinished_row(run, data) for run in unfinished[: MAX_RUNS - len(rows)]]
     total = len(records) + len(unfinished)
     caption = f"{count(total, 'run')}: returns of the last evaluation (final) and of the best parameters (absolute)"
-    content = table(caption, _HEADS, rows, "plain sortable")
+    notes = [tag("p", note) for note in run_notes(records, "absolute")]
+    content = concat([table(caption, _HEADS, rows, "plain sortable"), *notes])
     if total > MAX_OPEN_ROWS:
         content = details(f"All {len(rows):,} runs" if total == len(rows) else "Runs", content)
     if total == len(rows):

@@ -7,6 +7,7 @@ cell and all cells not distinguishable from it are bold. Nothing is bold if all 
 run. There is no correction for multiple comparisons.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,10 @@ from qllm_exp.results.statistics.normalise import Normalisation, normalise
 METRICS = {"final": "final_return", "absolute": "absolute_return"}
 METRIC_TITLES = {"final": "Return of the last evaluation", "absolute": "Absolute metric (best parameters of each run)"}
 STATISTICS = ("mean", "median", "iqm")
+_MASKED_NOTE = (
+    "Runs with env.mask_ineffective=true (all lbf runs from before this option existed): actions without effect are "
+    "unavailable, which makes lbf easier than as published (false, the default)."
+)
 
 Labels = tuple[Any, ...]  # values of the keys of a row or column
 Place = tuple[Labels, Labels]  # row and column
@@ -107,6 +112,32 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
     used = {id(record) for runs in kept.values() for record in runs}
     left_out = tuple(record for record in records if id(record) not in used)
     return Pivot(_mark_bold(cells, comparison_group, stat), normalisation, left_out)
+
+
+def run_notes(records: Sequence[Record], metric: str = "final") -> list[str]:
+    """Return the footnotes of a table or figure on what the values of its runs are.
+
+    Args:
+        records: finished runs.
+        metric: 'final' or 'absolute'.
+    """
+    notes = [_MASKED_NOTE] if any(record.settings.get("env.mask_ineffective") is True for record in records) else []
+    if metric == "absolute":
+        choosing, again = (_standard_error([getattr(run, kind) for run in records]) for kind in ("final", "absolute"))
+        notes.append(
+            "Absolute metric: the parameters of a run's best evaluation, evaluated once more. Which evaluation is the best "
+            f"depends on its noise{choosing}, so the value{again} may be below that of the last evaluation."
+        )
+    return notes
+
+
+def _standard_error(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return ' (standard error 0.012 at 1000 episodes)', the median over evaluations; '' if none records its deviation."""
+    rows = [row for row in rows if row.get("episodes") and math.isfinite(row.get("return_std", math.nan))]
+    if not rows:
+        return ""
+    error = np.median([row["return_std"] / math.sqrt(row["episodes"]) for row in rows])
+    return f" (standard error {error:.2g} at {int(np.median([row['episodes'] for row in rows]))} episodes)"
 
 
 def rename_methods(records: Sequence[Record], by: Sequence[str]) -> list[Record]:

@@ -12,7 +12,7 @@ from qllm_exp.results.records import keys
 from qllm_exp.results.records.collect import Collection
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.tables.ablation_defaults import default_notes, default_values
-from qllm_exp.results.tables.pivot import METRIC_TITLES, Cell, Labels, Pivot, difference, pivot
+from qllm_exp.results.tables.pivot import METRIC_TITLES, Cell, Labels, Pivot, difference, pivot, run_notes
 from qllm_exp.results.tables.sheet import Sheet, notes_on_cells, notes_on_missing
 from qllm_exp.utils.text import count
 
@@ -136,7 +136,8 @@ def _title(metric: str, stat: str, cells: Pivot) -> str:
 
 
 def _with_notes(sheet: Sheet, cells: Pivot, collection: Collection) -> Sheet:
-    notes = [*notes_on_cells(sheet), *sheet.notes]
+    shown = [run for cell in cells.cells.values() for run in cell.runs]
+    notes = [*notes_on_cells(sheet), *run_notes(shown, sheet.metric), *sheet.notes]
     if cells.normalisation is not None:
         notes += cells.normalisation.notes
         notes.append(

@@ -359,21 +359,6 @@ def test_the_default_mixer_is_qmix():
         assert load_run(composed(*options)).mixer == TfcafConfig()
 
 
-@pytest.mark.parametrize(("env", "steps"), [("lbf", 50), ("mpe", 25), ("matrix", 25)])
-@pytest.mark.parametrize("mixer", ["qmix", "tfcaf"])
-def test_published_settings(env, steps, mixer):
-    run = load_run(composed(f"env={env}", "train=paper", "algorithm=maser", f"mixer={mixer}"))
-    train, algorithm = run.train, run.algorithm
-    assert (train.source, train.optimiser, train.learning_rate, train.hidden, train.batch_episodes) == (
-        *("MASER public code", "rmsprop", 5e-4, 64, 32),
-    )
-    assert (run.env.num_envs, train.steps_per_update, run.env.episode_limit) == (1, steps, steps)
-    assert (algorithm.alpha, algorithm.intrinsic, algorithm.targets, algorithm.n_step) == (0.5, 0.03, "n_step", 1)
-    assert algorithm.individual == algorithm.exploration == algorithm.distance == 1e-3
-    if mixer == "qmix":
-        assert run.mixer == QmixConfig(embed=32, hypernet=0)
-
-
 @pytest.mark.parametrize("env", ["grf", "mpe"])
 @pytest.mark.parametrize("train", ["fair", "quick"])
 def test_options_shared_with_q_learning_have_the_same_values(env, train):

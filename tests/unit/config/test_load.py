@@ -20,7 +20,6 @@ from qllm_exp.experiment import build_algorithm
 from qllm_exp.llm.online import Config as OnlineConfig
 from qllm_exp.mixers.none import Config as NoMixerConfig
 from qllm_exp.mixers.qmix import Config as QmixConfig
-from qllm_exp.mixers.qtran import Config as QtranConfig
 from qllm_exp.mixers.tfcaf import Config as TfcafConfig
 from qllm_exp.sweep import prepare
 
@@ -204,73 +203,10 @@ def test_the_number_of_environment_copies_defines_a_run_whichever_option_sets_it
     assert name("algorithm.num_envs=12") == name("env.num_envs=12") != name("env.num_envs=13")
 
 
-@pytest.mark.parametrize("algorithm", ["coma", "ippo", "mappo"])
-def test_published_settings_of_on_policy_algorithms(algorithm):
-    run = load_run(composed("env=lbf", "train=paper", f"algorithm={algorithm}"))
-    assert (run.train.learning_rate, run.train.hidden, run.train.source) == (
-        3e-4,
-        64 if algorithm == "coma" else 128,
-        f"EPyMARL public code, {algorithm}",
-    )
-    a = run.algorithm
-    assert (a.n_step, a.entropy) == (10 if algorithm == "coma" else 5, 1e-3)
-    assert (a.targets, a.num_envs, a.evaluation) == ("n_step", 10, "sample")
-    if algorithm == "coma":
-        assert (a.target_update, a.target_period) == ("periodic", 200)
-        assert (a.critic_sweep, a.epsilon_start, a.epsilon_end) == (False, 0.0, 0.0)
-    else:
-        assert (a.target_update, a.target_tau) == ("soft", 0.01)
-
-
-def test_riit_has_its_own_mixer_unless_another_is_chosen_and_its_own_published_settings():
+def test_riit_has_its_own_mixer_unless_another_is_chosen():
     assert load_run(composed("algorithm=riit")).mixer == QmixConfig()
     for order in (["algorithm=riit", "mixer=tfcaf"], ["mixer=tfcaf", "algorithm=riit"]):
         assert load_run(composed(*order)).mixer == TfcafConfig()
-    for mixer, expected in (("qmix", QmixConfig(hypernet=0)), ("tfcaf", TfcafConfig())):
-        run = load_run(composed("env=lbf", "train=paper", "algorithm=riit", f"mixer={mixer}"))
-        train, algorithm = run.train, run.algorithm
-        assert (train.source, run.mixer) == ("PyMARL2 public code, riit", expected)
-        assert (train.learning_rate, train.hidden, train.batch_episodes, train.steps_per_update) == (1e-3, 64, 32, 400)
-        assert (algorithm.replay_episodes, algorithm.entropy, algorithm.td_lambda) == (64, 0.03, 0.6)
-        assert with_num_envs(run, "cpu").env.num_envs == 8
-
-
-@pytest.mark.parametrize(("env", "steps"), [("lbf", 50), ("mpe", 25), ("matrix", 25)])
-def test_published_settings_of_maddpg_are_one_update_per_episode(env, steps):
-    run = load_run(composed(f"env={env}", "train=paper", "algorithm=maddpg"))
-    t = run.train
-    assert (t.learning_rate, t.hidden, t.network, t.batch_episodes, t.buffer_episodes) == (5e-4, 128, "gru", 32, 50_000)
-    assert (t.steps_per_update, run.env.num_envs, run.env.episode_limit) == (steps, 1, steps)
-    a = run.algorithm
-    assert (a.n_step, a.target_update, a.target_period, a.regularisation) == (1, "periodic", 200, 1e-3)
-    assert a.evaluation == "sample"
-
-
-@pytest.mark.parametrize("env", ["lbf", "mpe", "matrix"])
-def test_published_settings_of_lica_are_those_of_its_authors(env):
-    run = with_num_envs(load_run(composed(f"env={env}", "train=paper", "algorithm=lica")), "cpu")
-    t, a = run.train, run.algorithm
-    assert (t.learning_rate, t.learning_rate * a.agents_rate, t.hidden, t.standardise_rewards) == (
-        5e-4,
-        2.5e-3,
-        64,
-        False,
-    )
-    assert (run.env.num_envs, a.targets, a.td_lambda, a.target_update, a.target_period) == (
-        32,
-        "td_lambda",
-        0.8,
-        "periodic",
-        200,
-    )
-    assert (a.entropy, a.embed, a.last_action, t.network, t.gamma, t.grad_norm_clip) == (
-        0.06,
-        64,
-        True,
-        "gru",
-        0.99,
-        10.0,
-    )
 
 
 @pytest.mark.parametrize("env", registry.choices("env"))
@@ -278,29 +214,6 @@ def test_fair_settings_do_not_depend_on_the_mixer(env):
     runs = [load_run(composed(f"env={env}", f"mixer={mixer}", "train=fair")) for mixer in registry.choices("mixer")]
     assert all((r.train, r.algorithm, r.env) == (runs[0].train, runs[0].algorithm, runs[0].env) for r in runs)
     assert load_run(composed(f"env={env}")).train == runs[0].train, "the default"
-
-
-def test_published_settings_differ_where_the_publication_differs():
-    qllm, qmix = (load_run(composed("env=lbf", "train=paper", f"mixer={m}")) for m in ("tfcaf", "qmix"))
-    assert (qllm.train.learning_rate, qllm.train.batch_episodes, qllm.env.num_envs) == (1e-3, 64, 8)
-    assert (qmix.train.learning_rate, qmix.train.batch_episodes, qmix.env.num_envs) == (3e-4, 32, 6)
-    for run in (qllm, qmix):
-        t, a = run.train, run.algorithm
-        assert (t.optimiser, t.hidden, t.standardise_rewards, t.buffer_episodes) == ("adam", 128, True, 5000)
-        assert (a.targets, a.n_step, a.target_update, a.target_tau) == ("n_step", 1, "soft", 0.01)
-        assert (a.epsilon_steps, a.epsilon_evaluation, a.last_action) == (200_000, 0.05, False)
-
-
-@pytest.mark.parametrize("env", ["lbf", "mpe", "matrix"])
-def test_published_settings_of_a_mixer_are_never_those_of_another(env):
-    for mixer in ("vdn", "qatten", "qplex", "qtran", "wqmix"):
-        run = load_run(composed(f"env={env}", "train=paper", f"mixer={mixer}"))
-        t, a = run.train, run.algorithm
-        assert (t.source, t.optimiser, t.learning_rate, t.hidden) == ("PyMARL public code", "rmsprop", 5e-4, 64)
-        assert (t.batch_episodes, t.standardise_rewards, t.steps_per_update) == (32, False, run.env.episode_limit)
-        assert (a.targets, a.n_step, a.target_update, a.target_period) == ("n_step", 1, "periodic", 200)
-        assert (a.epsilon_steps, a.epsilon_evaluation, a.last_action, run.env.num_envs) == (50_000, 0.0, True, 1)
-        assert run.mixer == (QtranConfig(lambda_nopt=0.1) if mixer == "qtran" else config_class("mixer", mixer)())
 
 
 def test_an_update_may_be_due_after_a_number_of_episodes():
@@ -362,6 +275,23 @@ def test_where_a_run_takes_place_does_not_define_it():
     assert run_name(dataclasses.replace(run, seed=1), None) != run_name(run, None)
     slower = dataclasses.replace(run.train, learning_rate=1e-9)
     assert run_name(dataclasses.replace(run, train=slower), None) != run_name(run, None)
+
+
+def test_a_run_that_does_what_runs_did_before_an_option_existed_has_their_name():
+    published, masked = (composed("mixer=qmix", f"env.mask_ineffective={mask}") for mask in ("false", "true"))
+    assert "mask_ineffective" not in load.identity(load_run(masked), None)["env"]
+    assert run_name(load_run(published), None) != run_name(load_run(masked), None)
+
+
+def test_the_configuration_of_a_run_from_before_an_option_existed_says_what_it_did():
+    older = to_dict(load_run(composed("mixer=qmix")))
+    older["env"].pop("mask_ineffective")
+    assert load_run(load.with_older_defaults(older)).env.mask_ineffective is True
+    for mask in (False, True):
+        older["env"]["mask_ineffective"] = mask
+        assert load_run(load.with_older_defaults(older)).env.mask_ineffective is mask
+    elsewhere = to_dict(load_run(composed("mixer=qmix", "env=matrix")))
+    assert load.with_older_defaults(elsewhere) == elsewhere
 
 
 def test_the_function_defines_a_run_not_its_path():

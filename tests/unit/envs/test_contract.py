@@ -26,6 +26,7 @@ CONFIGS: dict[str, Callable[[], EnvConfig]] = {
     "pettingzoo-mpe2.simple_spread_v3": lambda: PettingzooConfig(task="mpe2.simple_spread_v3"),
     "meeting-3p": lambda: Meeting(task="3p", episode_limit=LIMIT),
     "lbf-8x8-2p-2f-coop-2s": lambda: LbfConfig(task="8x8-2p-2f-coop-2s", episode_limit=LIMIT),
+    "lbf-masked": lambda: LbfConfig(task="8x8-2p-2f-coop-2s", episode_limit=LIMIT, mask_ineffective=True),
 }
 
 Make = Callable[..., TeamEnv]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qllm_exp.envs import make_env
-from qllm_exp.envs.base import Observation
+from qllm_exp.envs.base import Observation, Step
 from qllm_exp.envs.lbf import ACTIONS, LevelBasedForaging, parse_task, sample_start, tasks
 from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.errors import UserError
@@ -148,11 +148,31 @@ def test_moves_go_where_their_names_and_the_description_say(action: int, target:
 
 
 def test_borders_and_foods_block_and_only_a_neighbouring_food_can_be_loaded() -> None:
-    env = build()
+    env = build(mask_ineffective=True)
     start = place(env, [(0, 0, 1), (4, 5, 1)], [(4, 4, 1), (2, 2, 1)])
     in_corner, beside_food = start.available_actions[0].tolist()
     assert in_corner == [True, False, True, False, True, False]
     assert beside_food == [True, True, True, False, True, True]
+
+
+def test_every_action_is_available_as_published() -> None:
+    env = build()
+    start = place(env, [(0, 0, 1), (4, 5, 1)], [(4, 4, 1), (2, 2, 1)])
+    step = env.step(act(NORTH, LOAD))
+    assert start.available_actions.all() and step.available_actions.all()
+
+
+def test_a_mask_changes_nothing_but_the_available_actions() -> None:
+    published, masked = (build("8x8-2p-2f-2s", 50, mask_ineffective=mask) for mask in (False, True))
+    generator = torch.Generator().manual_seed(0)
+    moments: list[tuple[Observation | Step, Observation | Step]] = [(published.reset(), masked.reset())]
+    for _ in range(published.episode_limit):
+        actions = torch.randint(6, (50, 2), generator=generator)
+        moments.append((published.step(actions), masked.step(actions)))
+    for moment, masked_moment in moments:
+        pairs = zip(moment._asdict().items(), masked_moment, strict=True)
+        assert all(torch.equal(tensor, other) for (name, tensor), other in pairs if name != "available_actions")
+        assert moment.available_actions.all() and not masked_moment.available_actions.all()
 
 
 @pytest.mark.parametrize(
@@ -174,7 +194,7 @@ def test_collisions(starts: list[tuple[int, int]], actions: tuple[int, ...], end
     assert [tuple(state_values(env, state, "agent", "position", i)) for i in range(len(starts))] == ends
 
 
-def test_an_action_that_is_not_available_counts_as_none() -> None:
+def test_an_action_without_effect_counts_as_none() -> None:
     env = build()
     place(env, [(0, 3, 1), (4, 5, 2)], [(4, 4, 1), (1, 1, 1)])
     step = env.step(act(NORTH, WEST))

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from qllm_exp.algorithms.mappo import Config as MappoConfig
 from qllm_exp.config import schema
+from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.errors import UserError
 from qllm_exp.llm.online import Config as OnlineConfig
@@ -96,6 +97,19 @@ def test_configurations_are_read_as_omegaconf_reads_them(tmp_path: Path, value: 
     method, _ = Reader().method(path)
     expected = OmegaConf.load(path / "config.yaml").train.gamma
     assert method.settings["train.gamma"] == expected and type(method.settings["train.gamma"]) is type(expected)
+
+
+def test_a_run_from_before_an_option_existed_is_told_apart_from_runs_with_its_default(tmp_path: Path) -> None:
+    older, newer = run_folder(tmp_path / "older", vdn(seed=1)), run_folder(tmp_path / "newer", vdn())
+    text = (older / "config.yaml").read_text()
+    assert "  mask_ineffective: false\n" in text
+    (older / "config.yaml").write_text(text.replace("  mask_ineffective: false\n", ""))
+    records = {record.name: record for record in collect([older, newer]).finished}
+    assert records["older"].settings["env.mask_ineffective"] is True
+    assert records["older"].method == "vdn mask_ineffective=True"
+    assert records["newer"].method == "vdn mask_ineffective=False"
+    env = RunDirectory(older).read_config().env
+    assert isinstance(env, LbfConfig) and env.mask_ineffective is True
 
 
 def test_only_the_last_line_may_be_truncated(tmp_path: Path) -> None:

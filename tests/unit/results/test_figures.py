@@ -49,6 +49,14 @@ def all_text(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
+@pytest.mark.parametrize("kind", [per_task.bars, across_tasks.profiles, across_tasks.improvement])
+def test_a_figure_of_the_absolute_metric_says_that_it_is_chosen_by_noisy_evaluations(
+    records: list[Record], kind: Callable[..., Figure]
+) -> None:
+    assert "depends on its noise" not in " ".join(all_text(kind(records)).split())
+    assert "depends on its noise" in " ".join(all_text(kind(records, metric="absolute")).split())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_the_suffix_gives_the_format(

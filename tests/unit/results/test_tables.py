@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -59,6 +60,31 @@ def test_a_cell_is_the_mean_over_seeds_with_its_interval(tmp_path: Path) -> None
     assert (value.estimate.low, value.estimate.high) == (pytest.approx(low, abs=0.002), pytest.approx(high, abs=0.002))
     assert re.search(r"\| lbf/8x8-2p-2f-coop-2s \| 0\.700 \[0\.688, 0\.712\] \(n=5\) \|", markdown([sheet]))
     assert cell(comparison(collect([tmp_path]), metric="absolute")[0], 0, "qmix").estimate.value == pytest.approx(1.7)
+
+
+def test_the_absolute_metric_is_said_to_depend_on_the_noise_of_evaluations(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    (note,) = (line for line in comparison(collect([tmp_path]), metric="absolute")[0].notes if "noise" in line)
+    assert note.endswith("depends on its noise, so the value may be below that of the last evaluation.")
+    for run in tmp_path.iterdir():
+        last = {"kind": "evaluation", "env_step": 300_000, "return_mean": 0.7, "return_std": 0.4, "episodes": 100}
+        absolute = {"kind": "absolute", "return_mean": 0.7, "return_std": 0.4, "episodes": 1600}
+        with (run / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in (last, absolute))
+    (note,) = (line for line in comparison(collect([tmp_path]), metric="absolute")[0].notes if "noise" in line)
+    assert (
+        "its noise (standard error 0.04 at 100 episodes), so the value (standard error 0.01 at 1600 episodes)" in note
+    )
+    assert "noise" not in notes(comparison(collect([tmp_path]))[0])
+
+
+def test_runs_with_masked_actions_are_said_to_be_easier_than_published(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    assert "mask_ineffective" not in notes(comparison(collect([tmp_path]))[0])
+    make_run(tmp_path, run_config("vdn", env_options={"mask_ineffective": True}), 0.8)
+    sheet, _ = comparison(collect([tmp_path]))
+    assert "Runs with env.mask_ineffective=true" in notes(sheet) and "easier than as published" in notes(sheet)
+    assert sheet.columns == ["qmix mask_ineffective=False", "vdn mask_ineffective=True"]
 
 
 def test_rows_are_tasks_and_columns_methods_in_a_fixed_order(tmp_path: Path) -> None:
