@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.records.collect import collect
-from qllm_exp.results.tables.sheet import markdown, notes_on_missing
+from qllm_exp.results.tables.sheet import markdown, notes_on_runs
 from qllm_exp.results.tables.table import comparison
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def summarise(folder: Path) -> None:
     try:
         from qllm_exp.results.figures.per_task import curves  # matplotlib is slow to import
 
-        curves(collection.finished, folder / "curves.png", notes_on_missing(collection))
+        curves(collection.finished, folder / "curves.png", notes_on_runs(collection))
         curves_text = str(folder / "curves.png")
     except UserError as error:
         curves_text = f"not drawn: {error}"
