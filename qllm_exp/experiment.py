@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
-from qllm_exp.runs.json_files import write_object
+from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.metrics import MetricsRow
 from qllm_exp.runs.run_directory import Busy, RunDirectory
 from qllm_exp.tracking.sidecar import Sidecar
@@ -131,7 +131,9 @@ def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: 
     begin, imports_s = time.monotonic(), time.process_time()
     keep_freed_memory()
     torch.set_num_threads(1)
-    _write_versions(directory)
+    versions = _versions(run)
+    if not directory.versions.exists():
+        write_object(directory.versions, versions)
     directory.set_status("running", error="", env_step=0, total_steps=run.train.total_steps, started=time.time())
     stop = _StopRequest()
     heartbeat = Heartbeat(directory, stop.request)
@@ -144,9 +146,12 @@ def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: 
         options = run.train.checkpoint
         checkpoints = CheckpointStore(directory.checkpoint, trainer.buffer, options.every_s, options.max_share)
         saved = checkpoints.load()
-        if saved is not None:
+        if saved is None:
+            write_object(directory.versions, versions)
+        else:
             trainer.load_state_dict(saved)
             log.info("resuming from the checkpoint at %s environment steps", f"{trainer.env_steps:,}")
+            _record_resumption(directory, versions, trainer.env_steps)
         directory.open_metrics(trainer.offset)
         sidecar.start()
         progress.start(trainer.env_steps)
@@ -251,11 +256,59 @@ def _finish(run: schema.RunConfig, directory: RunDirectory, trainer: Any, start_
     return RunResult(directory.path, final_return, absolute.return_mean)
 
 
-def _write_versions(directory: RunDirectory) -> None:
+def _versions(run: schema.RunConfig) -> dict[str, str]:
+    """Return the versions of everything that may change the numbers of the run, and the names of system and host."""
+    from qllm_exp.envs import env_versions
     from qllm_exp.networks import gru_kernel
-    from qllm_exp.runs.versions import versions
+    from qllm_exp.runs.versions import hardware, software
 
-    write_object(directory.versions, versions() | {"network_kernel": gru_kernel.status()})
+    versions = {**software(), **_own_modules(run), **env_versions(run.env), **hardware()}
+    if run.device.startswith("cuda"):
+        import torch
+
+        return versions | {"gpu": torch.cuda.get_device_name(run.device)}
+    return versions | {"kernel": gru_kernel.version()}
+
+
+def _own_modules(run: schema.RunConfig) -> dict[str, str]:
+    """Return {'module NAME': hash} for each module of the user's own that the run imports by its name."""
+    from qllm_exp.config.registry import choices, find_source
+    from qllm_exp.runs.versions import source_hash
+
+    versions = {}
+    for group, name in (("env", run.env.name), ("algorithm", run.algorithm.name), ("mixer", run.mixer.name)):
+        source = None if name in choices(group) else find_source(name)
+        if source is not None:
+            files = source.parent.rglob("*.py") if source.name == "__init__.py" else [source]
+            versions[f"module {name}"] = source_hash(files, source.parent)
+    return versions
+
+
+def _record_resumption(directory: RunDirectory, versions: dict[str, str], env_step: int) -> None:
+    """Record the versions of a resumed run, and log in one line which differ from those of its last part.
+
+    Args:
+        directory: directory of the run.
+        versions: versions of this process.
+        env_step: environment step of the checkpoint.
+    """
+    from qllm_exp.runs.versions import changes, differences, resumed_record, segments
+
+    record = resumed_record(read_object(directory.versions), versions, env_step)
+    write_object(directory.versions, record)
+    *earlier, last = segments(record)
+    if not earlier or last["env_step"] != env_step:
+        return
+    listed = "; ".join(f"{name} {change}" for name, change in differences(earlier[-1], last).items())
+    if any(step == env_step for step, _ in changes(record)):
+        log.warning(
+            "resumed with other software or hardware, so numbers after step %s may differ from those of a run that was never "
+            "stopped: %s",
+            f"{env_step:,}",
+            listed,
+        )
+    else:
+        log.info("resumed with another commit, whose files that train are the same: %s", listed)
 
 
 def _log_to(path: Path) -> logging.Handler:

@@ -226,7 +226,7 @@ def compare(
 def select_records(
     sources: Sequence[Source], only: str | Sequence[str], by: str | Sequence[str]
 ) -> tuple[list["Record"], list[str]]:
-    """Return the finished runs with the values of `by` as their methods, and notes on the runs that are missing.
+    """Return the finished runs with the values of `by` as their methods, and notes on runs that are missing or marked.
 
     Args:
         sources: directories or W&B projects; none: the directory `runs`.
@@ -237,11 +237,11 @@ def select_records(
         UserError: no run has finished, a key is unknown, or a method would pool runs with different settings.
     """
     from qllm_exp.results.tables.pivot import rename_methods
-    from qllm_exp.results.tables.sheet import notes_on_missing
+    from qllm_exp.results.tables.sheet import notes_on_runs
     from qllm_exp.results.tables.table import finished_records
 
     collection = _collect(sources, only)
-    return rename_methods(finished_records(collection), _listed(by)), notes_on_missing(collection)
+    return rename_methods(finished_records(collection), _listed(by)), notes_on_runs(collection)
 
 
 def _collect(sources: Sequence[Source], only: str | Sequence[str]) -> "Collection":

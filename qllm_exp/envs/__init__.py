@@ -7,6 +7,8 @@ Each module defines:
 - `check(config)`: raise UserError for an unknown task or a missing package, without building anything.
 - `tasks() -> list[str]`: the tasks that the module knows.
 - `TASKS_ARE_MODULES`: optional; True if any Python module may be a task.
+- `versions(config) -> dict[str, str]`: optional; versions of the simulator's packages and compiled parts, by name. A run records
+  them, and is marked where it is resumed with others.
 """
 
 from types import ModuleType
@@ -26,6 +28,7 @@ __all__ = [
     "TaskDescription",
     "TeamEnv",
     "env_module",
+    "env_versions",
     "imports_task",
     "make_env",
 ]
@@ -70,3 +73,18 @@ def make_env(config: Any, num_envs: int, seed: int, device: torch.device | str =
     """
     env: TeamEnv = env_module(config.name).make(config, num_envs, seed, torch.device(device))
     return env
+
+
+def env_versions(config: Any) -> dict[str, str]:
+    """Return the versions of the simulator of an environment, by name; those of packages that are not installed are left out.
+
+    Args:
+        config: the `Config` of the environment's module.
+
+    Raises:
+        UserError: there is no such environment.
+    """
+    read_versions = getattr(env_module(config.name), "versions", None)
+    if read_versions is None:
+        return {}
+    return {str(name): str(version) for name, version in read_versions(config).items() if version}

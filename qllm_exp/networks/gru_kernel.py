@@ -1,8 +1,8 @@
 """The compiled recurrent network for the CPU: built from gru_kernel.cpp at first use, cached on disk, called through ctypes.
 
-`QLLM_EXP_NATIVE=0` disables it, `CXX` selects the compiler. Without a working compiler the network runs in plain torch, which
-gives the same results up to rounding but is slower. `python -m qllm_exp.networks.gru_kernel` builds the kernel and prints
-whether the kernel or torch is in use.
+`QLLM_EXP_NATIVE=0` disables it, `CXX` selects the compiler that builds it. A kernel in the cache needs no compiler. With neither,
+the network runs in plain torch, which gives the same results up to rounding but is slower. `python -m
+qllm_exp.networks.gru_kernel` builds the kernel and prints whether the kernel or torch is in use.
 
 Shapes: T steps, R rows, I inputs, H hidden units, A actions.
 """
@@ -40,6 +40,22 @@ _log = logging.getLogger(__name__)
 
 class _UnavailableError(Exception):
     """The kernel cannot be built; the message is the reason."""
+
+
+class _Library(ctypes.CDLL):
+    """A loaded kernel.
+
+    Args:
+        path: Its file.
+
+    Attributes:
+        version: The first digits of the hash of the file. Compilers and processors change them, and the rounding of results.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+        self.qllm_recurrent_saved_size.restype = ctypes.c_int64
 
 
 # ---- building and loading
@@ -104,13 +120,16 @@ def _compile(output: Path) -> None:
 
 
 def _file_name() -> str:
-    """Name of the library, with a hash of everything that determines its content."""
-    compiler = _compilers()[0]
-    parts = [_SOURCE.read_text(), *compiler, _run([*compiler, "--version"]), *_FLAGS, *_TUNING, _processor()]
+    """Name of the library, with a hash of source, flags and processor.
+
+    The compiler is not part of it: a run that is resumed where the compiler is missing, or is a newer one, finds the library
+    that it began with.
+    """
+    parts = [_SOURCE.read_text(), *_FLAGS, *_TUNING, _processor()]
     return f"native-{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}.so"
 
 
-def _load_cached() -> tuple[ctypes.CDLL, str]:
+def _load_cached() -> tuple[_Library, str]:
     """Load the library from the user's cache, and build it first if it is missing.
 
     Returns:
@@ -130,32 +149,30 @@ def _load_cached() -> tuple[ctypes.CDLL, str]:
         with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as folder:
             _compile(Path(folder) / path.name)
             os.replace(Path(folder) / path.name, path)  # atomic: other processes never see a partial file
-    return ctypes.CDLL(str(path)), str(path)
+    return _Library(path), str(path)
 
 
-def _load_temporary() -> tuple[ctypes.CDLL, str]:
+def _load_temporary() -> tuple[_Library, str]:
     """Build and load the library without leaving a file behind."""
     with tempfile.TemporaryDirectory(prefix="qllm_exp-") as folder:
         path = Path(folder) / "native.so"
         _compile(path)
-        return ctypes.CDLL(str(path)), "for this process only: the cache cannot be written"
+        return _Library(path), "for this process only: the cache cannot be written"
 
 
 @functools.cache
-def _library() -> tuple[ctypes.CDLL | None, str]:
+def _library() -> tuple[_Library | None, str]:
     """The loaded library and its path, or None and the reason."""
     if os.environ.get("QLLM_EXP_NATIVE") == "0":
         return None, "QLLM_EXP_NATIVE=0"
     try:
         try:
-            library, path = _load_cached()
+            return _load_cached()
         except OSError:
-            library, path = _load_temporary()
+            return _load_temporary()
     except (_UnavailableError, OSError) as error:
         _log.info("No compiled network; the slower torch version is used: %s", error)
         return None, str(error)
-    library.qllm_recurrent_saved_size.restype = ctypes.c_int64
-    return library, path
 
 
 def available() -> bool:
@@ -168,6 +185,12 @@ def status() -> str:
     library, detail = _library()
     implementation = "torch" if library is None else "native"
     return f"{implementation} ({detail})"
+
+
+def version() -> str:
+    """The implementation in use, wherever its file is: 'native 1a2b3c4d5e', or 'torch'. Equal ones give the same bits."""
+    library = _library()[0]
+    return "torch" if library is None else f"native {library.version}"
 
 
 # ---- calling

@@ -14,7 +14,7 @@ from qllm_exp.results.records.sources import parse_source
 from qllm_exp.results.tables.costs import COLUMN_NAMES, cost_sheet
 from qllm_exp.results.tables.formats import FORMAT_BY_ENDING, WRITERS
 from qllm_exp.results.tables.pivot import METRICS, STATISTICS, Pivot, rename_methods
-from qllm_exp.results.tables.sheet import Sheet, notes_on_missing
+from qllm_exp.results.tables.sheet import Sheet, notes_on_runs
 from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison, finished_records
 from qllm_exp.runs.run_directory import CONFIG
 from qllm_exp.runs.sweep_directory import RECORD, run_folders
@@ -210,7 +210,7 @@ def _draw(options: argparse.Namespace) -> int:
     check_figure_path(options.output)
     collection = collect_runs(options)
     records = rename_methods(finished_records(collection), options.by)
-    missing = notes_on_missing(collection)
+    missing = notes_on_runs(collection)
     if options.figure == "curves":
         draw_curves = across_tasks.aggregated_curves if options.normalise else per_task.curves
         draw_curves(records, options.output, missing)

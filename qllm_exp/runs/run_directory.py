@@ -3,7 +3,7 @@
 A run is its directory. The configuration is written to config.yaml, and the process that trains reads it from there and validates
 it again. So any process can start the run, on this machine, on a cluster node or next week, and it is always the same run.
 
-config.yaml     the configuration as run          versions.json   package, commit, libraries, machine
+config.yaml     the configuration as run          versions.json   software and hardware
 metrics.jsonl   metrics rows, append-only         status.json     state and heartbeat
 tfcaf.json      the stored function, if any       result.json     final results; exists only when the run is finished
 policy.pt       parameters, last and best         checkpoint/     to resume from; removed when the run is finished

@@ -1,13 +1,13 @@
 """The directory of a sweep: its runs, the command that created it, and how its runs are started.
 
 sweep.json   the record                 table.md, curves.png   the comparison
-jobs/TOKEN/  a submission to Slurm      failed/RUN             a marker for each run that failed since the last start
+jobs/TOKEN/  a submission to Slurm      failed/TOKEN/RUN       a marker for each failed run of a command
 """
 
 import fcntl
 import json
 import os
-import shutil
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -108,25 +108,9 @@ class Sweep:
         """Return the directory of a run, given its name."""
         return RunDirectory(self.path.parent / name)
 
-    # Failures since the last start, counted by every process that runs a part of the sweep
-
-    def clear_failures(self) -> None:
-        """Remove the markers of failed runs."""
-        shutil.rmtree(self.path / "failed", ignore_errors=True)
-
-    def mark_failure(self, name: str) -> None:
-        """Add the marker of a failed run. Without `max_failures`, nothing counts them and none is written."""
-        if self.record.max_failures:
-            (self.path / "failed").mkdir(exist_ok=True)
-            (self.path / "failed" / name).touch()
-
-    def may_start(self) -> bool:
-        """Return False once `max_failures` runs have failed."""
-        limit = self.record.max_failures
-        try:
-            return not limit or len(os.listdir(self.path / "failed")) < limit
-        except FileNotFoundError:
-            return True
+    def failure_limit(self) -> "FailureLimit":
+        """Return the limit of a new command: what failed before it does not count."""
+        return FailureLimit(self.path / "failed" / secrets.token_hex(3), self.record.max_failures)
 
     # Submissions to Slurm
 
@@ -172,6 +156,34 @@ class Sweep:
     @property
     def _lock_path(self) -> Path:
         return self.path / ".sweep.lock"
+
+
+@dataclass(frozen=True)
+class FailureLimit:
+    """The failed runs of a command, counted by every process that runs a part of it, and the number that stops it.
+
+    Other commands may start and end runs of the same sweep meanwhile.
+
+    Attributes:
+        folder: has a marker for each failed run.
+        limit: number of failed runs after which no further run starts; 0: no limit, and no marker is written.
+    """
+
+    folder: Path
+    limit: int
+
+    def mark(self, name: str) -> None:
+        """Add the marker of a failed run."""
+        if self.limit:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).touch()
+
+    def may_start(self) -> bool:
+        """Return False once `limit` runs have failed."""
+        try:
+            return not self.limit or len(os.listdir(self.folder)) < self.limit
+        except FileNotFoundError:
+            return True
 
 
 def _is_name(name: Any) -> bool:

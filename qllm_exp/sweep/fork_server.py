@@ -214,10 +214,12 @@ def _import_what_runs_need() -> None:
     from qllm_exp.credit import stored_function  # noqa: F401
     from qllm_exp.envs import lbf, matrix, mpe  # noqa: F401
     from qllm_exp.networks import gru_kernel  # noqa: F401
-    from qllm_exp.runs import heartbeat, versions  # noqa: F401
+    from qllm_exp.runs import heartbeat  # noqa: F401
+    from qllm_exp.runs.versions import software
     from qllm_exp.training import checkpoint, trainer  # noqa: F401
 
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # the first optimiser imports torch's compiler
+    software()  # a worker uses the files as they were imported here, whatever is edited later
 
 
 def _run_worker(request: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from qllm_exp.errors import UserError, choose
 from qllm_exp.results.summary import summarise
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import FINISHED, QUEUED, RUNNING
-from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.fast_compose import Overrides
 from qllm_exp.sweep.launcher import Launcher, Work
 from qllm_exp.sweep.plan import Plan, make_plan, short_hash
@@ -88,7 +88,7 @@ def launch(
     command = shlex.join(["python", "-m", "qllm_exp", *arguments])
     names = [path.name for path in runs]
     sweep = Sweep.create(plan.folder, names, launcher.options(), plan.sweep.max_failures, command)
-    sweep.clear_failures()
+    failures = sweep.failure_limit()
     for run in plan.runs_in(FINISHED):
         _remove_checkpoint(run.directory)
 
@@ -96,13 +96,16 @@ def launch(
         run = runs[directory.path]
         directory.create(replace(run.config, sweep=sweep_config), run.tfcaf)
 
-    outcomes = _start(launcher, sweep, plan, create)
+    outcomes = _start(launcher, sweep, plan, create, failures)
+    directories = [run.directory for run in plan.runs]
     if is_whole:
-        conclude(sweep, outcomes, launcher.waits)
-    return LaunchResult(plan, outcomes, exit_code([run.directory for run in plan.runs], outcomes, launcher.waits))
+        conclude(sweep, directories, outcomes, failures, launcher.waits)
+    return LaunchResult(plan, outcomes, exit_code(directories, outcomes, launcher.waits))
 
 
-def _start(launcher: Launcher, sweep: Sweep, plan: Plan, create: Callable[[RunDirectory], None]) -> list[RunOutcome]:
+def _start(
+    launcher: Launcher, sweep: Sweep, plan: Plan, create: Callable[[RunDirectory], None], failures: FailureLimit
+) -> list[RunOutcome]:
     """Start the runs that are not finished, and return the outcomes of those that have ended."""
     for run in plan.to_run:
         run.directory.stop_request.unlink(missing_ok=True)
@@ -111,7 +114,8 @@ def _start(launcher: Launcher, sweep: Sweep, plan: Plan, create: Callable[[RunDi
     queued = [run.directory for run in plan.runs_in(QUEUED)]
     if not directories and not (launcher.waits and (running or queued)):
         return []
-    return launcher.start(sweep, Work(directories, create, running, queued, _device(run.config for run in plan.to_run)))
+    device = _device(run.config for run in plan.to_run)
+    return launcher.start(sweep, Work(directories, failures, create, running, queued, device))
 
 
 def exit_code(directories: Sequence[RunDirectory], outcomes: Sequence[RunOutcome], waited: bool) -> int:
@@ -144,12 +148,12 @@ def restart(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launche
         UserError: nothing can be started.
     """
     launcher.device_resolver()  # raises UserError if nothing can be started from here
-    sweep.clear_failures()
+    failures = sweep.failure_limit()
     for directory in directories:
         directory.stop_request.unlink(missing_ok=True)
     device = _device(directory.read_config() for directory in directories)
-    outcomes = launcher.start(sweep, Work(directories, device=device))
-    conclude(sweep, outcomes, launcher.waits)
+    outcomes = launcher.start(sweep, Work(directories, failures, device=device))
+    conclude(sweep, sweep.directories, outcomes, failures, launcher.waits)
     return exit_code(directories, outcomes, launcher.waits)
 
 
@@ -177,27 +181,36 @@ def _progress(run: PreparedRun) -> float:
     return min(1.0, (status.get("env_step") or 0) / run.config.train.total_steps)
 
 
-def conclude(sweep: Sweep, outcomes: Sequence[RunOutcome], waited: bool) -> None:
+def conclude(
+    sweep: Sweep,
+    directories: Sequence[RunDirectory],
+    outcomes: Sequence[RunOutcome],
+    failures: FailureLimit,
+    waited: bool,
+) -> None:
     """Print the comparison of the finished runs, and the failed runs with the commands that retry them.
+
+    The comparison has all finished runs of the sweep. What is missing or failed is counted among the runs of this command.
 
     Args:
         sweep: the sweep.
+        directories: directories of the runs of this command; earlier ones may have added others to the sweep.
         outcomes: the runs that have ended.
+        failures: counts the failed runs of this command.
         waited: whether the launcher waited for the runs to end.
     """
-    finished = [directory for directory in sweep.directories if directory.result() is not None]
-    if finished and (waited or len(finished) == len(sweep.record.runs)):
-        summarise(sweep.path)
+    unfinished = [directory for directory in directories if directory.result() is None]
+    if waited or not unfinished:
+        summarise(sweep.path, {directory.path.name for directory in directories})
     failed = [outcome for outcome in outcomes if outcome.failed]
     if failed:
-        log.info("%d of %d runs failed:", len(failed), len(sweep.record.runs))
+        log.info("%d of %d runs failed:", len(failed), len(directories))
         for outcome in failed:
             log.info("%s", failure_report(outcome.directory, outcome.error, outcome.directory.console))
         log.info("retry all failed runs: %s -m qllm_exp retry %s", python_command(), shlex.quote(str(sweep.path)))
-    remaining = len(sweep.record.runs) - len(finished) - len(failed)
-    if waited and remaining and not sweep.may_start():
-        limit = sweep.record.max_failures
-        log.info("%s not started: sweep.max_failures=%d was reached", count(remaining, "run"), limit)
+    remaining = len(unfinished) - len(failed)
+    if waited and remaining and not failures.may_start():
+        log.info("%s not started: sweep.max_failures=%d was reached", count(remaining, "run"), failures.limit)
 
 
 def _remove_checkpoint(directory: RunDirectory) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from qllm_exp.config.device import DeviceResolver
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.pool import RunOutcome
 
 
@@ -49,6 +49,7 @@ class Work:
 
     Attributes:
         directories: directories of the runs to start.
+        failures: counts the failed runs; after its limit no further run starts.
         create: called with the directory of a run before it starts; writes its configuration.
         running: runs of the same sweep that another process runs.
         queued: runs of the same sweep that are in Slurm's queue.
@@ -56,6 +57,7 @@ class Work:
     """
 
     directories: Sequence[RunDirectory]
+    failures: FailureLimit
     create: Callable[[RunDirectory], None] = lambda directory: None
     running: Sequence[RunDirectory] = ()
     queued: Sequence[RunDirectory] = ()

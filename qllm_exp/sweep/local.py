@@ -12,7 +12,7 @@ from typing import Any
 from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
-from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import Display
@@ -65,7 +65,7 @@ class Local:
         if work.queued:
             log.info("  %s in Slurm's queue, left to Slurm", count(len(work.queued), "run"))
         display = Display(len(directories), len(slots))
-        pool = Pool(directories, slots, _FailureMarker(display, sweep), work.create, sweep.may_start)
+        pool = Pool(directories, slots, _FailureMarker(display, work.failures), work.create, work.failures.may_start)
         with sweep.lock(), _signals_raise_interrupt():
             try:
                 return pool.run()
@@ -81,16 +81,16 @@ class Local:
 class _FailureMarker:
     """Observer of a pool: passes its events to a display, and marks failed runs in the sweep directory."""
 
-    def __init__(self, display: Display, sweep: Sweep) -> None:
+    def __init__(self, display: Display, failures: FailureLimit) -> None:
         self._display = display
-        self._sweep = sweep
+        self._failures = failures
 
     def show(self, active: Sequence[ActiveRun]) -> None:
         self._display.show(active)
 
     def run_ended(self, outcome: RunOutcome) -> None:
         if outcome.failed:
-            self._sweep.mark_failure(outcome.directory.path.name)
+            self._failures.mark(outcome.directory.path.name)
         self._display.run_ended(outcome)
 
 

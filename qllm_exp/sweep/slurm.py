@@ -173,7 +173,13 @@ class Slurm:
         at_once = min(self.at_once, max(map(len, packs)))
         submission = {
             "parameters": self._job_parameters(f"{sweep.path.name}.{token}", at_once),
-            "pack": {"at_once": at_once, "cores": at_once * self.cpus_per_run, "device": work.device},
+            "pack": {
+                "at_once": at_once,
+                "cores": at_once * self.cpus_per_run,
+                "device": work.device,
+                "failures": str(work.failures.folder.relative_to(sweep.path)),
+                "max_failures": work.failures.limit,
+            },
             "python": self.python or shlex.quote(sys.executable),
             "max_timeouts": self.max_timeouts,
         }

@@ -15,7 +15,7 @@ from submitit.helpers import DelayedSubmission
 
 from qllm_exp.runs.progress_bar import LINE_EVERY_S
 from qllm_exp.runs.run_state import FAILED, NEW
-from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import live_line, outcome_line
 
@@ -34,6 +34,8 @@ class Pack:
         at_once: number of runs at a time.
         cores: number of CPU cores that the job has.
         device: 'cuda' if the runs share the GPUs, else 'cpu'.
+        failures: name of the folder of the command's failed runs, in the directory of the sweep.
+        max_failures: number of failed runs of the command after which no further run starts; 0: no limit.
     """
 
     sweep: str
@@ -41,6 +43,8 @@ class Pack:
     at_once: int
     cores: int
     device: str
+    failures: str = ""
+    max_failures: int = 0
     _pool: Pool | None = field(default=None, repr=False)
 
     def __call__(self) -> str:
@@ -66,8 +70,9 @@ class Pack:
             for directory in directories
             if directory.result() is None and directory.status().get("state") != FAILED
         ]
-        observer = _JobLog(sweep, len(self.runs))
-        self._pool = pool = Pool(remaining, slots, observer, may_start=sweep.may_start)
+        failures = FailureLimit(sweep.path / self.failures, self.max_failures)
+        observer = _JobLog(failures, len(self.runs))
+        self._pool = pool = Pool(remaining, slots, observer, may_start=failures.may_start)
         terminated = False
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -80,7 +85,7 @@ class Pack:
         if terminated:
             self._requeue_if_preempted()
         for directory in pool.not_started:
-            reason = f"not started: sweep.max_failures={sweep.record.max_failures} was reached"
+            reason = f"not started: sweep.max_failures={self.max_failures} was reached"
             directory.set_status_from_outside(NEW, reason=reason)
         failed = [directory.path.name for directory in directories if directory.status().get("state") == FAILED]
         if failed:
@@ -128,8 +133,8 @@ def _log_to_stdout() -> None:
 class _JobLog:
     """Observer of a pool: writes plain lines into the job's log, and marks failed runs in the sweep directory."""
 
-    def __init__(self, sweep: Sweep, total: int) -> None:
-        self._sweep = sweep
+    def __init__(self, failures: FailureLimit, total: int) -> None:
+        self._failures = failures
         self._total = total
         self._ended = 0
         self._last_line = time.monotonic()
@@ -142,5 +147,5 @@ class _JobLog:
     def run_ended(self, outcome: RunOutcome) -> None:
         self._ended += 1
         if outcome.failed:
-            self._sweep.mark_failure(outcome.directory.path.name)
+            self._failures.mark(outcome.directory.path.name)
         log.info("[%d/%d] %s", self._ended, self._total, outcome_line(outcome))

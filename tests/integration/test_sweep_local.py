@@ -220,6 +220,17 @@ def test_max_failures_starts_no_further_run_and_retry_starts_failed_runs(tmp_pat
     assert "6 to run" in text and text.count("(n=1)") == 12
 
 
+def test_a_named_sweep_counts_the_failures_of_each_command_by_itself(tmp_path):
+    both = [*TINY, "sweep.name=both", "sweep.max_failures=2", "hydra.launcher.n_jobs=1"]
+    text = call(tmp_path / "r", *both, "+env.fault=w1,raise,kill,w2", expected_code=1)
+    assert "2 of 4 runs failed" in text and "1 run not started" in text, text
+    text = call(tmp_path / "r", *both, "+env.fault=exit,w3", expected_code=1)
+    assert "1 of 2 runs failed" in text and "not started" not in text, text
+    table = (tmp_path / "r" / "both" / "table.md").read_text()
+    assert "1 failed (s0)" in table and "3 runs of earlier commands" in table, table
+    assert len([path for path in runs(tmp_path / "r") if (path / "result.json").exists()]) == 2
+
+
 def test_the_advised_command_finishes_an_interrupted_sweep(tmp_path):
     args = [*SMALL, *LONG, "seed=0-2", "hydra.launcher.n_jobs=1"]
     process = start(tmp_path / "r", *args, **PAUSE)

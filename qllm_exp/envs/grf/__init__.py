@@ -1,5 +1,5 @@
 """Google Research Football: the real engine in worker processes."""
 
-from qllm_exp.envs.grf.env import Config, check, make, tasks
+from qllm_exp.envs.grf.env import Config, check, make, tasks, versions
 
-__all__ = ["Config", "check", "make", "tasks"]
+__all__ = ["Config", "check", "make", "tasks", "versions"]

@@ -37,6 +37,7 @@ from qllm_exp.envs.grf.worker import ACTIONS, ACTIVE, MODE, OBS_DIM, PLAYERS, Sc
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 from qllm_exp.envs.simulator import SimulatorEnv
 from qllm_exp.errors import UserError, choose
+from qllm_exp.runs.versions import library_version, source_hash
 
 
 @dataclass
@@ -127,6 +128,14 @@ def make(config: Config, num_envs: int, seed: int, device: torch.device) -> "Foo
         if not error.loading:
             raise
         raise UserError(f"env=grf: the football engine does not load. Type: make grf\n{error}") from error
+
+
+def versions(config: Any) -> dict[str, str]:
+    """The version of gfootball, and a hash of the compiled engine: builds of one version may differ in their rounding."""
+    spec = importlib.util.find_spec("gfootball_engine") if _is_installed("gfootball_engine") else None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec is not None else []
+    engine = "".join(source_hash(folder.rglob("*.so"), folder) for folder in folders)
+    return {"gfootball": library_version("gfootball"), "football_engine": engine}
 
 
 class FootballEnv(SimulatorEnv):

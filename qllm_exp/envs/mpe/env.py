@@ -34,6 +34,7 @@ from qllm_exp.envs.mpe.sides import SIDES
 from qllm_exp.envs.mpe.state import WorldState
 from qllm_exp.envs.mpe.texts import TEXTS
 from qllm_exp.errors import UserError, choose, nearest
+from qllm_exp.runs.versions import library_version
 
 
 @dataclass
@@ -74,6 +75,11 @@ def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv
     """
     check(config)
     return MpeEnv(config, num_envs, seed, device)
+
+
+def versions(config: Any) -> dict[str, str]:
+    """The version of VMAS."""
+    return {"vmas": library_version("vmas")}
 
 
 class MpeEnv(TeamEnv):

@@ -21,6 +21,7 @@ from qllm_exp.envs.base import Observation, Step
 from qllm_exp.envs.pettingzoo.layout import describe, state_layout
 from qllm_exp.envs.simulator import SimulatorEnv, episode_seed
 from qllm_exp.errors import UserError, nearest
+from qllm_exp.runs.versions import library_version, source_hash
 
 
 @dataclass
@@ -56,6 +57,16 @@ def make(config: Any, num_envs: int, seed: int, device: torch.device) -> "Pettin
         UserError: see `check` and `PettingzooEnv`.
     """
     return PettingzooEnv(config, _load_constructor(config.task), num_envs, seed, device)
+
+
+def versions(config: Any) -> dict[str, str]:
+    """The versions of PettingZoo, of Gymnasium and of the task's package; of a module without a version a hash of its file."""
+    package = config.task.partition(".")[0]
+    source = registry.find_source(config.task)
+    installed = {name: library_version(name) for name in ("pettingzoo", "gymnasium", package)}
+    if source is not None and not installed[package]:
+        return installed | {f"module {config.task}": source_hash([source], source.parent)}
+    return installed
 
 
 class PettingzooEnv(SimulatorEnv):

@@ -22,7 +22,7 @@ from qllm_exp.results.statistics.align import align
 from qllm_exp.results.statistics.comparison import probability_of_improvement
 from qllm_exp.results.statistics.normalise import Normalisation, normalise
 from qllm_exp.results.statistics.profiles import performance_profile
-from qllm_exp.results.tables.pivot import METRICS, run_notes
+from qllm_exp.results.tables.pivot import METRICS, notes_on_records
 from qllm_exp.utils.text import count
 
 THRESHOLDS = 101
@@ -132,7 +132,7 @@ def aggregated_curves(records: Sequence[Record], path: Path | None = None, missi
     axis.set_ylabel("normalised evaluation return, IQM")
     format_steps_axis(axis)
     legends(figure, [axis])
-    return finish(figure, [*notes, *run_notes(records), *shared.unit_notes(), *missing], path)
+    return finish(figure, [*notes, *notes_on_records(records), *shared.unit_notes(), *missing], path)
 
 
 def profiles(
@@ -167,7 +167,7 @@ def profiles(
     tidy(axis)
     legends(figure, [axis])
     note = f"Over {count(len(shared.tasks), 'task')}; bands are pointwise 95 % stratified bootstrap intervals."
-    notes = [note, *shared.notes, *run_notes(records, metric), *shared.unit_notes()]
+    notes = [note, *shared.notes, *notes_on_records(records, metric), *shared.unit_notes()]
     return finish(figure, [*notes, *missing], path)
 
 
@@ -237,7 +237,7 @@ def improvement(
         f"n = {_run_range(estimates)} {sample_units.unit_name(list(shared.runs.values()))}. At 0.5 neither is better."
     )
     excluded = [line for line in shared.notes if line.startswith("Left out")]
-    notes = [note, *excluded, *run_notes(records, metric), *shared.unit_notes()]
+    notes = [note, *excluded, *notes_on_records(records, metric), *shared.unit_notes()]
     return finish(figure, [*notes, *missing], path)
 
 

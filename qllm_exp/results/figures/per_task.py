@@ -20,7 +20,7 @@ from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics import sample_units
 from qllm_exp.results.statistics.aggregate import Array, bootstrap_mean
 from qllm_exp.results.statistics.align import align
-from qllm_exp.results.tables.pivot import METRICS, run_notes
+from qllm_exp.results.tables.pivot import METRICS, notes_on_records
 
 
 def curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = (), only: str = "") -> Figure:
@@ -58,7 +58,7 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
         axis.set_ylabel("evaluation return")
         format_steps_axis(axis)
     legends(figure, axes)
-    return finish(figure, [*notes, *run_notes(records), *sample_units.unit_notes(groups), *missing], path)
+    return finish(figure, [*notes, *notes_on_records(records), *sample_units.unit_notes(groups), *missing], path)
 
 
 def bars(
@@ -97,7 +97,7 @@ def bars(
     groups = [runs for methods in tasks.values() for runs in methods.values()]
     units = sample_units.unit_name(groups)
     note = f"Mean over {units} with 95 % bootstrap intervals; dots are individual {units}."
-    return finish(figure, [note, *run_notes(records, metric), *sample_units.unit_notes(groups), *missing], path)
+    return finish(figure, [note, *notes_on_records(records, metric), *sample_units.unit_notes(groups), *missing], path)
 
 
 def group_by_task(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:

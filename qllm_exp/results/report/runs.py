@@ -2,10 +2,11 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,11 +26,12 @@ from qllm_exp.results.report.parts import (
     tag,
 )
 from qllm_exp.results.report.report_data import ReportData, display_path
-from qllm_exp.results.tables.pivot import run_notes
+from qllm_exp.results.tables.pivot import notes_on_records
 from qllm_exp.runs.config_reader import ConfigReader
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING, STATES
 from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.runs.versions import segments
 from qllm_exp.tracking.wandb_restore import ORIGIN_FILE
 from qllm_exp.utils.text import count, duration
 
@@ -69,8 +71,12 @@ def _sweep(sweep: Sweep, data: ReportData) -> Html:
 
 
 def _version(run: Record) -> str:
-    """Return the package version and commit of a run."""
-    version, commit = run.versions.get("qllm_exp"), str(run.versions.get("commit") or "")
+    """Return the package version and commit of a run, or of each of its parts if it was resumed with others."""
+    return " -> ".join(dict.fromkeys(map(_version_of, segments(run.versions) or [{}])))
+
+
+def _version_of(versions: Mapping[str, Any]) -> str:
+    version, commit = versions.get("qllm_exp"), str(versions.get("commit") or "")
     if not version:
         return "unknown version"
     text = f"qllm_exp {version}"
@@ -187,7 +193,7 @@ def runs_section(data: ReportData) -> Html:
     rows += [_unfinished_row(run, data) for run in unfinished[: MAX_RUNS - len(rows)]]
     total = len(records) + len(unfinished)
     caption = f"{count(total, 'run')}: returns of the last evaluation (final) and of the best parameters (absolute)"
-    notes = [tag("p", note) for note in run_notes(records, "absolute")]
+    notes = [tag("p", note) for note in notes_on_records(records, "absolute")]
     content = concat([table(caption, _HEADS, rows, "plain sortable"), *notes])
     if total > MAX_OPEN_ROWS:
         content = details(f"All {len(rows):,} runs" if total == len(rows) else "Runs", content)

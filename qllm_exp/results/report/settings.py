@@ -4,6 +4,7 @@ import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import chain
 
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.reader import Record
@@ -19,7 +20,7 @@ from qllm_exp.results.report.parts import (
 )
 from qllm_exp.results.report.report_data import ReportData, display_path, one_record_per_method
 from qllm_exp.results.tables.costs import MEASURES
-from qllm_exp.runs.versions import MACHINE_KEYS
+from qllm_exp.runs.versions import segments
 from qllm_exp.utils.text import count, duration
 
 _SINGLE_RUN_TEXT = (
@@ -57,9 +58,12 @@ def versions_section(data: ReportData) -> Html:
     with_versions = [record for record in data.records if record.versions]
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in with_versions:
-        for name, version in record.versions.items():
-            if name not in MACHINE_KEYS:  # a report is passed on: it names no machine
-                counts[name][str(version)] += 1
+        parts = segments(record.versions)
+        for name in dict.fromkeys(chain.from_iterable(parts)):
+            if name != "env_step":
+                # Of a resumed run all versions, in order. A report is passed on: `segments` name no machine.
+                distinct = dict.fromkeys(str(part[name]) or "none" for part in parts if name in part)
+                counts[name][" -> ".join(distinct)] += 1
     if not counts:
         return section("versions", "Versions", missing_note("No finished run recorded its versions."))
     rows = []
@@ -114,7 +118,9 @@ def reproduce_section(data: ReportData) -> Html:
 
 def _checkout_commands(records: Sequence[Record]) -> list[Html]:
     """Return the commands that check out the code of the runs."""
-    commits = Counter(str(record.versions.get("commit") or "") for record in records)
+    commits: Counter[str] = Counter()
+    for record in records:
+        commits.update({str(part.get("commit") or "") for part in segments(record.versions)})
     commits.pop("", None)
     if not commits:
         return [missing_note("No finished run recorded its git commit.")]

@@ -114,7 +114,7 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
     return Pivot(_mark_bold(cells, comparison_group, stat), normalisation, left_out)
 
 
-def run_notes(records: Sequence[Record], metric: str = "final") -> list[str]:
+def notes_on_records(records: Sequence[Record], metric: str = "final") -> list[str]:
     """Return the footnotes of a table or figure on what the values of its runs are.
 
     Args:

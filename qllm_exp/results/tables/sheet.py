@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from qllm_exp.results.records.collect import Collection
+from qllm_exp.results.records.collect import Collection, Record
 from qllm_exp.results.statistics import sample_units
 from qllm_exp.results.statistics.aggregate import MIN_RUNS
 from qllm_exp.results.tables.pivot import Cell
+from qllm_exp.runs.versions import changes
 from qllm_exp.utils.text import inert_lines
 
 MAX_NAMES = 6  # names listed in a footnote
@@ -98,8 +99,29 @@ def notes_on_missing(collection: Collection) -> list[str]:
     return notes
 
 
-def _list_names(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:MAX_NAMES])
+def notes_on_resumed(records: Sequence[Record]) -> list[str]:
+    """Return a footnote for each method and task with runs that were resumed with other software or hardware."""
+    runs_by_change: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        for env_step, differing in changes(record.versions):
+            text = ", ".join(f"{name} {change}" for name, change in differing.items())
+            runs_by_change[record.task, record.method][text].append(f"s{record.seed} from step {env_step:,}")
+    notes = []
+    for (task, method), runs in sorted(runs_by_change.items()):
+        listed = _list_names([f"{text} ({_list_names(seeds)})" for text, seeds in runs.items()], "; ")
+        notes.append(
+            f"Resumed with other software or hardware, which may change later numbers: {method} on {task}: {listed}."
+        )
+    return notes
+
+
+def notes_on_runs(collection: Collection) -> list[str]:
+    """Return the footnotes on runs that are missing and on runs that were resumed with other software or hardware."""
+    return [*notes_on_missing(collection), *notes_on_resumed(collection.finished)]
+
+
+def _list_names(names: Sequence[str], separator: str = ", ") -> str:
+    listed = separator.join(names[:MAX_NAMES])
     return listed if len(names) <= MAX_NAMES else f"{listed} and {len(names) - MAX_NAMES} more"
 
 

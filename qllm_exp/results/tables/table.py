@@ -12,8 +12,8 @@ from qllm_exp.results.records import keys
 from qllm_exp.results.records.collect import Collection
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.tables.ablation_defaults import default_notes, default_values
-from qllm_exp.results.tables.pivot import METRIC_TITLES, Cell, Labels, Pivot, difference, pivot, run_notes
-from qllm_exp.results.tables.sheet import Sheet, notes_on_cells, notes_on_missing
+from qllm_exp.results.tables.pivot import METRIC_TITLES, Cell, Labels, Pivot, difference, notes_on_records, pivot
+from qllm_exp.results.tables.sheet import Sheet, notes_on_cells, notes_on_runs
 from qllm_exp.utils.text import count
 
 ROWS, COLUMNS = ("env", "task"), (keys.METHOD,)
@@ -137,7 +137,7 @@ def _title(metric: str, stat: str, cells: Pivot) -> str:
 
 def _with_notes(sheet: Sheet, cells: Pivot, collection: Collection) -> Sheet:
     shown = [run for cell in cells.cells.values() for run in cell.runs]
-    notes = [*notes_on_cells(sheet), *run_notes(shown, sheet.metric), *sheet.notes]
+    notes = [*notes_on_cells(sheet), *notes_on_records(shown, sheet.metric), *sheet.notes]
     if cells.normalisation is not None:
         notes += cells.normalisation.notes
         notes.append(
@@ -146,7 +146,7 @@ def _with_notes(sheet: Sheet, cells: Pivot, collection: Collection) -> Sheet:
     left_out = Counter((record.method, record.task) for record in cells.left_out)
     for (method, task), number in sorted(left_out.items()):
         notes.append(f"Left out: {method} on {task} ({count(number, 'run')}).")
-    return replace(sheet, notes=[*notes, *notes_on_missing(collection)])
+    return replace(sheet, notes=[*notes, *notes_on_runs(collection)])
 
 
 def _check_varies(axis: str, eligible: Sequence[Record], records: Sequence[Record]) -> None:

@@ -347,3 +347,46 @@ def test_the_kernel_works_without_a_writable_cache(unbuilt: Path) -> None:
     unbuilt.write_text("a file where the folder should be")
     assert gru_kernel.status().startswith("native (for this process only")
     assert agent(6, 5, 16).unroll(torch.randn(4, 9, 6)).shape == (4, 9, 5)
+
+
+def compiler_that_writes(folder: Path, marker: str) -> str:
+    """A compiler whose libraries contain a text, so that its version shows in what it builds."""
+    script = folder / f"c++-{marker}"
+    script.write_text(f'#!/bin/sh\nexec c++ "$@" -Wl,-soname,{marker}\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.mark.parametrize("later", ["", "no-such-compiler", "newer"])
+def test_a_kernel_in_the_cache_is_used_whatever_compiler_there_is_later(
+    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, later: str
+) -> None:
+    monkeypatch.setenv("CXX", compiler_that_writes(tmp_path, "first"))
+    first = gru_kernel.status(), gru_kernel.version()
+    assert first[0].startswith(f"native ({unbuilt}") and first[1].startswith("native ")
+    gru_kernel._library.cache_clear()
+    if later:
+        monkeypatch.setenv("CXX", compiler_that_writes(tmp_path, later) if later == "newer" else later)
+    else:
+        monkeypatch.delenv("CXX")
+        monkeypatch.setenv("PATH", "")
+    assert (gru_kernel.status(), gru_kernel.version()) == first
+
+
+def test_the_version_of_the_kernel_is_that_of_its_content(
+    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    versions = []
+    for cache, marker in (("a", "first"), ("b", "first"), ("c", "newer")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        monkeypatch.setenv("CXX", compiler_that_writes(tmp_path, marker))
+        gru_kernel._library.cache_clear()
+        versions.append(gru_kernel.version())
+    unbuilt.write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    gru_kernel._library.cache_clear()
+    versions.append(gru_kernel.version())
+    assert versions[0] == versions[1] != versions[2] == versions[3]
+    monkeypatch.setenv("QLLM_EXP_NATIVE", "0")
+    gru_kernel._library.cache_clear()
+    assert gru_kernel.version() == "torch"

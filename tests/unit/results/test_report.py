@@ -29,6 +29,7 @@ from qllm_exp.results.report.parts import Html, concat, tag
 from qllm_exp.results.report.prose import prose
 from qllm_exp.results.report.python import highlight
 from qllm_exp.results.report.tables import varied_settings
+from qllm_exp.runs.versions import resumed_record
 from qllm_exp.utils.text import inert_lines
 
 pytestmark = pytest.mark.slow
@@ -127,6 +128,20 @@ def test_differing_versions_are_marked(runs: Path) -> None:
     ]
     assert "Differs between runs: torch." in page.text
     assert "git checkout abc123def4567" in page.text
+
+
+def test_all_versions_of_a_resumed_run_are_shown(runs: Path) -> None:
+    run = next(path for path in sorted(runs.iterdir()) if (path / "versions.json").exists())
+    before = json.loads((run / "versions.json").read_text()) | {"torch": "2.5", "kernel": "native 0123456789"}
+    after = before | {"commit": "fff123def4567", "torch": "2.7", "kernel": "torch", "host": "lab8"}
+    record = resumed_record(before, after, 100_000)
+    (run / "versions.json").write_text(json.dumps(record))
+    page = page_of(runs)
+    assert "2.5 -> 2.7 (1 run)" in page.row("torch")[1] and "native 0123456789 -> torch" in page.row("kernel")[1]
+    assert "torch 2.5 -> 2.7, kernel native 0123456789 -> torch (s" in page.text and "from step 100,000)" in page.text
+    assert "qllm_exp 0.1.0, commit abc123def4 -> qllm_exp 0.1.0, commit fff123def4 (1 run)" in page.text
+    assert "git checkout abc123def4567" in page.text and "git checkout fff123def4567" in page.text
+    assert not [row for row in page.rows if row[0] in ("env_step", "segments")] and "lab" not in page.text
 
 
 def test_cost_and_the_settings_that_differ(runs: Path) -> None:

@@ -154,6 +154,29 @@ def test_numbers_within_names_are_in_the_order_of_their_size() -> None:
     assert ordered == ["tfcaf", "tfcaf rounds=2", "tfcaf rounds=10", "vdn rate=1e-05", "vdn rate=0.001", "none", "a1"]
 
 
+# Footnotes on resumed runs
+
+
+def test_a_run_that_was_resumed_with_other_software_is_marked(tmp_path: Path) -> None:
+    five(tmp_path, "qmix", 0.7)
+    runs = {seed: next(tmp_path.glob(f"*_s{seed}_*")) for seed in range(3)}
+    old, new = {"torch": "2.6.0", "kernel": "native 0123456789"}, {"torch": "2.7.0", "kernel": "torch"}
+    parts = [{"env_step": 0, **old}, {"env_step": 120_000, **new}, {"env_step": 150_000, **old}]
+    (runs[0] / "versions.json").write_text(json.dumps({**old, "segments": parts}))
+    (runs[1] / "versions.json").write_text(json.dumps({**new, "segments": parts[:2]}))
+    (runs[2] / "versions.json").write_text(json.dumps(old))
+    sheet, _ = comparison(collect([tmp_path]))
+    (note,) = [note for note in sheet.notes if "Resumed" in note]
+    assert note == (
+        "Resumed with other software or hardware, which may change later numbers: qmix on lbf/8x8-2p-2f-coop-2s: "
+        "torch 2.6.0 -> 2.7.0, kernel native 0123456789 -> torch (s0 from step 120,000, s1 from step 120,000); "
+        "torch 2.7.0 -> 2.6.0, kernel torch -> native 0123456789 (s0 from step 150,000)."
+    )
+    for text in (markdown([sheet]), html([sheet]), latex([sheet])):
+        assert "from step 120,000" in text
+    assert not [note for note in comparison(collect([runs[2]]))[0].notes if "Resumed" in note]
+
+
 # Bold
 
 

@@ -14,6 +14,7 @@ from qllm_exp.results.__main__ import main
 from qllm_exp.runs.metrics import MetricsReader
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import run_folders
+from qllm_exp.runs.versions import resumed_record
 from qllm_exp.tracking import sidecar, wandb_login, wandb_payload
 
 
@@ -120,11 +121,15 @@ def test_the_configuration_is_flat_and_contains_no_path_and_no_address(tmp_path)
     for tfcaf in ('{"hash": "0123456789abcdef"}', None):
         directory = RunDirectory(tmp_path / str(tfcaf is None))
         directory.create(run, tfcaf)
+        before = {"host": "secret", "torch": "2.6.0", "kernel": "torch"}
+        record = resumed_record(before, before | {"kernel": "native 0123456789", "system": "secret"}, 500)
+        directory.versions.write_text(json.dumps(record))
         flat = wandb_payload.flat_config(directory)
         text = json.dumps(flat)
         assert not [word for word in ("secret", "MY_KEY", "/home/me") if word in text]
         assert not [value for value in flat.values() if isinstance(value, dict)]
         assert (flat["env"], flat["env.task"], flat["device"]) == ("lbf", "8x8-2p-2f-coop-2s", "cuda")
+        assert (flat["versions.kernel"], flat["versions.segments"]) == ("native 0123456789", record["segments"])
         assert (flat.get("function"), "llm.model" in flat) == (("01234567", True) if tfcaf else (None, False))
 
 

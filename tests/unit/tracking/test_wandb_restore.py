@@ -14,6 +14,7 @@ from qllm_exp.results.records.collect import collect
 from qllm_exp.results.records.sources import Address, parse_source, to_folders
 from qllm_exp.runs.metrics import MetricsReader
 from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.versions import changes, resumed_record
 from qllm_exp.tracking import wandb_payload, wandb_restore
 from qllm_exp.tracking.wandb_restore import RemoteRun
 
@@ -53,6 +54,8 @@ def local(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_restored_exactly(local: Path, tmp_path: Path) -> None:
+    record = resumed_record({"torch": "2.6.0", "kernel": "torch"}, {"torch": "2.7.0", "kernel": "torch"}, 50_000)
+    (local / "versions.json").write_text(json.dumps(record))
     run, history = upload(local)
     restored = tmp_path / "restored" / run.name
     wandb_restore.restore(restored, run, history, "")
@@ -61,6 +64,9 @@ def test_a_folder_is_restored_exactly(local: Path, tmp_path: Path) -> None:
         [sorted(row.items()) for row in metrics_rows(local)]
     )
     (original,), (copy,) = (collect([path]).finished for path in (local, restored))
+    assert original.versions == copy.versions and list(changes(copy.versions)) == [
+        (50_000, {"torch": "2.6.0 -> 2.7.0"})
+    ]
     assert repr(original.result["final_return"]) == repr(copy.result["final_return"]) == "4.0"
     assert repr(sorted(original.settings.items())) == repr(sorted(copy.settings.items()))
     assert repr(original.settings["train.gamma"]) == "1.0" and original.parameters == copy.parameters
