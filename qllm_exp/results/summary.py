@@ -26,7 +26,11 @@ def summarise(folder: Path) -> None:
         log.info("\nno comparison: %s", error)
         return
     runs = "\n".join(f"- {record.name}" for record in collection.finished)
-    (folder / "table.md").write_text(f"{text}\nFrom the runs:\n\n{runs}\n")
+    try:
+        (folder / "table.md").write_text(f"{text}\nFrom the runs:\n\n{runs}\n")
+        table_text = str(folder / "table.md")
+    except OSError as error:
+        table_text = f"not written: {error.strerror}"
     try:
         from qllm_exp.results.figures.per_task import curves  # matplotlib is slow to import
 
@@ -34,4 +38,4 @@ def summarise(folder: Path) -> None:
         curves_text = str(folder / "curves.png")
     except UserError as error:
         curves_text = f"not drawn: {error}"
-    log.info("\n%s\ntable:  %s\ncurves: %s", text, folder / "table.md", curves_text)
+    log.info("\n%s\ntable:  %s\ncurves: %s", text, table_text, curves_text)

@@ -4,6 +4,7 @@ import logging
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def _start(launcher: Launcher, sweep: Sweep, plan: Plan, create: Callable[[RunDi
     queued = [run.directory for run in plan.runs_in(QUEUED)]
     if not directories and not (launcher.waits and (running or queued)):
         return []
-    return launcher.start(sweep, Work(directories, create, running, queued, _device(run.config for run in plan.to_run)))
+    device = _device(run.config for run in plan.to_run)
+    statuses = {run_state.directory.path: run_state.status for run_state in plan.states}
+    return launcher.start(sweep, Work(directories, create, running, queued, device, statuses))
 
 
 def exit_code(directories: Sequence[RunDirectory], outcomes: Sequence[RunOutcome], waited: bool) -> int:
@@ -148,7 +151,8 @@ def restart(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launche
     for directory in directories:
         directory.stop_request.unlink(missing_ok=True)
     device = _device(directory.read_config() for directory in directories)
-    outcomes = launcher.start(sweep, Work(directories, device=device))
+    statuses = {directory.path: directory.status() for directory in directories}
+    outcomes = launcher.start(sweep, Work(directories, device=device, statuses=statuses))
     conclude(sweep, outcomes, launcher.waits)
     return exit_code(directories, outcomes, launcher.waits)
 
@@ -185,15 +189,20 @@ def conclude(sweep: Sweep, outcomes: Sequence[RunOutcome], waited: bool) -> None
         outcomes: the runs that have ended.
         waited: whether the launcher waited for the runs to end.
     """
+    with suppress(OSError):  # on a full disk
+        sweep.restore_record()
     finished = [directory for directory in sweep.directories if directory.result() is not None]
     if finished and (waited or len(finished) == len(sweep.record.runs)):
         summarise(sweep.path)
-    failed = [outcome for outcome in outcomes if outcome.failed]
+    # A full disk is reported already, once for all runs.
+    failed = [outcome for outcome in outcomes if outcome.failed and not outcome.disk_full]
     if failed:
         log.info("%d of %d runs failed:", len(failed), len(sweep.record.runs))
         for outcome in failed:
-            log.info("%s", failure_report(outcome.directory, outcome.error, outcome.directory.console))
-        log.info("retry all failed runs: %s -m qllm_exp retry %s", python_command(), shlex.quote(str(sweep.path)))
+            console = outcome.directory.console
+            log.info("%s", failure_report(outcome.directory, outcome.error, console if console.exists() else None))
+        if any(outcome.directory.config.exists() for outcome in failed):
+            log.info("retry all failed runs: %s -m qllm_exp retry %s", python_command(), shlex.quote(str(sweep.path)))
     remaining = len(sweep.record.runs) - len(finished) - len(failed)
     if waited and remaining and not sweep.may_start():
         limit = sweep.record.max_failures

@@ -75,7 +75,12 @@ class Display:
 
 
 def outcome_line(outcome: RunOutcome) -> str:
-    """Return 'NAME: return 0.983 in 2 min 11 s', or the error, or why the run did not finish."""
+    """Return 'NAME: return 0.983 in 2 min 11 s', or the error, or why the run did not finish.
+
+    The line about a full disk names no run: it concerns all of them.
+    """
+    if outcome.disk_full:
+        return f"{outcome.error} No further run starts."
     name, result = outcome.directory.path.name, outcome.directory.result()
     if result is not None:
         return f"{name}: return {result['final_return']:.3f} in {duration(result['wall_s'])}"
@@ -106,7 +111,7 @@ def progress(status: dict[str, Any]) -> str:
 
 
 def failure_report(directory: RunDirectory, error: str, log_path: Path | None) -> str:
-    """Return a failed run in a few inert lines: name, error, log, and the command that runs it again.
+    """Return a failed run in a few inert lines: name, error, log, and the command that runs it again, if it has a directory.
 
     Args:
         directory: the run's directory.
@@ -117,7 +122,8 @@ def failure_report(directory: RunDirectory, error: str, log_path: Path | None) -
     lines = [f"  {directory.path.name}", f"    {error}"]
     if log_path is not None:
         lines.append(f"    log: {log_path}")
-    lines.append(f"    retry: {retry}")
+    if directory.config.exists():
+        lines.append(f"    retry: {retry}")
     return inert_lines("\n".join(lines))
 
 
