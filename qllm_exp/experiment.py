@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Exit codes of a run's process; 0: finished, 2: the command line is wrong.
 FAILED, INTERRUPTED, BUSY, DISK_FULL = 1, 3, 4, 5
-REMOVED = "{} was removed while its run was in progress. The same command starts the run again."
+REMOVED = "The run directory was removed while the run was in progress. The same command starts the run again."
 PARENT = "QLLM_EXP_PARENT"  # environment variable: id of the parent process, which this process must not outlive
 
 
@@ -101,7 +101,7 @@ def _as_user_error(error: Exception, directory: RunDirectory) -> UserError | Non
     if isinstance(error, OSError) and is_disk_full(error):
         return DiskFull(directory.path, str(error.strerror))
     if directory.was_removed():
-        return RunFailed(REMOVED.format(directory.path))
+        return RunFailed(REMOVED)
     return None
 
 
@@ -340,7 +340,7 @@ class _StopRequest:
             RunFailed: the run directory was removed, so there is no place for a checkpoint.
         """
         if self._requested and self._directory.was_removed():
-            raise RunFailed(REMOVED.format(self._directory.path))
+            raise RunFailed(REMOVED)
         return self._requested
 
     def restore(self) -> None:

@@ -194,15 +194,13 @@ def conclude(sweep: Sweep, outcomes: Sequence[RunOutcome], waited: bool) -> None
     finished = [directory for directory in sweep.directories if directory.result() is not None]
     if finished and (waited or len(finished) == len(sweep.record.runs)):
         summarise(sweep.path)
-    # A full disk is reported already, once for all runs.
-    failed = [outcome for outcome in outcomes if outcome.failed and not outcome.disk_full]
+    # A full disk was reported once for all runs, and a removed directory has neither a log nor a command to name.
+    failed = [run for run in outcomes if run.failed and not run.disk_full and run.directory.config.exists()]
     if failed:
         log.info("%d of %d runs failed:", len(failed), len(sweep.record.runs))
         for outcome in failed:
-            console = outcome.directory.console
-            log.info("%s", failure_report(outcome.directory, outcome.error, console if console.exists() else None))
-        if any(outcome.directory.config.exists() for outcome in failed):
-            log.info("retry all failed runs: %s -m qllm_exp retry %s", python_command(), shlex.quote(str(sweep.path)))
+            log.info("%s", failure_report(outcome.directory, outcome.error, outcome.directory.console))
+        log.info("retry all failed runs: %s -m qllm_exp retry %s", python_command(), shlex.quote(str(sweep.path)))
     remaining = len(sweep.record.runs) - len(finished) - len(failed)
     if waited and remaining and not sweep.may_start():
         limit = sweep.record.max_failures

@@ -284,7 +284,7 @@ def _outcome(directory: RunDirectory, code: int) -> RunOutcome:
     if code == EXIT_INTERRUPTED:
         return RunOutcome(directory, "interrupted at a checkpoint")
     if not directory.config.exists():
-        return RunOutcome(directory, REMOVED.format(directory.path), failed=True)
+        return RunOutcome(directory, REMOVED, failed=True)
     status = directory.status()
     recorded = status.get("state")
     if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):  # so early that the worker had no signal handlers yet

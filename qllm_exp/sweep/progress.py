@@ -111,7 +111,7 @@ def progress(status: dict[str, Any]) -> str:
 
 
 def failure_report(directory: RunDirectory, error: str, log_path: Path | None) -> str:
-    """Return a failed run in a few inert lines: name, error, log, and the command that runs it again, if it has a directory.
+    """Return a failed run in a few inert lines: name, error, log, and the command that runs it again.
 
     Args:
         directory: the run's directory.
@@ -122,8 +122,7 @@ def failure_report(directory: RunDirectory, error: str, log_path: Path | None) -
     lines = [f"  {directory.path.name}", f"    {error}"]
     if log_path is not None:
         lines.append(f"    log: {log_path}")
-    if directory.config.exists():
-        lines.append(f"    retry: {retry}")
+    lines.append(f"    retry: {retry}")
     return inert_lines("\n".join(lines))
 
 

@@ -399,7 +399,7 @@ def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[RunOutcome]
             if run_state.state == FINISHED:
                 outcome = RunOutcome(directory)
             elif not directory.config.exists():
-                outcome = RunOutcome(directory, REMOVED.format(directory.path), failed=True)
+                outcome = RunOutcome(directory, REMOVED, failed=True)
             else:
                 error = run_state.reason or run_state.state
                 outcome = RunOutcome(directory, error, failed=run_state.state in (FAILED, DEAD))

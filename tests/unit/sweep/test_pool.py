@@ -136,7 +136,7 @@ def test_a_removed_run_directory_fails_its_own_run_only(tmp_path, monkeypatch):
     )
     assert len(observer.outcomes) == 4 and not started.not_started
     for outcome in observer.outcomes[:3]:
-        assert outcome.failed and "was removed while its run was in progress" in outcome.error
+        assert outcome.failed and "was removed while the run was in progress" in outcome.error
         assert outcome_line(outcome).count("\n") == 0 and not outcome.directory.path.exists()
     assert not observer.outcomes[3].failed
 

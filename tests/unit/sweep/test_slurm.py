@@ -120,4 +120,4 @@ def test_a_run_whose_directory_was_removed_is_reported(tmp_path: Path, monkeypat
     monkeypatch.setattr(slurm, "GONE_S", 0.0)
     monkeypatch.setattr(Queue, "query", classmethod(lambda cls, folder: cls({})))
     (outcome,) = slurm._wait(sweep, work.directories)
-    assert outcome.failed and "was removed while its run was in progress" in outcome.error
+    assert outcome.failed and "was removed while the run was in progress" in outcome.error
