@@ -42,7 +42,7 @@ _MAX_CONFIG_BYTES = 2**20
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HEARTBEAT_LIMIT_S = 60.0  # a running run whose heartbeat is older than this is dead
 WATCH_S = 12.0  # seconds of watching, longer than two heartbeats, before a run of another machine is taken over
-_MAX_CLOCK_DIFFERENCE_S = 900.0  # of two machines; if the two dates of a heartbeat differ by more, its file is a copy
+_MAX_CLOCK_DIFFERENCE_S = 900.0  # of two machines; if the file of a heartbeat is younger by more, it is a copy
 
 
 class Busy(UserError):
@@ -262,7 +262,7 @@ class RunDirectory:
             date = self._status_path.stat().st_mtime
         except OSError:
             date = math.inf
-        if abs(date - heartbeat) > _MAX_CLOCK_DIFFERENCE_S:
+        if date - heartbeat > _MAX_CLOCK_DIFFERENCE_S:
             now, date = time.time(), heartbeat
         return max(0.0, now - date)
 

@@ -29,7 +29,7 @@ def write_heartbeat(folder: Path, clock_s: float = 0.0, age_s: float = 0.0, date
     return RunDirectory(folder)
 
 
-@pytest.mark.parametrize("clock_s", [-600.0, -61.0, 0.0, 61.0, 600.0])
+@pytest.mark.parametrize("clock_s", [-600.0, -61.0, 0.0, 61.0, 600.0, 86400.0])
 def test_the_clock_of_another_machine_neither_kills_nor_revives_its_runs(tmp_path: Path, clock_s: float) -> None:
     alive = write_heartbeat(tmp_path, clock_s, age_s=5.0)
     assert alive.owner() == "process 17 on node9"
