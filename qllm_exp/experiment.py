@@ -2,28 +2,31 @@
 
 import contextlib
 import ctypes
-import errno
 import logging
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from qllm_exp.config import schema
-from qllm_exp.errors import UserError
+from qllm_exp.errors import RunFailed, UserError
 from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.metrics import MetricsRow
-from qllm_exp.runs.run_directory import Busy, RunDirectory
+from qllm_exp.runs.run_directory import Busy, DiskFull, RunDirectory
 from qllm_exp.tracking.sidecar import Sidecar
+from qllm_exp.utils.files import is_disk_full, write_atomically
 from qllm_exp.utils.text import inert_lines
 
 log = logging.getLogger(__name__)
 
-FAILED, INTERRUPTED, BUSY = 1, 3, 4  # exit codes of a run's process; 0: finished, 2: the command line is wrong
+# Exit codes of a run's process; 0: finished, 2: the command line is wrong.
+FAILED, INTERRUPTED, BUSY, DISK_FULL = 1, 3, 4, 5
+REMOVED = "The run directory was removed while the run was in progress. The same command starts the run again."
 PARENT = "QLLM_EXP_PARENT"  # environment variable: id of the parent process, which this process must not outlive
 
 
@@ -57,29 +60,29 @@ def execute(directory: RunDirectory, show: bool = True) -> RunResult:
     result = _finished_result(directory)
     if result is not None:
         return result
-    directory.lock()
-    result = _finished_result(directory)  # the previous owner of the lock may have finished the run
-    if result is not None:
-        directory.close()
-        return result
-    handler = _log_to(directory.log)
-    sidecar = Sidecar(directory, run.tracking)
-    try:
-        return _train(run, directory, show, sidecar)
-    except Exception as error:
-        user_error = _as_user_error(error, directory)
-        _record_error(directory, error if user_error is None else user_error)
-        if user_error is not None and user_error is not error:
-            raise user_error from error
-        raise
-    except KeyboardInterrupt:
-        directory.set_status("interrupted")
-        raise
-    finally:
-        sidecar.close()
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-        directory.close()
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(directory.close)
+        try:
+            directory.lock()
+            result = _finished_result(directory)  # the previous owner of the lock may have finished the run
+            if result is not None:
+                return result
+            cleanup.enter_context(_log_to(directory.log))
+            sidecar = Sidecar(directory, run.tracking)
+            cleanup.callback(sidecar.close)
+            return _train(run, directory, show, sidecar)
+        except Busy:
+            raise
+        except Exception as error:
+            user_error = _as_user_error(error, directory)
+            _record_error(directory, error if user_error is None else user_error)
+            if user_error is not None and user_error is not error:
+                raise user_error from error
+            raise
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):
+                directory.set_status("interrupted")
+            raise
 
 
 def _finished_result(directory: RunDirectory) -> RunResult | None:
@@ -95,11 +98,10 @@ def _as_user_error(error: Exception, directory: RunDirectory) -> UserError | Non
     """Return the error as a UserError if the user can fix it, such as a full disk; None otherwise."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-        return UserError(
-            f"Cannot write to {directory.path}: {error.strerror}. Free some space and run the same command again to resume "
-            "from the last checkpoint, or choose another location with dir=..."
-        )
+    if isinstance(error, OSError) and is_disk_full(error):
+        return DiskFull(directory.path, str(error.strerror))
+    if directory.was_removed():
+        return RunFailed(REMOVED)
     return None
 
 
@@ -114,6 +116,8 @@ def _record_error(directory: RunDirectory, error: Exception) -> None:
     else:
         state, message = "failed", f"{type(error).__name__}: {error}"
         log.debug("%s", "".join(traceback.format_exception(error)))
+    if directory.was_removed():
+        return  # another run may have its place
     with contextlib.suppress(OSError):  # on a full disk this fails too; `error` itself is raised by the caller
         directory.set_status(state, error=message)
 
@@ -135,7 +139,7 @@ def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: 
     if not directory.versions.exists():
         write_object(directory.versions, versions)
     directory.set_status("running", error="", env_step=0, total_steps=run.train.total_steps, started=time.time())
-    stop = _StopRequest()
+    stop = _StopRequest(directory)
     heartbeat = Heartbeat(directory, stop.request)
     env = None
     try:
@@ -231,10 +235,10 @@ def _finish(run: schema.RunConfig, directory: RunDirectory, trainer: Any, start_
 
     The result file is written last, since it marks the run as finished.
     """
-    import torch
+    from qllm_exp.training.checkpoint import to_bytes
 
     policies = {"last": trainer.algorithm.policy_state_dict(), "best": trainer.best_policy}
-    torch.save(policies, directory.policy)
+    write_atomically(directory.policy, to_bytes(policies))
     trainer.algorithm.load_policy_state_dict(trainer.best_policy)
     absolute = trainer.evaluate(run.train.evaluation.absolute_episodes, "absolute")
     row = {"kind": "absolute", "env_step": run.train.total_steps, **absolute.row()}
@@ -311,14 +315,29 @@ def _record_resumption(directory: RunDirectory, versions: dict[str, str], env_st
         log.info("resumed with another commit, whose files that train are the same: %s", listed)
 
 
-def _log_to(path: Path) -> logging.Handler:
-    """Write all log messages to a file, debug messages of this module included. The caller removes the handler."""
-    handler = logging.FileHandler(path)
+class _LogFile(logging.FileHandler):
+    """A log file. It is silent about a full disk: the run fails on that too, and reports it once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
+        """Handle an exception of the file; called by `emit`."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Write all log messages within the `with` block to a file, debug messages of this module included."""
+    handler = _LogFile(path)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.getLogger().addHandler(handler)
     log.setLevel(logging.DEBUG)
-    return handler
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        with contextlib.suppress(OSError):  # as in `_LogFile`
+            handler.close()
 
 
 def keep_freed_memory() -> None:
@@ -347,9 +366,13 @@ class _StopRequest:
     """Request to stop, by a signal or through the run directory. The trainer checks it after each cycle.
 
     A second SIGINT raises KeyboardInterrupt at once.
+
+    Args:
+        directory: directory of the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
         self._requested = False
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
         self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in signals}
@@ -364,7 +387,13 @@ class _StopRequest:
         self._requested = True
 
     def __call__(self) -> bool:
-        """Whether a stop was requested."""
+        """Whether a stop was requested.
+
+        Raises:
+            RunFailed: the run directory was removed, so there is no place for a checkpoint.
+        """
+        if self._requested and self._directory.was_removed():
+            raise RunFailed(REMOVED)
         return self._requested
 
     def restore(self) -> None:
@@ -380,7 +409,7 @@ def main(arguments: list[str]) -> int:
         arguments: the run directory.
 
     Returns:
-        Exit code: 0 finished, 2 wrong arguments, or FAILED, INTERRUPTED or BUSY.
+        Exit code: 0 finished, 2 wrong arguments, or FAILED, INTERRUPTED, BUSY or DISK_FULL.
     """
     from qllm_exp.training.trainer import Interrupted
 
@@ -397,7 +426,7 @@ def main(arguments: list[str]) -> int:
         execute(directory)
     except UserError as error:
         print(f"error: {inert_lines(error)}", file=sys.stderr)
-        return BUSY if isinstance(error, Busy) else FAILED
+        return BUSY if isinstance(error, Busy) else DISK_FULL if isinstance(error, DiskFull) else FAILED
     except Interrupted:
         print(
             f"interrupted at a checkpoint; to resume: python -m qllm_exp.experiment {directory.path}", file=sys.stderr

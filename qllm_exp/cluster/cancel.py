@@ -59,8 +59,14 @@ def cancel(folder: Path, names: list[str]) -> str:
         if run.job is not None:
             runs_by_job[run.job.id].add(run.directory.path.name)
     for run in selected:  # running runs see the request within seconds; no process starts the others
-        run.directory.path.mkdir(parents=True, exist_ok=True)
-        run.directory.stop_request.touch()
+        try:
+            run.directory.path.mkdir(parents=True, exist_ok=True)
+            run.directory.stop_request.touch()
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {run.directory.stop_request}: {error.strerror}. Free some space or correct the permissions, "
+                "then cancel again."
+            ) from None
     base = overview.base_folder(folder)
     queue = Queue.query(base)
     # A job is cancelled only if all its unfinished runs are; otherwise its other runs continue.

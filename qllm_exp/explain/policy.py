@@ -93,7 +93,9 @@ def load_algorithm(folder: Path, env: TeamEnv, parameters: str = "best") -> Algo
     try:
         saved = torch.load(path, map_location=env.device, weights_only=True)[parameters]  # executes nothing of the file
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, EOFError, UnpicklingError) as error:
-        reason = excerpt(str(error).partition("\n")[0] or type(error).__name__)
+        is_damaged = isinstance(error, RuntimeError | EOFError)  # torch's message names its own source files
+        text = str(error).partition("\n")[0] or type(error).__name__
+        reason = "it is truncated or damaged" if is_damaged else excerpt(text)
         raise UserError(f"{path} has no parameters of a policy: {reason}. Copy the run directory again.") from None
     try:
         algorithm.load_policy_state_dict(saved)

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from qllm_exp.credit.stored_function import StoredFunction, load
 from qllm_exp.errors import UserError
-from qllm_exp.utils.files import write_atomically
+from qllm_exp.utils.files import file_system_time_ns, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -203,15 +203,8 @@ class Store:
             self._watched[claim] = date, now
         watched_s = now - self._watched[claim][1]
         return watched_s > self._stale_s or (
-            watched_s > CONFIRM_BEATS * self._beat_s and self._server_time_ns() - date > self._stale_s * 1e9
+            watched_s > CONFIRM_BEATS * self._beat_s and file_system_time_ns(self.folder) - date > self._stale_s * 1e9
         )
-
-    def _server_time_ns(self) -> int:
-        """Return the date of a new file, by the clock of the file server."""
-        now = self.folder / f".now.{uuid.uuid4().hex}"
-        with _removed_afterwards(now):
-            now.touch()
-            return now.stat().st_mtime_ns
 
     @contextlib.contextmanager
     def _held(self, key: str, claim: "_Claim", waited_token: str) -> Iterator[None]:

@@ -43,7 +43,11 @@ def summarise(folder: Path, planned: Collection[str] | None = None) -> None:
         log.info("\nno comparison: %s", error)
         return
     names = "\n".join(f"- {record.name}" for record in collection.finished)
-    (folder / "table.md").write_text(f"{text}\nFrom the runs:\n\n{names}\n")
+    try:
+        (folder / "table.md").write_text(f"{text}\nFrom the runs:\n\n{names}\n")
+        table_text = str(folder / "table.md")
+    except OSError as error:
+        table_text = f"not written: {error.strerror}"
     try:
         from qllm_exp.results.figures.per_task import curves  # matplotlib is slow to import
 
@@ -51,4 +55,4 @@ def summarise(folder: Path, planned: Collection[str] | None = None) -> None:
         curves_text = str(folder / "curves.png")
     except UserError as error:
         curves_text = f"not drawn: {error}"
-    log.info("\n%s\ntable:  %s\ncurves: %s", text, folder / "table.md", curves_text)
+    log.info("\n%s\ntable:  %s\ncurves: %s", text, table_text, curves_text)

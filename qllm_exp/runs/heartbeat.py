@@ -14,7 +14,7 @@ class Heartbeat:
 
     Args:
         directory: directory of the run.
-        on_stop_request: called after each refresh while the directory contains a stop request.
+        on_stop_request: called every HEARTBEAT_S seconds while the directory contains a stop request, or if it was removed.
     """
 
     def __init__(self, directory: RunDirectory, on_stop_request: Callable[[], None]) -> None:
@@ -26,6 +26,9 @@ class Heartbeat:
     def _loop(self) -> None:
         while not self._closed.wait(HEARTBEAT_S):
             with contextlib.suppress(OSError):  # a full disk: the run itself fails on it too, and reports it
+                if self._directory.was_removed():  # another run may have its place: nothing is written
+                    self._on_stop_request()
+                    continue
                 self._directory.refresh_status()
             if self._directory.stop_request.exists():
                 self._on_stop_request()

@@ -12,6 +12,7 @@ wandb.json      state of the upload to W&B        wandb/          log of the upl
 stop            exists while the run is requested to stop at a checkpoint, or not to start
 """
 
+import contextlib
 import fcntl
 import json
 import math
@@ -31,7 +32,7 @@ from qllm_exp.config.load import load_run, non_identifying_keys, to_dict, with_o
 from qllm_exp.errors import UserError
 from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.metrics import MetricsRow
-from qllm_exp.utils.files import flock, read_regular_file, write_atomically
+from qllm_exp.utils.files import file_system_time_ns, flock, is_disk_full, read_regular_file, write_atomically
 from qllm_exp.utils.text import excerpt, inert_lines
 
 CONFIG = "config.yaml"
@@ -40,10 +41,27 @@ _STATUS_NUMBERS = ("heartbeat", "env_step", "total_steps", "steps_per_s", "retur
 _MAX_CONFIG_BYTES = 2**20
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HEARTBEAT_LIMIT_S = 60.0  # a running run whose heartbeat is older than this is dead
+WATCH_S = 12.0  # seconds of watching, longer than two heartbeats, before a run of another machine is taken over
+_MAX_CLOCK_DIFFERENCE_S = 900.0  # of two machines; if the file of a heartbeat is younger by more, it is a copy
 
 
 class Busy(UserError):
     """Another process is running the run of this directory."""
+
+
+class DiskFull(UserError):
+    """A folder cannot be written: its disk is full, over quota or read-only.
+
+    Args:
+        folder: the folder.
+        reason: what the system says, e.g. 'No space left on device'.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(
+            f"Cannot write to {folder}: {reason}. Free some space and run the same command again to resume from the last "
+            "checkpoint, or choose another location with dir=..."
+        )
 
 
 class RunDirectory:
@@ -124,6 +142,7 @@ class RunDirectory:
             tfcaf: text of the stored function (JSON), None for a mixer without one.
 
         Raises:
+            DiskFull: the disk takes no more data.
             UserError: the directory cannot be written.
         """
         try:
@@ -134,6 +153,8 @@ class RunDirectory:
                 text = OmegaConf.to_yaml(OmegaConf.create(to_dict(run)))
                 write_atomically(self.config, f"{NOT_IDENTITY}{' '.join(non_identifying_keys(run))}\n{text}")
         except OSError as error:
+            if is_disk_full(error):
+                raise DiskFull(self.path, str(error.strerror)) from error
             raise UserError(
                 f"Cannot write the run directory {self.path}: {error.strerror}. Choose another location with dir=..."
             ) from error
@@ -155,8 +176,9 @@ class RunDirectory:
 
         Raises:
             Busy: another process has it.
+            OSError: the directory was removed, or its disk is full.
         """
-        owner = self.owner(wait_s=1.0)
+        owner = self.owner(wait_s=1.0) or self._watch()
         if owner:
             raise Busy(f"{self.path} is already being run by {owner}.")
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -164,8 +186,18 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
             raise Busy(f"{self.path} is already being run by another process.")
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with contextlib.suppress(OSError):  # only messages of other processes need the name of this one
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def was_removed(self) -> bool:
+        """Return True if the directory that this process has locked was removed, even if another one has its name now."""
+        if self._lock is None:
+            return not self.config.exists()
+        try:
+            return not os.path.samestat(os.fstat(self._lock), os.stat(self.path / ".lock"))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
 
     def owner(self, wait_s: float = 0.0) -> str:
         """Return the process that runs it now, e.g. 'process 12 on host'; '' if there is none.
@@ -178,14 +210,33 @@ class RunDirectory:
         deadline = time.monotonic() + wait_s
         while (unlocked := self._is_unlocked()) is False:
             if time.monotonic() >= deadline:
-                return (self.path / ".lock").read_text() or "another process"
+                with contextlib.suppress(FileNotFoundError):
+                    return (self.path / ".lock").read_text() or "another process"
             time.sleep(0.02)
         status = self.status()
         on_this_machine = status.get("host", "") == socket.gethostname()
         if unlocked and on_this_machine:  # the lock is conclusive
             return ""
-        if status.get("state") == "running" and self.heartbeat_age_s(status) < HEARTBEAT_LIMIT_S:
-            return f"process {status.get('pid')} on {status.get('host')}"
+        if status.get("state") == "running" and self.heartbeat_age_s() < HEARTBEAT_LIMIT_S:
+            return _process_of(status)
+        return ""
+
+    def _watch(self) -> str:
+        """Return the process of another machine that refreshes the heartbeat while this process watches; '' if none does.
+
+        Some file systems date a file by the clock of the machine that writes it. Where that clock is minutes behind, the
+        heartbeat of a live run has an old date.
+        """
+        status = self.status()
+        if status.get("state") != "running" or status.get("host", "") == socket.gethostname():
+            return ""
+        deadline = time.monotonic() + WATCH_S
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            self._now()  # a file system that caches the directory reads it again
+            latest = self.status()
+            if latest.get("state") == "running" and latest.get("heartbeat") != status.get("heartbeat"):
+                return _process_of(latest)
         return ""
 
     def _is_unlocked(self) -> bool | None:
@@ -199,10 +250,28 @@ class RunDirectory:
         finally:
             os.close(handle)
 
-    @staticmethod
-    def heartbeat_age_s(status: dict[str, Any]) -> float:
-        """Return the seconds since the last heartbeat in a status."""
-        return max(0.0, time.time() - float(status.get("heartbeat") or 0.0))
+    def heartbeat_age_s(self) -> float:
+        """Return the seconds since the last heartbeat.
+
+        The clock of the run's machine may differ from the clock here, so the date of the status file counts, compared with
+        the date that a new file gets. A file that was copied has a later date; there the date that the run wrote counts.
+        """
+        now = self._now()
+        heartbeat = float(self.status().get("heartbeat") or 0.0)
+        try:
+            date = self._status_path.stat().st_mtime
+        except OSError:
+            date = math.inf
+        if date - heartbeat > _MAX_CLOCK_DIFFERENCE_S:
+            now, date = time.time(), heartbeat
+        return max(0.0, now - date)
+
+    def _now(self) -> float:
+        """Return the time by the clock of the file system, in seconds since 1970; by the clock here if it is read-only."""
+        try:
+            return file_system_time_ns(self.path) / 1e9
+        except OSError:
+            return time.time()
 
     def open_metrics(self, offset: int) -> None:
         """Open the metrics file for appending.
@@ -236,6 +305,13 @@ class RunDirectory:
     def set_status_from_outside(self, state: str, **entries: Any) -> None:
         """Set the state of a run that this process does not execute. Other entries of the status file are kept."""
         write_object(self._status_path, self.status() | entries | {"state": state})
+
+    def restore_status(self, status: dict[str, Any]) -> None:
+        """Give status.json the content that it had before `set_status_from_outside`; {}: remove the file."""
+        if status:
+            write_object(self._status_path, status)
+        else:
+            self._status_path.unlink(missing_ok=True)
 
     def refresh_status(self) -> None:
         """Write the status file with the current time as heartbeat."""
@@ -278,6 +354,10 @@ class RunDirectory:
             if lines:
                 return lines
         return []
+
+
+def _process_of(status: dict[str, Any]) -> str:
+    return f"process {status.get('pid')} on {status.get('host')}"
 
 
 def _is_status_entry(key: str, value: Any) -> bool:

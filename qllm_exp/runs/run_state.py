@@ -4,6 +4,7 @@
 depends on the lock of its directory, its heartbeat and the jobs in the queue.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +82,7 @@ def _unfinished_state(directory: RunDirectory, status: dict[str, Any], job: Job 
 
 def _recorded_running(directory: RunDirectory, status: dict[str, Any], job: Job | None) -> tuple[str, str]:
     """Return the state and its reason for a run whose status file says that it is running."""
-    age_s = directory.heartbeat_age_s(status)
+    age_s = directory.heartbeat_age_s()
     warning = _last_heartbeat(age_s) if age_s > HEARTBEAT_LIMIT_S else ""
     if directory.owner():
         return RUNNING, warning
@@ -89,7 +90,7 @@ def _recorded_running(directory: RunDirectory, status: dict[str, Any], job: Job 
         return DEAD, f"ended without an error message at {100 * _progress(status):.0f}%; {_last_heartbeat(age_s)}"
     if job.state != "RUNNING":
         return QUEUED, "resumes when its job starts again"
-    if float(status.get("heartbeat") or 0) < job.started:
+    if age_s > time.time() - job.started:
         return QUEUED, "resumes at its turn within its job"
     return RUNNING, warning
 

@@ -100,7 +100,24 @@ def read_packs(submission: Path) -> list[list[str]]:
 
 def _list_jobs() -> Iterator[tuple[Job, str, int]]:
     """Yield each job of this user, with its name and the index of its array task."""
-    command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", _FORMAT]
+    for line in squeue("--array", "--user", str(os.getuid()), "--format", _FORMAT):
+        if line.count("|") < 5:  # a heading or blank line between two clusters (SLURM_CLUSTERS)
+            continue
+        job_id, task, state, start, reason, name = line.split("|", 5)
+        started = float(start) if start.isdigit() and state != "PENDING" else 0.0
+        yield Job(job_id, state, reason, min(started, time.time())), name, int(task) if task.isdigit() else 0
+
+
+def squeue(*options: str) -> list[str]:
+    """Return the lines that squeue prints, without a heading.
+
+    Args:
+        options: options of squeue.
+
+    Raises:
+        UserError: squeue does not answer.
+    """
+    command = ["squeue", "--noheader", *options]
     # SQUEUE_* variables are a user's own defaults and would change the output.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
     environment["SLURM_TIME_FORMAT"] = "%s"  # seconds since 1970
@@ -110,10 +127,7 @@ def _list_jobs() -> Iterator[tuple[Job, str, int]]:
         raise UserError(_no_answer(str(error))) from None
     if process.returncode:
         raise UserError(_no_answer(process.stderr.strip() or f"exit code {process.returncode}"))
-    for line in process.stdout.splitlines():
-        job_id, task, state, start, reason, name = line.split("|", 5)
-        started = float(start) if start.isdigit() and state != "PENDING" else 0.0
-        yield Job(job_id, state, reason, min(started, time.time())), name, int(task) if task.isdigit() else 0
+    return process.stdout.splitlines()
 
 
 def _no_answer(reason: str) -> str:

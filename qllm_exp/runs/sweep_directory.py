@@ -7,10 +7,11 @@ jobs/TOKEN/  a submission to Slurm      failed/TOKEN/RUN       a marker for each
 import fcntl
 import json
 import os
+import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from qllm_exp.errors import UserError
 from qllm_exp.runs.json_files import write_object
 from qllm_exp.runs.run_directory import CONFIG, RunDirectory
-from qllm_exp.runs.slurm_queue import JOBS, read_packs
+from qllm_exp.runs.slurm_queue import JOBS, PACKS, read_packs
 from qllm_exp.utils.files import flock, read_regular_file
 
 RECORD = "sweep.json"
@@ -88,7 +89,7 @@ class Sweep:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with _exclusive_lock(path / ".record.lock"):  # two sweeps of one name may start in the same second
+            with exclusive_lock(path / ".record.lock"):  # two sweeps of one name may start in the same second
                 known = cls(path).record.runs if (path / RECORD).exists() else []
                 all_runs = list(dict.fromkeys([*known, *runs]))
                 record = SweepRecord(command, started, all_runs, launcher, max_failures)
@@ -98,6 +99,12 @@ class Sweep:
                 f"Cannot write the sweep directory {path}: {error.strerror}. Choose another folder with dir=..."
             ) from error
         return cls(path)
+
+    def restore_record(self) -> None:
+        """Write the record again if the sweep directory was removed while its runs were in progress."""
+        if not (self.path / RECORD).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_object(self.path / RECORD, asdict(self.record))
 
     @property
     def directories(self) -> list[RunDirectory]:
@@ -116,14 +123,21 @@ class Sweep:
 
     def submissions(self) -> list[Path]:
         """Return the folders of the submissions, oldest first."""
-        return sorted((self.path / JOBS).glob("*"), key=lambda path: path.stat().st_mtime)
+        dates = {}
+        for packs in (self.path / JOBS).glob(f"*/{PACKS}"):  # the date of a folder changes with each file of its jobs
+            with suppress(FileNotFoundError):  # the submission was rejected meanwhile
+                dates[packs.parent] = packs.stat().st_mtime_ns
+        return sorted(dates, key=dates.__getitem__)
 
     def job_log(self, name: str) -> Path | None:
         """Return the log of the last job that had a run; None if there was no job, or it has not started."""
         for submission in reversed(self.submissions()):
-            for task, runs in enumerate(read_packs(submission)):
+            packs = read_packs(submission)
+            for task, runs in enumerate(packs):
                 if name in runs:
-                    logs = [*submission.glob(f"*_{task}_0_log.out"), *submission.glob("[0-9]*_0_log.out")]
+                    # submitit names a log JOB_TASK_0_log.out; without TASK if the submission is not an array.
+                    pattern = rf"\d+_{task}_0_log\.out" if len(packs) > 1 else r"\d+_0_log\.out"
+                    logs = [path for path in submission.iterdir() if re.fullmatch(pattern, path.name)]
                     return max(logs, key=lambda path: path.stat().st_mtime, default=None)
         return None
 
@@ -135,8 +149,9 @@ class Sweep:
         handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            with suppress(OSError):  # only messages of other processes need the name of this one
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             yield
         finally:
             os.close(handle)
@@ -175,8 +190,9 @@ class FailureLimit:
     def mark(self, name: str) -> None:
         """Add the marker of a failed run."""
         if self.limit:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).touch()
+            with suppress(OSError):  # the sweep directory was removed, or the disk is full
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).touch()
 
     def may_start(self) -> bool:
         """Return False once `limit` runs have failed."""
@@ -192,10 +208,18 @@ def _is_name(name: Any) -> bool:
 
 
 @contextmanager
-def _exclusive_lock(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock file within the `with` block; on a file system without locks, hold nothing.
+
+    Args:
+        path: the file; created if it does not exist.
+        on_wait: called once if another process holds it.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        flock(handle, fcntl.LOCK_EX)
+        if flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
+            on_wait()
+            flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

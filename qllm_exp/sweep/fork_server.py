@@ -21,8 +21,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from qllm_exp.experiment import BUSY, PARENT
+from qllm_exp.experiment import BUSY, DISK_FULL, PARENT
+from qllm_exp.experiment import FAILED as EXIT_FAILED
 from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.utils.files import is_disk_full
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -224,7 +226,7 @@ def _import_what_runs_need() -> None:
 
 def _run_worker(request: dict[str, Any]) -> None:
     """Run the requested run in this process, then exit."""
-    code = 1
+    code = EXIT_FAILED
     try:
         os.setsid()
         os.environ[PARENT] = str(os.getppid())
@@ -241,7 +243,9 @@ def _run_worker(request: dict[str, Any]) -> None:
 
         code = main([request["path"]])
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = error.code if isinstance(error.code, int) else EXIT_FAILED
+    except OSError as error:  # the console output cannot be written: the pool says why the run failed
+        code = DISK_FULL if is_disk_full(error) else EXIT_FAILED
     except BaseException:
         traceback.print_exc()
     finally:

@@ -4,6 +4,7 @@ import logging
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ def _start(
     if not directories and not (launcher.waits and (running or queued)):
         return []
     device = _device(run.config for run in plan.to_run)
-    return launcher.start(sweep, Work(directories, failures, create, running, queued, device))
+    statuses = {run_state.directory.path: run_state.status for run_state in plan.states}
+    return launcher.start(sweep, Work(directories, failures, create, running, queued, device, statuses))
 
 
 def exit_code(directories: Sequence[RunDirectory], outcomes: Sequence[RunOutcome], waited: bool) -> int:
@@ -152,7 +154,8 @@ def restart(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launche
     for directory in directories:
         directory.stop_request.unlink(missing_ok=True)
     device = _device(directory.read_config() for directory in directories)
-    outcomes = launcher.start(sweep, Work(directories, failures, device=device))
+    statuses = {directory.path: directory.status() for directory in directories}
+    outcomes = launcher.start(sweep, Work(directories, failures, device=device, statuses=statuses))
     conclude(sweep, sweep.directories, outcomes, failures, launcher.waits)
     return exit_code(directories, outcomes, launcher.waits)
 
@@ -199,10 +202,13 @@ def conclude(
         failures: counts the failed runs of this command.
         waited: whether the launcher waited for the runs to end.
     """
+    with suppress(OSError):  # on a full disk
+        sweep.restore_record()
     unfinished = [directory for directory in directories if directory.result() is None]
     if waited or not unfinished:
         summarise(sweep.path, {directory.path.name for directory in directories})
-    failed = [outcome for outcome in outcomes if outcome.failed]
+    # A full disk was reported once for all runs, and a removed directory has neither a log nor a command to name.
+    failed = [run for run in outcomes if run.failed and not run.disk_full and run.directory.config.exists()]
     if failed:
         log.info("%d of %d runs failed:", len(failed), len(directories))
         for outcome in failed:

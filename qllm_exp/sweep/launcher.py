@@ -1,7 +1,8 @@
 """The interface of launchers: where the runs of a sweep take place."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from qllm_exp.config.device import DeviceResolver
@@ -54,6 +55,7 @@ class Work:
         running: runs of the same sweep that another process runs.
         queued: runs of the same sweep that are in Slurm's queue.
         device: 'cuda' if the runs share the GPUs, else 'cpu'.
+        statuses: content of status.json of the runs to start when they were planned; {} if there was none.
     """
 
     directories: Sequence[RunDirectory]
@@ -62,3 +64,4 @@ class Work:
     running: Sequence[RunDirectory] = ()
     queued: Sequence[RunDirectory] = ()
     device: str = "cpu"
+    statuses: Mapping[Path, dict[str, Any]] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from qllm_exp.runs.run_state import (
     state_of,
 )
 from qllm_exp.runs.slurm_queue import Queue
-from qllm_exp.runs.sweep_directory import RECORD, Sweep, run_folders
+from qllm_exp.runs.sweep_directory import RECORD, Sweep, run_folders, sweeps_in
 from qllm_exp.sweep.progress import failure_report, progress, python_command
 from qllm_exp.utils.text import count, inert, inert_lines
 
@@ -128,22 +128,25 @@ def _lines(status: SweepStatus, show_all: bool) -> Iterator[str]:
         line = f"  {status.sweep.record.started}  {status.sweep.record.command}"
         owner = status.sweep.owner()
         yield f"{line}; run here by {owner}" if owner else line
+    sweeps = [] if status.sweep is None else [status.sweep]
+    if not sweeps and status.count(FAILED, DEAD):
+        sweeps = sweeps_in(base_folder(status.path))  # they know the logs of the jobs
     for state in DISPLAY_ORDER:
         if state == FINISHED and not show_all:
             continue
         runs = [run for run in status.runs if run.state == state]
         shown = runs if show_all else runs[:MAX_RUNS]
         for run in shown:
-            yield from _run_lines(run, status.sweep)
+            yield from _run_lines(run, sweeps)
         if len(runs) > len(shown):
             yield f"  ... and {len(runs) - len(shown):,} more {state} (--all shows them)"
     yield from _advice(status)
 
 
-def _run_lines(run: RunState, sweep: Sweep | None) -> Iterator[str]:
+def _run_lines(run: RunState, sweeps: Sequence[Sweep]) -> Iterator[str]:
     """Yield the lines about one run."""
     if run.state in (FAILED, DEAD):
-        yield from _failure_lines(run, sweep)
+        yield from _failure_lines(run, sweeps)
         return
     details = run.reason
     if run.state == RUNNING:
@@ -154,10 +157,9 @@ def _run_lines(run: RunState, sweep: Sweep | None) -> Iterator[str]:
     yield f"  {run.state:{_STATE_WIDTH}}{run.directory.path.name}  {details}{job}".rstrip()
 
 
-def _failure_lines(run: RunState, sweep: Sweep | None) -> Iterator[str]:
+def _failure_lines(run: RunState, sweeps: Sequence[Sweep]) -> Iterator[str]:
     """Yield the lines about a failed or dead run: error, log, command, and for a dead run the end of its logs."""
-    job_log = sweep.job_log(run.directory.path.name) if sweep is not None else None
-    job_logs = [job_log] if job_log is not None and job_log.exists() else []
+    job_logs = [log for sweep in sweeps if (log := sweep.job_log(run.directory.path.name)) is not None][-1:]
     logs = [log for log in (run.directory.console, run.directory.log) if log.exists()] + job_logs
     yield (
         f"  {run.state:{_STATE_WIDTH}}" + failure_report(run.directory, run.reason, logs[0] if logs else None).lstrip()

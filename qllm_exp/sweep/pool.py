@@ -3,6 +3,7 @@
 On this machine a pool has the runs of a whole sweep; within a Slurm job it has the runs packed into that job.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qllm_exp.errors import UserError
-from qllm_exp.experiment import BUSY
+from qllm_exp.experiment import BUSY, DISK_FULL, REMOVED
 from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
-from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.run_directory import DiskFull, RunDirectory
 from qllm_exp.runs.run_state import FAILED, INTERRUPTED, RUNNING
 from qllm_exp.sweep.fork_server import ForkServer, Worker
 
@@ -44,11 +45,13 @@ class RunOutcome:
         directory: the run's directory.
         error: why it did not finish; empty if it finished.
         failed: True if it failed or is dead, False if it finished, was interrupted or was not started.
+        disk_full: True if it failed because the disk is full, which concerns all runs.
     """
 
     directory: RunDirectory
     error: str = ""
     failed: bool = False
+    disk_full: bool = False
 
 
 @dataclass
@@ -73,11 +76,11 @@ class Observer(Protocol):
         """Show the runs in progress; called several times a second."""
 
     def run_ended(self, outcome: RunOutcome) -> None:
-        """Record how a run ended; called once per run."""
+        """Record how a run ended; called once per run, and once for all runs that fail because the disk is full."""
 
 
 class Pool:
-    """Runs the given runs, as many at a time as there are slots.
+    """Runs the given runs, as many at a time as there are slots. Once a run finds the disk full, no further run starts.
 
     Args:
         directories: directories of the runs.
@@ -102,7 +105,8 @@ class Pool:
         self.may_start = may_start
         self.active: dict[int, ActiveRun] = {}  # by the index of the slot
         self.outcomes: list[RunOutcome] = []
-        self.not_started: list[RunDirectory] = []  # because `may_start` returned False
+        self.not_started: list[RunDirectory] = []  # because `may_start` returned False, or the disk is full
+        self.disk_full = False
         self.stop_requested = False  # a signal handler may set it: the pool then calls `stop`
         self._fork_server: ForkServer | None = None
         self._stopping = False
@@ -168,7 +172,7 @@ class Pool:
 
     def _start_next(self, index: int) -> None:
         """Start the next waiting run in a free slot."""
-        if not self.may_start():
+        if self.disk_full or not self.may_start():
             self.not_started += self.waiting
             self.waiting.clear()
             return
@@ -176,7 +180,11 @@ class Pool:
         if directory.stop_request.exists():
             self._end(RunOutcome(directory, "cancelled before it started"))
             return
-        self.create(directory)
+        try:
+            self.create(directory)
+        except UserError as error:
+            self._end(RunOutcome(directory, str(error), failed=True, disk_full=isinstance(error, DiskFull)))
+            return
         if directory.owner():
             self.active[index] = ActiveRun(directory, None, time.monotonic())
         else:
@@ -223,7 +231,9 @@ class Pool:
 
     def _end(self, outcome: RunOutcome) -> None:
         self.outcomes.append(outcome)
-        self.observer.run_ended(outcome)
+        if not (outcome.disk_full and self.disk_full):  # one message for all
+            self.observer.run_ended(outcome)
+        self.disk_full |= outcome.disk_full
 
 
 def make_slots(count: int, device: str) -> list[Slot]:
@@ -269,20 +279,33 @@ def _outcome(directory: RunDirectory, code: int) -> RunOutcome:
         directory: the run's directory.
         code: exit code of the worker, negative for a signal.
     """
-    if code == 0:
+    if code == 0 and directory.result() is not None:
         return RunOutcome(directory)
-    status = directory.status()
-    recorded = status.get("state")
     if code == EXIT_INTERRUPTED:
         return RunOutcome(directory, "interrupted at a checkpoint")
+    if not directory.config.exists():
+        return RunOutcome(directory, REMOVED, failed=True)
+    status = directory.status()
+    recorded = status.get("state")
     if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):  # so early that the worker had no signal handlers yet
-        directory.set_status_from_outside(INTERRUPTED)
+        _record(directory, INTERRUPTED)
         return RunOutcome(directory, "interrupted before it began")
+    if code == DISK_FULL:
+        error = str(DiskFull(directory.path.parent, "the disk is full, over quota or read-only"))
+        if recorded != FAILED:
+            _record(directory, FAILED, error=error)
+        return RunOutcome(directory, error, failed=True, disk_full=True)
     error = status.get("error") or next(iter(directory.last_lines(1)), "no error message")
     if code < 0:
         error = f"killed by {signal.Signals(-code).name}"
     elif recorded == RUNNING:
         error = f"ended with exit code {code} without an error message"
     if recorded != FAILED:
-        directory.set_status_from_outside(FAILED, error=error)
+        _record(directory, FAILED, error=error)
     return RunOutcome(directory, error, failed=True)
+
+
+def _record(directory: RunDirectory, state: str, **entries: str) -> None:
+    """Write the state of a run, if its directory can be written: no run may end the others."""
+    with contextlib.suppress(OSError):
+        directory.set_status_from_outside(state, **entries)

@@ -75,7 +75,12 @@ class Display:
 
 
 def outcome_line(outcome: RunOutcome) -> str:
-    """Return 'NAME: return 0.983 in 2 min 11 s', or the error, or why the run did not finish."""
+    """Return 'NAME: return 0.983 in 2 min 11 s', or the error, or why the run did not finish.
+
+    The line about a full disk names no run: it concerns all of them.
+    """
+    if outcome.disk_full:
+        return f"{outcome.error} No further run starts."
     name, result = outcome.directory.path.name, outcome.directory.result()
     if result is not None:
         return f"{name}: return {result['final_return']:.3f} in {duration(result['wall_s'])}"

@@ -6,6 +6,7 @@ The command returns once the jobs are submitted, or, with `wait`, when the runs 
 import json
 import logging
 import math
+import os
 import re
 import secrets
 import shlex
@@ -14,7 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +24,12 @@ from typing import Any, TypeVar
 from qllm_exp.config.device import DeviceResolver
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
+from qllm_exp.experiment import REMOVED
 from qllm_exp.runs.json_files import write_object
-from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, NEW, QUEUED, RUNNING, state_of
+from qllm_exp.runs.run_directory import DiskFull, RunDirectory
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import JOBS, PACKS, Queue
-from qllm_exp.runs.sweep_directory import Sweep
+from qllm_exp.runs.sweep_directory import Sweep, exclusive_lock
 from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.sweep.progress import outcome_line, python_command
@@ -40,6 +43,7 @@ POLL_S = 2.0  # seconds between reads of the run directories, while waiting
 QUERY_S = 10.0  # seconds between queries of Slurm's queue, while waiting
 GONE_S = 20.0  # a run that is neither running, queued nor ended for this long is dead; shared file systems have delays
 DEFAULT_ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
+SUBMIT_LOCK = f".submit.{os.getuid()}.lock"  # in the folder of the run directories; held while this user submits runs
 
 
 @dataclass(frozen=True)
@@ -129,17 +133,9 @@ class Slurm:
         Raises:
             UserError: nothing could be submitted.
         """
-        packs = list(_split(work.directories, self.runs_per_job))
-        rejected: list[RunOutcome] = []
-        for array in _split(packs, _max_array_size()):
-            try:
-                self._submit(sweep, array, work)
-            except UserError as error:
-                if array[0] is packs[0]:
-                    raise
-                log.info("%s", error)  # a part of the sweep is submitted already
-                for pack in array:
-                    rejected += [RunOutcome(directory, f"not submitted: {error}", failed=True) for directory in pack]
+        folder = sweep.path.parent
+        with exclusive_lock(folder / SUBMIT_LOCK, lambda: log.info("waiting: another process submits to %s", folder)):
+            rejected = self._submit_all(sweep, work)
         path = shlex.quote(str(sweep.path))
         log.info("status: %s -m qllm_exp status %s    (also: watch, logs, cancel, retry)", python_command(), path)
         if not self.wait:
@@ -154,6 +150,39 @@ class Slurm:
             )
             sys.exit(EXIT_INTERRUPTED)
 
+    def _submit_all(self, sweep: Sweep, work: Work) -> list[RunOutcome]:
+        """Submit the runs that no other process has submitted or started since they were planned.
+
+        No other process submits meanwhile.
+
+        Args:
+            sweep: the sweep that the runs belong to.
+            work: the runs.
+
+        Returns:
+            Outcomes of the runs that could not be submitted.
+
+        Raises:
+            UserError: nothing could be submitted.
+        """
+        queue = Queue.query(sweep.path.parent) if work.directories else Queue({})
+        directories = [run for run in work.directories if not _is_taken(run, work.statuses.get(run.path, {}), queue)]
+        taken = len(work.directories) - len(directories)
+        if taken:
+            log.info("%s not submitted: another process submitted or started them meanwhile", count(taken, "run"))
+        packs = list(_split(directories, self.runs_per_job))
+        rejected: list[RunOutcome] = []
+        for array in _split(packs, _max_array_size()):
+            try:
+                self._submit(sweep, array, work)
+            except UserError as error:
+                if array[0] is packs[0]:
+                    raise
+                log.info("%s", error)  # a part of the sweep is submitted already
+                for pack in array:
+                    rejected += [RunOutcome(directory, f"not submitted: {error}", failed=True) for directory in pack]
+        return rejected
+
     def _submit(self, sweep: Sweep, packs: Sequence[Sequence[RunDirectory]], work: Work) -> None:
         """Submit one array of jobs.
 
@@ -163,16 +192,16 @@ class Slurm:
             work: says how the directories are created, and on which device the runs are.
 
         Raises:
-            UserError: sbatch rejected the array; the runs have the state that they had before.
+            UserError: sbatch rejected the array, or the disk is full; the runs have the state that they had before.
         """
-        from qllm_exp.sweep.slurm_submit import PARAMETERS
+        from qllm_exp.sweep.slurm_submit import PARAMETERS, job_environment
 
         token = secrets.token_hex(3)
         folder = (sweep.path / JOBS / token).absolute()
-        folder.mkdir(parents=True)
         at_once = min(self.at_once, max(map(len, packs)))
+        parameters = self._job_parameters(f"{sweep.path.name}.{token}", at_once)
         submission = {
-            "parameters": self._job_parameters(f"{sweep.path.name}.{token}", at_once),
+            "parameters": parameters,
             "pack": {
                 "at_once": at_once,
                 "cores": at_once * self.cpus_per_run,
@@ -184,19 +213,24 @@ class Slurm:
             "max_timeouts": self.max_timeouts,
         }
         directories = [directory for pack in packs for directory in pack]
-        previous_status = {}
-        for directory in directories:
-            work.create(directory)
-            previous_status[directory] = directory.status()
-            directory.set_status_from_outside(QUEUED)
         names = [[directory.path.name for directory in pack] for pack in packs]
-        write_object(folder / PARAMETERS, submission)
-        write_atomically(folder / PACKS, json.dumps(names, indent=1) + "\n")
-        job_id, errors = _run_sbatch(folder)
+        previous_status = {}
+        try:
+            folder.mkdir(parents=True)
+            for directory in directories:
+                work.create(directory)
+                previous_status[directory] = directory.status()
+                directory.set_status_from_outside(QUEUED, submission=token)
+            write_object(folder / PARAMETERS, submission)
+            write_atomically(folder / PACKS, json.dumps(names, indent=1) + "\n")
+        except BaseException as error:
+            _undo(folder, previous_status)
+            if isinstance(error, OSError):
+                raise DiskFull(folder, str(error.strerror)) from error
+            raise
+        job_id, errors = _run_sbatch(folder, job_environment(os.environ, parameters))
         if not job_id:
-            for directory, status in previous_status.items():
-                directory.set_status_from_outside(**{"state": NEW, **status})
-            shutil.rmtree(folder, ignore_errors=True)
+            _undo(folder, previous_status)
             reason = " ".join(dict.fromkeys(errors[-6:])) or "no error message"
             raise UserError(f"sbatch rejected the sweep: {reason}")
         log.info("Slurm job %s: %s in %s", job_id, count(len(directories), "run"), count(len(packs), "task"))
@@ -234,11 +268,33 @@ class Slurm:
         return specified | {"wckey": None}  # submitit sets a wckey by default
 
 
-def _run_sbatch(folder: Path) -> tuple[str, list[str]]:
+def _is_taken(directory: RunDirectory, planned: dict[str, Any], queue: Queue) -> bool:
+    """Return True if another process has submitted, started or ended a run since it was planned.
+
+    Args:
+        directory: the run's directory.
+        planned: content of its status.json when it was planned.
+        queue: the jobs that Slurm has; a job that was submitted just now may be missing.
+    """
+    run_state = state_of(directory, queue)
+    changed = any(run_state.status.get(key) != planned.get(key) for key in ("state", "submission", "heartbeat"))
+    return changed or run_state.state in (RUNNING, QUEUED, FINISHED)
+
+
+def _undo(folder: Path, previous_status: Mapping[RunDirectory, dict[str, Any]]) -> None:
+    """Remove a submission that Slurm does not have, and give its runs the status that they had before."""
+    for directory, status in previous_status.items():
+        with suppress(OSError):  # the disk is full
+            directory.restore_status(status)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_sbatch(folder: Path, environment: Mapping[str, str]) -> tuple[str, list[str]]:
     """Submit an array in a process of its own. Ctrl-C takes effect only once Slurm has accepted or rejected the array.
 
     Args:
         folder: folder of the submission.
+        environment: environment variables that the jobs inherit.
 
     Returns:
         The job id, or '' if Slurm rejected the array; and the lines on standard error.
@@ -253,7 +309,12 @@ def _run_sbatch(folder: Path) -> tuple[str, list[str]]:
     }
     try:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=environment,
         )
         output, errors = process.communicate()
     finally:
@@ -343,6 +404,8 @@ def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[RunOutcome]
                 continue
             if run_state.state == FINISHED:
                 outcome = RunOutcome(directory)
+            elif not directory.config.exists():
+                outcome = RunOutcome(directory, REMOVED, failed=True)
             else:
                 error = run_state.reason or run_state.state
                 outcome = RunOutcome(directory, error, failed=run_state.state in (FAILED, DEAD))

@@ -1,5 +1,6 @@
 """The runs packed into one Slurm job: the function that submitit calls in that job."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -84,10 +85,17 @@ class Pack:
         outcomes = pool.run()
         if terminated:
             self._requeue_if_preempted()
+        limit = f"sweep.max_failures={self.max_failures} was reached"
+        reason = f"not started: {'the disk is full' if pool.disk_full else limit}"
         for directory in pool.not_started:
-            reason = f"not started: sweep.max_failures={self.max_failures} was reached"
-            directory.set_status_from_outside(NEW, reason=reason)
-        failed = [directory.path.name for directory in directories if directory.status().get("state") == FAILED]
+            with contextlib.suppress(OSError):  # the disk is full, or the directory was removed
+                directory.set_status_from_outside(NEW, reason=reason)
+        ended_here = {outcome.directory.path.name for outcome in outcomes if outcome.failed}
+        failed = [
+            directory.path.name
+            for directory in directories
+            if directory.path.name in ended_here or directory.status().get("state") == FAILED
+        ]
         if failed:
             raise RuntimeError(f"{len(failed)} of {len(directories)} runs failed: {', '.join(failed)}")
         return f"{len(outcomes)} of {len(directories)} runs ended"

@@ -6,6 +6,7 @@ versions. The service stores numbers without their type (1.0 becomes 1), and in 
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -177,6 +178,10 @@ def write_status(folder: Path, run: RemoteRun, missing: str = "") -> None:
         reason = missing or f"W&B reports {run.state}"
         status |= {"state": "failed", "error": f"{reason}: {run.url}"}
     write_object(folder / "status.json", status)
+    if "heartbeat" in status:
+        os.utime(
+            folder / "status.json", (status["heartbeat"], status["heartbeat"])
+        )  # the date of a heartbeat is its age
 
 
 def _missing_parts(run: RemoteRun, rows: int, function: str) -> str:

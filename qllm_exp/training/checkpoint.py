@@ -6,7 +6,10 @@ the episodes added since the previous checkpoint, to the half of the ring that t
 buffer.
 """
 
+import contextlib
+import io
 import os
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from qllm_exp.errors import UserError
 from qllm_exp.training.replay import ReplayBuffer
 
 _CHUNK_BYTES = 32 << 20
+
+
+def to_bytes(content: Any) -> bytes:
+    """Return what `torch.save` writes. It writes into memory here: torch reports a full disk as an internal error of its own."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 class CheckpointStore:
@@ -51,9 +62,12 @@ class CheckpointStore:
 
         Args:
             state: State of the run without the replay buffer: tensors, numbers, strings, and lists and dicts of them.
+
+        Raises:
+            OSError: The disk is full, or the run directory was removed; it is not created again.
         """
         start = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         position = self._append_new_episodes()
         buffer = self.buffer
         replay = {
@@ -64,10 +78,15 @@ class CheckpointStore:
             "record": buffer.record_size(),
         }
         part = self.folder / "state.pt.part"
-        with open(part, "wb") as file:
-            torch.save({"replay": replay, "run": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(part, "wb") as file:
+                file.write(to_bytes({"replay": replay, "run": state}))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):  # on a full disk this leaves room for the status of the run
+                part.unlink()
+            raise
         os.replace(part, self.folder / "state.pt")
         directory = os.open(self.folder, os.O_RDONLY)
         os.fsync(directory)
@@ -104,12 +123,19 @@ class CheckpointStore:
             The `state` that was saved; None if there is no checkpoint.
 
         Raises:
+            UserError: The file of the checkpoint is damaged.
             RuntimeError: The episodes of the checkpoint have another size than those of this run.
         """
         path = self.folder / "state.pt"
         if not path.exists():
             return None
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):  # torch raises these for a truncated file
+            raise UserError(
+                f"{path} is truncated or damaged. Copy the run directory again, or delete {self.folder} to restart the run "
+                "from the beginning."
+            ) from None
         replay, buffer = saved["replay"], self.buffer
         size = buffer.record_size()
         if replay["record"] != size:

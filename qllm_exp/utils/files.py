@@ -1,4 +1,4 @@
-"""The cache folder, atomic writes, file locks, and reading of files that others wrote."""
+"""The cache folder, atomic writes, full disks, file locks, and reading of files that others wrote."""
 
 import contextlib
 import errno
@@ -21,19 +21,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qllm_exp"
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Create a file, or replace its content, in one step: a reader sees the old text or the new text, never a mixture.
 
     Several processes may write the same file at the same time; the last write wins.
 
     Args:
         path: file to write; its folder must exist.
-        text: new content.
+        content: new content; text is encoded as UTF-8.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp creates files that only their owner can read
@@ -42,6 +42,29 @@ def write_atomically(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return True for the errors of a disk that takes no more data: full, over quota, read-only, or at its largest file size."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL
+
+
+def file_system_time_ns(folder: Path) -> int:
+    """Return the date that a file written in a folder now gets, in nanoseconds since 1970.
+
+    On a network file system that is the clock of the server, whatever the clock of this machine says.
+
+    Args:
+        folder: an existing folder.
+
+    Raises:
+        OSError: no file can be created in the folder.
+    """
+    with tempfile.NamedTemporaryFile(prefix=".now.", dir=folder) as file:
+        return os.stat(file.name).st_mtime_ns
 
 
 _LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of some shared file systems

@@ -278,6 +278,76 @@ def test_ctrl_c_during_a_slow_submission_loses_nothing(cluster, tmp_path):
     assert set(cluster.states().values()) == {"finished"}
 
 
+def test_jobs_inherit_no_variable_of_the_allocation_that_submits_them(cluster, tmp_path):
+    stale = [
+        "SLURM_CPU_BIND",
+        "SLURM_CPU_BIND_TYPE",
+        "SLURM_MEM_PER_CPU",
+        "SLURM_NTASKS_PER_NODE",
+        "SLURM_TRES_PER_TASK",
+    ]
+    stale += [
+        "SLURM_JOB_ID",
+        "SLURM_STEP_ID",
+        "SLURM_EXPORT_ENV",
+        "PMI_RANK",
+        "CUDA_VISIBLE_DEVICES",
+        "SBATCH_JOB_NAME",
+    ]
+    seen = tmp_path / "variables"
+    variables = dict.fromkeys(stale, "99stale") | {"SLURM_CPU_BIND": "quiet,mask_cpu:0x99stale"}
+    cluster.sweep(*TINY, f"hydra.launcher.setup=['env > {seen}']", **variables)
+    cluster.until_empty()
+    assert set(cluster.states().values()) == {"finished"}
+    assert "stale" not in seen.read_text() and f"SLURM_CONF={cluster.environment['SLURM_CONF']}" in seen.read_text()
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "echo Job 3 of your 5 is waiting; {sbatch} --parsable",
+        "{sbatch} | sed 's/$/ on cluster local/'",
+        "{sbatch} > /dev/null; echo",
+    ],
+)
+def test_an_sbatch_of_the_site_may_print_what_it_likes(cluster, tmp_path, output):
+    wrapper = tmp_path / "bin/sbatch"
+    wrapper.parent.mkdir()
+    wrapper.write_text("#!/bin/bash\n" + output.replace("{sbatch}", f'{shutil.which("sbatch")} "$@"') + "\n")
+    if "--parsable" in output:
+        wrapper.write_text(wrapper.read_text().replace('"$@" --parsable', '--parsable "$@"'))
+    wrapper.chmod(0o755)
+    text = cluster.sweep(*TINY, "seed=0-1", PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    assert "2 runs in 2 tasks" in text, text
+    cluster.until_empty()
+    assert set(cluster.states().values()) == {"finished"}
+
+
+def test_two_identical_submissions_at_the_same_moment_submit_once(cluster):
+    processes = [cluster.start_sweep(*TINY, "seed=0-1", FLAKY_ENV_PAUSE=PAUSE) for _ in range(2)]
+    texts = ["".join(process.communicate(timeout=120)) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], texts
+    assert sum("2 runs in 2 tasks" in text for text in texts) == 1, texts
+    assert sum("2 runs not submitted: another process" in text or ", 0 to run" in text for text in texts) == 1, texts
+    assert len(cluster.queue()) == 2 and len(list(cluster.path.glob("jobs/*"))) == 1
+    cluster.hurry()
+    cluster.until_empty()
+    assert set(cluster.states().values()) == {"finished"}
+
+
+def test_status_and_logs_show_the_log_of_the_array_task_of_a_run(cluster):
+    """The first task ends before its runs start, the second one later."""
+    end_early = "[[ $SLURM_ARRAY_TASK_ID != 0 ]] || { echo node says no; exit 1; }"
+    cluster.sweep(*TINY, "seed=0-1", f'hydra.launcher.setup=["{end_early}"]')
+    cluster.until_empty()
+    first, _ = cluster.runs()
+    code, text = cluster.status()
+    assert code == 1 and "1 finished" in text and "1 dead" in text and "| node says no" in text, text
+    _, text = cluster.python("launch.status", cluster.folder)
+    assert "| node says no" in text, text
+    assert "node says no" in cluster.python("launch.logs", first)[1]
+
+
 def test_a_rejected_submission_leaves_the_runs_as_they_were(cluster):
     text = cluster.sweep(*TINY, "hydra.launcher.partition=nowhere", expected_code=2)
     assert "sbatch rejected the sweep" in text and set(cluster.states().values()) == {"new"}

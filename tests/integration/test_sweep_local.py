@@ -150,6 +150,52 @@ def test_two_sweeps_at_once_train_shared_runs_once(tmp_path):
         assert (run / "log.txt").read_text().count("ready after") == 1
 
 
+@pytest.mark.parametrize("removed", ["one run", "all"])
+def test_a_run_whose_directory_is_removed_fails_alone(tmp_path, removed):
+    folder = tmp_path / "r"
+    args = [
+        *SMALL,
+        *LONG,
+        "train.total_steps=8000",
+        "train.evaluation.every=4000",
+        "seed=0-1",
+        "hydra.launcher.n_jobs=1",
+    ]
+    process = start(folder, *args, **PAUSE)
+    until(lambda: checkpoint_times(folder))
+    (first,) = runs(folder)
+    shutil.rmtree(first if removed == "one run" else folder)
+    code, text = end_of(process)
+    assert code == 1 and "Traceback" not in text, text
+    assert text.count("FAILED: The run directory was removed while the run was in progress") == 1 and "(n=1)" in text, (
+        text
+    )
+    assert [run.name for run in runs(folder)] != [first.name] and len(runs(folder)) == 1
+    assert "1 finished, 1 new" in tool("status", sweep_of(folder))[1]
+
+
+def test_a_full_disk_is_one_line_for_all_runs(tmp_path):
+    args = arguments(
+        tmp_path / "r", *SMALL, *LONG, "mixer=qmix", "train.hidden=32", "seed=0-3", "hydra.launcher.n_jobs=2"
+    )
+    code = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"  # a disk that takes no larger file
+        f"sys.argv = {['qllm_exp', *args[2:]]}\n"
+        "runpy.run_module('qllm_exp', run_name='__main__')\n"
+    )
+    process = commands.run(["-c", code], env=os.environ | {"PYTHONPATH": str(HERE)})
+    text = process.stdout + process.stderr
+    assert process.returncode == 1 and "Traceback" not in text and "inline_container" not in text, text
+    assert text.count("the disk is full") == 1 and "No further run starts" in text and len(text.splitlines()) == 2, text
+    _, status = tool("status", sweep_of(tmp_path / "r"))
+    assert (
+        "2 failed, 2 new" in status and "inline_container" not in status and "File too large. Free some space" in status
+    )
+    text = call(tmp_path / "r", *args[3:-1])
+    assert "4 to run" in text and "FAILED" not in text
+
+
 def test_a_moved_folder_resumes(tmp_path):
     args = [*SMALL, *LONG, "seed=0-1"]
     call(tmp_path / "whole", *args)

@@ -155,21 +155,21 @@ def _retry_commands(data: ReportData) -> Iterator[Html]:
 
 def _unfinished_item(run: UnfinishedRun, data: ReportData) -> Html:
     name = tag("a", run.name, href=data.link(run.path)) if run.path.is_dir() else tag("span", run.name)
-    log = _log(run, data)
+    links = [tag("a", display_path(log), href=data.link(log)) for log in _logs(run, data)]
     pairs = [
         ("reason", run.reason),
-        ("log", tag("a", display_path(log), href=data.link(log)) if log else ""),
+        ("log", concat(links, ", ")),
         ("resume", _resume_advice(run, data)),
     ]
     return tag("li", tag("p", badge(run.state), " ", tag("span", name, class_="name")), definition_list(pairs))
 
 
-def _log(run: UnfinishedRun, data: ReportData) -> Path | None:
-    """Return the first that exists of: console output of the run's process, its log, console output of its job."""
-    directory, sweep = RunDirectory(run.path), data.sweep_of(run.name)
-    job_log = sweep.job_log(run.name) if sweep is not None else None
-    candidates = (directory.console, directory.log, job_log)
-    return next((log for log in candidates if log is not None and log.exists()), None)
+def _logs(run: UnfinishedRun, data: ReportData) -> list[Path]:
+    """Return the console output of the run's process, or its log, and the console output of its last job, if they exist."""
+    directory = RunDirectory(run.path)
+    logs = [log for log in (directory.console, directory.log) if log.exists()][:1]
+    job_logs = (sweep.job_log(run.name) for sweep in reversed(data.sweeps))
+    return logs + [log for log in job_logs if log is not None][:1]
 
 
 def _resume_advice(run: UnfinishedRun, data: ReportData) -> Html:

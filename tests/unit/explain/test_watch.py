@@ -268,6 +268,14 @@ def test_a_run_of_a_version_with_other_networks_is_refused(runs: Callable[[str],
             load(tmp_path)
 
 
+def test_a_truncated_policy_is_named_without_the_text_of_torch(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in ("config.yaml", "policy.pt"):
+        (tmp_path / name).write_bytes((runs("lbf") / name).read_bytes())
+    (tmp_path / "policy.pt").write_bytes((tmp_path / "policy.pt").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"policy\.pt has no parameters of a policy: it is truncated or damaged\. Copy"):
+        load(tmp_path)
+
+
 def test_shares_keep_their_sign_and_are_parts_of_the_absolute_sum() -> None:
     values = torch.tensor([[1.0, -3.0, 0.0], [0.0, 0.0, 0.0]])
     assert credit_share(values).tolist() == [[0.25, -0.75, 0.0], [0.0, 0.0, 0.0]]

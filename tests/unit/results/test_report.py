@@ -271,6 +271,23 @@ def test_every_unfinished_run_has_its_state_reason_and_resume_command(
     assert ("console.txt" in text) == (state == "failed")
 
 
+def test_a_dead_run_of_a_job_has_the_log_of_its_own_array_task(tmp_path: Path) -> None:
+    runs = [make_unfinished_run(tmp_path / "runs", run_config("vdn", seed), "running") for seed in range(12)]
+    sweep = make_sweep(tmp_path / "runs" / "s", [run.name for run in runs], COMMAND)
+    submission = sweep / "jobs" / "ab12"
+    submission.mkdir(parents=True)
+    (submission / "packs.json").write_text(json.dumps([[run.name] for run in runs]))
+    for task in range(12):
+        (submission / f"17_{task}_0_log.out").write_text(f"oom-kill in task {task}\n")
+    (runs[1] / "console.txt").write_text("ready\n")
+    text = page_of(sweep).text.partition("Unfinished runs")[2].partition("Comparison")[0]
+    entries = re.findall(r"(?<= dead )lbf_\S*_vdn_s(\d+)_(.*?qllm_exp\.experiment)", text)
+    assert len(entries) == 12
+    for seed, entry in entries:
+        assert re.findall(r"17_(\d+)_0_log\.out", entry) == [seed]
+        assert ("console.txt" in entry) == (seed == "1")
+
+
 def test_there_is_a_page_without_a_finished_run(tmp_path: Path) -> None:
     make_unfinished_run(tmp_path, run_config("vdn"), "failed", "it broke")
     page = page_of(tmp_path)

@@ -3,17 +3,22 @@
 import errno
 import json
 import os
+import shutil
+import signal
 import socket
 import time
 
 import pytest
+from run_folders import run_config
 
 from qllm_exp.cluster import retry
 from qllm_exp.errors import UserError
-from qllm_exp.runs import run_state, sweep_directory
-from qllm_exp.runs.run_directory import Busy, RunDirectory
+from qllm_exp.experiment import DISK_FULL
+from qllm_exp.runs import run_directory, run_state, sweep_directory
+from qllm_exp.runs.run_directory import Busy, DiskFull, RunDirectory
 from qllm_exp.runs.slurm_queue import Job, Queue
 from qllm_exp.sweep import pool
+from qllm_exp.sweep.progress import outcome_line
 from qllm_exp.sweep.slurm import Slurm, to_minutes
 from qllm_exp.utils import files
 
@@ -49,8 +54,129 @@ def test_runs_get_gpus_in_turn(machine):
 
 
 def state_with(directory, queue=None, **status):
-    (directory.path / "status.json").write_text(json.dumps(status))
+    path = directory.path / "status.json"
+    path.write_text(json.dumps(status))
+    if "heartbeat" in status:
+        os.utime(path, (status["heartbeat"], status["heartbeat"]))  # the file was written then
     return run_state.state_of(directory, queue or Queue({}))
+
+
+class Ended:
+    """Stands in for the worker of a run that has ended.
+
+    Args:
+        code: its exit code.
+        remove: a folder that it removes first; None: none.
+    """
+
+    lost = False
+
+    def __init__(self, code, remove=None):
+        self.code, self.remove = code, remove
+
+    def poll(self):
+        if self.remove is not None:
+            shutil.rmtree(self.remove)
+        return self.code
+
+
+class Ends:
+    """Observer of a pool: keeps the outcomes that it is told of."""
+
+    def __init__(self):
+        self.outcomes = []
+
+    def show(self, active):
+        pass
+
+    def run_ended(self, outcome):
+        self.outcomes.append(outcome)
+
+
+def run_pool(folder, monkeypatch, workers, slots=2, create=None):
+    """Run a pool with a stand-in for each worker, and return the pool and its observer.
+
+    Args:
+        folder: for the run directories.
+        monkeypatch: of pytest.
+        workers: for each run, a function from its directory to the stand-in for its worker.
+        slots: number of runs at a time.
+        create: called with each directory before it starts; None: it is created.
+    """
+
+    def make(directory):
+        directory.path.mkdir(parents=True)
+        directory.config.touch()
+
+    directories = [RunDirectory(folder / f"run{number}") for number in range(len(workers))]
+    by_path = dict(zip([directory.path for directory in directories], workers, strict=True))
+    monkeypatch.setattr(pool.Pool, "_start_worker", lambda self, directory, slot: by_path[directory.path](directory))
+    observer = Ends()
+    started = pool.Pool(directories, [pool.Slot()] * slots, observer, create or make)
+    started.run()
+    return started, observer
+
+
+def finish(directory):
+    directory.finish({"final_return": 1.0})
+    return Ended(0)
+
+
+def test_a_removed_run_directory_fails_its_own_run_only(tmp_path, monkeypatch):
+    started, observer = run_pool(
+        tmp_path / "runs",
+        monkeypatch,
+        [
+            lambda directory: Ended(1, directory.path),
+            lambda directory: Ended(-signal.SIGKILL, directory.path),
+            lambda directory: Ended(0, directory.path),  # it finished, and was removed before anybody looked
+            finish,
+        ],
+        slots=1,
+    )
+    assert len(observer.outcomes) == 4 and not started.not_started
+    for outcome in observer.outcomes[:3]:
+        assert outcome.failed and "was removed while the run was in progress" in outcome.error
+        assert outcome_line(outcome).count("\n") == 0 and not outcome.directory.path.exists()
+    assert not observer.outcomes[3].failed
+
+
+def test_the_folder_of_all_runs_may_be_removed(tmp_path, monkeypatch):
+    _, observer = run_pool(
+        tmp_path / "runs", monkeypatch, [lambda directory: Ended(1, directory.path.parent), finish], slots=1
+    )
+    assert [outcome.failed for outcome in observer.outcomes] == [True, False]
+
+
+def test_a_full_disk_is_reported_once_and_no_further_run_starts(tmp_path, monkeypatch):
+    started, observer = run_pool(
+        tmp_path / "runs", monkeypatch, [lambda directory: Ended(DISK_FULL)] * 3 + [finish] * 4, slots=3
+    )
+    (outcome,) = observer.outcomes
+    line = outcome_line(outcome)
+    assert "the disk is full" in line and "Free some space" in line and "No further run starts" in line
+    assert "run0" not in line and "\n" not in line, "it concerns all runs"
+    assert [ended.disk_full for ended in started.outcomes] == [True] * 3 and len(started.not_started) == 4
+
+
+def test_a_run_whose_directory_cannot_be_created_fails_alone(tmp_path, monkeypatch):
+    (tmp_path / "run0").touch()  # a file where the directory should be
+
+    def create(directory):
+        directory.create(run_config("vdn"), None)
+
+    _, observer = run_pool(tmp_path, monkeypatch, [finish, finish], slots=1, create=create)
+    assert [outcome.failed for outcome in observer.outcomes] == [True, False]
+    assert "Cannot write the run directory" in observer.outcomes[0].error
+
+
+def test_a_full_disk_while_directories_are_created_is_reported_once(tmp_path, monkeypatch):
+    def create(directory):
+        raise DiskFull(directory.path, os.strerror(errno.ENOSPC))
+
+    started, observer = run_pool(tmp_path, monkeypatch, [finish] * 3, create=create)
+    (outcome,) = observer.outcomes
+    assert "No space left on device" in outcome_line(outcome) and len(started.not_started) == 2
 
 
 def test_state_of_a_run(tmp_path):
@@ -81,7 +207,8 @@ def test_state_of_a_run(tmp_path):
     assert state_with(directory, state="failed").state == run_state.FINISHED
 
 
-def test_a_run_of_another_machine_is_locked_while_its_heartbeat_is_recent(tmp_path):
+def test_a_run_of_another_machine_is_locked_while_its_heartbeat_is_recent(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_directory, "WATCH_S", 0.1)
     directory = RunDirectory(tmp_path)
     (tmp_path / ".lock").write_text("")
     state_with(directory, state="running", host="node9", pid=17, heartbeat=time.time() - 30)

@@ -1,11 +1,14 @@
 """Replay buffer and checkpoints: what goes in comes out, and a kill at any moment leaves a whole checkpoint."""
 
 import os
+import resource
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from qllm_exp.errors import UserError
 from qllm_exp.training.checkpoint import CheckpointStore
 from qllm_exp.training.replay import EpisodeStorage, ReplayBuffer
 
@@ -110,6 +113,46 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch
     resumed, resumed_store = make_store(tmp_path / "c")
     assert resumed_store.load() == {"i": 1}
     assert contents(resumed) == saved_contents
+
+
+@pytest.mark.parametrize("episodes", [0, 5])
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_checkpoint_before(tmp_path, episodes):
+    """torch reports it with a line of its own source: 'enforce fail at inline_container.cc'."""
+    buffer, store = make_store(tmp_path / "c")
+    store.save({"i": 0})
+    if episodes:
+        buffer.add(numbered_episodes(0, episodes))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # a disk that takes no larger file
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            store.save({"i": 1, "weights": torch.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "c" / "state.pt.part").exists()
+    resumed, resumed_store = make_store(tmp_path / "c")
+    assert resumed_store.load() == {"i": 0} and contents(resumed) == []
+
+
+def test_a_removed_run_directory_is_not_created_again_for_a_checkpoint(tmp_path):
+    (tmp_path / "run").mkdir()
+    _, store = make_store(tmp_path / "run" / "c")
+    store.save({"i": 0})
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        store.save({"i": 1})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, 700])
+def test_a_truncated_checkpoint_is_named_without_the_text_of_torch(tmp_path, size):
+    _, store = make_store(tmp_path / "c")
+    store.save({"i": 0})
+    path = tmp_path / "c" / "state.pt"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"state\.pt is truncated or damaged\. .* delete") as caught:
+        make_store(tmp_path / "c")[1].load()
+    assert "inline_container" not in str(caught.value) and "Pytorch" not in str(caught.value)
 
 
 def test_a_slow_checkpoint_makes_the_next_one_wait(tmp_path, monkeypatch):
