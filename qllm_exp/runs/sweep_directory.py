@@ -148,7 +148,7 @@ class Sweep:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Mark the sweep as run by this process. The lock is shared: several processes may run parts of one sweep."""
-        handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             os.ftruncate(handle, 0)
@@ -181,7 +181,7 @@ def _is_name(name: Any) -> bool:
 
 @contextmanager
 def _exclusive_lock(path: Path) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         flock(handle, fcntl.LOCK_EX)
         yield
