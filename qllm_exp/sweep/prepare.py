@@ -57,7 +57,9 @@ def check(run: schema.RunConfig, resolve: DeviceResolver = resolve_device) -> sc
     check_combination(run.algorithm.name, run.mixer.name)
     env_module(run.env.name).check(run.env)
     if isinstance(run.tracking, schema.WandbConfig):
-        wandb_login.check(run.tracking, (*run.sweep.tags, *run.tracking.tags))
+        tracking = wandb_login.obey_environment(run.tracking)
+        wandb_login.check(tracking, (*run.sweep.tags, *tracking.tags))
+        run = replace(run, tracking=tracking)
     if isinstance(run.mixer, schema.FunctionMixerConfig):
         source = provide.locate(run)
         if source.exists or not source.key:
