@@ -199,9 +199,9 @@ def _describe_other_lengths(plan: Plan) -> str:
                 break
     if not examples:
         return ""
-    subject = "it is" if len(examples) == 1 else f"{len(examples)} of them are"
+    subject = "1 run begins" if len(examples) == 1 else f"{len(examples)} runs begin"
     return (
-        f"from the beginning, though {subject} finished with another length ({examples[0]}): train.total_steps is part of what "
+        f"{subject} anew, though the same with another length is finished ({examples[0]}): train.total_steps is part of what "
         "defines a run"
     )
 

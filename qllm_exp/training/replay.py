@@ -13,8 +13,7 @@ from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.config.schema import TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError
-from qllm_exp.utils.memory import Memory, gigabytes
-from qllm_exp.utils.text import count as count_text
+from qllm_exp.utils.memory import Memory, size_text
 
 
 class EpisodeStorage:
@@ -78,7 +77,7 @@ def episode_size(env: TeamEnv) -> EpisodeSize:
     numbers = f"{env.n_agents} observations of {env.obs_dim:,} numbers and a state of {env.state_dim:,}"
     return EpisodeSize(
         EpisodeStorage(env, 1, torch.device("meta")).nbytes(),
-        f"{count_text(env.episode_limit + 1, 'step')} with {numbers}",
+        f"{env.episode_limit + 1} steps with {numbers}",
     )
 
 
@@ -95,15 +94,14 @@ def check_memory(size: EpisodeSize, num_envs: int, train: TrainConfig, on_policy
     key, capacity = "train.buffer_episodes", train.buffer_episodes
     if on_policy:
         key, capacity = "env.num_envs", num_envs
-    played = train.total_steps + num_envs  # at most, since an episode has a step at least
-    needed = size.nbytes * (min(capacity, played) + num_envs)
+    needed = size.nbytes * (capacity + num_envs)
     if memory is None or needed <= memory.size:
         return
     fitting = memory.size // size.nbytes - num_envs if not on_policy else memory.size // (2 * size.nbytes)
     advice = f"lower {key} to {fitting:,} or less, or " if fitting > 0 else ""
     raise UserError(
-        f"{key}={capacity} does not fit into memory: an episode ({size.text}) takes {size.nbytes / 1e6:,.1f} MB, and all of "
-        f"them {gigabytes(needed)}, while {memory.place} has {gigabytes(memory.size)}. To fit, {advice}lower "
+        f"{key}={capacity} does not fit into memory: an episode ({size.text}) takes {size_text(size.nbytes)}, and all of "
+        f"them {size_text(needed)}, while {memory.place} has {size_text(memory.size)}. To fit, {advice}lower "
         "env.episode_limit or the size of the observations."
     )
 

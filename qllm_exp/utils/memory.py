@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+
 
 class Memory(NamedTuple):
     """Memory of a place where a run trains.
@@ -28,9 +30,10 @@ def available_memory(root: Path = Path("/")) -> Memory | None:
     return min([*_machine(root), *_control_groups(root), *_slurm_job()], default=None)
 
 
-def gigabytes(size: float) -> str:
+def size_text(size: int) -> str:
     """Return a number of bytes as text, e.g. '33.2 GB'."""
-    return f"{size / 1e9:,.1f} GB"
+    unit, factor = next((pair for pair in _UNITS if size >= pair[1]), _UNITS[-1])
+    return f"{size / factor:,.1f} {unit}"
 
 
 def _machine(root: Path) -> Iterator[Memory]:

@@ -32,7 +32,8 @@ def test_a_longer_run_does_not_continue_a_finished_one_and_the_plan_says_so(tmp_
     path = finish(first)
     assert planned(tmp_path, 1000, f"mixer={mixer}").other_lengths == "", "it is finished, and not asked for more"
     line = planned(tmp_path, 2000, f"mixer={mixer}").other_lengths
-    assert f"{path.name}, 1,000 steps" in line and "train.total_steps is part of what defines a run" in line
+    assert line.startswith("1 run begins anew") and f"{path.name}, 1,000 steps" in line
+    assert "train.total_steps is part of what defines a run" in line
     assert planned(tmp_path, 2000, f"mixer={mixer}", "seed=1").other_lengths == ""
     assert planned(tmp_path, 2000, f"mixer={mixer}", "train.gamma=0.9").other_lengths == ""
     (path / "result.json").unlink()

@@ -124,7 +124,7 @@ def test_images_that_do_not_fit_into_memory_are_refused_with_sizes_and_advice(
 def test_an_algorithm_that_stores_its_last_rollout_only_needs_no_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "_SMALL", 0)
     memory = Memory(10**6, "a job")
-    with pytest.raises(UserError, match=r"train\.buffer_episodes=5000 does not fit.* a job has 0.0 GB"):
+    with pytest.raises(UserError, match=r"train\.buffer_episodes=5000 does not fit.* a job has 1\.0 MB"):
         checked("lbf", memory=memory)
     checked("lbf", "none", memory, "ippo")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qllm_exp.utils.memory import Memory, available_memory, gigabytes
+from qllm_exp.utils.memory import Memory, available_memory, size_text
 
 GB = 2**30
 
@@ -73,4 +73,4 @@ def test_what_is_not_known_is_none(tmp_path: Path) -> None:
 
 
 def test_sizes_are_readable() -> None:
-    assert gigabytes(33_240_000_000) == "33.2 GB"
+    assert [size_text(size) for size in (33_240_000_000, 8_710_000, 512)] == ["33.2 GB", "8.7 MB", "0.5 kB"]
