@@ -133,7 +133,7 @@ print(returns[returns > 0])
 qllm_exp.plot_credit(function, env, seed=29)
 
 # %% [markdown]
-# `qllm-exp tfcaf explain lbf/8x8-2p-2f-coop-2s` writes this figure, one of the importances, tables and a summary to a folder.
+# `qllm-exp tfcaf explain lbf/8x8-2p-2f-coop-2s --output FOLDER` writes this figure, one of the importances, tables and a summary.
 #
 # ## A function of your own
 #

@@ -20,6 +20,7 @@ from qllm_exp.runs.metrics import MetricsRow
 from qllm_exp.runs.run_directory import Busy, DiskFull, RunDirectory
 from qllm_exp.tracking.sidecar import Sidecar
 from qllm_exp.utils.files import is_disk_full, write_atomically
+from qllm_exp.utils.memory import Memory, available_memory
 from qllm_exp.utils.text import inert_lines
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: 
     from qllm_exp.envs import make_env
     from qllm_exp.runs.heartbeat import Heartbeat
     from qllm_exp.training.checkpoint import CheckpointStore
+    from qllm_exp.training.replay import check_memory, episode_size
     from qllm_exp.training.seeds import derive
     from qllm_exp.training.trainer import Trainer
 
@@ -145,6 +147,7 @@ def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: 
     try:
         env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), run.device)
         algorithm = build_algorithm(run, directory, env)
+        check_memory(episode_size(env), env.num_envs, run.train, algorithm.on_policy, _memory(run.device))
         progress = _ProgressReport(directory, run, show)
         trainer = Trainer(run.train, env, algorithm, run.seed, directory.append, progress, stop)
         options = run.train.checkpoint
@@ -175,6 +178,15 @@ def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: 
     checkpoints.remove()
     directory.set_status("finished", env_step=trainer.env_steps)
     return result
+
+
+def _memory(device: str) -> Memory | None:
+    """Return the memory for the episodes of a run, which are stored on its device; None if it is not known."""
+    import torch
+
+    if device == "cpu":
+        return available_memory()
+    return Memory(torch.cuda.mem_get_info(torch.device(device))[0], f"the GPU ({device})")
 
 
 class _ProgressReport:

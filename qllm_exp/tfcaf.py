@@ -80,7 +80,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--transcript", action="store_true", help="print every call with its answer and its outcome instead"
     )
     commands["explain"].add_argument(
-        "--output", type=Path, metavar="FOLDER", help="folder to write to (default: tfcaf_KEY)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder to write to (default: explain/ in the run folder that --policy or the function's file is in)",
     )
     commands["explain"].add_argument(
         "--policy",
@@ -275,13 +278,36 @@ def _explain(parsed_args: argparse.Namespace) -> int:
                 f"env={function.env}. If you trust that module, add env={function.env} env.task={function.task}."
             )
         run = _run([f"env={function.env}", f"env.task='{function.task}'", *parsed_args.overrides])
-    folder = parsed_args.output or Path(f"tfcaf_{(function.key or function.program.hash)[:12]}")
+    folder = parsed_args.output or _explain_folder(parsed_args.policy, function.path, parsed_args.function)
     with provide.small_environment(run) as env:
         function.check_fits(env)
         policy = load_policy(parsed_args.policy, env) if parsed_args.policy else None
         for path in explain(function, env, folder, provide.igm_enforced(run, env), policy):
             print(inert(path))
     return 0
+
+
+def _explain_folder(run: Path | None, file: Path | None, name: str) -> Path:
+    """Return the folder for figures where none is named: inside the run that they are about.
+
+    Args:
+        run: directory of the run whose policy plays.
+        file: file of the function.
+        name: the function, as typed.
+
+    Raises:
+        UserError: they are not about a run.
+    """
+    from qllm_exp.runs.run_directory import CONFIG
+
+    if run is None and file is not None and (file.parent / CONFIG).exists():
+        run = file.parent
+    if run is None:
+        raise UserError(
+            f"{inert(name)} is not in a run folder, so name a folder for the figures: add --output FOLDER "
+            "(or --policy RUN_FOLDER, to see the team of a finished run; they are then written into that folder)."
+        )
+    return run / "explain"
 
 
 def _verify(parsed_args: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """The command `qllm-exp status [FOLDER ...]`: the state of every run, and what to do about it."""
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from qllm_exp.cluster import FOLDER_HELP
 from qllm_exp.errors import UserError
 from qllm_exp.sweep import overview
+from qllm_exp.utils.files import strict_json
 from qllm_exp.utils.text import inert_lines
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps([overview.as_json(status) for status in statuses], indent=1))
+        print(strict_json([overview.as_json(status) for status in statuses], indent=1))
     else:
         print("\n".join(line for status in statuses for line in overview.lines(status, options.all)))
     codes = [status.exit_code() for status in statuses]

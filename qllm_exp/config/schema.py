@@ -36,7 +36,8 @@ def number(default: float | int | None, low: float, high: float = float("inf"), 
 class EnvConfig:
     """Options of every environment. A user's own environment derives its Config from this class.
 
-    `auto_num_envs` is the value of num_envs=auto for each kind of device.
+    `auto_num_envs` is the value of num_envs=auto for each kind of device. `built_when_planned` says whether a copy is built while
+    runs are planned, which finds options that no run can have; False where that starts processes or takes seconds.
     """
 
     name: str = ""
@@ -45,6 +46,7 @@ class EnvConfig:
     num_envs: Any = field(default="auto", metadata={"auto_or_at_least": 1})
     reward: str = one_of("sum", "mean")
     auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 1024}
+    built_when_planned: ClassVar[bool] = True
 
 
 @dataclass

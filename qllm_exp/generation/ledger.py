@@ -17,7 +17,7 @@ from typing import Any
 
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Backend, CallFailed, Message, Reply, Request
-from qllm_exp.utils.files import read_regular_file
+from qllm_exp.utils.files import read_regular_file, strict_json
 from qllm_exp.utils.text import count
 
 RESERVED_BYTES = 2**18  # that must be free for each call: a long answer, in the journal and in the stored function
@@ -129,7 +129,7 @@ class Ledger:
         else:
             return
         with self._explained():
-            self._write_line(json.dumps(row))
+            self._write_line(strict_json(row))
 
     def _write_line(self, line: str) -> None:
         """Append a line to the journal and wait until it is on the disk."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.errors import UserError
-from qllm_exp.utils.files import read_regular_file, write_atomically
+from qllm_exp.utils.files import read_regular_file, strict_json, write_atomically
 
 
 def read_bytes(path: Path) -> bytes | None:
@@ -53,4 +53,4 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_object(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object in one step, so that a reader never sees a part of it."""
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    write_atomically(path, strict_json(content, indent=1) + "\n")

@@ -1,12 +1,13 @@
 """The metrics file of a run: its rows, and how they are read.
 
 `metrics.jsonl` has one JSON object per line. The trainer appends rows and never changes them, so only the last line can be
-truncated, when the process was killed while writing it.
+truncated, when the process was killed while writing it. A metric that is NaN or infinite is null, and is read as NaN.
 """
 
 import json
+import math
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from qllm_exp.errors import UserError
 from qllm_exp.utils.files import read_regular_file
@@ -160,7 +161,7 @@ def read_rows(path: Path, *kinds: str) -> list[MetricsRow]:
         try:
             row = json.loads(line)
             if row["kind"] in wanted:
-                rows.append(row)
+                rows.append(nan_for_null(row))
         except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(lines):
                 start = line[:60].decode(errors="replace")
@@ -169,6 +170,13 @@ def read_rows(path: Path, *kinds: str) -> list[MetricsRow]:
                     "Copy the file again from the machine that made the run, or leave the run out."
                 ) from None
     return rows
+
+
+def nan_for_null(numbers: dict[str, Any]) -> Any:
+    """Return an object of metrics or results with NaN in place of null, which stands for a number that JSON does not have."""
+    if None not in numbers.values():
+        return numbers
+    return {key: math.nan if value is None else value for key, value in numbers.items()}
 
 
 def _is_complete_training_row(line: bytes) -> bool:
@@ -204,6 +212,6 @@ class MetricsReader:
             return []
         complete = text[: text.rfind(b"\n") + 1]
         self._offset += len(complete)
-        rows = [json.loads(line) for line in complete.splitlines()]
+        rows = [nan_for_null(json.loads(line)) for line in complete.splitlines()]
         self.count += len(rows)
         return rows

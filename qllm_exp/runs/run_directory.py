@@ -31,8 +31,15 @@ from qllm_exp.config import schema
 from qllm_exp.config.load import load_run, non_identifying_keys, to_dict, with_older_defaults
 from qllm_exp.errors import UserError
 from qllm_exp.runs.json_files import read_object, write_object
-from qllm_exp.runs.metrics import MetricsRow
-from qllm_exp.utils.files import file_system_time_ns, flock, is_disk_full, read_regular_file, write_atomically
+from qllm_exp.runs.metrics import MetricsRow, nan_for_null
+from qllm_exp.utils.files import (
+    file_system_time_ns,
+    flock,
+    is_disk_full,
+    read_regular_file,
+    strict_json,
+    write_atomically,
+)
 from qllm_exp.utils.text import excerpt, inert_lines
 
 CONFIG = "config.yaml"
@@ -181,7 +188,7 @@ class RunDirectory:
         owner = self.owner(wait_s=1.0) or self._watch()
         if owner:
             raise Busy(f"{self.path} is already being run by {owner}.")
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         if flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
             os.close(self._lock)
             self._lock = None
@@ -279,14 +286,14 @@ class RunDirectory:
         Args:
             offset: size of the file at the checkpoint that the run resumes from, in bytes; later rows are removed.
         """
-        self._metrics = os.open(self.metrics, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._metrics = os.open(self.metrics, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         if os.fstat(self._metrics).st_size > offset:
             os.ftruncate(self._metrics, offset)
 
     def append(self, row: MetricsRow) -> int:
         """Append a row to the metrics file, and return the size of the file in bytes."""
         assert self._metrics is not None
-        line = memoryview((json.dumps(row) + "\n").encode())
+        line = memoryview((strict_json(row) + "\n").encode())
         while line:
             line = line[os.write(self._metrics, line) :]
         return os.lseek(self._metrics, 0, os.SEEK_END)
@@ -341,7 +348,8 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """Return the final results, None while the run is not finished."""
-        return read_object(self.result_path) or None
+        result = read_object(self.result_path)
+        return nan_for_null(result) if result else None
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the final results, which marks the run as finished."""

@@ -146,7 +146,7 @@ class Sweep:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Mark the sweep as run by this process. The lock is shared: several processes may run parts of one sweep."""
-        handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             with suppress(OSError):  # only messages of other processes need the name of this one
@@ -215,7 +215,7 @@ def exclusive_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> It
         path: the file; created if it does not exist.
         on_wait: called once if another process holds it.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
             on_wait()

@@ -235,7 +235,7 @@ def _run_worker(request: dict[str, Any]) -> None:
         if request["cores"]:
             os.sched_setaffinity(0, request["cores"])
         directory = RunDirectory(Path(request["path"]))
-        console = os.open(directory.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        console = os.open(directory.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(console, 1)
         os.dup2(console, 2)
         os.close(console)

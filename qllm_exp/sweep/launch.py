@@ -72,7 +72,7 @@ def launch(
         functions, runs = len(plan.pending), sum(plan.pending.values())
         log.info("  first, a language model writes %s used by %s", count(functions, "function"), count(runs, "run"))
 
-    plan = make_plan(combinations, compose, explain, resolve, announce_generation)
+    plan = make_plan(combinations, compose, explain, resolve, announce_generation, launcher.memory)
     if plan.sweep.dry_run and not is_whole:
         raise UserError("--dry-run needs hydra/sweeper=grid: other sweepers choose their runs one after another.")
     if not is_whole:  # one sweep directory for all runs of the other sweeper
@@ -169,8 +169,9 @@ def print_plan(plan: Plan, launcher: Launcher) -> None:
     """Print the plan: runs by state, combinations left out, and an estimate of the time."""
     title = "sweep" if plan.pending else f"sweep {plan.folder}"  # the name is a hash of all runs, pending ones included
     log.info("%s: %s", title, plan.counts())
-    for line in plan.duplicates:
-        log.info("  %s", line)
+    for line in (*plan.duplicates, plan.other_lengths):
+        if line:
+            log.info("  %s", line)
     to_run = plan.to_run
     progress = [_progress(run) for run in to_run]
     time_text = estimate(to_run, progress, launcher.max_parallel(_device(run.config for run in to_run)))

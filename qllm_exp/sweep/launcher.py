@@ -9,6 +9,7 @@ from qllm_exp.config.device import DeviceResolver
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.pool import RunOutcome
+from qllm_exp.utils.memory import Memory
 
 
 class Launcher(Protocol):
@@ -27,6 +28,9 @@ class Launcher(Protocol):
         Raises:
             UserError: nothing can be started from here.
         """
+
+    def memory(self) -> Memory | None:
+        """Return the memory for a run, if it is the only one where it trains; None if it is not known."""
 
     def max_parallel(self, device: str) -> int:
         """Return the largest number of runs at a time.

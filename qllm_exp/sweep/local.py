@@ -16,6 +16,7 @@ from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import Display
+from qllm_exp.utils.memory import Memory, available_memory
 from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class Local:
     def device_resolver(self) -> DeviceResolver:
         """Return the function that maps a configured device to one of this machine."""
         return resolve_device
+
+    def memory(self) -> Memory | None:
+        """Return the memory that this machine has for a run, if no other trains at the same time."""
+        return available_memory()
 
     def max_parallel(self, device: str) -> int:
         """Return the number of runs at a time, for runs on 'cuda' or 'cpu'."""

@@ -1,10 +1,11 @@
 """Plan a sweep before anything starts: check every combination, name every run, and find the runs that are finished."""
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -13,11 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import schema
 from qllm_exp.config.device import DeviceResolver, resolve_device
+from qllm_exp.config.load import run_name
 from qllm_exp.errors import UserError
-from qllm_exp.runs.run_state import FINISHED, QUEUED, RUNNING, RunState, state_of
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.run_state import FINISHED, NEW, QUEUED, RUNNING, RunState, state_of
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.sweep.fast_compose import Composer, Overrides, varying_keys
-from qllm_exp.sweep.prepare import PreparedRun, check, missing_function, prepare
+from qllm_exp.sweep.prepare import MemoryReader, PreparedRun, check, missing_function, prepare
+from qllm_exp.utils.memory import available_memory
 from qllm_exp.utils.text import count
 
 MAX_ERRORS = 20  # distinct errors that a message shows
@@ -32,6 +36,7 @@ class Plan:
         states: the state of each run.
         run_index: for each combination of overrides, the index of its run.
         duplicates: one line for each set of keys that makes no difference to some runs.
+        other_lengths: a line on new runs of which another length is finished; '' if there are none.
         pending: files of the functions that a language model has yet to write, and the number of combinations that need each.
         generated: files of the functions that a language model has written for this sweep.
         sweep: options of the sweep.
@@ -42,6 +47,7 @@ class Plan:
     states: list[RunState] = field(default_factory=list)
     run_index: list[int] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
+    other_lengths: str = ""
     pending: dict[Path, int] = field(default_factory=dict)
     generated: list[Path] = field(default_factory=list)
     sweep: schema.SweepConfig = field(default_factory=schema.SweepConfig)
@@ -88,6 +94,7 @@ def make_plan(
     explain: Callable[[Exception, Overrides], str],
     resolve: DeviceResolver = resolve_device,
     before_generation: Callable[[Plan], None] = lambda plan: None,
+    memory: MemoryReader = available_memory,
 ) -> Plan:
     """Compose and check every combination, then provide the credit-assignment functions that the runs need.
 
@@ -99,6 +106,7 @@ def make_plan(
         explain: returns the message for an error that Hydra raised for these overrides.
         resolve: maps a configured device to the device of the machine that will train the run.
         before_generation: called before a language model is called, with the plan of the runs that need no new function.
+        memory: returns the memory of the machine that will train a run.
 
     Raises:
         UserError: some runs cannot start; the message lists all errors.
@@ -109,7 +117,7 @@ def make_plan(
     for overrides in combinations:
         try:
             run = composer(overrides)
-            checked.append(check(run, resolve))
+            checked.append(check(run, resolve, memory))
             _check_sweep_name(run)
         except UserError as error:
             errors.setdefault(str(error), []).append(" ".join(overrides))
@@ -168,7 +176,43 @@ def _plan_of(
         plan.run_index.append(index_of[path])
     plan.duplicates = _describe_duplicates(same, varying_keys(combinations))
     plan.states = [state_of(run.directory, queue) for run in plan.runs]
+    plan.other_lengths = _describe_other_lengths(plan)
     return plan
+
+
+def _describe_other_lengths(plan: Plan) -> str:
+    """Return a line on the new runs of which a run of another length is finished, since they do not continue it."""
+    new = plan.runs_in(NEW)
+    try:
+        names = os.listdir(plan.dir) if new else []
+    except OSError:  # the folder does not exist yet
+        return ""
+    by_prefix: dict[str, list[str]] = {}
+    for name in names:
+        by_prefix.setdefault(name.rpartition("_")[0], []).append(name)
+    examples = []
+    for run in new:
+        for name in by_prefix.get(run.directory.path.name.rpartition("_")[0], ()):
+            steps = RunDirectory(plan.dir / name).status().get("total_steps")
+            if steps != run.config.train.total_steps and _finished_with(run, steps, plan.dir / name):
+                examples.append(f"{name}, {steps:,} steps")
+                break
+    if not examples:
+        return ""
+    subject = "1 run begins" if len(examples) == 1 else f"{len(examples)} runs begin"
+    return (
+        f"{subject} anew, though the same with another length is finished ({examples[0]}): train.total_steps is part of what "
+        "defines a run"
+    )
+
+
+def _finished_with(run: PreparedRun, steps: float | None, path: Path) -> bool:
+    """Whether the directory is that of the same run with another number of steps, and is finished."""
+    if not isinstance(steps, int):
+        return False
+    train = replace(run.config.train, total_steps=steps)
+    name = run_name(replace(run.config, train=train), run.tfcaf_hash)
+    return name == path.name and RunDirectory(path).result() is not None
 
 
 def _check_sweep_name(run: schema.RunConfig) -> None:

@@ -3,7 +3,8 @@
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from qllm_exp.generation.coder_evaluator import Ranker
 from qllm_exp.generation.verify import Accepted
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.tracking import wandb_login
+from qllm_exp.utils.memory import Memory, available_memory
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,27 @@ class PreparedRun:
         config: its configuration.
         directory: its directory, which may not exist yet.
         tfcaf: JSON text of its credit-assignment function; None if its mixer has none.
+        tfcaf_hash: hash of that function's program; None likewise.
     """
 
     config: schema.RunConfig
     directory: RunDirectory
     tfcaf: str | None
+    tfcaf_hash: str | None
 
 
-def check(run: schema.RunConfig, resolve: DeviceResolver = resolve_device) -> schema.RunConfig:
+MemoryReader = Callable[[], Memory | None]  # returns the memory of the machine that will train a run; None: not known
+
+
+def check(
+    run: schema.RunConfig, resolve: DeviceResolver = resolve_device, memory: MemoryReader = available_memory
+) -> schema.RunConfig:
     """Check that a run can start. Nothing is written, and no language model is called.
 
     Args:
         run: the configuration.
         resolve: maps a configured device to the device of the machine that will train the run.
+        memory: returns the memory of that machine for a run on its CPU.
 
     Returns:
         The configuration with its device and the sizes that depend on it (`env.num_envs=auto`) resolved.
@@ -56,8 +66,12 @@ def check(run: schema.RunConfig, resolve: DeviceResolver = resolve_device) -> sc
     run = with_num_envs(run, run.device.partition(":")[0])
     check_combination(run.algorithm.name, run.mixer.name)
     env_module(run.env.name).check(run.env)
+    if run.env.built_when_planned:
+        _check_built(run, memory)
     if isinstance(run.tracking, schema.WandbConfig):
-        wandb_login.check(run.tracking, (*run.sweep.tags, *run.tracking.tags))
+        tracking = wandb_login.obey_environment(run.tracking)
+        wandb_login.check(tracking, (*run.sweep.tags, *tracking.tags))
+        run = replace(run, tracking=tracking)
     if isinstance(run.mixer, schema.FunctionMixerConfig):
         source = provide.locate(run)
         if source.exists or not source.key:
@@ -66,6 +80,68 @@ def check(run: schema.RunConfig, resolve: DeviceResolver = resolve_device) -> sc
             stored_function.check_names(run.env.name, run.env.task)  # before a function is paid for
             provide.check_backend(run)
     return run
+
+
+_SMALL = 2**28  # bytes of a replay buffer for which no machine is asked
+_SIZES: dict[str, Any] = {}  # EpisodeSize by environment, of those that were built
+
+
+def _check_built(run: schema.RunConfig, memory: MemoryReader) -> None:
+    """Build one copy of the run's environment, once per environment, and check that the run's episodes fit into memory.
+
+    Raises:
+        UserError: the environment cannot be built, or the episodes do not fit.
+    """
+    from qllm_exp.training.replay import check_memory
+
+    key = repr(replace(run.env, num_envs=1))
+    if key not in _SIZES:
+        _SIZES[key] = _built_size(run.env)
+    size, num_envs = _SIZES[key], int(run.env.num_envs)
+    if run.device.startswith("cuda") or size.nbytes * max(run.train.buffer_episodes, num_envs) < _SMALL:
+        return
+    try:
+        check_memory(size, num_envs, run.train, False, memory())
+    except UserError:
+        if not _is_on_policy(run):
+            raise
+        check_memory(size, num_envs, run.train, True, memory())
+
+
+def _built_size(config: schema.EnvConfig) -> Any:
+    """Return the size of an episode of an environment, from one copy that is built and closed again."""
+    from qllm_exp.envs import make_env
+    from qllm_exp.training.replay import episode_size
+
+    try:
+        env = make_env(replace(config, num_envs=1), 1, 0)
+        try:
+            return episode_size(env)
+        finally:
+            env.close()
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"env={config.name} with env.task={config.task!r} cannot be built: {type(error).__name__}: "
+            f"{' '.join(str(error).split())} ({place.filename}, line {place.lineno})"
+        ) from error
+
+
+def _is_on_policy(run: schema.RunConfig) -> bool:
+    """Whether the algorithm of a run stores its last rollout only, which takes building it."""
+    from qllm_exp.algorithms import make_algorithm
+    from qllm_exp.envs import make_env
+    from qllm_exp.mixers import make_mixer
+
+    if isinstance(run.mixer, schema.FunctionMixerConfig):  # of an algorithm that learns from a replay buffer
+        return False
+    env = make_env(replace(run.env, num_envs=1), 1, 0)
+    try:
+        return make_algorithm(run, env, make_mixer(run.mixer, env)).on_policy
+    finally:
+        env.close()
 
 
 def missing_function(run: schema.RunConfig) -> Path | None:
@@ -87,7 +163,7 @@ def prepare(run: schema.RunConfig) -> PreparedRun:
         tfcaf_hash = _check_fits(run, path)
         text = _read_text(path, path.stat().st_mtime_ns)
     name = run_name(run, tfcaf_hash)
-    return PreparedRun(run, RunDirectory(Path(run.dir) / name), text)
+    return PreparedRun(run, RunDirectory(Path(run.dir) / name), text, tfcaf_hash)
 
 
 @cache

@@ -43,6 +43,8 @@ def run_one(composed: DictConfig) -> float:
     run.directory.create(run.config, run.tfcaf)
     run.directory.stop_request.unlink(missing_ok=True)
     log.info("run directory: %s", run.directory.path)
+    if plan.other_lengths:
+        log.info("  %s", plan.other_lengths)
     try:
         result = execute(run.directory)
     except UserError as error:

@@ -34,6 +34,7 @@ from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.sweep.progress import outcome_line, python_command
 from qllm_exp.utils.files import write_atomically
+from qllm_exp.utils.memory import Memory
 from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,13 @@ class Slurm:
         if device == "auto":
             return "cuda" if self.gpus_per_job else "cpu"
         return device
+
+    def memory(self) -> Memory | None:
+        """Return the memory that a run's job requests for it; None if that is left to the cluster or to options of sbatch."""
+        if self.mem_gb_per_run is None or any(name.startswith("mem") for name in self.sbatch):
+            return None
+        place = f"a run's share of its job (hydra.launcher.mem_gb_per_run={self.mem_gb_per_run:g})"
+        return Memory(int(self.mem_gb_per_run * 2**30), place)
 
     def max_parallel(self, device: str) -> int:
         """Return the largest number of runs at a time, which does not depend on the device."""

@@ -13,8 +13,10 @@ import subprocess
 import sys
 
 from qllm_exp.config import schema
+from qllm_exp.errors import UserError
 from qllm_exp.runs.metrics import MetricsReader
 from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.tracking.wandb_login import obey_environment
 from qllm_exp.tracking.wandb_payload import UploadState
 
 log = logging.getLogger(__name__)
@@ -83,10 +85,12 @@ class Sidecar:
 
     def start(self) -> None:
         """Start the upload. Call it after the metrics file is truncated to the checkpoint that the run resumes from."""
-        if not isinstance(self._tracking, schema.WandbConfig) or self._tracking.mode != "online":
+        if not isinstance(self._tracking, schema.WandbConfig):
             return
         folder = self._directory.path.absolute()
         try:
+            if obey_environment(self._tracking).mode != "online":  # a run may be resumed where WANDB_MODE is another
+                return
             (folder / "wandb").mkdir(exist_ok=True)
             with open(folder / "wandb" / "mirror.txt", "ab") as log_file:
                 self._process = subprocess.Popen(
@@ -97,7 +101,7 @@ class Sidecar:
                     env=environment(),
                     start_new_session=True,  # Ctrl-C reaches the run only
                 )
-        except OSError as error:
+        except (OSError, UserError) as error:
             log.warning("nothing is uploaded to Weights & Biases: %s", error)
 
     def close(self) -> None:

@@ -1,19 +1,61 @@
 """Checks of Weights & Biases credentials and names before a run starts, without the W&B client and without the network."""
 
+import logging
 import netrc
 import os
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from qllm_exp.config import schema
-from qllm_exp.errors import UserError
+from qllm_exp.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
 
 LOGIN_HINT = (
     "no W&B credentials for {server} are stored on this machine. Type `wandb login` first (or set WANDB_API_KEY)"
 )
 _PUBLIC_SERVER = "https://api.wandb.ai"
+_MODES = ("online", "offline", "disabled")  # each uploads less than those before it
+_MODE_SYNONYMS = {"run": "online", "dryrun": "offline"}  # earlier names, which the client accepts
+_FALSE = ("", "0", "f", "false", "n", "no", "off")
+
+
+def obey_environment(tracking: schema.WandbConfig) -> schema.WandbConfig:
+    """Return the configuration with the mode that WANDB_MODE and WANDB_DISABLED leave, and log it once if it is another.
+
+    The variables only restrict the mode: with tracking.mode=offline, WANDB_MODE=online uploads nothing.
+
+    Args:
+        tracking: the run's tracking configuration.
+
+    Raises:
+        UserError: WANDB_MODE is not a mode of this package.
+    """
+    mode = os.environ.get("WANDB_MODE", "").strip().lower()
+    mode = _MODE_SYNONYMS.get(mode, mode) or _MODES[0]
+    if mode not in _MODES:
+        raise UserError(
+            f"WANDB_MODE={os.environ['WANDB_MODE']!r} is not supported.{nearest(mode, _MODES)} Allowed: {', '.join(_MODES)}. "
+            "Set one of these, or type: unset WANDB_MODE"
+        )
+    variable = f"WANDB_MODE={mode}"
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() not in _FALSE:
+        mode, variable = "disabled", "WANDB_DISABLED"
+    if _MODES.index(mode) <= _MODES.index(tracking.mode):
+        return tracking
+    _log_once(
+        f"tracking=wandb: {variable} is set, so nothing is uploaded while runs train"
+        + (" (later: python -m qllm_exp.results sync)" if mode == "offline" else "")
+    )
+    return replace(tracking, mode=mode)
+
+
+@cache
+def _log_once(message: str) -> None:
+    log.info("%s", message)
 
 
 def check(tracking: schema.WandbConfig, tags: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from qllm_exp.runs.dotted_keys import flatten, nest
 from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.tracking.wandb_payload import ROWS_KEY, TASK_PREFIX, WHOLE_FLOATS_KEY, id_from_name
+from qllm_exp.utils.files import strict_json
 
 ORIGIN_FILE = "told.json"  # in the folder: {"mark": fingerprint of its source, "id": ..., "url": ...}
 
@@ -131,20 +132,20 @@ def restore(folder: Path, run: RemoteRun, history: Iterable[Mapping[str, Any]], 
     missing = ""
     if run.result:
         rows = _metrics_rows(history)
-        directory.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        directory.metrics.write_text("".join(strict_json(row) + "\n" for row in rows))
         if function:
             directory.tfcaf.write_text(function, encoding="utf-8")
         missing = _missing_parts(run, len(rows), function)
     versions = {
         key.removeprefix("versions."): value for key, value in run.config.items() if key.startswith("versions.")
     }
-    directory.versions.write_text(json.dumps(versions, indent=1) + "\n")
+    write_object(directory.versions, versions)
     if run.result and not missing:
         directory.finish(run.result)
     write_status(folder, run, missing)
     if not missing:  # without this file the run is read again the next time
         origin = {"mark": run.fingerprint, "id": run.id, "url": run.url}
-        (folder / ORIGIN_FILE).write_text(json.dumps(origin) + "\n")
+        write_object(folder / ORIGIN_FILE, origin)
 
 
 def write_status(folder: Path, run: RemoteRun, missing: str = "") -> None:

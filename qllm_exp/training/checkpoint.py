@@ -101,7 +101,7 @@ class CheckpointStore:
         size = self.buffer.record_size()
         slots = self.buffer.latest(min(self.buffer.added - self._saved_episodes, self.buffer.size))
         position, chunk = self._position, max(1, _CHUNK_BYTES // size)
-        file = os.open(self.folder / "episodes.bin", os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(self.folder / "episodes.bin", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             while slots:
                 count = min(len(slots), chunk, self.ring - position)

@@ -3,14 +3,17 @@
 Shapes: T = episode_limit, C episodes of capacity, n agents, A actions.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qllm_exp.algorithms.base import EpisodeBatch
+from qllm_exp.config.schema import TrainConfig
 from qllm_exp.envs.base import TeamEnv
+from qllm_exp.errors import UserError
+from qllm_exp.utils.memory import Memory, size_text
 
 
 class EpisodeStorage:
@@ -19,6 +22,7 @@ class EpisodeStorage:
     Args:
         env: The environment, for its sizes and its device.
         count: Number of episodes.
+        device: Device of the tensors; None: that of the environment.
 
     Attributes:
         obs: [T + 1, count, n, obs_dim].
@@ -30,8 +34,8 @@ class EpisodeStorage:
         lengths: Number of steps of each episode, [count] int64.
     """
 
-    def __init__(self, env: TeamEnv, count: int) -> None:
-        limit, n, device = env.episode_limit, env.n_agents, env.device
+    def __init__(self, env: TeamEnv, count: int, device: torch.device | None = None) -> None:
+        limit, n, device = env.episode_limit, env.n_agents, device or env.device
         action_dtype = torch.uint8 if env.n_actions < 256 else torch.int16
         self.count, self.limit = count, limit
         self.obs = torch.zeros(limit + 1, count, n, env.obs_dim, device=device)
@@ -54,6 +58,52 @@ class EpisodeStorage:
     def nbytes(self) -> int:
         """Size of all tensors except the lengths, in bytes."""
         return sum(field.numel() * field.element_size() for field in self.fields)
+
+
+class EpisodeSize(NamedTuple):
+    """Size of a stored episode.
+
+    Attributes:
+        nbytes: bytes.
+        text: what they are for, for messages.
+    """
+
+    nbytes: int
+    text: str
+
+
+def episode_size(env: TeamEnv) -> EpisodeSize:
+    """Return the size of a stored episode of an environment. Nothing is allocated."""
+    numbers = f"{env.n_agents} observations of {env.obs_dim:,} numbers and a state of {env.state_dim:,}"
+    return EpisodeSize(
+        EpisodeStorage(env, 1, torch.device("meta")).nbytes(),
+        f"{env.episode_limit + 1} steps with {numbers}",
+    )
+
+
+def check_memory(size: EpisodeSize, num_envs: int, train: TrainConfig, on_policy: bool, memory: Memory | None) -> None:
+    """Raise UserError if the episodes that a run stores do not fit into memory.
+
+    Args:
+        size: Size of an episode.
+        num_envs: Number of environment copies.
+        train: The `train` group.
+        on_policy: Whether the algorithm stores the last rollout only.
+        memory: Memory of the machine that trains the run; None if it is not known.
+    """
+    key, capacity = "train.buffer_episodes", train.buffer_episodes
+    if on_policy:
+        key, capacity = "env.num_envs", num_envs
+    needed = size.nbytes * (capacity + num_envs)
+    if memory is None or needed <= memory.size:
+        return
+    fitting = memory.size // size.nbytes - num_envs if not on_policy else memory.size // (2 * size.nbytes)
+    advice = f"lower {key} to {fitting:,} or less, or " if fitting > 0 else ""
+    raise UserError(
+        f"{key}={capacity} does not fit into memory: an episode ({size.text}) takes {size_text(size.nbytes)}, and all of "
+        f"them {size_text(needed)}, while {memory.place} has {size_text(memory.size)}. To fit, {advice}lower "
+        "env.episode_limit or the size of the observations."
+    )
 
 
 class ReplayBuffer:

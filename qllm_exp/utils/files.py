@@ -1,4 +1,4 @@
-"""The cache folder, atomic writes, full disks, file locks, and reading of files that others wrote."""
+"""The cache folder, atomic writes, full disks, file locks, strict JSON, and reading of files that others wrote."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 import stat
 import tempfile
 from pathlib import Path
@@ -24,19 +25,20 @@ def cache_folder() -> Path:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Create a file, or replace its content, in one step: a reader sees the old text or the new text, never a mixture.
 
-    Several processes may write the same file at the same time; the last write wins.
+    Several processes may write the same file at the same time; the last write wins. Like any new file, it gets the
+    permissions that the umask leaves.
 
     Args:
         path: file to write; its folder must exist.
         content: new content; text is encoded as UTF-8.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # Not mkstemp, whose files only their owner can read: the umask cannot be read without changing it for all threads.
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp creates files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -113,6 +115,27 @@ def read_regular_file(path: Path, limit: int = MAX_BYTES) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(path))
     return content
+
+
+def strict_json(data: Any, indent: int | None = None) -> str:
+    """Return data as JSON that every program reads: null stands for NaN and for infinity, which JSON does not have.
+
+    Args:
+        data: dictionaries, lists and tuples, texts, numbers, None.
+        indent: spaces per level; None for a single line.
+    """
+    try:
+        return json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_null_for_non_finite(data), indent=indent, allow_nan=False)
+
+
+def _null_for_non_finite(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _null_for_non_finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_null_for_non_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def parse_strict_json(content: bytes) -> Any:

@@ -231,3 +231,25 @@ def test_a_full_disk_is_one_clear_error_and_the_run_resumes_once_there_is_space(
     (run / "metrics.jsonl").unlink()
     code, text = call(tmp_path / "r", *args)
     assert code == 0 and rows(run) == whole
+
+
+def test_a_run_leaves_the_files_that_the_readme_and_the_reference_list(tmp_path):
+    root = HERE.parents[1]
+    sentence = re.search(r"A run leaves (.+?)\. The plan of a sweep", (root / "README.md").read_text(), re.DOTALL)
+    listed = set(re.findall(r"`([a-z]+\.[a-z]+)`", sentence[1]))
+    page = (root / "docs" / "pages" / "reference" / "run-directory.md").read_text()
+    table = page.partition("## A run\n")[2].partition("\n###")[0]
+    described = set(
+        re.findall(r"`([\w./]+)`", " ".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
+    )
+    for mode, without in (([], {"console.txt"}), (["-m"], {"table.md", "curves.png"})):
+        folder = tmp_path / f"runs{len(mode)}"
+        code, text = call(
+            folder, *mode, "env=matrix", "mixer=tfcaf,vdn" if mode else "mixer=tfcaf", "train.total_steps=500"
+        )
+        assert code == 0, text
+        for run in folder.glob("matrix_*"):
+            function = set() if "_tfcaf_" in run.name else {"tfcaf.json"}
+            left = {path.name for path in run.iterdir()}
+            assert left - {".lock"} == listed - without - function
+            assert left <= described

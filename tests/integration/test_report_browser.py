@@ -119,6 +119,45 @@ def test_it_fits_every_screen_and_everything_is_seen(browser: Browser, report: P
     page.close()
 
 
+def test_nothing_is_cut_off_beside_an_empty_margin(browser: Browser, report: Path) -> None:
+    """A table scrolls only once it fills the page, and figures shrink; only those of credit, which have scenes, scroll as well."""
+    page = opened(browser, report)
+    page.evaluate("document.querySelectorAll('details').forEach((element) => (element.open = true))")
+    cut_off = """() => [...document.querySelectorAll(".scroll")].filter((box) => box.scrollWidth > box.clientWidth + 1)
+        .map((box) => [box.getAttribute("aria-label"), !!box.closest(".card"), innerWidth - box.getBoundingClientRect().right])"""
+    for width in (360, 400, 1000, 1280, 1400, 1800):
+        page.set_viewport_size({"width": width, "height": 800})
+        for label, is_figure, margin in page.evaluate(cut_off):
+            assert margin <= 33 and (not is_figure or "Credit of each agent" in label), (width, label, margin)
+    page.close()
+
+
+def test_a_table_of_eight_tasks_fits_a_laptop_and_half_of_a_phone(browser: Browser, tmp_path: Path) -> None:
+    tasks = [
+        "8x8-2p-2f-coop-2s",
+        "10x10-3p-3f-2s",
+        "15x15-4p-3f-2s",
+        "15x15-4p-5f",
+        "15x15-3p-5f",
+        "10x10-3p-3f-coop-2s",
+    ]
+    for place, task in enumerate([*tasks, "8x8-2p-2f-coop", "15x15-4p-3f-coop"]):
+        for mixer in ("qmix", "vdn", "qplex", "qtran", "qatten", "wqmix", "none", "tfcaf"):
+            for seed, rate in enumerate((3e-4, 5e-4) if mixer == "vdn" else (5e-4, 5e-4)):
+                run = run_config(mixer, seed, task, train=schema.TrainConfig(learning_rate=rate))
+                make_run(tmp_path / "runs", run, place - 100.0 * seed, program=1 if mixer == "tfcaf" else None)
+    assert main(["report", "--no-credit", str(tmp_path / "runs"), "-o", str(tmp_path / "report.html")]) == 0
+    page = opened(browser, tmp_path / "report.html", 1400)
+    widths = "[...document.querySelectorAll('.scroll > table:not(.plain)')].map((table) => table.getBoundingClientRect().width)"
+    comparison = page.evaluate(widths)[0]
+    assert 900 < comparison <= page.locator("main").evaluate("(element) => element.clientWidth")
+    page.set_viewport_size({"width": 400, "height": 800})
+    heads = page.locator("#comparison table").first.locator("thead th").all()
+    boxes = [head.bounding_box() for head in heads[:3]]
+    assert all(box and box["x"] + box["width"] <= 384 for box in boxes), "the label and two columns are seen"
+    page.close()
+
+
 def test_it_asks_for_nothing_and_complains_of_nothing(browser: Browser, report: Path) -> None:
     page = browser.new_page()
     requests, messages = [], []

@@ -14,7 +14,7 @@ from qllm_exp.envs.simulator import episode_seed
 from qllm_exp.errors import UserError
 
 
-@pytest.mark.parametrize("task", [*tasks(), "mpe2.simple_tag_v3"])
+@pytest.mark.parametrize("task", tasks())
 @pytest.mark.parametrize("reward", ["sum", "mean"])
 def test_equals_a_plain_loop_with_the_same_seeds_and_actions(task: str, reward: str) -> None:
     env = make_env(PettingzooConfig(task=task, reward=reward, options={"max_cycles": 12}), 2, 4)

@@ -52,6 +52,7 @@ class Config(schema.EnvConfig):
     rewards: str = schema.one_of("scoring,checkpoints", "scoring")
     reward: str = schema.one_of("mean", "sum")
     auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 16, "cuda": 16}
+    built_when_planned: ClassVar[bool] = False
 
 
 # The academy scenarios of gfootball 2.10.2; the list to use when it is not installed.

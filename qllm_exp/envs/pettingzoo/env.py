@@ -7,7 +7,7 @@ simulations with different rewards: never compare the returns of `env=pettingzoo
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,10 +18,14 @@ from torch import Tensor
 
 from qllm_exp.config import registry, schema
 from qllm_exp.envs.base import Observation, Step
+from qllm_exp.envs.pettingzoo.checks import check_discrete, check_names, observation_box, opponents_error
 from qllm_exp.envs.pettingzoo.layout import describe, state_layout
 from qllm_exp.envs.simulator import SimulatorEnv, episode_seed
 from qllm_exp.errors import UserError, nearest
 from qllm_exp.runs.versions import library_version, source_hash
+
+_ALL = "__all__"  # key of wrappers for RLlib beside the agents' names, for the end of the episode
+_PROBE_STEPS = 25  # of random play, to see whether the agents' rewards cancel out
 
 
 @dataclass
@@ -87,7 +91,8 @@ class PettingzooEnv(SimulatorEnv):
         device: device of all tensors.
 
     Raises:
-        UserError: the environment rejects `config.options`, or has spaces that are not supported.
+        UserError: the environment rejects `config.options`, has spaces that are not supported, breaks the contract of
+            parallel environments, or has opponents.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class PettingzooEnv(SimulatorEnv):
     ) -> None:
         self.num_envs, self.device = num_envs, device
         self.episode_limit = config.episode_limit
+        self._name = config.task
         self.seed(seed)
         self._steps = 0
         options = dict(config.options)
@@ -103,18 +109,21 @@ class PettingzooEnv(SimulatorEnv):
         except (TypeError, ValueError, AssertionError) as error:
             raise UserError(f"env.task={config.task!r} rejects env.options={options}: {error}") from error
         first = self._copies[0]
-        self._agents = list(first.possible_agents)
+        self._agents = list(getattr(first, "possible_agents", ()))
+        if not self._agents:
+            raise self._error("its list possible_agents is missing or empty")
+        check_names(config.task, self._agents)
         self._index = {name: index for index, name in enumerate(self._agents)}
         self.n_agents = len(self._agents)
         self._reward_scale = 1.0 / self.n_agents if config.reward == "mean" else 1.0
 
         spaces = [first.action_space(name) for name in self._agents]
         for name, space in zip(self._agents, spaces, strict=True):
-            _check_discrete(config.task, name, space)
+            check_discrete(config.task, name, space)
         self._action_counts = [int(space.n) for space in spaces]
         self._first_actions = [int(space.start) for space in spaces]
         self.n_actions = max(self._action_counts)
-        boxes = [_observation_box(config.task, name, first.observation_space(name)) for name in self._agents]
+        boxes = [observation_box(config.task, name, first.observation_space(name)) for name in self._agents]
         self._widths = [int(np.prod(box.shape)) for box in boxes]
         self.obs_dim = max(self._widths)
 
@@ -125,7 +134,9 @@ class PettingzooEnv(SimulatorEnv):
         self._agent_terminated = np.zeros(shape, np.bool_)
         self._playing = np.zeros(num_envs, np.bool_)
 
-        self._write_observations(0, *first.reset(seed=episode_seed(seed, 0, 0)))
+        self._reset_copy(0, episode_seed(seed, 0, 0))
+        self._check_rewards()
+        self._reset_copy(0, episode_seed(seed, 0, 0))
         self._has_own_state = _has_own_state(first)
         state = self._read_state(0)
         self._states = np.zeros((num_envs, state.size), np.float32)
@@ -134,9 +145,9 @@ class PettingzooEnv(SimulatorEnv):
 
     def reset(self) -> Observation:
         """Start a new episode in every copy."""
-        for copy, (env, seed) in enumerate(zip(self._copies, self._next_seeds(), strict=True)):
-            self._write_observations(copy, *env.reset(seed=seed))
-            self._states[copy] = self._read_state(copy)
+        for copy, seed in enumerate(self._next_seeds()):
+            self._reset_copy(copy, seed)
+            self._write_state(copy)
         self._agent_terminated[:] = False
         self._playing[:] = True
         self._steps = 0
@@ -177,53 +188,126 @@ class PettingzooEnv(SimulatorEnv):
         Returns:
             The team reward, whether all agents have terminated, and whether no agent is left.
         """
-        env = self._copies[copy]
         alive = np.flatnonzero(self._alive[copy])
-        obs, rewards, terminations, truncations, infos = env.step(
-            {self._agents[agent]: actions[agent] + self._first_actions[agent] for agent in alive}
-        )
-        for name, flag in terminations.items():
+        obs, rewards, terminations, truncations, infos = self._results(copy, actions)
+        if terminations.get(_ALL):
+            self._agent_terminated[copy, alive] = True
+        for name, flag in self._by_agent(terminations).items():
             self._agent_terminated[copy, self._index[name]] |= bool(flag)
+        obs = self._by_agent(obs)
         remaining = {
             name: view for name, view in obs.items() if not terminations.get(name) and not truncations.get(name)
         }
-        over = not remaining
+        over = not remaining or bool(terminations.get(_ALL)) or bool(truncations.get(_ALL))
         # Keep the last observations of a finished episode: value targets bootstrap from them through a time limit.
         self._write_observations(copy, obs if over else remaining, infos)
-        self._states[copy] = self._read_state(copy)
-        return self._reward_scale * sum(rewards.values()), bool(self._agent_terminated[copy].all()), over
+        self._write_state(copy)
+        reward = sum(self._by_agent(rewards).values())
+        return self._reward_scale * reward, bool(self._agent_terminated[copy].all()), over
 
-    def _write_observations(self, copy: int, obs: dict[str, Any], infos: dict[str, Any]) -> None:
+    def _reset_copy(self, copy: int, seed: int) -> None:
+        """Start an episode in one copy."""
+        result = self._copies[copy].reset(seed=seed)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise self._error("reset() does not return a pair (observations, infos)")
+        self._write_observations(copy, *result)
+
+    def _results(self, copy: int, actions: Sequence[int]) -> tuple[dict[str, Any], ...]:
+        """Step one copy: observations, rewards, terminations, truncations and infos by agent, as the environment returns them."""
+        alive = [int(agent) for agent in np.flatnonzero(self._alive[copy])]
+        result = self._copies[copy].step(
+            {self._agents[agent]: actions[agent] + self._first_actions[agent] for agent in alive}
+        )
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise self._error(
+                "step() does not return the five dictionaries observations, rewards, terminations, truncations, infos"
+            )
+        return tuple({} if part is None else part for part in result)
+
+    def _by_agent(self, part: dict[str, Any]) -> dict[str, Any]:
+        """The entries of agents in a dictionary that the environment returned."""
+        entries = {name: value for name, value in part.items() if name != _ALL}
+        if not entries.keys() <= self._index.keys():
+            unknown = next(name for name in entries if name not in self._index)
+            raise self._error(f"it returns an entry for {unknown!r}, which is not in possible_agents")
+        return entries
+
+    def _check_rewards(self) -> None:
+        """Raise UserError if the agents' rewards cancel out in random play of the first copy: they play against each other."""
+        rng = np.random.default_rng(0)
+        opposed = False
+        for _ in range(min(_PROBE_STEPS, self.episode_limit)):
+            actions = [int(rng.choice(np.flatnonzero(available))) for available in self._available[0]]
+            obs, rewards, terminations, truncations, infos = self._results(0, actions)
+            values = [float(value) for value in self._by_agent(rewards).values()]
+            if abs(sum(values)) > 1e-6 * sum(map(abs, values)):
+                return
+            opposed |= any(values)
+            self._write_observations(0, obs, infos)
+            if any(terminations.values()) or any(truncations.values()) or not self._alive[0].any():
+                break
+        if opposed:
+            raise opponents_error(self._name, "the rewards of its agents cancel out in every step")
+
+    def _error(self, problem: str) -> UserError:
+        """The error of an environment that breaks the contract of PettingZoo's parallel environments."""
+        return UserError(
+            f"env.task={self._name!r}: {problem}. Correct the environment; pettingzoo.test.parallel_api_test checks the contract."
+        )
+
+    def _write_observations(self, copy: int, obs: dict[str, Any], infos: dict[str, Any] | None) -> None:
         """Write observations and action masks into the buffers.
 
         Args:
             copy: index of the copy.
             obs: observation of each living agent; agents without one are dead.
-            infos: info of each agent, which may have an 'action_mask'.
+            infos: info of each agent, which may have an 'action_mask'; None for none.
         """
         self._obs[copy] = 0.0
         self._available[copy] = False
         self._available[copy, :, 0] = True
         self._alive[copy] = False
-        for name, view in obs.items():
+        for name, view in self._by_agent(obs).items():
             agent = self._index[name]
             self._alive[copy, agent] = True
-            mask = infos.get(name, {}).get("action_mask")
+            mask = ((infos or {}).get(name) or {}).get("action_mask")
             if isinstance(view, dict):
                 mask = view.get("action_mask", mask)
-                view = view["observation"]
-            self._obs[copy, agent, : self._widths[agent]] = np.asarray(view, np.float32).reshape(-1)
-            available = self._available[copy, agent, : self._action_counts[agent]]
+                view = view.get("observation", ())
+            width, n_actions = self._widths[agent], self._action_counts[agent]
+            self._obs[copy, agent, :width] = self._flat(f"the observation of {name}", view, width)
+            available = self._available[copy, agent, :n_actions]
             if mask is None:
                 available[:] = True
             elif np.any(mask):
-                available[:] = np.asarray(mask, np.bool_)
+                available[:] = self._flat(f"the action mask of {name}", mask, n_actions)
 
     def _read_state(self, copy: int) -> npt.NDArray[np.float32]:
         """Current state of a copy, [state_dim]."""
         if not self._has_own_state:
             return np.concatenate(self._views(copy))
-        return np.asarray(self._copies[copy].state(), np.float32).reshape(-1)
+        return self._flat("state()", self._copies[copy].state())
+
+    def _write_state(self, copy: int) -> None:
+        """Write the current state of a copy into its buffer."""
+        state = self._read_state(copy)
+        self._states[copy] = self._flat("state()", state, self._states.shape[1])
+
+    def _flat(self, what: str, value: Any, size: int | None = None) -> npt.NDArray[np.float32]:
+        """Return the numbers of an array that the environment returned.
+
+        Args:
+            what: what the array is, for the message.
+            value: the array.
+            size: how many numbers its space has; None: any number.
+        """
+        try:
+            numbers = np.asarray(value, np.float32).reshape(-1)
+        except (TypeError, ValueError):
+            raise self._error(f"{what} is not an array of numbers, but a {type(value).__name__}") from None
+        if size is not None and numbers.size != size:
+            raise self._error(f"{what} has {numbers.size:,} numbers, but its space has {size:,}")
+        return numbers
 
     def _views(self, copy: int) -> list[npt.NDArray[np.float32]]:
         """Current observation of each agent of a copy, flat and without padding."""
@@ -273,27 +357,6 @@ def _load_constructor(task: str) -> Callable[..., Any]:
         )
     constructor: Callable[..., Any] = module.parallel_env
     return constructor
-
-
-def _check_discrete(task: str, agent: str, space: Any) -> None:
-    """Raise UserError if an agent's action space is not Discrete."""
-    # Compare by name: listing the tasks must not import gymnasium.
-    if type(space).__name__ != "Discrete":
-        raise UserError(
-            f"env.task={task!r}: {agent} has the action space {space}. Only Discrete action spaces are supported. Many "
-            "environments have an option for them, e.g. env.options.continuous_actions=false."
-        )
-
-
-def _observation_box(task: str, agent: str, space: Any) -> Any:
-    """The Box of an agent's observations, also from a Dict space with an action mask. UserError if there is none."""
-    if type(space).__name__ == "Dict" and "observation" in space.spaces:
-        space = space["observation"]
-    if type(space).__name__ != "Box":
-        raise UserError(
-            f"env.task={task!r}: {agent} has the observation space {space}. Only Box observation spaces are supported."
-        )
-    return space
 
 
 def _has_own_state(env: Any) -> bool:

@@ -17,7 +17,7 @@ from qllm_exp.errors import UserError
 from qllm_exp.runs.config_reader import ConfigReader
 from qllm_exp.runs.dotted_keys import flatten
 from qllm_exp.runs.json_files import parse_object, read_bytes
-from qllm_exp.runs.metrics import read_rows
+from qllm_exp.runs.metrics import nan_for_null, read_rows
 from qllm_exp.runs.run_directory import NOT_IDENTITY, RunDirectory
 from qllm_exp.utils.text import inert
 
@@ -166,7 +166,7 @@ class Reader:
         content = read_bytes(directory.result_path)
         if content is None:
             return None
-        result = parse_object(directory.result_path, content)
+        result = nan_for_null(parse_object(directory.result_path, content))
         function = self._function(directory.tfcaf)
         method, seed = self.method(path, function)
         steps, returns, final, absolute = _evaluations(directory.metrics)

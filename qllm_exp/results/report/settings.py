@@ -163,4 +163,5 @@ def _differing_settings(records: Sequence[Record]) -> Html:
             rows.append((key, *(", ".join(map(str, method_values)) for method_values in values)))
     if not rows:
         return missing_note("The methods differ only in settings of the environment.")
-    return table("Settings in which the methods differ ('-': not a setting of the method)", ("setting", *methods), rows)
+    caption = "Settings in which the methods differ ('-': not a setting of the method)"
+    return table(caption, ("setting", *methods), rows, "plain settings")

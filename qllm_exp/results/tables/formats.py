@@ -267,4 +267,5 @@ def _html_cell(cell: Cell | str | None, sheet: Sheet) -> str:
         return escape_html.escape(text)
     value, _ = value_and_interval(cell)
     value_html = f"<strong>{value}</strong>" if cell.bold else value
-    return f'{value_html} <span class="spread">{escape_html.escape(text[len(value) :].strip())}</span>'
+    interval, bracket, n = escape_html.escape(text[len(value) :].strip()).partition("]")
+    return f'{value_html} <span class="spread"><span class="interval">{interval}{bracket}</span>{n}</span>'

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from run_folders import run_config
 
 from qllm_exp.config import schema
 from qllm_exp.errors import UserError
@@ -15,6 +16,7 @@ from qllm_exp.runs.metrics import MetricsReader
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import run_folders
 from qllm_exp.runs.versions import resumed_record
+from qllm_exp.sweep import prepare
 from qllm_exp.tracking import sidecar, wandb_login, wandb_payload
 
 
@@ -32,6 +34,7 @@ def no_credentials(tmp_path, monkeypatch):
 def forget_login():
     wandb_login.logged_in.cache_clear()
     wandb_login.server.cache_clear()
+    wandb_login._log_once.cache_clear()
 
 
 def error_of(*tags, **tracking):
@@ -71,6 +74,52 @@ def test_the_settings_of_wandb_login_name_the_server(tmp_path):
     (tmp_path / ".netrc").write_text("machine wandb.example.org login user password x\n")
     wandb_login.logged_in.cache_clear()
     wandb_login.check(schema.WandbConfig(), ())
+
+
+@pytest.mark.parametrize(
+    ("mode", "variables", "expected"),
+    [
+        ("online", {}, "online"),
+        ("online", {"WANDB_MODE": "online"}, "online"),
+        ("online", {"WANDB_MODE": ""}, "online"),
+        ("online", {"WANDB_DISABLED": "false"}, "online"),
+        ("online", {"WANDB_MODE": "offline"}, "offline"),
+        ("online", {"WANDB_MODE": "dryrun"}, "offline"),
+        ("online", {"WANDB_MODE": "Disabled"}, "disabled"),
+        ("online", {"WANDB_DISABLED": "true"}, "disabled"),
+        ("online", {"WANDB_MODE": "offline", "WANDB_DISABLED": "1"}, "disabled"),
+        ("offline", {"WANDB_MODE": "online"}, "offline"),
+        ("disabled", {"WANDB_MODE": "offline"}, "disabled"),
+    ],
+)
+def test_the_clients_variables_are_obeyed_where_they_upload_less(tmp_path, monkeypatch, mode, variables, expected):
+    """At planning, without credentials unless they are needed, and by a run that is resumed elsewhere."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    tracking = schema.WandbConfig(mode=mode)
+    assert wandb_login.obey_environment(tracking).mode == expected
+    if expected == "online":
+        monkeypatch.setenv("WANDB_API_KEY", "x")
+    checked = prepare.check(run_config("vdn", tracking=tracking, device="cpu"))
+    assert checked.tracking.mode == expected
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(run_config("vdn", tracking=tracking), None)
+    started = []
+    monkeypatch.setattr(sidecar.subprocess, "Popen", lambda *arguments, **options: started.append(arguments))
+    sidecar.Sidecar(directory, tracking).start()
+    assert len(started) == (expected == "online")
+
+
+def test_what_the_variables_change_is_logged_once_and_an_unknown_mode_is_refused(monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with caplog.at_level("INFO"):
+        for _ in range(10):
+            wandb_login.obey_environment(schema.WandbConfig())
+    (message,) = caplog.messages
+    assert "WANDB_MODE=offline is set" in message and "sync" in message
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(UserError, match=r"WANDB_MODE='ofline' is not supported\. Did you mean 'offline'"):
+        wandb_login.obey_environment(schema.WandbConfig())
 
 
 def test_a_sweep_looks_for_credentials_once(monkeypatch):

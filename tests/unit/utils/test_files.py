@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qllm_exp.utils.files import MAX_BYTES, parse_strict_json, read_regular_file
+from qllm_exp.utils.files import MAX_BYTES, parse_strict_json, read_regular_file, strict_json, write_atomically
 
 
 def test_a_regular_file_is_read_and_a_link_to_one(tmp_path: Path) -> None:
@@ -40,6 +40,29 @@ def test_what_is_not_a_small_regular_file_is_refused_without_waiting(
             read_regular_file(tmp_path / name)
     with pytest.raises(OSError, match="not a regular file"):
         read_regular_file(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_a_file_gets_the_permissions_that_the_umask_leaves(tmp_path: Path, mask: int) -> None:
+    previous = os.umask(mask)
+    try:
+        for text in ("old", "new"):
+            write_atomically(tmp_path / "file", text)
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "file").read_text() == "new" and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_numbers_that_json_does_not_have_are_written_as_null() -> None:
+    data = {"a": float("nan"), "b": [1.5, float("inf"), (-float("inf"), "NaN")], "c": {"d": 0.1}}
+    assert parse_strict_json(strict_json(data).encode()) == {
+        "a": None,
+        "b": [1.5, None, [None, "NaN"]],
+        "c": {"d": 0.1},
+    }
+    assert strict_json({"a": 1, "b": [0.1, None]}) == json.dumps({"a": 1, "b": [0.1, None]})
+    assert strict_json({"a": float("nan")}, indent=1) == '{\n "a": null\n}'
 
 
 def test_plain_json_is_read() -> None:

@@ -1,0 +1,45 @@
+"""The command `tfcaf`: where `explain` writes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_pages import give_function
+from run_folders import make_run, run_config
+
+from qllm_exp import tfcaf
+from qllm_exp.explain import explain, policy
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders that `explain` was asked to write into; nothing is played or drawn."""
+    written: list[Path] = []
+
+    def record(function: Any, env: Any, folder: Path, *others: Any) -> list[Path]:
+        written.append(folder)
+        return []
+
+    monkeypatch.setattr(explain, "explain", record)
+    monkeypatch.setattr(policy, "load_policy", lambda *arguments: None)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return written
+
+
+def test_explain_writes_into_the_run_or_into_the_folder_that_is_named(tmp_path: Path, folders: list[Path]) -> None:
+    run = make_run(tmp_path / "runs", run_config("tfcaf", task="climbing", env="matrix"), 1.0)
+    give_function(run)
+    file = str(run / "tfcaf.json")
+    assert tfcaf.main(["explain", file]) == 0
+    assert tfcaf.main(["explain", "matrix/climbing", "--policy", str(run)]) == 0
+    assert tfcaf.main(["explain", file, "--output", str(tmp_path / "named")]) == 0
+    assert folders == [run / "explain", run / "explain", tmp_path / "named"]
+
+
+def test_explain_does_not_write_into_the_current_folder(
+    folders: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tfcaf.main(["explain", "matrix/climbing"]) == 2
+    assert "matrix/climbing is not in a run folder, so name a folder" in capsys.readouterr().err
+    assert folders == [] and list(Path.cwd().iterdir()) == []
