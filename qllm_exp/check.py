@@ -98,7 +98,7 @@ def check(overrides: Sequence[str]) -> int:
         if "mixer" in chosen:
             from qllm_exp.credit.probe_states import task_states
 
-            states = task_states(env, mixer_contract.STATES)
+            states = task_states(env, mixer_contract.STATES).cpu()
             maker = mixer_contract.MixerMaker(config.name, env, states, lambda: make_mixer(config, env))
             passed = _run_checks(f"mixer={config.name}", mixer_contract.CHECKS, maker)
         if "algorithm" in chosen and passed:

@@ -139,7 +139,7 @@ def check_moment(env: TeamEnv, moment: Any, method: str) -> None:
             raise _broken(env, method, problem)
         if value.dtype != dtype:
             raise _broken(env, method, f"returned {field} of dtype {_name(value.dtype)}, expected {_name(dtype)}")
-        if value.device != env.device:
+        if not _is_on(value.device, env.device):
             raise _broken(env, method, f"returned {field} on device {value.device}, expected {env.device}")
 
 
@@ -396,9 +396,14 @@ def _broken(env: TeamEnv, method: str, problem: str, step: int = 0) -> ContractE
         problem: what is wrong, with the value and what the contract says.
         step: number of the step, from 1; 0: not at a step.
     """
-    name = getattr(getattr(env, "task", None), "env", "") or type(env).__name__
     place = f" at step {step}" if step else ""
-    return ContractError(f"env={name}: {method}(){place} {problem} ({CONTRACT}).")
+    source = f"{type(env).__module__}.{type(env).__qualname__}"
+    return ContractError(f"env={env.task.env} ({source}): {method}(){place} {problem} ({CONTRACT}).")
+
+
+def _is_on(actual: torch.device, expected: torch.device) -> bool:
+    """Whether a device is the expected one, where 'cuda' stands for any GPU."""
+    return actual.type == expected.type and (expected.index is None or actual.index == expected.index)
 
 
 def _kind(value: Any) -> str:

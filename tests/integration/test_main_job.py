@@ -210,7 +210,10 @@ def test_a_run_that_diverges_is_a_failed_run(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["statsu"], "'statsu' is not a command. Did you mean 'status'? Commands: results, tfcaf, status, watch,"),
+        (
+            ["statsu"],
+            "'statsu' is not a command. Did you mean 'status'? Commands: results, tfcaf, check, status, watch,",
+        ),
         (["env=lbff"], "env=lbff is unknown. Did you mean 'lbf'?"),
         (["mixer=qmx"], "mixer=qmx is unknown. Did you mean 'qmix'?"),
         (["env.task=9x9"], "env.task"),

@@ -281,7 +281,7 @@ def first_fault(env_class: type[TeamEnv]) -> str:
 @pytest.mark.parametrize(("env_class", "message"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_each_fault_is_one_line_that_says_what_is_wrong(env_class: type[TeamEnv], message: str) -> None:
     text = first_fault(env_class)
-    assert message in text and text.startswith("env=meeting: ") and "\n" not in text, text
+    assert message in text and text.startswith("env=meeting") and "\n" not in text, text
 
 
 def test_an_environment_without_a_fault_passes() -> None:
@@ -291,3 +291,27 @@ def test_an_environment_without_a_fault_passes() -> None:
 def test_what_is_not_an_environment_is_named() -> None:
     with pytest.raises(ContractError, match=r"env=mine: make\(\) returned None, expected a TeamEnv"):
         contract.check_sizes(None, "mine", 3)
+
+
+class OnAnotherDevice(Broken):
+    """Its tensors are on no GPU, although it says so."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.device = torch.device("cuda")
+
+
+def test_the_device_of_tensors_is_that_of_the_environment() -> None:
+    env = OnAnotherDevice(Meeting(), 3, 0, torch.device("cpu"))
+    moment = Observation(torch.zeros(3, 2, 2), torch.zeros(3, 2), torch.ones(3, 2, 3, dtype=torch.bool))
+    with pytest.raises(ContractError, match="returned obs on device cpu, expected cuda"):
+        contract.check_moment(env, moment, "reset")
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "is_on"),
+    [("cuda:0", "cuda", True), ("cuda:1", "cuda:1", True), ("cuda:0", "cuda:1", False), ("cpu", "cuda", False)],
+)
+def test_cuda_stands_for_any_gpu(actual: str, expected: str, is_on: bool) -> None:
+    """A tensor that is made on 'cuda' says 'cuda:0'."""
+    assert contract._is_on(torch.device(actual), torch.device(expected)) == is_on
