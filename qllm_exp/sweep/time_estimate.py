@@ -34,6 +34,7 @@ SPEEDS_SOURCE = "measured on one core of an AMD EPYC (Zen 4), 2026-11"
 _SPEEDS = {
     "lbf": _Speed(2.4, 6.1e-6, 13.8e-3),
     "mpe": _Speed(2.3, 10.5e-6, 10.1e-3),
+    "matrix": _Speed(2.3, 2.3e-6, 8.1e-3),  # by its ratio to mpe on another machine
     "grf": _Speed(9.9, 2.09e-3, 77e-3),
 }
 _UPDATES = {  # time of an update, as a multiple of Q-learning's with QMIX

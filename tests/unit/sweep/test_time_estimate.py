@@ -53,6 +53,6 @@ def test_what_ran_here_counts_before_what_was_measured_elsewhere(tmp_path: Path)
 
 
 def test_nothing_is_estimated_where_nothing_is_known(tmp_path: Path) -> None:
-    assert estimate([prepared(tmp_path, config("matrix", "vdn"))], [0.0], 1) == ""
+    assert estimate([prepared(tmp_path, config("meeting", "vdn"))], [0.0], 1) == ""
     on_gpu = replace(config("lbf", "vdn"), device="cuda")
     assert estimate([prepared(tmp_path, on_gpu)], [0.0], 1) == ""

@@ -6,6 +6,7 @@ from typing import Any
 import calm
 import pytest
 import torch
+from meeting import Config as Meeting
 
 from qllm_exp.algorithms import make_algorithm
 from qllm_exp.algorithms.q_learning import QLearning
@@ -89,7 +90,7 @@ class LivePolicy(QLearning):
 FAULTS = [
     (IgnoresTheMask, "act() chose an action that is not available: mask it with available_actions"),
     (UsesGlobalRandomness, "act() chose other actions with an equal generator"),
-    (FloatActions, "act() returned actions float32 of shape [4, 2], expected int64 of shape [4, 2], i.e. [N, n]"),
+    (FloatActions, "act() returned actions float32 of shape [4, 3], expected int64 of shape [4, 3], i.e. [N, n]"),
     (MetricWithGradient, "update() returned metric 'loss_again' that is not a scalar tensor without gradient"),
     (InfiniteMetric, "update() returned metric 'ratio' = inf, expected a finite number"),
     (ForgetsTheTargetNetwork, "a restored algorithm learns something else: "),
@@ -98,10 +99,11 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("algorithm_class", "message"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
-def test_each_fault_is_one_line_that_says_what_is_wrong(
-    env: TeamEnv, algorithm_class: type[QLearning], message: str
-) -> None:
-    run = config("calm")
+def test_each_fault_is_one_line_that_says_what_is_wrong(algorithm_class: type[QLearning], message: str) -> None:
+    run, env = (
+        config("calm"),
+        make_env(Meeting(task="3p", cells=2), 4, 0),
+    )  # in two cells, one move of each agent is not available
     text = ""
     for check in contract.CHECKS:
         try:
