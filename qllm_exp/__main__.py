@@ -45,6 +45,17 @@ def run(composed: DictConfig) -> float:
     except UserError as error:
         print(f"error: {inert_lines(error)}", file=sys.stderr)
         sys.exit(1 if isinstance(error, RunFailed) else 2)
+    except Exception as error:  # here, since Hydra would print a line about it before `main` has it
+        sys.exit(_report(error))
+
+
+def _report(error: Exception) -> int:
+    """Print an error that code of the user's own raised, and return the exit code. Raise any other error again."""
+    text = user_traceback(error)
+    if not text:  # a fault of this package: the whole traceback is needed to find it
+        raise error
+    print(f"error: {inert_lines(text)}", file=sys.stderr)
+    return 2
 
 
 def _task(arguments: list[str]) -> Callable[[DictConfig], float]:
@@ -72,11 +83,7 @@ def main() -> int:
     try:
         return _command(sys.argv[1:])
     except Exception as error:
-        text = user_traceback(error)
-        if not text:  # a fault of this package: the whole traceback is needed to find it
-            raise
-        print(f"error: {inert_lines(text)}", file=sys.stderr)
-        return 2
+        return _report(error)
 
 
 def _command(arguments: list[str]) -> int:

@@ -30,8 +30,8 @@ def start(folder, *overrides, tiny=True, **variables):
     return commands.start(arguments, env=os.environ | {"PYTHONPATH": str(HERE)} | variables)
 
 
-def call(folder, *overrides, tiny=True):
-    process = start(folder, *overrides, tiny=tiny)
+def call(folder, *overrides, tiny=True, **variables):
+    process = start(folder, *overrides, tiny=tiny, **variables)
     stdout, stderr = process.communicate(240)
     return process.wait(), stdout + stderr
 
@@ -115,6 +115,19 @@ def test_an_error_in_a_users_own_module_shows_its_own_lines_once(tmp_path):
     )
     status = json.loads((run / "status.json").read_text())
     assert re.fullmatch(r"RuntimeError: the simulator says no \(.*flaky_env\.py, line \d+\)", status["error"])
+
+
+@pytest.mark.parametrize("command", [["-m", "seed=0-1"], []], ids=["sweep", "run"])
+def test_an_error_of_a_users_own_module_before_anything_starts_is_shown_in_the_same_way(tmp_path, command):
+    (tmp_path / "own_check.py").write_text(
+        "from qllm_exp.envs.matrix import *\nfrom qllm_exp.envs.matrix import Config\n\n\n"
+        "def check(config):\n    return config.no_such_option\n"
+    )
+    code, text = call(
+        tmp_path / "r", *command, "env=matrix", "env.name=own_check", "mixer=vdn", PYTHONPATH=str(tmp_path)
+    )
+    assert code == 2 and not (tmp_path / "r").exists() and "Traceback" not in text, text
+    assert text.startswith("error: AttributeError: ") and 'own_check.py", line 6, in check' in text, text
 
 
 def test_a_run_that_is_killed_while_it_resumes_is_where_its_checkpoint_is(tmp_path):
