@@ -16,12 +16,13 @@ import qllm_exp
 from qllm_exp.config import help, overrides
 from qllm_exp.config.compose import explain_error
 from qllm_exp.config.registry import CONF
-from qllm_exp.errors import RunFailed, UserError, nearest
+from qllm_exp.errors import RunFailed, UserError, nearest, user_traceback
 from qllm_exp.utils.text import inert_lines
 
 _COMMANDS = {
     "results": "qllm_exp.results.__main__",
     "tfcaf": "qllm_exp.tfcaf",
+    "check": "qllm_exp.check",
     "status": "qllm_exp.cluster.status",
     "watch": "qllm_exp.cluster.watch",
     "logs": "qllm_exp.cluster.logs",
@@ -44,6 +45,17 @@ def run(composed: DictConfig) -> float:
     except UserError as error:
         print(f"error: {inert_lines(error)}", file=sys.stderr)
         sys.exit(1 if isinstance(error, RunFailed) else 2)
+    except Exception as error:  # here, since Hydra would print a line about it before `main` has it
+        sys.exit(_report(error))
+
+
+def _report(error: Exception) -> int:
+    """Print an error that code of the user's own raised, and return the exit code. Raise any other error again."""
+    text = user_traceback(error)
+    if not text:  # a fault of this package: the whole traceback is needed to find it
+        raise error
+    print(f"error: {inert_lines(text)}", file=sys.stderr)
+    return 2
 
 
 def _task(arguments: list[str]) -> Callable[[DictConfig], float]:
@@ -68,7 +80,14 @@ def main() -> int:
         Exit code. Of runs: 0 all are finished or submitted, 1 a run failed or is dead, 2 nothing was started, 3 some are not
         finished, e.g. interrupted at a checkpoint.
     """
-    arguments = sys.argv[1:]
+    try:
+        return _command(sys.argv[1:])
+    except Exception as error:
+        return _report(error)
+
+
+def _command(arguments: list[str]) -> int:
+    """Execute a command by its name, the help, or runs."""
     if arguments and arguments[0] in _COMMANDS:
         module = importlib.import_module(_COMMANDS[arguments[0]])
         return int(module.main(arguments[1:]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from qllm_exp.config import schema
-from qllm_exp.errors import RunFailed, UserError
+from qllm_exp.errors import RunFailed, UserError, error_line, user_traceback
 from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.metrics import MetricsRow
 from qllm_exp.runs.run_directory import Busy, DiskFull, RunDirectory
@@ -54,7 +54,8 @@ def execute(directory: RunDirectory, show: bool = True) -> RunResult:
         show: whether to show progress on the console.
 
     Raises:
-        UserError: an error that the user can fix.
+        UserError: an error that the user can fix. RunFailed: code of the user's own failed; the message ends with the traceback
+            from the user's line on, and the log has all of it.
         Interrupted: the run was requested to stop, by SIGINT, SIGTERM, SIGUSR2 or through its directory.
     """
     run = directory.read_config()
@@ -79,6 +80,9 @@ def execute(directory: RunDirectory, show: bool = True) -> RunResult:
             _record_error(directory, error if user_error is None else user_error)
             if user_error is not None and user_error is not error:
                 raise user_error from error
+            own = "" if isinstance(error, UserError) else user_traceback(error)
+            if own:
+                raise RunFailed(f"{own}\nThe whole traceback: {directory.log}") from error
             raise
         except KeyboardInterrupt:
             with contextlib.suppress(OSError):
@@ -115,10 +119,12 @@ def _record_error(directory: RunDirectory, error: Exception) -> None:
     elif isinstance(error, UserError):
         state, message = "failed", str(error)
     else:
-        state, message = "failed", f"{type(error).__name__}: {error}"
-        log.debug("%s", "".join(traceback.format_exception(error)))
+        state, message = "failed", error_line(error)
     if directory.was_removed():
         return  # another run may have its place
+    if not isinstance(error, UserError):
+        with contextlib.suppress(OSError), open(directory.log, "a") as file:  # the console gets it from the caller
+            file.write("".join(traceback.format_exception(error)))
     with contextlib.suppress(OSError):  # on a full disk this fails too; `error` itself is raised by the caller
         directory.set_status(state, error=message)
 
@@ -140,7 +146,15 @@ def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: 
     versions = _versions(run)
     if not directory.versions.exists():
         write_object(directory.versions, versions)
-    directory.set_status("running", error="", env_step=0, total_steps=run.train.total_steps, started=time.time())
+    step = directory.status().get("checkpoint_step", 0) if directory.checkpoint.exists() else 0
+    directory.set_status(
+        "running",
+        error="",
+        env_step=step,
+        checkpoint_step=step,
+        total_steps=run.train.total_steps,
+        started=time.time(),
+    )
     stop = _StopRequest(directory)
     heartbeat = Heartbeat(directory, stop.request)
     env = None
@@ -157,6 +171,9 @@ def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: 
             write_object(directory.versions, versions)
         else:
             trainer.load_state_dict(saved)
+            resumed = {"env_step": trainer.env_steps, "checkpoint_step": trainer.env_steps}
+            directory.note_progress(**resumed, **{"return": trainer.last_evaluation})
+            directory.refresh_status()
             log.info("resuming from the checkpoint at %s environment steps", f"{trainer.env_steps:,}")
             _record_resumption(directory, versions, trainer.env_steps)
         directory.open_metrics(trainer.offset)
@@ -206,10 +223,15 @@ class _ProgressReport:
         self._display = Progress(self._directory.path.name, self._run.train.total_steps, env_step)
 
     def __call__(self, progress: dict[str, Any]) -> None:
-        """Report {'env_step': ..., 'return': that of the last evaluation or None}."""
+        """Report {'env_step': ..., 'checkpoint_step': of the last checkpoint, 'return': of the last evaluation or None}."""
         step = progress["env_step"]
         steps_per_s = round(self._display.speed(step), 1)
-        self._directory.note_progress(env_step=step, steps_per_s=steps_per_s, **{"return": progress["return"]})
+        self._directory.note_progress(
+            env_step=step,
+            checkpoint_step=progress["checkpoint_step"],
+            steps_per_s=steps_per_s,
+            **{"return": progress["return"]},
+        )
         if self._show:
             self._display(progress)
 
@@ -338,12 +360,11 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Write all log messages within the `with` block to a file, debug messages of this module included."""
+    """Write all log messages within the `with` block to a file."""
     handler = _LogFile(path)
-    handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.getLogger().addHandler(handler)
-    log.setLevel(logging.DEBUG)
+    log.setLevel(logging.INFO)
     try:
         yield
     finally:

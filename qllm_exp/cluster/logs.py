@@ -9,6 +9,7 @@ from pathlib import Path
 from qllm_exp.runs.run_directory import CONFIG, RunDirectory, tail
 from qllm_exp.runs.sweep_directory import sweeps_in
 from qllm_exp.sweep import overview
+from qllm_exp.utils.files import nearest_path
 from qllm_exp.utils.text import inert, inert_lines
 
 
@@ -25,7 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     directory = RunDirectory(options.run)
     if not directory.config.exists():
-        print(f"error: {inert(options.run)} is not a run directory: it has no {CONFIG}.", file=sys.stderr)
+        hint = nearest_path(options.run)
+        print(f"error: {inert(options.run)} is not a run directory: it has no {CONFIG}.{inert(hint)}", file=sys.stderr)
         return 2
     log = directory.console if directory.console.exists() else directory.log
     _print_tail(log, options.n)

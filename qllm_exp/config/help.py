@@ -27,6 +27,7 @@ qllm-exp -m ... hydra/launcher=slurm         as jobs of a cluster
 qllm-exp status|watch|logs|cancel|retry ...  what sweeps are doing, and what to do about it
 qllm-exp results ...                         tables, figures and reports of runs
 qllm-exp tfcaf ...                           credit-assignment functions: generate, show, explain, verify, import
+qllm-exp check env=... mixer=...             whether your own environment, mixer or algorithm keeps its contract
 
 qllm-exp --help env=lbf mixer=qmix           every value of these choices, with its comment
 qllm-exp --help config                       every value that all runs have: seed, device, dir, sweep, tfcaf

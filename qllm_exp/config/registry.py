@@ -17,7 +17,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
-from qllm_exp.errors import UserError, nearest
+from qllm_exp.errors import UserError, error_line, nearest
 from qllm_exp.utils.files import read_regular_file
 
 GROUPS = ("env", "algorithm", "mixer", "llm", "train", "tracking")
@@ -60,7 +60,7 @@ def find(group: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a user's module may raise anything
-        raise UserError(f"{group}={name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"{group}={name!r} cannot be imported: {error_line(error)}") from error
 
 
 def find_source(name: str) -> Path | None:

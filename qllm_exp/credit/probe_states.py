@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qllm_exp.envs.base import TeamEnv
+from qllm_exp.envs.contract import check_moment
 from qllm_exp.envs.layout import StateField, StateLayout
 
 _MODERATE, _LARGE = 10.0, 1e3  # ends of an unbounded field: within what play reaches, and beyond it
@@ -36,6 +37,7 @@ def task_states(env: TeamEnv, count: int) -> Tensor:
     missing = count
     while missing > 0:
         start = env.reset()
+        check_moment(env, start, "reset")
         state, available = start.state, start.available_actions
         playing = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
         # An environment's states after its episode has ended must not be used, and waiting for the longest episode is
@@ -47,6 +49,7 @@ def task_states(env: TeamEnv, count: int) -> Tensor:
             missing -= len(chosen)
             scores = torch.rand(available.shape, generator=generator, device=env.device)
             step = env.step(torch.where(available, scores, -1.0).argmax(-1))
+            check_moment(env, step, "step")
             state, available = step.state, step.available_actions
             playing &= ~(step.terminated | step.truncated)
     return torch.cat(samples)

@@ -30,8 +30,8 @@ from qllm_exp.credit.program import Program
 from qllm_exp.credit.program_json import canonical_json
 from qllm_exp.credit.refused import FUNCTION_NAMES, Refused
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.errors import UserError
-from qllm_exp.utils.files import MAX_BYTES, parse_strict_json, read_regular_file, write_atomically
+from qllm_exp.errors import UserError, nearest
+from qllm_exp.utils.files import MAX_BYTES, nearest_path, parse_strict_json, read_regular_file, write_atomically
 from qllm_exp.utils.text import excerpt, inert
 
 FORMAT = 2
@@ -227,7 +227,8 @@ def load(path: Path | str) -> StoredFunction:
     try:
         data = parse_strict_json(read_regular_file(path))
     except FileNotFoundError:
-        raise UserError(f"TFCAF {name} does not exist. Pass an existing file with mixer.file=...") from None
+        hint = inert(nearest_path(path))
+        raise UserError(f"TFCAF {name} does not exist.{hint} Pass an existing file with mixer.file=...") from None
     except OSError as error:
         raise UserError(f"TFCAF {name} cannot be read: {error.strerror}.") from None
     except ValueError as error:
@@ -251,12 +252,17 @@ def bundled_path(env: str, task: str) -> Path:
     paths = _bundled_paths(BUNDLED)
     path = paths.get(f"{env}/{task}")
     if path is None:
-        names = ", ".join(paths) or "none"
+        names, hint = ", ".join(paths) or "none", nearest(f"{env}/{task}", paths)
         raise UserError(
-            f"No TFCAF for {env}/{task} is bundled with qllm_exp. Bundled: {names}. Choose a language model that can "
+            f"No TFCAF for {env}/{task} is bundled with qllm_exp.{hint} Bundled: {names}. Choose a language model that can "
             "generate one (llm=openai, ...), pass a file with mixer.file=..., or use another mixer."
         )
     return path
+
+
+def bundled_names() -> list[str]:
+    """Return 'env/task' of every function that ships with the package."""
+    return list(_bundled_paths(BUNDLED))
 
 
 @cache

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from qllm_exp.config import registry
+from qllm_exp.envs import contract
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 
@@ -69,9 +70,10 @@ def make_env(config: Any, num_envs: int, seed: int, device: torch.device | str =
         device: device of all tensors.
 
     Raises:
-        UserError: there is no such environment or task, or a package is missing.
+        UserError: there is no such environment or task, a package is missing, or the environment breaks the contract.
     """
     env: TeamEnv = env_module(config.name).make(config, num_envs, seed, torch.device(device))
+    contract.check_sizes(env, config.name, num_envs)
     return env
 
 

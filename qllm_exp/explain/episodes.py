@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qllm_exp.envs.base import TeamEnv
+from qllm_exp.envs.contract import check_moment
 from qllm_exp.envs.layout import StateField, StateLayout
 
 # obs [N, n, obs_dim], state [N, S], available actions [N, n, A] -> actions [N, n]. A recurrent policy also has a method
@@ -77,7 +78,9 @@ def play(env: TeamEnv, act: ActFunction, steps: int) -> Episode:
         steps: maximum number of steps, at least 1.
     """
     _reset_policy(act)
-    obs, state, available = env.reset()
+    start = env.reset()
+    check_moment(env, start, "reset")
+    obs, state, available = start
     states, actions, rewards, ended = [state[0]], [], [], "cut"
     for _ in range(steps):
         joint_actions = act(obs, state, available)
@@ -106,7 +109,9 @@ def visited_states(env: TeamEnv, act: ActFunction, count: int) -> Tensor:
     batches: list[Tensor] = []
     while sum(map(len, batches)) < count:
         _reset_policy(act)
-        obs, state, available = env.reset()
+        start = env.reset()
+        check_moment(env, start, "reset")
+        obs, state, available = start
         playing = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
         while bool(playing.any()) and sum(map(len, batches)) < count:
             batches.append(state[playing])

@@ -21,14 +21,14 @@ from qllm_exp.credit.program_json import canonical_json
 from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.errors import UserError
+from qllm_exp.errors import UserError, nearest
 from qllm_exp.generation import coder_evaluator
 from qllm_exp.generation.coder_evaluator import Ranker
 from qllm_exp.generation.ledger import Ledger
 from qllm_exp.generation.prompt_rendering import Prompts, render
 from qllm_exp.generation.store import Store
 from qllm_exp.generation.verify import Accepted, verify_all
-from qllm_exp.utils.files import cache_folder
+from qllm_exp.utils.files import cache_folder, nearest_path
 from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,12 @@ def find_function(name: str, run: schema.RunConfig) -> StoredFunction:
     env, _, task = name.partition("/")
     if task:
         return stored_function.load(stored_function.bundled_path(env, task))
+    if not set(name) <= set("0123456789abcdef"):
+        hint = nearest_path(Path(name)) or nearest(name, stored_function.bundled_names())
+        raise UserError(
+            f"{name!r} is not a file, nor ENV/TASK of a bundled function, nor the beginning of a key, which has digits and "
+            f"letters from a to f.{hint} To list all functions: python -m qllm_exp.tfcaf list"
+        )
     return stored_function.load(function_store(run).find(name))
 
 

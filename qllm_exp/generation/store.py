@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qllm_exp.credit.stored_function import StoredFunction, load
-from qllm_exp.errors import UserError
+from qllm_exp.errors import UserError, nearest
 from qllm_exp.utils.files import file_system_time_ns, write_atomically
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,9 @@ class Store:
         if len(matches) != 1:
             functions = "No stored function" if not matches else f"{len(matches)} stored functions"
             verb = "have" if len(matches) > 1 else "has"
+            hint = "" if matches else nearest(prefix, [path.stem[:12] for path in self.paths()])
             raise UserError(
-                f"{functions} in {self.folder} {verb} a key that starts with {prefix!r}. "
+                f"{functions} in {self.folder} {verb} a key that starts with {prefix!r}.{hint} "
                 "To list all keys: python -m qllm_exp.tfcaf list"
             )
         return matches[0]

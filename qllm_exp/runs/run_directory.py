@@ -36,6 +36,7 @@ from qllm_exp.utils.files import (
     file_system_time_ns,
     flock,
     is_disk_full,
+    nearest_path,
     read_regular_file,
     strict_json,
     write_atomically,
@@ -44,7 +45,7 @@ from qllm_exp.utils.text import excerpt, inert_lines
 
 CONFIG = "config.yaml"
 NOT_IDENTITY = "# not part of what defines the run: "  # start of the first line of config.yaml; keys follow
-_STATUS_NUMBERS = ("heartbeat", "env_step", "total_steps", "steps_per_s", "return")
+_STATUS_NUMBERS = ("heartbeat", "env_step", "checkpoint_step", "total_steps", "steps_per_s", "return")
 _MAX_CONFIG_BYTES = 2**20
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HEARTBEAT_LIMIT_S = 60.0  # a running run whose heartbeat is older than this is dead
@@ -173,7 +174,7 @@ class RunDirectory:
             UserError: the directory has no configuration, or an invalid one.
         """
         if not self.config.exists():
-            raise UserError(f"{self.path} is not a run directory: it has no {CONFIG}.")
+            raise UserError(f"{self.path} is not a run directory: it has no {CONFIG}.{nearest_path(self.path)}")
         return load_run(with_older_defaults(_read_plain_yaml(self.config)))
 
     # While it runs

@@ -87,7 +87,8 @@ def _recorded_running(directory: RunDirectory, status: dict[str, Any], job: Job 
     if directory.owner():
         return RUNNING, warning
     if job is None:
-        return DEAD, f"ended without an error message at {100 * _progress(status):.0f}%; {_last_heartbeat(age_s)}"
+        place = f"{100 * _progress(status):.0f}%{_checkpoint(status)}"
+        return DEAD, f"ended without an error message at {place}; {_last_heartbeat(age_s)}"
     if job.state != "RUNNING":
         return QUEUED, "resumes when its job starts again"
     if age_s > time.time() - job.started:
@@ -98,6 +99,14 @@ def _recorded_running(directory: RunDirectory, status: dict[str, Any], job: Job 
 def _progress(status: dict[str, Any]) -> float:
     """Return the fraction of environment steps that are done, from 0 to 1."""
     return (status.get("env_step") or 0) / max(1, status.get("total_steps") or 1)
+
+
+def _checkpoint(status: dict[str, Any]) -> str:
+    """Return ', checkpoint at 40%' for a run that was killed later than at its last checkpoint; else ''."""
+    step = status.get("checkpoint_step")  # None in runs of an older version
+    if step is None or step >= (status.get("env_step") or 0):
+        return ""
+    return f", checkpoint at {100 * step / max(1, status.get('total_steps') or 1):.0f}%"
 
 
 def _last_heartbeat(seconds: float) -> str:

@@ -21,7 +21,7 @@ from qllm_exp.errors import UserError
 from qllm_exp.runs.json_files import write_object
 from qllm_exp.runs.run_directory import CONFIG, RunDirectory
 from qllm_exp.runs.slurm_queue import JOBS, PACKS, read_packs
-from qllm_exp.utils.files import flock, read_regular_file
+from qllm_exp.utils.files import flock, nearest_path, read_regular_file
 
 RECORD = "sweep.json"
 
@@ -62,7 +62,7 @@ class Sweep:
             if not all(_is_name(name) for name in self.record.runs):
                 raise ValueError("runs must be names of run directories")
         except FileNotFoundError:
-            raise UserError(f"{path} is not a sweep directory: it has no {RECORD}.") from None
+            raise UserError(f"{path} is not a sweep directory: it has no {RECORD}.{nearest_path(path)}") from None
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path / RECORD} cannot be read: {error}") from None
 
@@ -246,7 +246,10 @@ def run_folders(path: Path) -> list[Path]:
         runs += [directory.path for sweep in sweeps_in(folder) for directory in sweep.directories]
     if not runs:
         problem = "holds no runs and no sweeps" if folder.is_dir() else "is not a folder"
-        raise UserError(f"{path} {problem}. Give a run directory, a sweep directory, or a folder of them (e.g. runs).")
+        hint = nearest_path(path)
+        raise UserError(
+            f"{path} {problem}.{hint} Give a run directory, a sweep directory, or a folder of them (e.g. runs)."
+        )
     return list(dict.fromkeys(runs))
 
 

@@ -5,7 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from qllm_exp.sweep.time_estimate import estimate
 from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
+
+MAX_LISTED = 50  # runs that --dry-run lists
 
 
 @dataclass
@@ -166,7 +168,7 @@ def _device(runs: Iterable[RunConfig]) -> str:
 
 
 def print_plan(plan: Plan, launcher: Launcher) -> None:
-    """Print the plan: runs by state, combinations left out, and an estimate of the time."""
+    """Print the plan: runs by state, combinations left out, an estimate of the time, and for --dry-run the runs."""
     title = "sweep" if plan.pending else f"sweep {plan.folder}"  # the name is a hash of all runs, pending ones included
     log.info("%s: %s", title, plan.counts())
     for line in (*plan.duplicates, plan.other_lengths):
@@ -177,6 +179,11 @@ def print_plan(plan: Plan, launcher: Launcher) -> None:
     time_text = estimate(to_run, progress, launcher.max_parallel(_device(run.config for run in to_run)))
     if time_text:
         log.info("  time: %s", time_text)
+    if plan.sweep.dry_run:
+        for run, run_state in list(zip(plan.runs, plan.states, strict=True))[:MAX_LISTED]:
+            log.info("  %-11s %s", run_state.state, run.directory.path.name)
+        if len(plan.runs) > MAX_LISTED:
+            log.info("  ... and %s", count(len(plan.runs) - MAX_LISTED, "other run"))
 
 
 def _progress(run: PreparedRun) -> float:
@@ -253,9 +260,8 @@ def make_launcher(options: dict[str, Any]) -> Launcher:
 
     arguments = dict(options)
     name = choose("launcher", str(arguments.pop("name", "local")), ("local", "slurm"))
-    try:
-        launcher: Launcher = Slurm(**arguments) if name == "slurm" else Local(**arguments)
-    except TypeError as error:
-        problem = str(error).rpartition("__init__() ")[2]
-        raise UserError(f"launcher={name} does not accept these options: {problem}.") from None
+    launcher_class: type[Slurm] | type[Local] = Slurm if name == "slurm" else Local
+    for option in arguments:
+        choose(f"launcher={name}: option", option, [field.name for field in fields(launcher_class)])
+    launcher: Launcher = launcher_class(**arguments)
     return launcher

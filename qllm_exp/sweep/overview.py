@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qllm_exp.errors import UserError
+from qllm_exp.errors import UserError, nearest
 from qllm_exp.runs.run_directory import CONFIG, RunDirectory, tail
 from qllm_exp.runs.run_state import (
     DEAD,
@@ -96,7 +96,10 @@ def _select(directories: Sequence[RunDirectory], names: Sequence[str], path: Pat
     by_name = {directory.path.name: directory for directory in directories}
     for name in names:
         if Path(name).name not in by_name:
-            raise UserError(f"{path} has no run {name!r}. To list its runs: python -m qllm_exp status {path} --all")
+            hint = nearest(Path(name).name, by_name)
+            raise UserError(
+                f"{path} has no run {name!r}.{hint} To list its runs: python -m qllm_exp status {path} --all"
+            )
     return [by_name[name] for name in dict.fromkeys(Path(name).name for name in names)]
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.envs.base import TeamEnv
+from qllm_exp.envs.contract import check_moment
 from qllm_exp.training.replay import EpisodeStorage
 from qllm_exp.training.timer import Timer
 
@@ -31,9 +32,13 @@ def rollout(
 
     Returns:
         Undiscounted episode returns, [N].
+
+    Raises:
+        ContractError: A tensor of the environment has another shape or dtype than the contract says; storing it would convert it.
     """
     with timer("simulate"):
         observation = env.reset()
+    check_moment(env, observation, "reset")
     memory = algorithm.initial_memory(env.num_envs)
     active = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     returns = torch.zeros(env.num_envs, device=env.device)
@@ -47,6 +52,8 @@ def rollout(
             actions, memory = algorithm.act(obs, available, memory, env_step, generator)
         with timer("simulate"):
             step = env.step(actions)
+        if t == 0:
+            check_moment(env, step, "step")
         obs, available = step.obs, step.available_actions
         reward = torch.where(active, step.reward, 0.0)
         storage.obs[t + 1], storage.state[t + 1], storage.available_actions[t + 1] = obs, step.state, available

@@ -64,6 +64,7 @@ class Trainer:
         env_steps: Environment steps so far.
         episodes: Episodes so far.
         updates: Updates so far.
+        checkpoint_step: Environment steps of the last checkpoint; 0 before the first.
         called_for: Updates that the environment steps so far call for, whether or not the buffer had enough episodes for them.
         offset: Size of the metrics file after the last row.
         best_return: Best mean return of an evaluation so far.
@@ -92,7 +93,7 @@ class Trainer:
         self.experience = Experience(self.buffer, env.num_envs, self.replay_rng)
         self.timer = Timer(env.device, exact_timer)
         self.env_steps = self.episodes = self.updates = self.called_for = 0
-        self.evaluations = self.logs = self.offset = 0
+        self.evaluations = self.logs = self.offset = self.checkpoint_step = 0
         self.best_return, self.best_policy = -math.inf, algorithm.policy_state_dict()
         self.last_evaluation: float | None = None
         self.recent: dict[str, float] = {}  # sums since the last row of training metrics
@@ -121,6 +122,8 @@ class Trainer:
             stop = self.stop()
             if stop or checkpoints.due():
                 checkpoints.save(self.state_dict())
+                self.checkpoint_step = self.env_steps
+                self._report()
             if stop:
                 raise Interrupted
             self.cycle()
@@ -221,7 +224,14 @@ class Trainer:
         self.offset = self.write(cast(MetricsRow, row | {"wall_s": round(self.wall_s, 3)}))
 
     def _report(self) -> None:
-        self.progress({"env_step": self.env_steps, "updates": self.updates, "return": self.last_evaluation})
+        self.progress(
+            {
+                "env_step": self.env_steps,
+                "checkpoint_step": self.checkpoint_step,
+                "updates": self.updates,
+                "return": self.last_evaluation,
+            }
+        )
 
     # Checkpoints
 
@@ -248,3 +258,4 @@ class Trainer:
         self.recent_updates = {name: total.to(self.env.device) for name, total in saved["recent_updates"].items()}
         for name in _COUNTERS:
             setattr(self, name, saved[name])
+        self.checkpoint_step = self.env_steps

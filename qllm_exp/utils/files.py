@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qllm_exp.errors import nearest
+
 MAX_BYTES = 16 * 2**20  # of a file that others wrote
 MAX_JSON_DEPTH = 64
 _MAX_INTEGER = 2**63 - 1
@@ -20,6 +22,15 @@ _MAX_INTEGER = 2**63 - 1
 def cache_folder() -> Path:
     """Return $XDG_CACHE_HOME/qllm_exp, or ~/.cache/qllm_exp if that variable is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qllm_exp"
+
+
+def nearest_path(path: Path) -> str:
+    """Return ' Did you mean PATH?' for the closest name beside a path that does not exist; '' if none is close or it exists."""
+    try:
+        names = [] if os.path.lexists(path) else os.listdir(path.parent)
+    except OSError:
+        return ""
+    return nearest(str(path), [str(path.parent / name) for name in names if not name.startswith(".")])
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

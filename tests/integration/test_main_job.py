@@ -30,8 +30,8 @@ def start(folder, *overrides, tiny=True, **variables):
     return commands.start(arguments, env=os.environ | {"PYTHONPATH": str(HERE)} | variables)
 
 
-def call(folder, *overrides, tiny=True):
-    process = start(folder, *overrides, tiny=tiny)
+def call(folder, *overrides, tiny=True, **variables):
+    process = start(folder, *overrides, tiny=tiny, **variables)
     stdout, stderr = process.communicate(240)
     return process.wait(), stdout + stderr
 
@@ -99,6 +99,55 @@ def test_one_failed_run_leaves_the_others_alone_and_is_named(tmp_path):
     assert states == ["failed", "failed", "failed", "finished"]
     log = next(re.finditer(r"log: (.*)", text))[1]
     assert Path(log).exists()
+
+
+def test_an_error_in_a_users_own_module_shows_its_own_lines_once(tmp_path):
+    args = ["env=matrix", "env.name=flaky_env", "+env.fault=raise", "mixer=vdn"]
+    code, text = call(tmp_path / "r", *args)
+    assert code == 1 and text.count("error:") == 1 and "Traceback" not in text, text
+    shown = text[text.index("error:") :]
+    assert shown.startswith("error: RuntimeError: the simulator says no\n  File ") and "flaky_env.py" in shown, text
+    assert 'raise RuntimeError("the simulator says no")' in shown and "/qllm_exp/" not in shown, text
+    (run,) = runs(tmp_path / "r")
+    log = (run / "log.txt").read_text()
+    assert (
+        log.count("Traceback") == 1 and "/training/rollout.py" in log and f"The whole traceback: {run}/log.txt" in shown
+    )
+    status = json.loads((run / "status.json").read_text())
+    assert re.fullmatch(r"RuntimeError: the simulator says no \(.*flaky_env\.py, line \d+\)", status["error"])
+
+
+@pytest.mark.parametrize("command", [["-m", "seed=0-1"], []], ids=["sweep", "run"])
+def test_an_error_of_a_users_own_module_before_anything_starts_is_shown_in_the_same_way(tmp_path, command):
+    (tmp_path / "own_check.py").write_text(
+        "from qllm_exp.envs.matrix import *\nfrom qllm_exp.envs.matrix import Config\n\n\n"
+        "def check(config):\n    return config.no_such_option\n"
+    )
+    code, text = call(
+        tmp_path / "r", *command, "env=matrix", "env.name=own_check", "mixer=vdn", PYTHONPATH=str(tmp_path)
+    )
+    assert code == 2 and not (tmp_path / "r").exists() and "Traceback" not in text, text
+    assert text.startswith("error: AttributeError: ") and 'own_check.py", line 6, in check' in text, text
+
+
+def test_a_run_that_is_killed_while_it_resumes_is_where_its_checkpoint_is(tmp_path):
+    args = ["mixer=vdn", "env=matrix", "env.num_envs=16", "train.total_steps=4000000", "train.checkpoint.every_s=0"]
+    process = start(tmp_path / "r", *args)
+    deadline = time.monotonic() + 60
+    while not last_checkpoint(tmp_path / "r"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(6)  # until a heartbeat has written its step
+    process.kill()
+    process.wait()
+    (run,) = runs(tmp_path / "r")
+    process = start(tmp_path / "r", *args)
+    while (status := json.loads((run / "status.json").read_text()))["pid"] != process.pid:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert status["state"] == "running" and 0 < status["env_step"] == status["checkpoint_step"], status
 
 
 def test_killed_at_random_moments_and_started_again_gives_the_same_numbers(tmp_path):
@@ -174,7 +223,10 @@ def test_a_run_that_diverges_is_a_failed_run(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["statsu"], "'statsu' is not a command. Did you mean 'status'? Commands: results, tfcaf, status, watch,"),
+        (
+            ["statsu"],
+            "'statsu' is not a command. Did you mean 'status'? Commands: results, tfcaf, check, status, watch,",
+        ),
         (["env=lbff"], "env=lbff is unknown. Did you mean 'lbf'?"),
         (["mixer=qmx"], "mixer=qmx is unknown. Did you mean 'qmix'?"),
         (["env.task=9x9"], "env.task"),

@@ -132,6 +132,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     args = [*TINY, "mixer=qmix,vdn", "llm=bundled,openai", "seed=0-1"]
     text = call(tmp_path / "r", *args, "--dry-run")
     assert "4 runs: 0 finished, 0 running, 0 queued, 4 to run" in text and not (tmp_path / "r").exists()
+    assert len(re.findall(r"^  new +flaky-env_climbing_q-learning_(?:qmix|vdn)_s[01]_\w{8}$", text, re.MULTILINE)) == 4
     assert "4 combinations left out: llm makes no difference there (llm=openai is the same run as llm=bundled" in text
     call(tmp_path / "r", *args)
     text = call(tmp_path / "r", *TINY, "mixer=qmix,vdn", "seed=0-4", "--dry-run")

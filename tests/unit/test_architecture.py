@@ -25,7 +25,7 @@ FLOORS = (
     ("explain",),
     ("results",),
     ("sweep",),
-    ("tfcaf", "cluster"),
+    ("tfcaf", "check", "cluster"),
     ("api",),
     ("__init__",),
     ("__main__",),

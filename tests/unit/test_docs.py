@@ -26,7 +26,7 @@ TEXTS = [*OTHERS, *PAGES]
 GROUPS = ("env", "algorithm", "mixer", "llm", "train", "tracking", "experiment", "hydra/launcher", "hydra/sweeper")
 OF_OTHERS = {"hydra/sweeper": {"optuna"}}  # choices of packages beside this one
 SUBCOMMANDS = {
-    **dict.fromkeys(("status", "watch", "logs", "cancel", "retry"), None),
+    **dict.fromkeys(("check", "status", "watch", "logs", "cancel", "retry"), None),
     "tfcaf": {"generate", "list", "show", "explain", "verify", "import"},
     "results": {
         *("table", "ablation", "curves", "profiles", "improvement", "bars", "report", "watch", "sync", "dashboard"),

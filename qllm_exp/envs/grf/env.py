@@ -21,6 +21,8 @@ is worth 2.
 
 import importlib.util
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +115,7 @@ def check(config: Config) -> None:
     """Raise UserError if gfootball is not installed or has no scenario `config.task`."""
     choose("env.task", config.task, tasks())
     if _gfootball_folder() is None or not _is_installed("gfootball_engine"):
-        raise UserError("env=grf needs the football engine, which is not installed. Type: make grf")
+        raise UserError(f"env=grf needs the football engine, which is not installed. {_how_to_install()}")
 
 
 def make(config: Config, num_envs: int, seed: int, device: torch.device) -> "FootballEnv":
@@ -128,7 +130,19 @@ def make(config: Config, num_envs: int, seed: int, device: torch.device) -> "Foo
     except WorkerError as error:
         if not error.loading:
             raise
-        raise UserError(f"env=grf: the football engine does not load. Type: make grf\n{error}") from error
+        raise UserError(f"env=grf: the football engine does not load. {_how_to_install()}\n{error}") from error
+
+
+def _how_to_install() -> str:
+    """Return what to type to install the engine for this Python: from this checkout, or from the source of the package."""
+    script = Path("launch", "install_grf.sh")
+    checkout = Path(__file__).parents[3]
+    python = shlex.quote(sys.executable)
+    if not (checkout / script).exists():  # an installed package has neither the script nor the Makefile
+        return f"It is compiled from the source of qllm_exp: download that, and in its folder type: {script} {python}"
+    if Path(sys.prefix).resolve() == (checkout / ".venv").resolve():
+        return "Type: make grf"
+    return f"Type: {shlex.quote(str(checkout / script))} {python}"
 
 
 def versions(config: Any) -> dict[str, str]:

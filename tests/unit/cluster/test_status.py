@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from run_folders import make_run, make_unfinished_run, run_config
 
+from qllm_exp.cluster import cancel, logs, retry
 from qllm_exp.cluster.status import main
 
 
@@ -42,3 +43,19 @@ def test_folders_stand_on_both_sides_of_an_option(tmp_path: Path, capsys: pytest
     first, second = (make_run(tmp_path, run_config("vdn", seed), 0.5) for seed in range(2))
     assert main([str(first), "--json", str(second)]) == 0
     assert [status["folder"] for status in json.loads(capsys.readouterr().out)] == [str(first), str(second)]
+
+
+def test_a_misspelt_name_is_followed_by_the_nearest_of_those_that_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_unfinished_run(tmp_path / "runs", run_config("vdn"), "interrupted")
+    folder = tmp_path / "runs"
+    commands = [
+        (main([str(tmp_path / "run")]), folder),
+        (logs.main([str(run)[:-4]]), run),
+        (cancel.main([str(folder), run.name[:-4]]), run.name),
+        (retry.main([str(folder), run.name[:-4]]), run.name),
+    ]
+    lines = capsys.readouterr().err.splitlines()
+    for (code, nearest), line in zip(commands, lines, strict=True):
+        assert code == 2 and f"Did you mean '{nearest}'?" in line, line

@@ -1,21 +1,22 @@
-"""The contract of envs/base.py, checked for every kind of environment."""
+"""Every environment keeps the contract of envs/base.py, and each way to break it is noticed, with one line that says how."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import random
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from meeting import Config as Meeting
-from torch import Tensor
+from meeting import Meeting as MeetingEnv
 
 from qllm_exp.config.schema import EnvConfig
-from qllm_exp.envs import Observation, Step, TeamEnv, make_env
+from qllm_exp.envs import Observation, StateField, StateLayout, Step, TeamEnv, contract, make_env
 from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.envs.matrix import Config as MatrixConfig
 from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.envs.pettingzoo.env import Config as PettingzooConfig
+from qllm_exp.errors import ContractError
 
-N = 3
 LIMIT = 25
 CONFIGS: dict[str, Callable[[], EnvConfig]] = {
     "mpe-simple_spread": lambda: MpeConfig(task="simple_spread"),
@@ -24,175 +25,294 @@ CONFIGS: dict[str, Callable[[], EnvConfig]] = {
     "matrix-climbing": lambda: MatrixConfig(task="climbing"),
     "matrix-penalty-100": lambda: MatrixConfig(task="penalty-100"),
     "pettingzoo-mpe2.simple_spread_v3": lambda: PettingzooConfig(task="mpe2.simple_spread_v3"),
-    "meeting-3p": lambda: Meeting(task="3p", episode_limit=LIMIT),
-    "lbf-8x8-2p-2f-coop-2s": lambda: LbfConfig(task="8x8-2p-2f-coop-2s", episode_limit=LIMIT),
-    "lbf-masked": lambda: LbfConfig(task="8x8-2p-2f-coop-2s", episode_limit=LIMIT, mask_ineffective=True),
+    "meeting-3p": lambda: Meeting(task="3p"),
+    "lbf-8x8-2p-2f-coop-2s": lambda: LbfConfig(task="8x8-2p-2f-coop-2s"),
+    "lbf-masked": lambda: LbfConfig(task="8x8-2p-2f-coop-2s", mask_ineffective=True),
 }
-
-Make = Callable[..., TeamEnv]
-
-
-@pytest.fixture(params=CONFIGS)
-def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    """A function that builds the environment of the test's parameter; environments are closed after the test."""
-    built = []
-
-    def build(seed: int = 0, num_envs: int = N, **options: Any) -> TeamEnv:
-        config = CONFIGS[request.param]()
-        for name, value in options.items():
-            setattr(config, name, value)
-        built.append(make_env(config, num_envs, seed))
-        return built[-1]
-
-    yield build
-    for env in built:
-        env.close()
+IS_CONSTANT = ["seeds 5 and 6 give the same episodes: nothing is random"]
 
 
-def random_actions(available: Tensor, generator: torch.Generator) -> Tensor:
-    """A random available action of each agent, [N, n]."""
-    return torch.multinomial(available.flatten(0, 1).float(), 1, generator=generator).view(available.shape[:2])
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_environment_keeps_the_contract(name: str, check: Callable[[contract.EnvMaker], list[str]]) -> None:
+    maker = contract.EnvMaker(replace(CONFIGS[name](), episode_limit=LIMIT), make_env)
+    is_constant = name.startswith("matrix") and check is contract.check_seeds
+    assert check(maker) == (IS_CONSTANT if is_constant else [])
 
 
-def play(env: TeamEnv, seed: int = 0, steps: int | None = None) -> tuple[Observation, list[Step]]:
-    """Play `steps` steps, or to the episode limit, with random actions that depend only on `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    start = env.reset()
-    played, available = [], start.available_actions
-    for _ in range(steps or env.episode_limit):
-        played.append(env.step(random_actions(available, generator)))
-        available = played[-1].available_actions
-    return start, played
+# Broken environments: a working one with a single fault
 
 
-def same(first: tuple[Observation, list[Step]], second: tuple[Observation, list[Step]]) -> bool:
-    """Whether two episodes are equal in every tensor."""
-    left, right = ([tensor for moment in (start, *steps) for tensor in moment] for start, steps in (first, second))
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+class Broken(MeetingEnv):
+    """The example environment, with a method that tests replace."""
+
+    def start(self, observation: Observation) -> Observation:
+        return observation
+
+    def result(self, step: Step) -> Step:
+        return step
+
+    def reset(self) -> Observation:
+        return self.start(super().reset())
+
+    def step(self, actions: torch.Tensor) -> Step:
+        return self.result(super().step(actions))
 
 
-def test_shapes_dtypes_and_device(make: Make) -> None:
-    env = make()
-    start, steps = play(env)
-    assert env.num_envs == N
-    moments: list[Observation | Step] = [start, *steps]
-    for moment in moments:
-        assert moment.obs.shape == (N, env.n_agents, env.obs_dim) and moment.obs.dtype == torch.float32
-        assert moment.state.shape == (N, env.state_dim) and moment.state.dtype == torch.float32
-        assert moment.available_actions.shape == (N, env.n_agents, env.n_actions)
-        assert moment.available_actions.dtype == torch.bool
-    for step in steps:
-        assert step.reward.shape == (N,) and step.reward.dtype == torch.float32
-        assert step.terminated.shape == step.truncated.shape == (N,)
-        assert step.terminated.dtype == step.truncated.dtype == torch.bool
-    assert {tensor.device for moment in moments for tensor in moment} == {env.device}
+class WrongObservationSize(Broken):
+    def start(self, observation):
+        return observation._replace(obs=torch.cat([observation.obs, observation.obs], -1))
 
 
-def test_values_are_finite_and_each_agent_always_has_an_available_action(make: Make) -> None:
-    start, steps = play(make())
-    moments: list[Observation | Step] = [start, *steps]
-    for moment in moments:
-        assert torch.isfinite(moment.obs).all() and torch.isfinite(moment.state).all()
-        assert moment.available_actions.any(-1).all()
-    assert all(torch.isfinite(step.reward).all() for step in steps)
+class BroadcastObservation(Broken):
+    """Its observations would be stored without an error, the same for every copy."""
+
+    def result(self, step):
+        return step._replace(obs=step.obs[0])
 
 
-def test_the_layout_covers_the_state_without_gap_or_overlap(make: Make) -> None:
-    env = make()
-    columns = [column for field in env.layout for column in range(env.state_dim)[field.columns]]
-    assert columns == list(range(env.layout.size))
-    assert env.reset().state.shape[1] == env.layout.size
+class WrongObservationDtype(Broken):
+    def start(self, observation):
+        return observation._replace(obs=observation.obs.double())
 
 
-def test_state_values_keep_to_the_declared_ranges(make: Make) -> None:
-    env = make(num_envs=16)
-    start, steps = play(env)
-    for state in [start.state, *(step.state for step in steps)]:
-        for field in env.layout:
-            values = state[:, field.columns]
-            inside = (values >= field.low - 1e-5) & (values <= field.high + 1e-5)
-            for special in field.special:
-                inside |= values == special
-            assert inside.all(), field.label
+class NumpyState(Broken):
+    def result(self, step):
+        return step._replace(state=step.state.numpy())
 
 
-def test_the_description_matches_the_environment(make: Make) -> None:
-    env = make()
-    assert env.task.n_agents == env.n_agents
-    assert len(env.task.actions) == env.n_actions
-    assert env.task.goal and env.task.reward and env.task.episode
+class PlainTuple(Broken):
+    def start(self, observation):
+        return tuple(observation)
 
 
-def test_an_episode_that_does_not_terminate_is_truncated_exactly_at_the_limit(make: Make) -> None:
-    for limit in (LIMIT, 7):
-        env = make(episode_limit=limit)
-        _, steps = play(env)
-        assert env.episode_limit == limit == len(steps)
-        terminated = torch.stack([step.terminated for step in steps]).any(0)
-        assert not any(step.truncated.any() for step in steps[:-1])
-        assert torch.equal(steps[-1].truncated, ~terminated)
+class IntegerMask(Broken):
+    def start(self, observation):
+        return observation._replace(available_actions=observation.available_actions.int())
 
 
-def test_a_finished_copy_gives_no_reward(make: Make) -> None:
-    env = make(episode_limit=3)
-    _, steps = play(env, steps=6)
-    assert all(not step.reward.any() for step in steps[3:])
-    assert all(torch.isfinite(step.obs).all() and torch.isfinite(step.state).all() for step in steps[3:])
+class MaskOfOtherActions(Broken):
+    def result(self, step):
+        return step._replace(available_actions=step.available_actions[..., :2])
 
 
-def test_equal_seeds_give_equal_episodes(make: Make) -> None:
-    env, other_env = make(seed=5), make(seed=6)
-    episode = play(env)
-    is_deterministic = env.task.env == "matrix"
-    assert same(episode, play(other_env)) == is_deterministic
-    other_env.seed(5)
-    assert same(episode, play(other_env))
-    env.seed(5)
-    assert same(episode, play(env))
+class NothingAvailable(Broken):
+    def result(self, step):
+        available = step.available_actions.clone()
+        available[1, 0] = False
+        return step._replace(available_actions=available)
 
 
-def test_successive_episodes_differ(make: Make) -> None:
-    env = make()
-    is_deterministic = env.task.env == "matrix"
-    assert torch.equal(env.reset().state, env.reset().state) == is_deterministic
+class RewardPerAgent(Broken):
+    def result(self, step):
+        return step._replace(reward=step.reward.unsqueeze(-1).expand(-1, self.n_agents))
 
 
-def test_a_restored_environment_continues_bit_for_bit(make: Make) -> None:
-    env = make(seed=1)
-    play(env)
-    saved = env.state_dict()
-    expected = [play(env, seed=1), play(env, seed=2)]
-    restored = make(seed=99)
-    restored.load_state_dict(saved)
-    assert same(expected[0], play(restored, seed=1))
-    assert same(expected[1], play(restored, seed=2))
+class RewardNan(Broken):
+    def result(self, step):
+        return step._replace(reward=torch.full_like(step.reward, torch.nan) if self.steps == 2 else step.reward)
 
 
-def test_returned_tensors_are_not_written_to_later(make: Make) -> None:
-    env = make()
-    start, steps = play(env, steps=4)
-    start_copy = Observation(*(tensor.clone() for tensor in start))
-    step_copies = [Step(*(tensor.clone() for tensor in step)) for step in steps]
-    play(env, seed=3)
-    assert same((start, steps), (start_copy, step_copies))
+class RewardAfterTheEnd(Broken):
+    def result(self, step):
+        return step._replace(reward=step.reward - 1)
 
 
-def states_while_overwriting(env: TeamEnv) -> list[Tensor]:
-    """The states of four moments, each of whose tensors is overwritten before the next step."""
-    generator = torch.Generator().manual_seed(0)
-    moment: Observation | Step = env.reset()
-    states = []
-    for _ in range(4):
-        actions = random_actions(moment.available_actions, generator)
-        states.append(moment.state.clone())
-        moment.obs.fill_(7.0)
-        moment.state.fill_(7.0)
-        moment.available_actions.fill_(False)
-        moment = env.step(actions)
-    return states
+class TerminatedIsANumber(Broken):
+    def result(self, step):
+        return step._replace(terminated=step.terminated.float())
 
 
-def test_writing_into_returned_tensors_changes_nothing(make: Make) -> None:
-    start, steps = play(make(), steps=3)
-    expected = [start.state, *(step.state for step in steps)]
-    assert all(torch.equal(a, b) for a, b in zip(expected, states_while_overwriting(make()), strict=True))
+class MergedEnds(Broken):
+    """At the time limit it says terminated as well."""
+
+    def result(self, step):
+        return step._replace(terminated=step.terminated | step.truncated)
+
+
+class EndlessEpisodes(Broken):
+    def result(self, step):
+        return step._replace(truncated=torch.zeros_like(step.truncated))
+
+
+class EarlyLimit(Broken):
+    def result(self, step):
+        return step._replace(truncated=step.truncated | (~step.terminated & (self.steps == 3)))
+
+
+class LimitOfItsOwn(Broken):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.episode_limit = 50
+
+
+class StateOutOfRange(Broken):
+    def start(self, observation):
+        return observation._replace(state=observation.state + 100)
+
+
+class ShortLayout(Broken):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.layout = StateLayout.from_fields([StateField("agent", 0, "cell", ("index",), 0.0, 6.0)])
+
+
+class UnseededRandomness(Broken):
+    def start(self, observation):
+        self.cell[:, 0] = random.randrange(self.cells)
+        return Observation(*self._seen())
+
+
+class LeakyReset(Broken):
+    """The cells at the end of an episode decide where the next one starts."""
+
+    cell: torch.Tensor = torch.tensor(0)
+
+    def reset(self):
+        last = self.cell.clone()
+        super().reset()
+        self.cell = (self.cell + last) % self.cells
+        return Observation(*self._seen())
+
+
+class ForgetfulState(Broken):
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, saved):
+        pass
+
+
+class UnsavableState(Broken):
+    def state_dict(self):
+        return {"random": random.Random(0)}
+
+
+class LiveState(Broken):
+    """Its saved tensor goes on counting."""
+
+    count = torch.zeros(1, dtype=torch.int64)
+
+    def seed(self, seed):
+        self.first, self.count = seed, torch.zeros(1, dtype=torch.int64)
+
+    def reset(self):
+        self.generator.manual_seed(self.first * 1000 + int(self.count))
+        self.count += 1
+        return super().reset()
+
+    def state_dict(self):
+        return {"first": self.first, "count": self.count}
+
+    def load_state_dict(self, saved):
+        self.first, self.count = saved["first"], saved["count"].clone()
+
+
+class ReusedTensor(Broken):
+    def result(self, step):
+        self.buffer = getattr(self, "buffer", step.obs)
+        self.buffer.copy_(step.obs)
+        return step._replace(obs=self.buffer)
+
+
+class SharedTensor(Broken):
+    """It continues from the state tensor that the caller has."""
+
+    def _seen(self):
+        obs, _, available = super()._seen()
+        self.cell = self.cell.float()
+        return obs, self.cell, available
+
+
+class NoPlainAgents(Broken):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.n_agents = 2.0
+
+
+FAULTS: list[tuple[type[TeamEnv], str]] = [
+    (WrongObservationSize, "reset() returned obs of shape [3, 2, 4], expected [3, 2, 2], i.e. [N, n_agents, obs_dim]"),
+    (BroadcastObservation, "step() returned obs of shape [2, 2], expected [3, 2, 2], i.e. [N, n_agents, obs_dim]"),
+    (WrongObservationDtype, "reset() returned obs of dtype float64, expected float32"),
+    (NumpyState, "step() returned state as a ndarray, expected a torch.Tensor"),
+    (PlainTuple, "reset() returned a tuple, expected Observation(obs, state, available_actions)"),
+    (IntegerMask, "reset() returned available_actions of dtype int32, expected bool"),
+    (MaskOfOtherActions, "step() returned available_actions of shape [3, 2, 2], expected [3, 2, 3]"),
+    (NothingAvailable, "step() at step 1 returned no available action for agent 0 in copy 1, expected at least one"),
+    (RewardPerAgent, "step() returned reward of shape [3, 2], expected [3], i.e. [N]"),
+    (RewardNan, "step() at step 2 returned reward nan, expected finite values"),
+    (RewardAfterTheEnd, "returned reward -1 for a copy whose episode has ended, expected 0 until the next reset"),
+    (TerminatedIsANumber, "step() returned terminated of dtype float32, expected bool"),
+    (MergedEnds, "step() at step 7 returned a copy both terminated and truncated, expected one of them"),
+    (EndlessEpisodes, "step() at step 7 did not end the episode at episode_limit=7"),
+    (EarlyLimit, "step() at step 3 truncated an episode, expected that at episode_limit=7 only"),
+    (LimitOfItsOwn, "make() built episode_limit=50, but env.episode_limit=20 was set"),
+    (StateOutOfRange, "state field 'agent 0 cell' is "),
+    (ShortLayout, "reset() returned state of shape [3, 2], expected [3, 1], i.e. [N, columns of the layout]"),
+    (UnseededRandomness, "reset and step() are not determined by the seed: with seed 5 and the same actions, two"),
+    (LeakyReset, "reset() keeps something of earlier episodes: after seed(5), an environment that has played differs"),
+    (
+        ForgetfulState,
+        "load_state_dict() does not continue as before: the next episodes differ in obs after reset of episode",
+    ),
+    (UnsavableState, "state_dict() returned something that a checkpoint cannot hold ("),
+    (LiveState, "state_dict() has returned tensors that the environment changes later. Return copies"),
+    (ReusedTensor, "step() writes into tensors that were returned before: obs after step 1 changed"),
+    (SharedTensor, "step() depends on tensors that it returned before: after writing into them, "),
+    (NoPlainAgents, "n_agents=2.0, expected a whole number from 1"),
+]
+
+
+def first_fault(env_class: type[TeamEnv]) -> str:
+    """The message of the first check that the environment does not pass."""
+
+    def build(config: Meeting, num_envs: int, seed: int) -> TeamEnv:
+        env = env_class(config, num_envs, seed, torch.device("cpu"))
+        contract.check_sizes(env, "meeting", num_envs)
+        return env
+
+    for check in contract.CHECKS:
+        try:
+            check(contract.EnvMaker(Meeting(), build))
+        except ContractError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("env_class", "message"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_each_fault_is_one_line_that_says_what_is_wrong(env_class: type[TeamEnv], message: str) -> None:
+    text = first_fault(env_class)
+    assert message in text and text.startswith("env=meeting") and "\n" not in text, text
+
+
+def test_an_environment_without_a_fault_passes() -> None:
+    assert first_fault(Broken) == ""
+
+
+def test_what_is_not_an_environment_is_named() -> None:
+    with pytest.raises(ContractError, match=r"env=mine: make\(\) returned None, expected a TeamEnv"):
+        contract.check_sizes(None, "mine", 3)
+
+
+class OnAnotherDevice(Broken):
+    """Its tensors are on no GPU, although it says so."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.device = torch.device("cuda")
+
+
+def test_the_device_of_tensors_is_that_of_the_environment() -> None:
+    env = OnAnotherDevice(Meeting(), 3, 0, torch.device("cpu"))
+    moment = Observation(torch.zeros(3, 2, 2), torch.zeros(3, 2), torch.ones(3, 2, 3, dtype=torch.bool))
+    with pytest.raises(ContractError, match="returned obs on device cpu, expected cuda"):
+        contract.check_moment(env, moment, "reset")
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "is_on"),
+    [("cuda:0", "cuda", True), ("cuda:1", "cuda:1", True), ("cuda:0", "cuda:1", False), ("cpu", "cuda", False)],
+)
+def test_cuda_stands_for_any_gpu(actual: str, expected: str, is_on: bool) -> None:
+    """A tensor that is made on 'cuda' says 'cuda:0'."""
+    assert contract._is_on(torch.device(actual), torch.device(expected)) == is_on

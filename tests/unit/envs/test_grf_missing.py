@@ -16,6 +16,7 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())
+import pathlib
 from qllm_exp.envs import env_module, make_env
 from qllm_exp.errors import UserError
 
@@ -26,11 +27,21 @@ def message_of(call):
         return str(error)
 
 grf = env_module("grf")
+
+def hint_of(module, files, prefix=sys.prefix):
+    inner = sys.modules["qllm_exp.envs.grf.env"]
+    inner.__file__, sys.prefix, sys.executable = module, prefix, "/usr/bin/python3"
+    pathlib.Path.exists = lambda path: str(path) in files
+    return inner._how_to_install()
+
 print(json.dumps({
     "make": message_of(lambda: make_env(grf.Config(), 2, 0)),
     "check": message_of(lambda: grf.check(grf.Config())),
     "unknown": message_of(lambda: grf.check(grf.Config(task="academy_conrer"))),
     "tasks": grf.tasks(),
+    "other": hint_of("/checkout/qllm_exp/envs/grf/env.py", ["/checkout/launch/install_grf.sh"]),
+    "made": hint_of("/checkout/qllm_exp/envs/grf/env.py", ["/checkout/launch/install_grf.sh"], "/checkout/.venv"),
+    "installed": hint_of("/lib/site-packages/qllm_exp/envs/grf/env.py", []),
 }))
 """
 
@@ -45,7 +56,15 @@ def without_engine() -> dict[str, str]:
 
 @pytest.mark.parametrize("call", ["make", "check"])
 def test_the_error_says_what_to_type(without_engine: dict[str, str], call: str) -> None:
-    assert without_engine[call] == "env=grf needs the football engine, which is not installed. Type: make grf"
+    text = without_engine[call]
+    assert text.startswith("env=grf needs the football engine, which is not installed. Type: ") and "grf" in text[-60:]
+
+
+def test_what_to_type_is_there_to_be_typed(without_engine: dict[str, str]) -> None:
+    assert without_engine["made"] == "Type: make grf"
+    assert without_engine["other"] == "Type: /checkout/launch/install_grf.sh /usr/bin/python3"
+    installed = without_engine["installed"]
+    assert "make" not in installed and "download that, and in its folder type: launch/install_grf.sh" in installed
 
 
 def test_an_unknown_scenario_is_refused_with_the_allowed_ones(without_engine: dict[str, str]) -> None:

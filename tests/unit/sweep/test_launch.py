@@ -1,4 +1,4 @@
-"""The end of a sweep: what failed and what is missing is counted among the runs of its own command."""
+"""Launchers that a record or a command describes, and the end of a command: it counts its own runs."""
 
 import json
 import logging
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from run_folders import make_run, make_unfinished_run, run_config
 
+from qllm_exp.errors import UserError
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import Sweep
 from qllm_exp.sweep import slurm
-from qllm_exp.sweep.launch import conclude, restart
+from qllm_exp.sweep.launch import conclude, make_launcher, restart
 from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.pool import RunOutcome
@@ -103,3 +104,26 @@ def test_retry_counts_all_runs_of_the_sweep(
         assert restart(sweep, directories[1:], Local()) == 1
     assert "1 of 5 runs failed:" in text_of(caplog)
     assert "2 failed (s1, s4), 1 interrupted (s2)" in (sweep.path / "table.md").read_text()
+
+
+def test_a_launcher_is_made_from_its_record() -> None:
+    launcher = make_launcher({"name": "slurm", "runs_per_job": 3, "time": "1:00:00"})
+    assert isinstance(launcher, Slurm) and launcher.runs_per_job == 3
+    assert make_launcher({"n_jobs": 2}).options() == {"name": "local", "n_jobs": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "slurn"}, "launcher='slurn' is unknown. Did you mean 'slurm'?"),
+        ({"name": "slurm", "run_per_job": 3}, "option='run_per_job' is unknown. Did you mean 'runs_per_job'?"),
+        (
+            {"name": "local", "mem_gb_per_run": 8},
+            "launcher=local: option='mem_gb_per_run' is unknown. Allowed: n_jobs.",
+        ),
+    ],
+)
+def test_a_misspelt_option_is_followed_by_the_nearest(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_launcher(options)
+    assert message in str(error.value)

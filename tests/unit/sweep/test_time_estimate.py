@@ -1,0 +1,58 @@
+"""The time estimate of a plan."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from run_folders import make_run, run_config
+
+from qllm_exp.config import schema
+from qllm_exp.config.load import config_class, run_name
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.sweep.prepare import PreparedRun
+from qllm_exp.sweep.time_estimate import SPEEDS_SOURCE, estimate
+
+
+def prepared(folder: Path, run: schema.RunConfig) -> PreparedRun:
+    return PreparedRun(run, RunDirectory(folder / run_name(run, None)), None)
+
+
+def config(env: str, mixer: str, algorithm: str = "q_learning", **train: object) -> schema.RunConfig:
+    options = schema.TrainConfig(**train)  # type: ignore[arg-type]
+    groups = {name: config_class(name, choice)() for name, choice in (("env", env), ("mixer", mixer))}
+    return schema.RunConfig(**groups, algorithm=config_class("algorithm", algorithm)(), train=options, device="cpu")
+
+
+def test_a_first_sweep_has_a_rough_estimate_that_names_its_source(tmp_path: Path) -> None:
+    runs = [prepared(tmp_path, config("lbf", mixer)) for mixer in ("qmix", "vdn")]
+    text = estimate(runs, [0.0, 0.0], 2)
+    assert f"no run of this kind is finished here: a rough estimate, {SPEEDS_SOURCE}" in text, text
+    assert text.startswith("about 2 min") or text.startswith("about 3 min"), text
+
+
+@pytest.mark.parametrize(("env", "steps_per_update", "per_s"), [("lbf", 400, 24_433), ("mpe", 200, 16_253)])
+def test_the_speeds_are_those_of_the_page_performance(
+    tmp_path: Path, env: str, steps_per_update: int, per_s: int
+) -> None:
+    steps = 10_000_000
+    evaluation = schema.EvaluationConfig(every=steps, episodes=1, absolute_episodes=1)
+    run = config(env, "qmix", total_steps=steps, steps_per_update=steps_per_update, evaluation=evaluation)
+    minutes = int(estimate([prepared(tmp_path, run)], [0.0], 1).split()[1])
+    assert minutes == pytest.approx(steps / per_s / 60, abs=1)
+
+
+def test_what_ran_here_counts_before_what_was_measured_elsewhere(tmp_path: Path) -> None:
+    done = run_config("qmix")
+    make_run(tmp_path, done, 0.5)  # 100 s for 200,000 steps
+    again = replace(done, seed=7, device="cpu")
+    text = estimate([prepared(tmp_path, again)], [0.0], 1)
+    seconds = 100 * again.train.total_steps / 200_000
+    assert text.startswith(f"about {round(seconds // 60)} min") and "measured" not in text, text
+    unlike = [prepared(tmp_path, again), prepared(tmp_path, config("mpe", "vdn"))]
+    assert "1 of a kind of which none is finished here: a rough estimate" in estimate(unlike, [0.0, 0.0], 1)
+
+
+def test_nothing_is_estimated_where_nothing_is_known(tmp_path: Path) -> None:
+    assert estimate([prepared(tmp_path, config("meeting", "vdn"))], [0.0], 1) == ""
+    on_gpu = replace(config("lbf", "vdn"), device="cuda")
+    assert estimate([prepared(tmp_path, on_gpu)], [0.0], 1) == ""
