@@ -62,11 +62,11 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
     Raises:
         UserError: the first problem found.
     """
-    config = OmegaConf.create(composed) if isinstance(composed, dict) else composed
+    config = _resolved(OmegaConf.create(composed) if isinstance(composed, dict) else composed)
     run_fields = dataclasses.fields(schema.RunConfig)
     top_level = {field.name for field in run_fields}
     for key in config:
-        if key != "hydra" and key not in top_level:
+        if key not in top_level:
             raise UserError(f"Unknown key {key!r}.{nearest(str(key), top_level)}")
     _check_complete(config)
     config = _with_steps_per_update(config)
@@ -91,9 +91,34 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
     return run
 
 
+def _resolved(composed: DictConfig) -> DictConfig:
+    """Return a configuration without Hydra's own part, with values in place of references such as ${env.name}.
+
+    References are resolved in the whole configuration, because a group on its own does not have the values of the others.
+
+    Raises:
+        UserError: a reference leads nowhere.
+    """
+    values: dict[Any, Any] = {}
+    for name in (key for key in composed if key != "hydra"):
+        try:
+            if OmegaConf.is_missing(composed, name):
+                values[name] = "???"
+            else:
+                value = composed[name]
+                values[name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        except OmegaConfBaseException as error:
+            key = str(getattr(error, "full_key", "") or name)
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{key}: {reason}. A reference names a key of the run, e.g. {key}=${{env.name}}."
+            ) from error
+    return OmegaConf.create(values)
+
+
 def _check_complete(config: DictConfig) -> None:
     """Raise UserError if an option that must be given has no value."""
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(config) if not str(key).startswith("hydra."))
+    missing = sorted(map(str, OmegaConf.missing_keys(config)))
     if "train.source" in missing or OmegaConf.select(config, "train.source", default="") is None:
         raise UserError(
             f"train=paper has no published settings for env={config.env.name} with algorithm={config.algorithm.name}. "

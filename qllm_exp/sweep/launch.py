@@ -84,7 +84,6 @@ def launch(
         log.info("--dry-run: nothing was started")
         return LaunchResult(plan, [])
     runs = {run.directory.path: run for run in plan.runs}
-    sweep_config = replace(plan.sweep, name=plan.name)
     command = shlex.join(["python", "-m", "qllm_exp", *arguments])
     names = [path.name for path in runs]
     sweep = Sweep.create(plan.folder, names, launcher.options(), plan.sweep.max_failures, command)
@@ -94,6 +93,7 @@ def launch(
 
     def create(directory: RunDirectory) -> None:
         run = runs[directory.path]
+        sweep_config = replace(run.config.sweep, name=plan.name)
         directory.create(replace(run.config, sweep=sweep_config), run.tfcaf)
 
     outcomes = _start(launcher, sweep, plan, create)

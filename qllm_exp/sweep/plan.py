@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -117,9 +118,7 @@ def make_plan(
             errors.setdefault(explain(error, overrides), []).append(" ".join(overrides))
     if errors:
         raise UserError(_error_message(errors, len(combinations)))
-    for key, values in (("sweep.name", {run.sweep.name for run in checked}), ("dir", {run.dir for run in checked})):
-        if len(values) > 1:
-            raise UserError(f"{key} must have a single value in a sweep, not {', '.join(sorted(values))}.")
+    _check_common_values(checked)
     queue = Queue.query(Path(checked[0].dir))
     missing = [missing_function(run) for run in checked]
     if any(missing):
@@ -169,6 +168,14 @@ def _plan_of(
     plan.duplicates = _describe_duplicates(same, varying_keys(combinations))
     plan.states = [state_of(run.directory, queue) for run in plan.runs]
     return plan
+
+
+def _check_common_values(runs: Sequence[schema.RunConfig]) -> None:
+    """Raise UserError if runs of one sweep differ in an option that holds for the whole sweep."""
+    for key in ("dir", "sweep.name", "sweep.max_failures", "sweep.dry_run"):
+        values = list(dict.fromkeys(attrgetter(key)(run) for run in runs))
+        if len(values) > 1:
+            raise UserError(f"{key} must have a single value in a sweep, not {', '.join(map(str, values))}.")
 
 
 def _check_sweep_name(run: schema.RunConfig) -> None:
