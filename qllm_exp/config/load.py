@@ -4,13 +4,16 @@ import dataclasses
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import registry, schema
+from qllm_exp.config.unused import unused_options
 from qllm_exp.errors import UserError, nearest
 
 _TYPES: dict[tuple[str, str], type] = {("tracking", "wandb"): schema.WandbConfig, ("llm", "bundled"): schema.LlmConfig}
@@ -82,7 +85,8 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
         **groups, **{field.name: getattr(others, field.name) for field in dataclasses.fields(others)}
     )
     _check(run, "")
-    if run.train.buffer_episodes < run.train.batch_episodes:
+    too_small = run.train.buffer_episodes < run.train.batch_episodes
+    if too_small and "train.batch_episodes" not in unused_options(partial(_option, identifying_options(run))):
         raise UserError(
             f"train.buffer_episodes={run.train.buffer_episodes} is smaller than "
             f"train.batch_episodes={run.train.batch_episodes}, so that no update could take place. "
@@ -237,6 +241,12 @@ def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
         tfcaf_hash: content hash of the credit-assignment function, None for a mixer without one.
     """
     kept = identifying_options(run)
+    for key in unused_options(partial(_option, kept)):
+        group, _, name = key.partition(".")
+        if (
+            name in kept[group]
+        ):  # the default stands for any value, so that most runs keep the names that they had before
+            kept[group][name] = _default(getattr(run, group), name)
     kept["train"].pop("name")
     kept["train"].pop("source")  # two presets with equal settings define the same run
     kept["mixer"].pop("file", None)  # the function counts, not the path it was read from
@@ -245,6 +255,20 @@ def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
     if tfcaf_hash is not None:
         kept["tfcaf"] = tfcaf_hash
     return kept
+
+
+def _option(options: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key in nested options; None if there is none."""
+    for name in key.split("."):
+        if not isinstance(options, Mapping) or name not in options:
+            return None
+        options = options[name]
+    return options
+
+
+def _default(node: Any, name: str) -> Any:
+    """Return the default value of a field of a dataclass."""
+    return next(field.default for field in dataclasses.fields(node) if field.name == name)
 
 
 def identifying_options(node: Any) -> dict[str, Any]:
@@ -290,6 +314,8 @@ def _identifying_fields(cls: type) -> tuple[str, ...]:
 
 def run_name(run: schema.RunConfig, tfcaf_hash: str | None) -> str:
     """Return the folder name of a run: readable parts and eight hexadecimal digits of the hash of its identity.
+
+    Options without effect (`unused_options`) do not define it either.
 
     Args:
         run: configuration of the run.
