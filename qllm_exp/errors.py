@@ -13,9 +13,10 @@ class RunFailed(UserError):
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return ' Did you mean X?' for the allowed word closest to `word`, or '' if none is close."""
-    matches = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    """Return ' Did you mean X?' for the allowed word closest to `word`, or '' if none is close. Case does not count."""
+    by_lower_case = {name.lower(): name for name in allowed}
+    matches = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f" Did you mean {by_lower_case[matches[0]]!r}?" if matches else ""
 
 
 def choose(option: str, value: str, allowed: Iterable[str]) -> str:

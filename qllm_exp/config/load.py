@@ -77,6 +77,9 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
     for field in run_fields:
         if field.name in registry.GROUPS and field.name in config:
             options = config[field.name]
+            if not OmegaConf.is_dict(options):
+                allowed = ", ".join(registry.choices(field.name))
+                raise UserError(f"{field.name}={options} is not a choice. Allowed: {allowed}.")
             cls = config_class(field.name, str(options.get("name", "")), str(options.get("backend", "")))
             groups[field.name] = _to_dataclass(cls, options, field.name)
     ungrouped = {key: config[key] for key in top_level if key not in groups and key in config}
@@ -154,17 +157,65 @@ def _to_dataclass(cls: type, options: Any, prefix: str) -> Any:
     Raises:
         UserError: a key is unknown, or a value has the wrong type.
     """
-    known = {field.name for field in dataclasses.fields(cls)}
-    for key in options:
-        if key not in known:
-            path = f"{prefix}.{key}" if prefix else str(key)
-            raise UserError(f"Unknown key {path!r}.{nearest(str(key), known)} Known: {', '.join(sorted(known))}.")
+    options = _checked_options(cls, OmegaConf.to_container(options), prefix)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), options))
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", "") or ""
-        path = ".".join(part for part in (prefix, str(key)) if part)
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        key = str(getattr(error, "full_key", "") or "")
+        path = ".".join(part for part in (prefix, key) if part)
+        reason = _several_values(path, _option(options, key)) or f"{path}: {str(error).splitlines()[0]}"
+        raise UserError(reason) from error
+
+
+def _checked_options(cls: type, options: Any, prefix: str) -> dict[str, Any]:
+    """Return options with 2000000 in place of 2e6 where a whole number is meant.
+
+    Args:
+        cls: dataclass of the options.
+        options: the options.
+        prefix: key of the options, for messages.
+
+    Raises:
+        UserError: a key is unknown, or true or false stands where text is meant, e.g. `name: yes` in a YAML file.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    converted = {}
+    for name, value in options.items():
+        path = f"{prefix}.{name}" if prefix else str(name)
+        if name not in fields:
+            owners = registry.owners([prefix], str(name)) if prefix in registry.GROUPS else []
+            having = " or ".join(f"{group}={choice}" for group, choice in owners)
+            hint = f" It is an option of {having}." if owners else nearest(str(name), fields)
+            raise UserError(f"Unknown key {path!r}.{hint} Known: {', '.join(sorted(fields))}.")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            value = _checked_options(cast(type, hint), value, path)
+        elif hint is int or "auto_or_at_least" in fields[name].metadata:
+            value = whole_number(value)
+        elif hint is str and isinstance(value, bool):
+            text = str(value).lower()
+            raise UserError(
+                f"{path}={text} is not text. If {text} is meant as text, quote it in the YAML file: '{text}'."
+            )
+        converted[name] = value
+    return converted
+
+
+def whole_number(value: Any) -> Any:
+    """Return 2000000 for 2e6; a value that is not a whole number is returned as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _several_values(path: str, value: Any) -> str:
+    """Return the message for a value that looks like several of an option that has one, e.g. seed=0:5; '' for another value."""
+    ends = re.fullmatch(r"(\d+)\s*(?::|\.\.+|\u2013|to)\s*(\d+)", str(value))
+    if isinstance(value, list):
+        values = ",".join(map(str, value))
+        return f"{path}={value} is a list, but {path} has one value. For several runs type -m {path}={values}."
+    if ends:
+        return f"{path}={value} is not a range. For one run each from {ends[1]} to {ends[2]} type -m {path}={ends[1]}-{ends[2]}."
+    return ""
 
 
 def _check(node: Any, prefix: str) -> None:
@@ -235,6 +286,8 @@ def to_dict(run: schema.RunConfig) -> dict[str, Any]:
 
 def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
     """Return what defines a run: environment, task, algorithm, mixer, TFCAF, training, seed; not where or when it runs.
+
+    Options without effect (`unused_options`) do not define it either.
 
     Args:
         run: configuration of the run.
@@ -314,8 +367,6 @@ def _identifying_fields(cls: type) -> tuple[str, ...]:
 
 def run_name(run: schema.RunConfig, tfcaf_hash: str | None) -> str:
     """Return the folder name of a run: readable parts and eight hexadecimal digits of the hash of its identity.
-
-    Options without effect (`unused_options`) do not define it either.
 
     Args:
         run: configuration of the run.

@@ -21,7 +21,7 @@ AXES = {
     "llm": ["bundled", "openai"],
     "seed": ["0-3", "7"],
     "train.learning_rate": ["1e-3", "0.0005", "1"],
-    "train.total_steps": ["1000", "20000"],
+    "train.total_steps": ["1000", "2e4"],
     "train.steps_per_update": ["100", "8 episodes"],
     "train.evaluation.every": ["100", "50000"],
     "train.standardise_rewards": ["true", "false"],
