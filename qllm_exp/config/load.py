@@ -6,7 +6,7 @@ import json
 import re
 import typing
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -178,7 +178,7 @@ def _checked_options(cls: type, options: Any, prefix: str) -> dict[str, Any]:
     Raises:
         UserError: a key is unknown, or true or false stands where text is meant, e.g. `name: yes` in a YAML file.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     converted = {}
     for name, value in options.items():
@@ -200,6 +200,11 @@ def _checked_options(cls: type, options: Any, prefix: str) -> dict[str, Any]:
             )
         converted[name] = value
     return converted
+
+
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def whole_number(value: Any) -> Any:
