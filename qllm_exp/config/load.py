@@ -6,7 +6,7 @@ import json
 import re
 import typing
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -89,7 +89,7 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
     )
     _check(run, "")
     too_small = run.train.buffer_episodes < run.train.batch_episodes
-    if too_small and "train.batch_episodes" not in unused_options(partial(_option, identifying_options(run))):
+    if too_small and "train.batch_episodes" not in unused_in(run):
         raise UserError(
             f"train.buffer_episodes={run.train.buffer_episodes} is smaller than "
             f"train.batch_episodes={run.train.batch_episodes}, so that no update could take place. "
@@ -163,7 +163,7 @@ def _to_dataclass(cls: type, options: Any, prefix: str) -> Any:
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "")
         path = ".".join(part for part in (prefix, key) if part)
-        reason = _several_values(path, _option(options, key)) or f"{path}: {str(error).splitlines()[0]}"
+        reason = _several_values(path, options.get(key)) or f"{path}: {str(error).splitlines()[0]}"
         raise UserError(reason) from error
 
 
@@ -299,7 +299,7 @@ def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
         tfcaf_hash: content hash of the credit-assignment function, None for a mixer without one.
     """
     kept = identifying_options(run)
-    for key in unused_options(partial(_option, kept)):
+    for key in unused_in(run):
         group, _, name = key.partition(".")
         if (
             name in kept[group]
@@ -315,13 +315,16 @@ def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
     return kept
 
 
-def _option(options: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key in nested options; None if there is none."""
-    for name in key.split("."):
-        if not isinstance(options, Mapping) or name not in options:
-            return None
-        options = options[name]
-    return options
+def unused_in(run: schema.RunConfig) -> set[str]:
+    """Return the dotted keys of the options that have no effect in a run."""
+
+    def value(key: str) -> Any:
+        node: Any = run
+        for name in key.split("."):
+            node = getattr(node, name, None)
+        return node
+
+    return unused_options(value)
 
 
 def _default(node: Any, name: str) -> Any:

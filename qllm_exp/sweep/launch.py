@@ -162,7 +162,7 @@ def print_plan(plan: Plan, launcher: Launcher) -> None:
     """Print the plan: runs by state, combinations left out, and an estimate of the time."""
     title = "sweep" if plan.pending else f"sweep {plan.folder}"  # the name is a hash of all runs, pending ones included
     log.info("%s: %s", title, plan.counts())
-    for line in plan.duplicates:
+    for line in (*plan.duplicates, *plan.without_effect):
         log.info("  %s", line)
     to_run = plan.to_run
     progress = [_progress(run) for run in to_run]

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import schema
 from qllm_exp.config.device import DeviceResolver, resolve_device
+from qllm_exp.config.load import unused_in
 from qllm_exp.errors import UserError
 from qllm_exp.runs.run_state import FINISHED, QUEUED, RUNNING, RunState, state_of
 from qllm_exp.runs.slurm_queue import Queue
@@ -33,6 +34,7 @@ class Plan:
         states: the state of each run.
         run_index: for each combination of overrides, the index of its run.
         duplicates: one line for each set of keys that makes no difference to some runs.
+        without_effect: one line for each option that was typed and has no effect in some runs.
         pending: files of the functions that a language model has yet to write, and the number of combinations that need each.
         generated: files of the functions that a language model has written for this sweep.
         sweep: options of the sweep.
@@ -43,6 +45,7 @@ class Plan:
     states: list[RunState] = field(default_factory=list)
     run_index: list[int] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
+    without_effect: list[str] = field(default_factory=list)
     pending: dict[Path, int] = field(default_factory=dict)
     generated: list[Path] = field(default_factory=list)
     sweep: schema.SweepConfig = field(default_factory=schema.SweepConfig)
@@ -166,6 +169,7 @@ def _plan_of(
             plan.runs.append(run)
         plan.run_index.append(index_of[path])
     plan.duplicates = _describe_duplicates(same, varying_keys(combinations))
+    plan.without_effect = _describe_options_without_effect(combinations, checked)
     plan.states = [state_of(run.directory, queue) for run in plan.runs]
     return plan
 
@@ -185,6 +189,24 @@ def _check_sweep_name(run: schema.RunConfig) -> None:
             f"sweep.name={name!r} is not a valid directory name. Use letters, digits, '_', '-' and '.'; "
             "the first character must not be '-' or '.'."
         )
+
+
+def _describe_options_without_effect(combinations: Sequence[Overrides], runs: Sequence[schema.RunConfig]) -> list[str]:
+    """Return one line for each typed option that has no effect: in how many combinations.
+
+    Args:
+        combinations: overrides of each run.
+        runs: configuration of each run.
+    """
+    times = Counter(
+        key
+        for overrides, run in zip(combinations, runs, strict=True)
+        for key in {override.partition("=")[0].lstrip("+") for override in overrides} & unused_in(run)
+    )
+    return [
+        f"{key} has no effect with the other options of {f'{number} of {len(runs)} combinations' if len(runs) > 1 else 'the run'}"
+        for key, number in times.items()
+    ]
 
 
 def _describe_duplicates(same: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> list[str]:

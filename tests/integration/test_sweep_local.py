@@ -138,6 +138,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     text = call(tmp_path / "r", *TINY, "mixer=qmix,vdn", "seed=0-4", "--dry-run")
     assert "10 runs: 4 finished, 0 running, 0 queued, 6 to run" in text
     assert re.search(r"time: about \d+ s, \d at a time; \d+ s of computing", text), text
+    n_step = "algorithm.n_step has no effect with the other options of the run"
+    assert n_step in call(tmp_path / "one", *TINY, "algorithm.n_step=5", "--dry-run", sweep=False)
     text = call(tmp_path / "one", *TINY, "--dry-run", sweep=False)
     assert "1 run: 0 finished, 0 running, 0 queued, 1 to run" in text and not (tmp_path / "one").exists()
 
