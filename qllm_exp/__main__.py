@@ -29,6 +29,11 @@ _COMMANDS = {
     "cancel": "qllm_exp.cluster.cancel",
     "retry": "qllm_exp.cluster.retry",
 }
+_OPTIONS: tuple[str, ...] = (  # options of this command, and those of Hydra
+    *("--help", "-h", "--version", "--dry-run", "--multirun", "-m", "--run", "-r", *overrides.CONFIG_DIR_OPTIONS),
+    *("--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i"),
+    *("--hydra-help", "--shell-completion", "-sc", "--experimental-rerun"),
+)
 
 
 def run(composed: DictConfig) -> float:
@@ -122,12 +127,25 @@ def _check_first_argument(arguments: Sequence[str]) -> None:
         )
 
 
+def _check_options(arguments: Sequence[str]) -> None:
+    """Raise UserError for an option that neither this command nor Hydra has, such as '--dryrun' or '--seed'."""
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if not option.startswith("-") or option in _OPTIONS:
+            continue
+        hint = (
+            nearest(option, _OPTIONS) or f" An option of a run is written without dashes: {option.lstrip('-')}=VALUE."
+        )
+        raise UserError(f"{option} is not an option of this command.{hint} All options: qllm-exp --help.")
+
+
 def _train() -> int:
     """Compose and check the configuration of a run or sweep, execute it and show the result."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise errors to this function; Hydra would print them
     try:
         _check_first_argument(sys.argv[1:])
+        _check_options(sys.argv[1:])
         task = _task(sys.argv[1:])
         sys.argv[1:] = overrides.to_hydra_arguments([overrides.expand_ranges(argument) for argument in sys.argv[1:]])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()

@@ -25,16 +25,16 @@ class ContractError(UserError):
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return ' Did you mean X?' for the allowed word closest to `word`, or '' if none is close.
+    """Return ' Did you mean X?' for the allowed word closest to `word`, or '' if none is close. Case does not count.
 
     A word that begins or contains `word` is close, however long it is: '8x8' stands for 'lbf/8x8-2p-2f-coop-2s'.
     """
-    allowed = list(allowed)
-    matches = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
+    by_lower_case, lower = {name.lower(): name for name in allowed}, word.lower()
+    matches = difflib.get_close_matches(lower, by_lower_case, n=1, cutoff=0.6)
     if not matches and len(word) >= _MIN_PART:
-        longer = [candidate for candidate in allowed if word.lower() in candidate.lower()]
-        matches = sorted(longer, key=lambda candidate: (not candidate.lower().startswith(word.lower()), len(candidate)))
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+        longer = [candidate for candidate in by_lower_case if lower in candidate]
+        matches = sorted(longer, key=lambda candidate: (not candidate.startswith(lower), len(candidate)))
+    return f" Did you mean {by_lower_case[matches[0]]!r}?" if matches else ""
 
 
 def choose(option: str, value: str, allowed: Iterable[str]) -> str:

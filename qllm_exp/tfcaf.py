@@ -93,7 +93,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     for command in commands.values():
         command.add_argument(
-            "--config-dir", metavar="FOLDER", help="folder with YAML files of your own, as for python -m qllm_exp"
+            "--config-dir",
+            metavar="FOLDER",
+            action="append",
+            default=[],
+            help="folder with YAML files of your own, as for python -m qllm_exp",
         )
         command.add_argument(
             "overrides",
@@ -125,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
         "import": _import,
     }
     try:
-        if parsed_args.config_dir is not None:
+        if parsed_args.config_dir:
             parsed_args.overrides = [search_path_override(parsed_args.config_dir), *parsed_args.overrides]
         return commands[parsed_args.command](parsed_args)
     except UserError as error:
@@ -267,7 +271,7 @@ def _explain(parsed_args: argparse.Namespace) -> int:
     function = provide.find_function(parsed_args.function, run)
     overridden_keys = [override.partition("=")[0] for override in parsed_args.overrides]
     if "env" not in overridden_keys and "env.name" not in overridden_keys:
-        if parsed_args.config_dir is None and function.env not in registry.choices("env"):
+        if not parsed_args.config_dir and function.env not in registry.choices("env"):
             raise UserError(
                 f"{inert(parsed_args.function)} is for env {function.env!r}, which is not an environment of this package. To "
                 "open it, name it: add env.name=MODULE env.task=TASK, or --config-dir FOLDER with its YAML file."

@@ -96,6 +96,11 @@ def run_sweep(overrides: Sequence[str]) -> "pandas.DataFrame":
         >>> runs.groupby("method").final_return.mean()
     """
     values = dict(override.partition("=")[::2] for override in overrides)
+    for key in ("dir", "sweep.name"):
+        if "${" in values.get(key, ""):
+            raise UserError(
+                f"{key}={values[key]}: run_sweep reads the results there. Write the name itself, without ${{...}}."
+            )
     folder = Path(values.get("dir", "runs"))
     name = values.get("sweep.name") or f"sweep_{hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:8]}"
     arguments = [*(override for override in overrides if not override.startswith("sweep.name=")), f"sweep.name={name}"]

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
+from qllm_exp.config.text_options import quote
 from qllm_exp.errors import UserError
 from qllm_exp.runs.run_state import DEAD, FAILED, INTERRUPTED, NEW
 from qllm_exp.sweep import overview
@@ -97,7 +98,8 @@ def retry(folder: Path, names: list[str], launcher_options: list[str], missing: 
 def _parse_option(text: str) -> tuple[str, Any]:
     """Parse KEY=VALUE as the command line of a sweep does; 12:00:00 stays a text."""
     try:
-        override = OverridesParser.create().parse_override(text.removeprefix("hydra.launcher."))
+        typed = quote(f"hydra.launcher.{text.removeprefix('hydra.launcher.')}")
+        override = OverridesParser.create().parse_override(typed.removeprefix("hydra.launcher."))
         value = override.value()
     except HydraException:
         raise UserError(

@@ -4,13 +4,16 @@ import dataclasses
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import registry, schema
+from qllm_exp.config.unused import unused_options
 from qllm_exp.errors import UserError, nearest
 
 _TYPES: dict[tuple[str, str], type] = {("tracking", "wandb"): schema.WandbConfig, ("llm", "bundled"): schema.LlmConfig}
@@ -66,11 +69,11 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
     Raises:
         UserError: the first problem found.
     """
-    config = OmegaConf.create(composed) if isinstance(composed, dict) else composed
+    config = _resolved(OmegaConf.create(composed) if isinstance(composed, dict) else composed)
     run_fields = dataclasses.fields(schema.RunConfig)
     top_level = {field.name for field in run_fields}
     for key in config:
-        if key != "hydra" and key not in top_level:
+        if key not in top_level:
             raise UserError(f"Unknown key {key!r}.{nearest(str(key), top_level)}")
     _check_complete(config)
     config = _with_steps_per_update(config)
@@ -78,6 +81,9 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
     for field in run_fields:
         if field.name in registry.GROUPS and field.name in config:
             options = config[field.name]
+            if not OmegaConf.is_dict(options):
+                allowed = ", ".join(registry.choices(field.name))
+                raise UserError(f"{field.name}={options} is not a choice. Allowed: {allowed}.")
             cls = config_class(field.name, str(options.get("name", "")), str(options.get("backend", "")))
             groups[field.name] = _to_dataclass(cls, options, field.name)
     ungrouped = {key: config[key] for key in top_level if key not in groups and key in config}
@@ -86,7 +92,8 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
         **groups, **{field.name: getattr(others, field.name) for field in dataclasses.fields(others)}
     )
     _check(run, "")
-    if run.train.buffer_episodes < run.train.batch_episodes:
+    too_small = run.train.buffer_episodes < run.train.batch_episodes
+    if too_small and "train.batch_episodes" not in unused_in(run):
         raise UserError(
             f"train.buffer_episodes={run.train.buffer_episodes} is smaller than "
             f"train.batch_episodes={run.train.batch_episodes}, so that no update could take place. "
@@ -108,9 +115,34 @@ def with_older_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def _resolved(composed: DictConfig) -> DictConfig:
+    """Return a configuration without Hydra's own part, with values in place of references such as ${env.name}.
+
+    References are resolved in the whole configuration, because a group on its own does not have the values of the others.
+
+    Raises:
+        UserError: a reference leads nowhere.
+    """
+    values: dict[Any, Any] = {}
+    for name in (key for key in composed if key != "hydra"):
+        try:
+            if OmegaConf.is_missing(composed, name):
+                values[name] = "???"
+            else:
+                value = composed[name]
+                values[name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        except OmegaConfBaseException as error:
+            key = str(getattr(error, "full_key", "") or name)
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{key}: {reason}. A reference names a key of the run, e.g. {key}=${{env.name}}."
+            ) from error
+    return OmegaConf.create(values)
+
+
 def _check_complete(config: DictConfig) -> None:
     """Raise UserError if an option that must be given has no value."""
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(config) if not str(key).startswith("hydra."))
+    missing = sorted(map(str, OmegaConf.missing_keys(config)))
     if "train.source" in missing or OmegaConf.select(config, "train.source", default="") is None:
         raise UserError(
             f"train=paper has no published settings for env={config.env.name} with algorithm={config.algorithm.name}. "
@@ -142,17 +174,70 @@ def _to_dataclass(cls: type, options: Any, prefix: str) -> Any:
     Raises:
         UserError: a key is unknown, or a value has the wrong type.
     """
-    known = {field.name for field in dataclasses.fields(cls)}
-    for key in options:
-        if key not in known:
-            path = f"{prefix}.{key}" if prefix else str(key)
-            raise UserError(f"Unknown key {path!r}.{nearest(str(key), known)} Known: {', '.join(sorted(known))}.")
+    options = _checked_options(cls, OmegaConf.to_container(options), prefix)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), options))
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", "") or ""
-        path = ".".join(part for part in (prefix, str(key)) if part)
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        key = str(getattr(error, "full_key", "") or "")
+        path = ".".join(part for part in (prefix, key) if part)
+        reason = _several_values(path, options.get(key)) or f"{path}: {str(error).splitlines()[0]}"
+        raise UserError(reason) from error
+
+
+def _checked_options(cls: type, options: Any, prefix: str) -> dict[str, Any]:
+    """Return options with 2000000 in place of 2e6 where a whole number is meant.
+
+    Args:
+        cls: dataclass of the options.
+        options: the options.
+        prefix: key of the options, for messages.
+
+    Raises:
+        UserError: a key is unknown, or true or false stands where text is meant, e.g. `name: yes` in a YAML file.
+    """
+    hints = _type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    converted = {}
+    for name, value in options.items():
+        path = f"{prefix}.{name}" if prefix else str(name)
+        if name not in fields:
+            owners = registry.owners([prefix], str(name)) if prefix in registry.GROUPS else []
+            having = " or ".join(f"{group}={choice}" for group, choice in owners)
+            hint = f" It is an option of {having}." if owners else nearest(str(name), fields)
+            raise UserError(f"Unknown key {path!r}.{hint} Known: {', '.join(sorted(fields))}.")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            value = _checked_options(cast(type, hint), value, path)
+        elif hint is int or "auto_or_at_least" in fields[name].metadata:
+            value = whole_number(value)
+        elif hint is str and isinstance(value, bool):
+            text = str(value).lower()
+            raise UserError(
+                f"{path}={text} is not text. If {text} is meant as text, quote it in the YAML file: '{text}'."
+            )
+        converted[name] = value
+    return converted
+
+
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def whole_number(value: Any) -> Any:
+    """Return 2000000 for 2e6; a value that is not a whole number is returned as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _several_values(path: str, value: Any) -> str:
+    """Return the message for a value that looks like several of an option that has one, e.g. seed=0:5; '' for another value."""
+    ends = re.fullmatch(r"(\d+)\s*(?::|\.\.+|\u2013|to)\s*(\d+)", str(value))
+    if isinstance(value, list):
+        values = ",".join(map(str, value))
+        return f"{path}={value} is a list, but {path} has one value. For several runs type -m {path}={values}."
+    if ends:
+        return f"{path}={value} is not a range. For one run each from {ends[1]} to {ends[2]} type -m {path}={ends[1]}-{ends[2]}."
+    return ""
 
 
 def _check(node: Any, prefix: str) -> None:
@@ -224,6 +309,8 @@ def to_dict(run: schema.RunConfig) -> dict[str, Any]:
 def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
     """Return what defines a run: environment, task, algorithm, mixer, TFCAF, training, seed; not where or when it runs.
 
+    Options without effect (`unused_options`) do not define it either.
+
     Args:
         run: configuration of the run.
         tfcaf_hash: content hash of the credit-assignment function, None for a mixer without one.
@@ -236,6 +323,12 @@ def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
             for key, value in before.items():
                 if kept[group].get(key) == value:
                     kept[group].pop(key)
+    for key in unused_in(
+        run
+    ):  # the default stands for any value, so that most runs keep the names that they had before
+        group, _, name = key.partition(".")
+        if name in kept[group]:
+            kept[group][name] = _default(getattr(run, group), name)
     kept["train"].pop("name")
     kept["train"].pop("source")  # two presets with equal settings define the same run
     kept["mixer"].pop("file", None)  # the function counts, not the path it was read from
@@ -244,6 +337,23 @@ def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
     if tfcaf_hash is not None:
         kept["tfcaf"] = tfcaf_hash
     return kept
+
+
+def unused_in(run: schema.RunConfig) -> set[str]:
+    """Return the dotted keys of the options that have no effect in a run."""
+
+    def value(key: str) -> Any:
+        node: Any = run
+        for name in key.split("."):
+            node = getattr(node, name, None)
+        return node
+
+    return unused_options(value)
+
+
+def _default(node: Any, name: str) -> Any:
+    """Return the default value of a field of a dataclass."""
+    return next(field.default for field in dataclasses.fields(node) if field.name == name)
 
 
 def identifying_options(node: Any) -> dict[str, Any]:

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qllm_exp.config.registry import GROUPS, choices
+from qllm_exp.config.text_options import is_text, quote
 from qllm_exp.errors import UserError
 
 _RANGE = r"\d+(?:-\d+)?"
 _RANGES = re.compile(rf"(?P<key>[+~]{{0,2}}[\w./@-]+)=(?P<value>{_RANGE}(?:,{_RANGE})*)")
-_NOT_NUMERIC = ("hydra.", "sweep.name", "dir")  # their values may look like ranges: 1-12 is a time limit or a name
 
 _MULTIRUN = ("-m", "--multirun")
+_WITH_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p", "--experimental-rerun")
 CONFIG_DIR_OPTIONS = ("--config-dir", "-cd")
-_OPEN_ENDED = ("env.options.", "hydra.launcher.sbatch")  # options that no YAML file lists
+_OPEN_ENDED = ("env.options.", "env.options=", "hydra.launcher.sbatch")  # options that no YAML file lists
+_NONE_OF_GROUP = {"mixer": "none", "tracking": "local", "llm": "bundled"}  # the choice that stands for nothing
 
 
 def expand_ranges(argument: str) -> str:
@@ -24,7 +27,9 @@ def expand_ranges(argument: str) -> str:
         UserError: the end of a range is smaller than its start.
     """
     match = _RANGES.fullmatch(argument)
-    if match is None or "-" not in match["value"] or match["key"].startswith(_NOT_NUMERIC):
+    if match is None or "-" not in match["value"] or match["key"].startswith("hydra."):  # 1-12 is a time limit
+        return argument
+    if is_text(match["key"]):  # a name, such as 2026-11
         return argument
     values: list[str] = []
     for part in match["value"].split(","):
@@ -38,26 +43,47 @@ def expand_ranges(argument: str) -> str:
 def to_hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """Rewrite the command line in the form that Hydra expects.
 
-    - `-m` may stand anywhere; Hydra wants it first.
-    - `--config-dir FOLDER` becomes an entry of Hydra's search path.
+    - `-m` and other options may stand anywhere; Hydra wants them first.
+    - Each `--config-dir FOLDER` becomes an entry of Hydra's search path.
     - `--dry-run` becomes `sweep.dry_run=true`.
     - `~` at the start of a value becomes the home folder.
     - Options of a simulator and of sbatch get `++`, since no YAML file lists them.
     - In a sweep, an option of a choice that varies becomes a list; see `_options_as_lists`.
 
+    - A text that looks like a number keeps its letters; see `text_options`.
+
     Raises:
-        UserError: the folder of --config-dir does not exist.
+        UserError: the folder of --config-dir does not exist, or a group has no choice (mixer=null).
     """
     is_sweep = any(argument in _MULTIRUN for argument in arguments)
     others = [argument for argument in arguments if argument not in _MULTIRUN]
     others = _replace_config_dirs(others)
     others = ["sweep.dry_run=true" if argument == "--dry-run" else argument for argument in others]
     others = [re.sub(r"(?<==)~(?=/|$)", str(Path.home()), argument) for argument in others]
+    for argument in others:
+        _check_has_choice(argument)
+    others = [quote(argument, others) for argument in others]
     others = [f"++{argument}" if argument.startswith(_OPEN_ENDED) else argument for argument in others]
+    others = _options_first(others)
     if not is_sweep:
         return others
     multirun = next(argument for argument in arguments if argument in _MULTIRUN)
     return [multirun, *_options_as_lists(others)]
+
+
+def _options_first(arguments: Sequence[str]) -> list[str]:
+    """Return the options of Hydra, each with its value, and then the overrides."""
+    options: list[str] = []
+    others: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith("-"):
+            others.append(argument)
+            continue
+        options.append(argument)
+        if argument in _WITH_VALUE:
+            options += [value for value in (next(remaining, None),) if value is not None]
+    return options + others
 
 
 def _options_as_lists(arguments: Sequence[str]) -> list[str]:
@@ -84,30 +110,73 @@ def _options_as_lists(arguments: Sequence[str]) -> list[str]:
     return rewritten
 
 
-def search_path_override(folder: str | Path) -> str:
-    """Return the override that adds a user's own folder of YAML files to the choices of the package.
+def _check_has_choice(argument: str) -> None:
+    """Raise UserError if an override leaves a group of a run without a choice, as mixer=null and ~mixer do."""
+    key, _, value = argument.partition("=")
+    group = key.lstrip("~")
+    removes = key.startswith("~") or any(choice.strip().lower() in ("null", "") for choice in value.split(","))
+    if group not in GROUPS or not removes:
+        return
+    if group in _NONE_OF_GROUP:
+        raise UserError(
+            f"{argument}: a run has a choice of {group}. To have none, type {group}={_NONE_OF_GROUP[group]}."
+        )
+    raise UserError(f"{argument}: a run has a choice of {group}. Allowed: {', '.join(choices(group))}.")
+
+
+def search_path_override(folders: Sequence[str | Path], paths: Sequence[str] = ()) -> str:
+    """Return the override that adds a user's own folders of YAML files to the choices of the package.
+
+    Args:
+        folders: the folders; if several have a choice of one name, the first of them counts.
+        paths: further entries of Hydra's search path, e.g. 'pkg://my_package.conf'.
 
     Raises:
-        UserError: the folder does not exist.
+        UserError: a folder does not exist.
     """
-    if not Path(folder).expanduser().is_dir():
-        raise UserError(f"--config-dir {folder}: this folder does not exist.")
-    return f"hydra.searchpath=['file://{Path(folder).expanduser().resolve()}']"
+    missing = [folder for folder in folders if not Path(folder).expanduser().is_dir()]
+    if missing:
+        raise UserError(f"--config-dir {missing[0]}: this folder does not exist.")
+    entries = [*(f"file://{Path(folder).expanduser().resolve()}" for folder in folders), *paths]
+    return f"hydra.searchpath=[{','.join(map(repr, entries))}]"
 
 
 def _replace_config_dirs(arguments: Sequence[str]) -> list[str]:
-    """Replace --config-dir by an override, so that everything composed from the arguments finds the same choices."""
-    replaced: list[str] = []
+    """Replace all --config-dir by one override, so that everything composed from the arguments finds the same choices.
+
+    With --config-name, the folder of that file is named to Hydra as well, which looks for it before it reads any override.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    others: list[str] = []
+    folders: list[str] = []
+    paths: list[str] = []
     remaining = iter(arguments)
     for argument in remaining:
-        name, equals, folder = argument.partition("=")
-        if name not in CONFIG_DIR_OPTIONS:
-            replaced.append(argument)
-        elif equals:
-            replaced.append(search_path_override(folder))
+        name, equals, value = argument.partition("=")
+        if name in CONFIG_DIR_OPTIONS:
+            folders.append(value if equals else next(remaining, ""))
+        elif name == "hydra.searchpath":
+            entries: Any = OverridesParser.create().parse_override(argument).value()
+            paths += map(str, entries)
         else:
-            replaced.append(search_path_override(next(remaining, "")))
-    return replaced
+            others.append(argument)
+    if folders or paths:
+        others.append(search_path_override(folders, paths))
+    name = _config_name(arguments)
+    primary = [
+        folder for folder in folders if (Path(folder).expanduser() / f"{name.removesuffix('.yaml')}.yaml").exists()
+    ]
+    return [*others, f"--config-dir={Path(primary[0]).expanduser().resolve()}"] if name and primary else others
+
+
+def _config_name(arguments: Sequence[str]) -> str:
+    """Return the value of --config-name, '' without it."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        option, equals, value = argument.partition("=")
+        if option in ("--config-name", "-cn"):
+            return value if equals else following
+    return ""
 
 
 def combinations(arguments: Sequence[str], loader: Any = None) -> list[tuple[str, ...]]:
@@ -236,4 +305,4 @@ def _is_list(value: Any) -> bool:
 
 
 def _as_strings(value: Any) -> list[str]:
-    return [str(item) for item in value] if _is_list(value) else [str(value)]
+    return ["null" if item is None else str(item) for item in (value if _is_list(value) else [value])]

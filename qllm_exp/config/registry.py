@@ -12,10 +12,13 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
+
+import yaml
 
 from qllm_exp.errors import UserError, error_line, nearest
 from qllm_exp.utils.files import read_regular_file
@@ -35,6 +38,16 @@ def choices(group: str) -> tuple[str, ...]:
         group: one of GROUPS.
     """
     return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
+def owners(groups: Iterable[str], option: str) -> list[tuple[str, str]]:
+    """Return the choices that have an option of this name: group and choice, e.g. ('mixer', 'qmix') for 'embed'."""
+    files = [(group, choice) for group in groups for choice in choices(group)]
+    return [
+        (group, choice)
+        for group, choice in files
+        if option in yaml.safe_load((CONF / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+    ]
 
 
 def find(group: str, name: str) -> ModuleType:

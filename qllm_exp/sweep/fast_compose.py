@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from qllm_exp.config import registry, schema
-from qllm_exp.config.load import check_field, load_run
+from qllm_exp.config.load import check_field, load_run, whole_number
 from qllm_exp.errors import UserError
 
 Overrides = tuple[str, ...]
@@ -174,6 +174,8 @@ def _with_value(node: Any, path: Sequence[str], value: Any) -> Any:
         return dataclasses.replace(node, **{name: _with_value(inner, rest, value)})
     if type(value) is int and float in accepted and int not in accepted:
         value = float(value)
+    if accepted == {int} or "auto_or_at_least" in bounds:
+        value = whole_number(value)
     is_plain_text = isinstance(value, str) and not re.search(r"[$?]", value)
     is_plain = value is None or isinstance(value, (int, float)) or is_plain_text
     if not is_plain or (type(value) not in accepted and Any not in accepted):

@@ -1,16 +1,22 @@
 """Connects Hydra's launcher plugins with `launch`."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
 from qllm_exp.config.compose import explain_error
-from qllm_exp.errors import RunFailed
+from qllm_exp.errors import RunFailed, UserError
+from qllm_exp.sweep.fast_compose import Overrides
 from qllm_exp.sweep.launch import LaunchResult, launch
 from qllm_exp.sweep.launcher import Launcher
+from qllm_exp.sweep.repetitions import is_grid, repetitions
 
 
 def launch_jobs(
@@ -22,48 +28,85 @@ def launch_jobs(
 ) -> tuple[list[JobReturn], int]:
     """Launch the runs that a Hydra sweeper requests.
 
+    A job of the package's own sweeper is a run. A job of any other sweeper is a trial: one run for each repetition (`seed=0-2`).
+
     Args:
         context: Hydra's context, as a plugin receives it.
         config: Hydra's configuration, as a plugin receives it.
         arguments: arguments of the command, as typed.
-        job_overrides: overrides of each run.
+        job_overrides: overrides of each job.
         make_launcher: returns the launcher. Its argument says whether the sweeper is the package's own GridSweeper; any other
             sweeper needs the results of the runs before it can continue.
 
     Returns:
-        The result of each run for Hydra, and the exit code of the sweep.
+        The result of each job for Hydra, and the exit code of the sweep.
     """
-    is_grid = str(config.hydra.sweeper._target_).endswith(".GridSweeper")
+    is_whole = is_grid(config)
     conf = next(Path(source.path) for source in config.hydra.runtime.config_sources if source.provider == "main")
-    combinations = [tuple(overrides) for overrides in job_overrides]
+    repeated = repetitions(config)
+    combinations = [(*overrides, *repetition) for overrides in job_overrides for repetition in repeated]
+    _check_launcher_references(config, combinations)
 
     def compose(overrides: tuple[str, ...]) -> Any:
-        return context.config_loader.load_sweep_config(config, list(overrides))
+        composed = context.config_loader.load_sweep_config(config, list(overrides))
+        HydraConfig.instance().set_config(composed)  # for ${hydra:...}, which reads Hydra's part of the current run
+        return composed
 
     def explain(error: Exception, overrides: tuple[str, ...]) -> str:
         return explain_error(error, overrides, conf)
 
     hydra_state = Singleton.get_state()
     try:
-        result = launch(combinations, compose, explain, make_launcher(is_grid), arguments, is_whole=is_grid)
+        result = launch(combinations, compose, explain, make_launcher(is_whole), arguments, is_whole)
     finally:
         Singleton.set_state(hydra_state)
-    return _job_returns(combinations, result), result.exit_code
+    return _job_returns(job_overrides, len(repeated), result), result.exit_code
 
 
-def _job_returns(combinations: Sequence[tuple[str, ...]], result: LaunchResult) -> list[JobReturn]:
-    """Return the result of each combination for Hydra; the return value of a finished run is its final return."""
-    returns = [JobReturn(overrides=list(overrides), status=JobStatus.UNKNOWN) for overrides in combinations]
+def _check_launcher_references(config: Any, combinations: Sequence[Overrides]) -> None:
+    """Raise UserError if an option of the launcher refers to an option of the runs that varies, e.g. account=${env.name}.
+
+    Hydra would give it the value of the default choice.
+
+    Args:
+        config: Hydra's configuration.
+        combinations: overrides of all runs.
+    """
+    launcher = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+    references = re.findall(r"\$\{([\w.]+)\}", str(launcher))
+    common = set(config.hydra.overrides.task)
+    varying = {
+        override.partition("=")[0] for overrides in combinations for override in overrides if override not in common
+    }
+    for reference in references:
+        if any(reference == key or reference.startswith(f"{key}.") for key in varying):
+            raise UserError(
+                f"hydra.launcher refers to ${{{reference}}}, but its options hold for the whole sweep and {reference} is an "
+                "option of each run. Type the value itself."
+            )
+
+
+def _job_returns(job_overrides: Sequence[Sequence[str]], runs_per_job: int, result: LaunchResult) -> list[JobReturn]:
+    """Return the result of each job for Hydra: the mean final return of its runs, if all of them are finished.
+
+    Args:
+        job_overrides: overrides of each job.
+        runs_per_job: number of runs of each job, its repetitions.
+        result: the launched runs, job by job.
+    """
+    returns = [JobReturn(overrides=list(overrides), status=JobStatus.UNKNOWN) for overrides in job_overrides]
     if result.plan.sweep.dry_run:
         return returns
-    outcomes = {outcome.directory.path: outcome for outcome in result.outcomes}
-    for job_return, index in zip(returns, result.plan.run_index, strict=True):
-        directory = result.plan.runs[index].directory
-        run_result, outcome = directory.result(), outcomes.get(directory.path)
-        if run_result is not None:
-            job_return.status = JobStatus.COMPLETED
-            job_return.return_value = run_result["final_return"]
-        elif outcome is not None:
+    errors = {outcome.directory.path: outcome.error for outcome in result.outcomes}
+    directories = [result.plan.runs[index].directory for index in result.plan.run_index]
+    for number, job_return in enumerate(returns):
+        own = directories[number * runs_per_job : (number + 1) * runs_per_job]
+        results = [directory.result() for directory in own]
+        failed = [d for d, run_result in zip(own, results, strict=True) if run_result is None and d.path in errors]
+        if failed:
             job_return.status = JobStatus.FAILED
-            job_return.return_value = RunFailed(f"{directory.path.name}: {outcome.error}")
+            job_return.return_value = RunFailed(f"{failed[0].path.name}: {errors[failed[0].path]}")
+        elif all(results):
+            job_return.status = JobStatus.COMPLETED
+            job_return.return_value = fmean(run_result["final_return"] for run_result in results if run_result)
     return returns

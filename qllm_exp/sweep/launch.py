@@ -87,7 +87,6 @@ def launch(
         log.info("--dry-run: nothing was started")
         return LaunchResult(plan, [])
     runs = {run.directory.path: run for run in plan.runs}
-    sweep_config = replace(plan.sweep, name=plan.name)
     command = shlex.join(["python", "-m", "qllm_exp", *arguments])
     names = [path.name for path in runs]
     sweep = Sweep.create(plan.folder, names, launcher.options(), plan.sweep.max_failures, command)
@@ -97,6 +96,7 @@ def launch(
 
     def create(directory: RunDirectory) -> None:
         run = runs[directory.path]
+        sweep_config = replace(run.config.sweep, name=plan.name)
         directory.create(replace(run.config, sweep=sweep_config), run.tfcaf)
 
     outcomes = _start(launcher, sweep, plan, create, failures)
@@ -171,7 +171,7 @@ def print_plan(plan: Plan, launcher: Launcher) -> None:
     """Print the plan: runs by state, combinations left out, an estimate of the time, and for --dry-run the runs."""
     title = "sweep" if plan.pending else f"sweep {plan.folder}"  # the name is a hash of all runs, pending ones included
     log.info("%s: %s", title, plan.counts())
-    for line in (*plan.duplicates, plan.other_lengths):
+    for line in (*plan.duplicates, *plan.without_effect, plan.other_lengths):
         if line:
             log.info("  %s", line)
     to_run = plan.to_run

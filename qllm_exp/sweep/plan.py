@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -14,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import schema
 from qllm_exp.config.device import DeviceResolver, resolve_device
-from qllm_exp.config.load import run_name
+from qllm_exp.config.load import run_name, unused_in
 from qllm_exp.errors import UserError
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import FINISHED, NEW, QUEUED, RUNNING, RunState, state_of
@@ -36,6 +37,7 @@ class Plan:
         states: the state of each run.
         run_index: for each combination of overrides, the index of its run.
         duplicates: one line for each set of keys that makes no difference to some runs.
+        without_effect: one line for each option that was typed and has no effect in some runs.
         other_lengths: a line on new runs of which another length is finished; '' if there are none.
         pending: files of the functions that a language model has yet to write, and the number of combinations that need each.
         generated: files of the functions that a language model has written for this sweep.
@@ -47,6 +49,7 @@ class Plan:
     states: list[RunState] = field(default_factory=list)
     run_index: list[int] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
+    without_effect: list[str] = field(default_factory=list)
     other_lengths: str = ""
     pending: dict[Path, int] = field(default_factory=dict)
     generated: list[Path] = field(default_factory=list)
@@ -125,9 +128,7 @@ def make_plan(
             errors.setdefault(explain(error, overrides), []).append(" ".join(overrides))
     if errors:
         raise UserError(_error_message(errors, len(combinations)))
-    for key, values in (("sweep.name", {run.sweep.name for run in checked}), ("dir", {run.dir for run in checked})):
-        if len(values) > 1:
-            raise UserError(f"{key} must have a single value in a sweep, not {', '.join(sorted(values))}.")
+    _check_common_values(checked)
     queue = Queue.query(Path(checked[0].dir))
     missing = [missing_function(run) for run in checked]
     if any(missing):
@@ -175,6 +176,7 @@ def _plan_of(
             plan.runs.append(run)
         plan.run_index.append(index_of[path])
     plan.duplicates = _describe_duplicates(same, varying_keys(combinations))
+    plan.without_effect = _describe_options_without_effect(combinations, checked)
     plan.states = [state_of(run.directory, queue) for run in plan.runs]
     plan.other_lengths = _describe_other_lengths(plan)
     return plan
@@ -215,6 +217,14 @@ def _finished_with(run: PreparedRun, steps: float | None, path: Path) -> bool:
     return name == path.name and RunDirectory(path).result() is not None
 
 
+def _check_common_values(runs: Sequence[schema.RunConfig]) -> None:
+    """Raise UserError if runs of one sweep differ in an option that holds for the whole sweep."""
+    for key in ("dir", "sweep.name", "sweep.max_failures", "sweep.dry_run"):
+        values = list(dict.fromkeys(attrgetter(key)(run) for run in runs))
+        if len(values) > 1:
+            raise UserError(f"{key} must have a single value in a sweep, not {', '.join(map(str, values))}.")
+
+
 def _check_sweep_name(run: schema.RunConfig) -> None:
     name = run.sweep.name
     if not re.fullmatch(r"[\w.-]*", name) or name.startswith((".", "-")):
@@ -222,6 +232,24 @@ def _check_sweep_name(run: schema.RunConfig) -> None:
             f"sweep.name={name!r} is not a valid directory name. Use letters, digits, '_', '-' and '.'; "
             "the first character must not be '-' or '.'."
         )
+
+
+def _describe_options_without_effect(combinations: Sequence[Overrides], runs: Sequence[schema.RunConfig]) -> list[str]:
+    """Return one line for each typed option that has no effect: in how many combinations.
+
+    Args:
+        combinations: overrides of each run.
+        runs: configuration of each run.
+    """
+    times = Counter(
+        key
+        for overrides, run in zip(combinations, runs, strict=True)
+        for key in {override.partition("=")[0].lstrip("+") for override in overrides} & unused_in(run)
+    )
+    return [
+        f"{key} has no effect with the other options of {f'{number} of {len(runs)} combinations' if len(runs) > 1 else 'the run'}"
+        for key, number in times.items()
+    ]
 
 
 def _describe_duplicates(same: Sequence[tuple[Overrides, Overrides]], varying: set[str]) -> list[str]:

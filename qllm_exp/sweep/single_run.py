@@ -3,6 +3,7 @@
 import logging
 import sys
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from qllm_exp.errors import UserError
@@ -34,11 +35,14 @@ def run_one(composed: DictConfig) -> float:
     """
     from qllm_exp.training.trainer import Interrupted
 
-    plan = make_plan([()], lambda _: composed, lambda error, _: str(error))
+    typed = tuple(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
+    plan = make_plan([typed], lambda _: composed, lambda error, _: str(error))
     if plan.sweep.dry_run:
         print_plan(plan, Local())
         log.info("--dry-run: nothing was started")
         return float("nan")
+    for line in plan.without_effect:
+        log.info("%s", line)
     (run,) = plan.runs
     run.directory.create(run.config, run.tfcaf)
     run.directory.stop_request.unlink(missing_ok=True)

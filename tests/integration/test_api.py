@@ -111,6 +111,8 @@ def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
 def test_a_sweep_that_cannot_start_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="The sweep cannot start"):
         qllm_exp.run_sweep(["env=matrix", "mixer=qmx", f"dir={tmp_path}"])
+    with pytest.raises(UserError, match=r"sweep.name=\$\{env.name\}: run_sweep reads the results there"):
+        qllm_exp.run_sweep(["env=matrix", "sweep.name=${env.name}", f"dir={tmp_path}"])
     assert "Did you mean 'qmix'" in capfd.readouterr().err
 
 

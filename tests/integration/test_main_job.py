@@ -223,6 +223,9 @@ def test_a_run_that_diverges_is_a_failed_run(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["-m", "seed=0-1", "--dryrun"], "--dryrun is not an option of this command. Did you mean '--dry-run'?"),
+        (["--seed", "3"], "An option of a run is written without dashes: seed=VALUE"),
+        (["--config-name", "mine"], "--config-name mine: there is no mine.yaml in a folder of --config-dir"),
         (
             ["statsu"],
             "'statsu' is not a command. Did you mean 'status'? Commands: results, tfcaf, check, status, watch,",

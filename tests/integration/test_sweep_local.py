@@ -12,6 +12,7 @@ from pathlib import Path
 import commands
 import psutil
 import pytest
+from omegaconf import OmegaConf
 from run_folders import run_outcome
 
 HERE = Path(__file__).parent
@@ -138,6 +139,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     text = call(tmp_path / "r", *TINY, "mixer=qmix,vdn", "seed=0-4", "--dry-run")
     assert "10 runs: 4 finished, 0 running, 0 queued, 6 to run" in text
     assert re.search(r"time: about \d+ s, \d at a time; \d+ s of computing", text), text
+    n_step = "algorithm.n_step has no effect with the other options of the run"
+    assert n_step in call(tmp_path / "one", *TINY, "algorithm.n_step=5", "--dry-run", sweep=False)
     text = call(tmp_path / "one", *TINY, "--dry-run", sweep=False)
     assert "1 run: 0 finished, 0 running, 0 queued, 1 to run" in text and not (tmp_path / "one").exists()
 
@@ -329,14 +332,52 @@ def test_other_sweepers_of_hydra_get_the_final_return(tmp_path):
     assert "FAILED" not in text and len(runs(tmp_path / "r")) == 2
     optuna = [
         "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "hydra.sweeper.direction=maximize",
-        "train.learning_rate=interval(0.0001,0.01)",
+        "train.learning_rate=interval(0.0001,0.01)", "seed=0-1",
     ]  # fmt: skip
     call(tmp_path / "optuna", *TINY, *optuna)
     assert len(list((tmp_path / "optuna").glob("*/sweep.json"))) == 1
-    returns = [json.loads((run / "result.json").read_text())["final_return"] for run in runs(tmp_path / "optuna")]
-    assert len(returns) == 4
-    best = re.search(r"best_value: (\S+)", (tmp_path / "optuna/optimization_results.yaml").read_text())
-    assert float(best[1]) == max(returns)
+    trials: dict[float, list[float]] = {}  # learning rate to returns
+    for run in runs(tmp_path / "optuna"):
+        rate = OmegaConf.load(run / "config.yaml").train.learning_rate
+        trials.setdefault(rate, []).append(json.loads((run / "result.json").read_text())["final_return"])
+    assert [len(returns) for returns in trials.values()] == [2] * 4
+    best = OmegaConf.load(tmp_path / "optuna/optimization_results.yaml")
+    assert list(best.best_params) == ["train.learning_rate"], "a seed is not optimised"
+    assert best.best_value == pytest.approx(max(sum(returns) / 2 for returns in trials.values()))
+
+
+def test_references_are_resolved_in_each_run_on_the_command_line_and_in_a_preset(tmp_path):
+    preset = """# @package _global_
+defaults: [{override /mixer: vdn}]
+sweep: {tags: ["${mixer.name}", "${hydra:runtime.choices.mixer}", "${env.task}"]}
+hydra: {sweeper: {params: {mixer: [qmix, vdn], train.evaluation.every: "${train.total_steps}"}}}
+"""
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/mine.yaml").write_text(preset)
+    own = ["--config-dir", str(tmp_path / "conf"), "experiment=mine"]
+    tiny = [override for override in TINY if not override.startswith(("mixer=", "train.evaluation.every"))]
+    call(tmp_path / "preset", *tiny, *own, "train.total_steps=1000,2000")
+    call(
+        tmp_path / "typed",
+        *tiny,
+        "mixer=qmix,vdn",
+        "sweep.tags=[${mixer.name},${train.name}]",
+        "sweep.name=${env.task}",
+    )
+    configs = [OmegaConf.load(run / "config.yaml") for run in runs(tmp_path / "preset")]
+    assert len(configs) == 4
+    for config in configs:
+        assert config.sweep.tags == [config.mixer.name, config.mixer.name, config.env.task]
+        assert config.train.evaluation.every == config.train.total_steps
+    for run in runs(tmp_path / "typed"):
+        config = OmegaConf.load(run / "config.yaml")
+        assert config.sweep == {
+            "name": "climbing",
+            "tags": [config.mixer.name, "quick"],
+            "max_failures": 0,
+            "dry_run": False,
+        }
+    assert sweep_of(tmp_path / "typed").name == "climbing"
 
 
 def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
@@ -355,6 +396,12 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
         (["hydra.launcher.n_jobs=-1"], "hydra.launcher.n_jobs=-1 is not allowed"),
         (["hydra.launcher.n_jobs=two"], "hydra.launcher.n_jobs='two' is not allowed"),
         (["sweep.name=a,b"], "sweep.name must have a single value in a sweep, not a, b"),
+        (
+            ["sweep.name=${mixer.name}", "mixer=vdn,qmix"],
+            "sweep.name must have a single value in a sweep, not vdn, qmix",
+        ),
+        (["hydra.launcher.n_jobs=${seed}", "seed=1,2"], "hydra.launcher refers to ${seed}, but its options hold for"),
+        (["sweep.max_failures=1,2"], "sweep.max_failures must have a single value in a sweep, not 1, 2"),
         (["hydra/sweeper=basic", "--dry-run"], "--dry-run needs hydra/sweeper=grid"),
         (["seed=0,"], "cannot be parsed. Write KEY=VALUE"),
     ]:

@@ -22,7 +22,11 @@ class GridSweeper(Sweeper):
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         """Receive Hydra's objects, and create the launcher."""
         from hydra.core.plugins import Plugins
+        from omegaconf import OmegaConf
 
+        # As written: in `params` and `cases`, Hydra replaced references such as ${env.name} by values of the default choices.
+        axes: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+        self.params, self.cases = axes.get("params") or {}, axes.get("cases") or []
         self.loader = hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -274,7 +275,7 @@ def _selected_values(condition: str, available: set[str]) -> set[str]:
         return {text}
     expanded = expand_ranges(condition)
     is_range = expanded != condition
-    wanted = {value.strip() for value in expanded.partition("=")[2].split(",")}
+    wanted = {_as_written(value.strip(), available) for value in expanded.partition("=")[2].split(",")}
     unavailable = sorted(wanted - available, key=keys.sort_key)
     if unavailable and not (is_range and wanted & available):
         known = sorted(available, key=keys.sort_key)
@@ -284,3 +285,16 @@ def _selected_values(condition: str, available: set[str]) -> set[str]:
         hint = "" if is_range else nearest(unavailable[0], available)
         raise UserError(f"--only {condition}: no remaining run has {name}={unavailable[0]}.{hint} Available: {listed}.")
     return wanted
+
+
+def _as_written(value: str, available: set[str]) -> str:
+    """Return the available value that is the same number as a value, e.g. '0.001' for '1e-3'; the value itself if none is."""
+    if value in available:
+        return value
+    with suppress(ValueError):
+        number = float(value)
+        for other in available:
+            with suppress(ValueError):
+                if float(other) == number:
+                    return other
+    return value

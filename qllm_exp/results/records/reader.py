@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from qllm_exp.config.load import method_name, with_older_defaults
+from qllm_exp.config.unused import unused_options
 from qllm_exp.errors import UserError
 from qllm_exp.runs.config_reader import ConfigReader
 from qllm_exp.runs.dotted_keys import flatten
@@ -268,7 +269,9 @@ def _make_method(blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...
     excluded = _NON_METHOD_KEYS + non_identity_keys
     if mixer != "tfcaf":
         excluded += _GENERATION_KEYS
-    settings = {key: value for key, value in flatten(config).items() if not key.startswith(excluded)}
+    options = flatten(config)
+    unused = unused_options(options.get)
+    settings = {key: value for key, value in options.items() if key not in unused and not key.startswith(excluded)}
     identity = settings
     if function_digits:  # the function itself defines the method, not who wrote it or how
         settings[FUNCTION] = function_digits

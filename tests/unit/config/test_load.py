@@ -230,6 +230,28 @@ def test_an_update_may_be_due_after_a_number_of_episodes():
             load_run(composed(f"train.steps_per_update={wrong}"))
 
 
+@pytest.mark.parametrize("typed", ["2e6", "2000000", "2_000_000", "2000000.0", "'2000000'"])
+def test_a_whole_number_may_be_written_as_a_float(typed):
+    def run(key):
+        return load_run(composed(f"{key}={typed}"))
+
+    assert (
+        run("train.total_steps").train.total_steps == run("train.evaluation.every").train.evaluation.every == 2_000_000
+    )
+    assert run("seed").seed == 2_000_000
+    if "'" not in typed:
+        assert run("env.num_envs").env.num_envs == 2_000_000
+    values = (run("train.total_steps").train.total_steps, run("train.learning_rate").train.learning_rate)
+    assert tuple(map(type, values)) == (int, float)
+    assert run_name(run("seed"), None) == run_name(load_run(composed("seed=2000000")), None)
+
+
+def test_a_truth_value_is_not_text():
+    config = OmegaConf.create({"sweep": {"name": True}})
+    with pytest.raises(UserError, match=r"sweep\.name=true is not text\. If true is meant as text, quote it"):
+        load_run(config)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("env", "train"), list(itertools.product(registry.choices("env"), registry.choices("train"))))
 def test_q_learning_with_no_mixer_is_iql(env, train):
@@ -247,6 +269,8 @@ def test_q_learning_with_no_mixer_is_iql(env, train):
         ({"env": {"name": "lbff"}}, "Did you mean 'lbf'"),
         ({"mixer": {"name": "qmixx"}}, "Did you mean 'qmix'"),
         ({"train": {"learning_rat": 1}}, "Did you mean 'learning_rate'"),
+        ({"train": {"evaluation": {"evry": 1}}}, "Unknown key 'train.evaluation.evry'. Did you mean 'every'"),
+        ({"mixer": None}, "mixer=None is not a choice"),
         ({"algorithm": {"targets": "td_lamda"}}, "Did you mean 'td_lambda'"),
         ({"train": {"gamma": 1.5}}, "train.gamma=1.5 is out of bounds"),
         ({"train": {"total_steps": "many"}}, "train.total_steps"),

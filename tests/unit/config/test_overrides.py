@@ -1,9 +1,17 @@
 """Ranges, combinations, and errors for a mistyped command line."""
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from qllm_exp.config.compose import compose_run
 from qllm_exp.config.overrides import combinations, expand_ranges, grids, to_hydra_arguments
+from qllm_exp.config.registry import CONF
 from qllm_exp.errors import UserError
+
+
+def hydra_composed(overrides):
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        return compose("config", overrides)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +26,10 @@ from qllm_exp.errors import UserError
         ("env.task=penalty-25", "env.task=penalty-25"),
         ("train.learning_rate=1e-4", "train.learning_rate=1e-4"),
         ("seed=-1", "seed=-1"),
+        ("sweep.name=1-12", "sweep.name=1-12"),
+        ("tracking.project=2026-11", "tracking.project=2026-11"),
+        ("mixer.file=12-34", "mixer.file=12-34"),
+        ("dir=2-1", "dir=2-1"),
     ],
 )
 def test_only_ranges_of_whole_numbers_are_expanded(argument, expanded):
@@ -36,6 +48,54 @@ def test_the_multirun_switch_may_stand_anywhere():
 
 def test_options_of_the_simulator_need_no_plus():
     assert to_hydra_arguments(["env=mpe", "env.options.n_agents=5"]) == ["env=mpe", "++env.options.n_agents=5"]
+    for options in ("{N: 4}", "{N:4,local_ratio:0.5}"):
+        assert compose_run(["env=pettingzoo", f"env.options={options}"]).env.options["N"] == 4
+
+
+@pytest.mark.parametrize(
+    "typed", [["--config-dir", "{0}", "-cd={1}"], ["hydra.searchpath=[file://{0}]", "--config-dir={1}"]]
+)
+def test_every_folder_of_the_users_own_counts(tmp_path, typed):
+    for name in ("first", "second"):
+        (tmp_path / name / "mixer").mkdir(parents=True)
+        (tmp_path / name / f"mixer/{name}.yaml").write_text("name: vdn\n")
+    folders = [argument.format(tmp_path / "first", tmp_path / "second") for argument in typed]
+    for name in ("first", "second"):
+        composed = hydra_composed(to_hydra_arguments([*folders, f"mixer={name}"]))
+        assert composed.mixer == {"name": "vdn"}
+
+
+def test_options_of_hydra_may_stand_anywhere_and_its_primary_file_is_found(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "second/mine.yaml").touch()
+    folders = [f"--config-dir={tmp_path / name}" for name in ("first", "second")]
+    path = f"hydra.searchpath=['file://{tmp_path / 'first'}','file://{tmp_path / 'second'}']"
+    for typed in (["--config-name", "mine"], ["--config-name=mine"], ["-cn", "mine"]):
+        arguments = to_hydra_arguments(["seed=1", *folders, *typed, "-m"])
+        assert arguments == ["-m", *typed, folders[1], "seed=1", path]
+
+
+def test_a_missing_folder_is_named_whichever_it_is(tmp_path):
+    with pytest.raises(UserError, match="--config-dir /nowhere: this folder does not exist"):
+        to_hydra_arguments(["--config-dir", str(tmp_path), "--config-dir", "/nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("mixer=null", "To have none, type mixer=none"),
+        ("mixer=qmix,null", "To have none, type mixer=none"),
+        ("~mixer", "To have none, type mixer=none"),
+        ("tracking=null", "type tracking=local"),
+        ("llm=", "type llm=bundled"),
+        ("env=null", "Allowed: grf, lbf, "),
+    ],
+)
+def test_a_group_without_a_choice_is_rejected(typed, hint):
+    with pytest.raises(UserError, match=hint):
+        to_hydra_arguments([typed])
+    assert to_hydra_arguments(["experiment=null"]) == ["experiment=null"]
 
 
 def test_an_option_of_a_swept_choice_becomes_a_list_of_one():
@@ -101,6 +161,12 @@ def test_the_command_line_narrows_an_experiments_cases(typed, expected):
                 assert values == requested[key]
             else:
                 assert values == [value for value in requested.get(key, case_values) if value in case_values]
+
+
+def test_null_in_a_preset_is_null():
+    assert grids([], {"llm.temperature": [None, 0.5], "tfcaf.budget_usd": None}, [{}]) == [
+        ["llm.temperature=null,0.5", "tfcaf.budget_usd=null"]
+    ]
 
 
 def test_a_command_line_that_matches_no_case_is_rejected():

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from qllm_exp.algorithms.mappo import Config as MappoConfig
+from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 from qllm_exp.config import schema
 from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.envs.mpe.env import Config as MpeConfig
@@ -341,6 +342,18 @@ def test_a_preset_stands_for_its_many_settings(tmp_path: Path) -> None:
     records = collect(paths).finished
     assert [record.method for record in records] == ["vdn train=fair", "vdn train=paper"]
     assert records[1].differs["train.hidden"] == 128 and records[1].differs["train.learning_rate"] == 1e-3
+
+
+def test_a_setting_without_effect_neither_names_a_method_nor_differs(tmp_path: Path) -> None:
+    def run(seed: int = 0, **options: Any) -> schema.RunConfig:
+        return vdn(algorithm=QLearningConfig(**options), seed=seed)
+
+    assert named(tmp_path / "two", run(n_step=1), run(n_step=5, seed=1)) == ["vdn", "vdn"]
+    targets = [run(n_step=5), run(n_step=1, targets="n_step"), run(n_step=5, targets="n_step")]
+    paths = [run_folder(tmp_path / str(at), config) for at, config in enumerate(targets)]
+    records = collect(paths).finished
+    assert [record.settings.get("algorithm.n_step") for record in records] == [None, 1, 5]
+    assert [record.settings.get("algorithm.td_lambda") for record in records] == [0.6, None, None]
 
 
 def test_presets_with_equal_settings_are_one_method(tmp_path: Path) -> None:

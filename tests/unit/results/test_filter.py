@@ -56,6 +56,8 @@ def test_without_a_condition_nothing_changes(runs: Collection) -> None:
         (["seed=0-1"], 14, ["None"]),
         (["seed=2,7-9"], 6, ["None", "none9", "qmix8", "vdn7"]),
         (["train.learning_rate=0.0001"], 1, ["None", "none9", "qmix8"]),
+        (["train.learning_rate=1e-4"], 1, ["None", "none9", "qmix8"]),
+        (["train.total_steps=2e6"], 20, ["None", "none9", "qmix8", "vdn7"]),
         (["method=vdn"], 6, ["None", "vdn7"]),
         (["method=qmix learning_rate=0.0001"], 1, ["None", "qmix8"]),
         (["algorithm=q_learning"], 20, ["None", "none9", "qmix8", "vdn7"]),

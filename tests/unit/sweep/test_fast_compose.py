@@ -1,9 +1,12 @@
 """`Composer` gives the configurations that Hydra composes one by one."""
 
 import random
+from functools import reduce
+from operator import attrgetter
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from qllm_exp.config.compose import CONF
 from qllm_exp.config.load import load_run, to_dict
@@ -18,7 +21,7 @@ AXES = {
     "llm": ["bundled", "openai"],
     "seed": ["0-3", "7"],
     "train.learning_rate": ["1e-3", "0.0005", "1"],
-    "train.total_steps": ["1000", "20000"],
+    "train.total_steps": ["1000", "2e4"],
     "train.steps_per_update": ["100", "8 episodes"],
     "train.evaluation.every": ["100", "50000"],
     "train.standardise_rewards": ["true", "false"],
@@ -64,6 +67,50 @@ def test_composer_gives_what_hydra_composes(hydra, seed):
     for overrides in random.Random(0).sample(wanted, min(6, len(wanted))):
         fast = outcome(lambda overrides=overrides: composer(overrides))
         assert fast == outcome(lambda overrides=overrides: load_run(hydra(overrides))), overrides
+
+
+REFERENCES = {  # key: references that make sense as its value, and the value in terms of other keys
+    "sweep.tags": ["[${env.name},${mixer.name}]", "[seed-${seed}]", "[${train.name}]"],
+    "sweep.name": ["${env.name}", "${env.name}_${env.task}", "'${mixer.name}'", "${oc.env:NO_SUCH_VARIABLE,x}"],
+    "train.evaluation.every": ["${train.total_steps}", "${.episodes}", "1000"],
+    "train.steps_per_update": ["${train.batch_episodes}", "${env.episode_limit}"],
+    "train.learning_rate": ["${algorithm.td_lambda}", "1e-3"],
+    "env.episode_limit": ["${train.batch_episodes}", "20"],
+    "tfcaf.probe.seeds": ["${tfcaf.rounds}", "2"],
+}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_references_have_the_values_that_plain_hydra_gives_them(hydra, seed):
+    rng = random.Random(seed)
+    choices = {
+        "env": ["lbf", "mpe", "matrix"],
+        "mixer": ["qmix", "vdn"],
+        "seed": ["1-2"],
+        "train.batch_episodes": ["40"],
+    }
+    choices |= {"train.total_steps": ["1000", "20000"], "train": ["fair", "quick"]}
+    axes = choices | REFERENCES
+    keys = rng.sample([*choices], 3) + rng.sample([*REFERENCES], 3)
+    rng.shuffle(keys)
+    wanted = combinations(
+        [f"{key}={','.join(rng.sample(axes[key], min(len(axes[key]), rng.randint(1, 2))))}" for key in keys]
+    )
+    composer = Composer(hydra, wanted)
+    for overrides in rng.sample(wanted, min(5, len(wanted))):
+        run = composer(overrides)
+        assert run == load_run(hydra(overrides)), overrides
+        plain = OmegaConf.to_container(hydra(overrides), resolve=True)
+        for key in keys:
+            if key in REFERENCES:
+                group, *rest = key.split(".")
+                assert attrgetter(key)(run) == reduce(dict.get, rest, plain[group]), overrides
+
+
+def test_a_reference_to_nothing_is_refused_with_its_key(hydra):
+    for overrides in (("sweep.name=${env.nam}",), ("train.evaluation.every=${total_steps}",)):
+        with pytest.raises(UserError, match=rf"^{overrides[0].partition('=')[0]}: .*not found"):
+            Composer(hydra, [overrides])(overrides)
 
 
 def test_hydra_composes_each_choice_of_groups_once(hydra):

@@ -264,6 +264,7 @@ def test_runs_and_sweeps_work_on_a_file_system_without_locks(tmp_path, monkeypat
 def test_retry_parses_options_as_a_sweep_does():
     assert retry._parse_option("time=12:00:00") == ("time", "12:00:00")
     assert retry._parse_option("hydra.launcher.mem_gb_per_run=8") == ("mem_gb_per_run", 8)
+    assert retry._parse_option("partition=1e3") == ("partition", "1e3")
     with pytest.raises(UserError, match="Write KEY=VALUE"):
         retry._parse_option("time=[")
 

@@ -17,7 +17,7 @@ OVERRIDES = ["env=lbf", "env.task=10x10-3p-3f-2s"]
 def test_overrides_stand_on_both_sides_of_an_option(command: list[str], position: int) -> None:
     arguments = [*OVERRIDES[:position], "--config-dir", "conf", *OVERRIDES[position:]]
     options = tfcaf._parse([*command, *arguments])
-    assert (options.command, options.overrides, options.config_dir) == (command[0], OVERRIDES, "conf")
+    assert (options.command, options.overrides, options.config_dir) == (command[0], OVERRIDES, ["conf"])
     assert tfcaf._parse(command).overrides == []
 
 
