@@ -82,9 +82,10 @@ def test_a_job_keeps_the_limit_of_its_own_command(
     commands: tuple[Sweep, list[RunDirectory]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep, directories = commands
-    monkeypatch.setattr(slurm, "_run_sbatch", lambda folder: ("7", []))
+    monkeypatch.setattr(slurm, "_run_sbatch", lambda folder, environment: ("7", []))
     failures = sweep.failure_limit()
-    Slurm(runs_per_job=2).start(sweep, Work(directories[1:], failures))
+    statuses = {directory.path: directory.status() for directory in directories}
+    Slurm(runs_per_job=2).start(sweep, Work(directories[1:], failures, statuses=statuses))
     (submission,) = sweep.path.glob("jobs/*/submission.json")
     Sweep.create(sweep.path, ["other"], {"name": "slurm"}, 0, "a later command, without a limit")
     pack = Pack(str(sweep.path), [directories[1].path.name], **json.loads(submission.read_text())["pack"])

@@ -39,7 +39,9 @@ def make_work(folder: Path, count: int = 2) -> tuple[Sweep, Work]:
     names = [directory.path.name for directory in directories]
     sweep = Sweep.create(folder / "sweep", names, {"name": "slurm"}, 0, "")
     statuses = {directory.path: directory.status() for directory in directories}
-    return sweep, Work(directories, lambda run: run.create(run_config("vdn"), None), statuses=statuses)
+    return sweep, Work(
+        directories, sweep.failure_limit(), lambda run: run.create(run_config("vdn"), None), statuses=statuses
+    )
 
 
 @pytest.mark.parametrize("is_listed", [True, False])
@@ -94,7 +96,7 @@ def test_failed_runs_are_submitted_again_once(tmp_path: Path, monkeypatch: pytes
     (directory,) = work.directories
     work.create(directory)
     directory.set_status_from_outside("failed", error="no")
-    work = Work([directory], statuses={directory.path: directory.status()})
+    work = Work([directory], sweep.failure_limit(), statuses={directory.path: directory.status()})
     Slurm().start(sweep, work)
     Slurm().start(sweep, work)  # by a process that has planned before that
     assert len(submitted) == 1

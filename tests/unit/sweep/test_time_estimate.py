@@ -14,7 +14,7 @@ from qllm_exp.sweep.time_estimate import SPEEDS_SOURCE, estimate
 
 
 def prepared(folder: Path, run: schema.RunConfig) -> PreparedRun:
-    return PreparedRun(run, RunDirectory(folder / run_name(run, None)), None)
+    return PreparedRun(run, RunDirectory(folder / run_name(run, None)), None, None)
 
 
 def config(env: str, mixer: str, algorithm: str = "q_learning", **train: object) -> schema.RunConfig:
