@@ -112,8 +112,8 @@ def assign_credit(
         A column 'agent 0', 'agent 1', ... for each agent, and a row for each state.
 
     Raises:
-        UserError: the function does not fit the environment, the states lack a column, or the gate is on and the function is
-            not affine.
+        UserError: the function does not fit the environment or fails on its states, the states lack a column, or the gate is
+            on and the function is not affine.
 
     Examples:
         >>> env = qllm_exp.make_env("lbf")
@@ -129,6 +129,7 @@ def assign_credit(
     from qllm_exp.explain.attribution import credits
 
     function.check_fits(env)
+    function.check_values(extreme_states(env))
     affine = function.program.is_affine(extreme_states(env))
     index = None
     if isinstance(states, pandas.DataFrame):

@@ -131,24 +131,26 @@ def moderate_mask(layout: StateLayout, states: Tensor) -> Tensor:
     return (states[:, torch.tensor(unbounded, dtype=torch.bool, device=states.device)].abs() <= _MODERATE).all(1)
 
 
-def describe_state(layout: StateLayout, state: Tensor) -> str:
+def describe_state(layout: StateLayout, state: Tensor, first: Sequence[StateField] = ()) -> str:
     """Describe a state for a message, e.g. 'agent 0 position 3, 4; agent 0 level 1; ...'.
 
-    Of many fields, those at an end of their range or at a special value are shown first.
+    Of many fields, those at an end of their range or at a special value are shown.
 
     Args:
         layout: the layout of the state.
         state: [state_dim].
+        first: fields that are shown before those.
 
     Returns:
-        The labels and values of up to 8 fields, in column order.
+        The labels and values of up to 8 fields: those of `first`, then others, each in column order.
     """
 
     def is_ordinary(field: StateField) -> bool:
         extreme = {0.0, 1.0} if field.one_hot else {*_limits(field, _MODERATE), *_limits(field, _LARGE), *field.special}
         return not any(float(x) in extreme for x in state[field.columns])
 
-    shown = sorted(sorted(layout, key=is_ordinary)[:_MAX_SHOWN], key=lambda field: field.start)
+    shown = sorted(layout, key=lambda field: (field not in first, is_ordinary(field)))[:_MAX_SHOWN]
+    shown.sort(key=lambda field: (field not in first, field.start))
     texts = [f"{field.label} {', '.join(f'{float(x) + 0.0:.4g}' for x in state[field.columns])}" for field in shown]
     if len(shown) < len(layout.fields):
         texts.append("...")

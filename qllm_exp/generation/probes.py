@@ -19,7 +19,7 @@ wrong. In columns without bounds, play is taken to reach 10; beyond that, a valu
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
@@ -29,6 +29,7 @@ from qllm_exp.credit.probe_states import describe_state, extreme_states, moderat
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs.base import TeamEnv
+from qllm_exp.envs.layout import StateField
 from qllm_exp.generation.directed_search import ranges, risks, search
 
 MAX_WEIGHT = 100.0  # limit of |df/dQ_i|, which is 1/n for VDN, and 1 if a single agent gets all credit
@@ -188,10 +189,12 @@ class Probe:
         """Refuse a value or a gradient that is not finite, and name the operation that makes it so."""
         name, result = ("value", value) if not bool(value.isfinite().all()) else ("gradient in agents_q", gradient)
         number = float(result[~result.isfinite()][0])
+        causes = self._causes(program, q, state, lambda v, g: ~(v.isfinite().all(1) & g.isfinite().all(1)))
+        place = f"a state within the ranges of the table ({describe_state(self.layout, state, causes)})"
         _refuse(
-            f"its {name} is {number} with agents_q = {[round(x, 4) for x in q.tolist()]} in a state within the ranges of the "
-            f"table ({describe_state(self.layout, state)}){_origin(program, lines, q, state)}: keep divisors, logarithms, square "
-            "roots and exponents in bounds (add a constant, clamp, torch.softmax instead of exp over a sum)"
+            f"its {name} is {number} with agents_q = {[round(x, 4) for x in q.tolist()]} in {place}"
+            f"{_origin(program, lines, q, state)}: keep divisors, logarithms, square roots and exponents in bounds (add a constant, "
+            "clamp, torch.softmax instead of exp over a sum)"
         )
 
     def _search(self, program: Program, lines: Sequence[int], affine: bool) -> None:
@@ -237,14 +240,37 @@ class Probe:
         is_finite = value.isfinite().all(1) & gradient.isfinite().all(1)
         for row in (~is_finite).nonzero().flatten().tolist()[:1]:
             self._refuse_value(program, lines, q[row], states[row], value[row], gradient[row])
-        too_large = (gradient.abs().amax(1) > MAX_WEIGHT * _ROUNDING) | (self.n * bias.abs().squeeze(1) > MAX_BIAS)
+
+        def is_too_large(bias: Tensor, gradient: Tensor) -> Tensor:
+            return (gradient.abs().amax(1) > MAX_WEIGHT * _ROUNDING) | (self.n * bias.abs().squeeze(1) > MAX_BIAS)
+
+        too_large = is_too_large(bias, gradient)
         for row in too_large.nonzero().flatten().tolist()[:1]:
             agent = int(gradient[row].abs().argmax())
-            place = f"a state within the ranges of the table ({describe_state(self.layout, states[row])})"
+            causes = self._causes(program, q[row] if not affine else 0 * q[row], states[row], is_too_large)
+            place = f"a state within the ranges of the table ({describe_state(self.layout, states[row], causes)})"
             if not affine:
                 place = f"{place} with agents_q = {[round(x, 4) for x in q[row].tolist()]}"
             self._refuse_scale(agent, float(gradient[row, agent]), MAX_WEIGHT, place, hints[row])
             self._refuse_bias(float(bias[row]), place, hints[row])
+
+    def _causes(
+        self, program: Program, q: Tensor, state: Tensor, is_fault: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[StateField]:
+        """Return the fields of a state in which a fault lies: with their values in an ordinary state it is gone.
+
+        Args:
+            program: the program.
+            q: values of the agents [n].
+            state: [state_dim].
+            is_fault: maps values [R, 1] and gradients [R, n] to a mask [R] of the rows with the fault.
+        """
+        fields = list(self.layout)
+        states = state.repeat(len(fields), 1)
+        for row, field in enumerate(fields):
+            states[row, field.columns] = self.task_states[0, field.columns]
+        faults = is_fault(*self._value_and_gradient(program, q.repeat(len(fields), 1), states))
+        return [field for field, is_there in zip(fields, faults.tolist(), strict=True) if not is_there]
 
     def _check_rows(self, program: Program) -> None:
         """Every second row must keep its result when all other rows change."""
