@@ -99,7 +99,7 @@ print("assign_credit:", qllm_exp.assign_credit(function, env, state).iloc[0].tol
 # importance, in units of credit). The states are those of twelve episodes with random actions.
 
 # %%
-steps = qllm_exp.play(env, episodes=12, seed=29)
+steps = qllm_exp.play(env, episodes=12)
 states = steps.iloc[:, -env.state_dim :]
 credit = qllm_exp.assign_credit(function, env, states)
 
@@ -130,7 +130,7 @@ plt.show()
 # %%
 returns = steps.groupby("episode").reward.sum()
 print(returns[returns > 0])
-qllm_exp.plot_credit(function, env, seed=29)
+qllm_exp.plot_credit(function, env)
 
 # %% [markdown]
 # `qllm-exp tfcaf explain lbf/8x8-2p-2f-coop-2s --output FOLDER` writes this figure, one of the importances, tables and a summary.

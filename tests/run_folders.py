@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from qllm_exp.config import schema
 from qllm_exp.config.load import config_class, run_name
+from qllm_exp.utils.files import strict_json
 
 STEPS = (0, 50_000, 100_000, 150_000, 200_000)
 
@@ -45,7 +46,7 @@ def make_run(
         {"kind": "evaluation", "env_step": step, "return_mean": value}
         for step, value in zip(steps, returns, strict=True)
     ]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "metrics.jsonl").write_text("".join(strict_json(row) + "\n" for row in rows))
     result = {
         "final_return": final,
         "absolute_return": final if absolute is None else absolute,

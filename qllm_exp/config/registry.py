@@ -27,7 +27,7 @@ GROUPS = ("env", "algorithm", "mixer", "llm", "train", "tracking")
 _PACKAGE = Path(__file__).parents[1]
 # In a wheel the YAML files are inside the package; in a checkout they are beside it.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.exists())
-_SUBPACKAGES = {"env": "envs", "algorithm": "algorithms", "mixer": "mixers", "llm": "llm"}
+SUBPACKAGES = {"env": "envs", "algorithm": "algorithms", "mixer": "mixers", "llm": "llm"}  # of the groups whose choices are modules
 
 
 @cache
@@ -62,7 +62,7 @@ def find(group: str, name: str) -> ModuleType:
     """
     shipped = choices(group)
     if name in shipped or (group == "llm" and (_PACKAGE / "llm" / f"{name}.py").exists()):
-        return importlib.import_module(f"qllm_exp.{_SUBPACKAGES[group]}.{name}")
+        return importlib.import_module(f"qllm_exp.{SUBPACKAGES[group]}.{name}")
     source = find_source(name)
     if source is None:
         own_module = "or the name of a module of your own on PYTHONPATH"

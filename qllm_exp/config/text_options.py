@@ -46,7 +46,8 @@ def is_text(key: str, arguments: Sequence[str] = ()) -> bool:
     if group not in registry.GROUPS:
         return key in _LAUNCHER or _is_text_field(schema.RunConfig, key.split("."))
     own_choices = [name for override in arguments if override.startswith(f"{group}=") for name in _values(override)]
-    for name in _BACKENDS if group == "llm" else own_choices:
+    modules = _BACKENDS if group == "llm" else own_choices if group in registry.SUBPACKAGES else ()
+    for name in modules:
         with suppress(UserError):  # a YAML file may have another name than its module
             registry.find(group, name)
     base = typing.get_type_hints(schema.RunConfig)[group]

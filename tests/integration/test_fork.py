@@ -54,7 +54,7 @@ def test_candidates_are_forked_from_a_process_that_has_started_no_thread(tmp_pat
     assert process.returncode == 0, process.stderr
     ready, *answers = [json.loads(line) for line in process.stdout.splitlines()]
     assert ready == {"ready": True} and len(answers) == 2
-    assert all('"program"' in answer["record"] for answer in answers), process.stdout
+    assert all('"data"' in answer["record"] for answer in answers), process.stdout
 
 
 def test_runs_are_forked_from_a_process_that_has_started_no_thread(tmp_path: Path) -> None:

@@ -51,6 +51,13 @@ def test_what_hydra_would_change_is_quoted(typed, quoted):
     assert quote(typed) == quoted
 
 
+def test_options_of_a_group_whose_choices_are_no_modules_stay_as_they_are():
+    assert quote("train.learning_rate=5e-4,5e-3", ["train=quick", "train.learning_rate=5e-4,5e-3"]).endswith(
+        "=5e-4,5e-3"
+    )
+    assert quote("tracking.project=1_000", ["tracking=wandb", "tracking.project=1_000"]) == "tracking.project='1_000'"
+
+
 def test_an_option_of_a_users_own_choice_may_be_text(tmp_path, monkeypatch):
     (tmp_path / "own_env_with_text.py").write_text(
         "from dataclasses import dataclass\n"

@@ -119,11 +119,10 @@ def test_a_narrow_window_is_found_and_the_line_is_named(env: TeamEnv, expression
 
 
 def test_the_columns_in_which_a_fault_lies_are_named_first(env: TeamEnv) -> None:
-    traced = traced_for(env, f"    x = 1 / (global_state[:, 9:10] - 0.777)\n    return {MEAN} + x")
+    traced = traced_for(env, f"    x = torch.log(global_state[:, 9:10] + 9.99)\n    return {MEAN} + x")
     (field,) = [field for field in env.layout if field.start <= 9 < field.stop]
-    with pytest.raises(Refused, match=rf"within the ranges of the table \({re.escape(field.label)} ") as refused:
+    with pytest.raises(Refused, match=rf"within the ranges of the table \({re.escape(field.label)} [^;]*-10"):
         Probe(env, enforce=True, timeout_s=60).check(traced.program, traced.lines)
-    assert "0.77" in refused.value.reason.split(";")[0]
 
 
 @pytest.mark.parametrize(
