@@ -134,9 +134,7 @@ def _resolved(composed: DictConfig) -> DictConfig:
         except OmegaConfBaseException as error:
             key = str(getattr(error, "full_key", "") or name)
             reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{key}: {reason}. A reference names a key of the run, e.g. {key}=${{env.name}}."
-            ) from error
+            raise UserError(f"{key}: {reason}. A reference names a key of the run, such as ${{env.name}}.") from error
     return OmegaConf.create(values)
 
 

@@ -27,7 +27,12 @@ GROUPS = ("env", "algorithm", "mixer", "llm", "train", "tracking")
 _PACKAGE = Path(__file__).parents[1]
 # In a wheel the YAML files are inside the package; in a checkout they are beside it.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.exists())
-SUBPACKAGES = {"env": "envs", "algorithm": "algorithms", "mixer": "mixers", "llm": "llm"}  # of the groups whose choices are modules
+SUBPACKAGES = {
+    "env": "envs",
+    "algorithm": "algorithms",
+    "mixer": "mixers",
+    "llm": "llm",
+}  # of the groups whose choices are modules
 
 
 @cache

@@ -193,8 +193,8 @@ class Probe:
         place = f"a state within the ranges of the table ({describe_state(self.layout, state, causes)})"
         _refuse(
             f"its {name} is {number} with agents_q = {[round(x, 4) for x in q.tolist()]} in {place}"
-            f"{_origin(program, lines, q, state)}: keep divisors, logarithms, square roots and exponents in bounds (add a constant, "
-            "clamp, torch.softmax instead of exp over a sum)"
+            f"{_origin(program, lines, q, state)}: keep divisors, logarithms, square roots and exponents in bounds (add a "
+            "constant, clamp, torch.softmax instead of exp over a sum)"
         )
 
     def _search(self, program: Program, lines: Sequence[int], affine: bool) -> None:

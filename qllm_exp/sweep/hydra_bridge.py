@@ -74,7 +74,8 @@ def _check_launcher_references(config: Any, combinations: Sequence[Overrides]) -
     """
     launcher = OmegaConf.to_container(config.hydra.launcher, resolve=False)
     references = re.findall(r"\$\{([\w.]+)\}", str(launcher))
-    common = set(config.hydra.overrides.task)
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    common = set(typed)
     varying = {
         override.partition("=")[0] for overrides in combinations for override in overrides if override not in common
     }

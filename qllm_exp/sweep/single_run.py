@@ -2,9 +2,10 @@
 
 import logging
 import sys
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import FAILED as EXIT_FAILED
@@ -35,8 +36,10 @@ def run_one(composed: DictConfig) -> float:
     """
     from qllm_exp.training.trainer import Interrupted
 
-    typed = tuple(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
-    plan = make_plan([typed], lambda _: composed, lambda error, _: str(error))
+    typed: Any = ()
+    if HydraConfig.initialized():
+        typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    plan = make_plan([tuple(typed)], lambda _: composed, lambda error, _: str(error))
     if plan.sweep.dry_run:
         print_plan(plan, Local())
         log.info("--dry-run: nothing was started")

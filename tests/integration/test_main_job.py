@@ -231,6 +231,8 @@ def test_a_run_that_diverges_is_a_failed_run(tmp_path):
             "'statsu' is not a command. Did you mean 'status'? Commands: results, tfcaf, check, status, watch,",
         ),
         (["env=lbff"], "env=lbff is unknown. Did you mean 'lbf'?"),
+        (["sweep.tags=[${env.nam}]"], "error: sweep.tags[0]: Interpolation key 'env.nam' not found. A reference names"),
+        (["-m", "sweep.tags=[${env.nam}]"], "error: sweep.tags[0]: Interpolation key 'env.nam' not found. A reference"),
         (["mixer=qmx"], "mixer=qmx is unknown. Did you mean 'qmix'?"),
         (["env.task=9x9"], "env.task"),
         (["env=matrix", "env.task=climbin"], "Did you mean 'climbing'?"),
