@@ -130,6 +130,14 @@ def test_changes_in_place_masks_and_blocks_without_gradient_are_traced(body: str
         ("    return agents_q[:, :1] * float(global_state[:, 0].sum() > -99)", "trace", "line 5.*Python numbers"),
         ("    return agents_q.detach().sum(1, keepdim=True)", "run", "does not depend on agents_q"),
         ("    agents_q += 1\n    return agents_q[:, :1]", "run", "changes its inputs"),
+        *(
+            (
+                f"    k = 2.0 if '{text}' in f'{{global_state}}' else 1.0\n    return k * agents_q[:, :1]",
+                "trace",
+                "other values",
+            )
+            for text in ("tensor(...)", "]])")
+        ),
         ("    return agents_q[:, 7:8].gather(1, torch.zeros(1, 1).long())", "run", "line 5"),
         ("    return agents_q[:, :1] * (agents_q // 2)[:, :1]", "run", "no gradient in torch.*torch.floor"),
         (
