@@ -137,7 +137,24 @@ def _grf(task: str, settings: Settings) -> Bounds | None:
     return Bounds(0.0, 1.0, "no goal and one goal")
 
 
-_KNOWN_BOUNDS: dict[str, Callable[[str, Settings], Bounds | None]] = {"lbf": _lbf, "matrix": _matrix, "grf": _grf}
+def _pursuit(task: str, settings: Settings) -> Bounds | None:
+    """No prey, and as many as pairs of hunters can capture. Penalties may be below the lower bound."""
+    match = re.match(r"\d+x\d+-(\d+)h-(\d+)p", task)
+    if match is None:
+        return None
+    hunters, prey = int(match[1]), int(match[2])
+    high = 10.0 * min(hunters // 2, prey)
+    if settings.get("env.reward") == "mean":
+        high /= hunters
+    return Bounds(0.0, high, "no prey, and a prey for every two hunters")
+
+
+_KNOWN_BOUNDS: dict[str, Callable[[str, Settings], Bounds | None]] = {
+    "lbf": _lbf,
+    "pursuit": _pursuit,
+    "matrix": _matrix,
+    "grf": _grf,
+}
 
 
 def _bounds_from_data(records: Sequence[Record]) -> Bounds | None:

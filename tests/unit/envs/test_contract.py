@@ -15,6 +15,7 @@ from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.envs.matrix import Config as MatrixConfig
 from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.envs.pettingzoo.env import Config as PettingzooConfig
+from qllm_exp.envs.pursuit import Config as PursuitConfig
 from qllm_exp.errors import ContractError
 
 LIMIT = 25
@@ -27,6 +28,8 @@ CONFIGS: dict[str, Callable[[], EnvConfig]] = {
     "pettingzoo-mpe2.simple_spread_v3": lambda: PettingzooConfig(task="mpe2.simple_spread_v3"),
     "meeting-3p": lambda: Meeting(task="3p"),
     "lbf-8x8-2p-2f-coop-2s": lambda: LbfConfig(task="8x8-2p-2f-coop-2s"),
+    "pursuit-torus": lambda: PursuitConfig(task="5x5-4h-4p", penalty=-1.5),
+    "pursuit-borders": lambda: PursuitConfig(task="10x10-8h-8p", torus=False),
     "lbf-masked": lambda: LbfConfig(task="8x8-2p-2f-coop-2s", mask_ineffective=True),
 }
 IS_CONSTANT = ["seeds 5 and 6 give the same episodes: nothing is random"]

@@ -32,6 +32,8 @@ def test_bounds_of_the_matrix_games_are_those_of_their_payoffs(task: str, reward
     ("task", "settings", "bounds"),
     [
         ("lbf/8x8-2p-2f-coop-2s", {"env.reward": "sum"}, (0, 1)),
+        ("pursuit/10x10-8h-8p", {"env.reward": "sum"}, (0, 40)),
+        ("pursuit/10x10-5h-9p", {"env.reward": "mean"}, (0, 4)),
         ("lbf/15x15-4p-5f", {"env.reward": "mean"}, (0, 0.25)),
         ("grf/academy_3_vs_1_with_keeper", {"env.reward": "mean", "env.rewards": "scoring"}, (0, 1)),
         ("grf/academy_3_vs_1_with_keeper", {"env.reward": "mean", "env.rewards": "scoring,checkpoints"}, (0, 2)),
