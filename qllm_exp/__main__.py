@@ -147,7 +147,9 @@ def _train() -> int:
         _check_first_argument(sys.argv[1:])
         _check_options(sys.argv[1:])
         task = _task(sys.argv[1:])
-        sys.argv[1:] = overrides.to_hydra_arguments([overrides.expand_ranges(argument) for argument in sys.argv[1:]])
+        arguments = sys.argv[1:]
+        expanded = [overrides.expand_ranges(argument, arguments) for argument in arguments]
+        sys.argv[1:] = overrides.to_hydra_arguments(expanded)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except UserError as error:
         print(f"error: {inert_lines(error)}", file=sys.stderr)

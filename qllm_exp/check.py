@@ -8,6 +8,7 @@ from typing import Any
 
 from qllm_exp.config import schema
 from qllm_exp.config.compose import compose_run
+from qllm_exp.config.device import resolve_device
 from qllm_exp.errors import ContractError, UserError, error_line
 from qllm_exp.utils.text import inert, inert_lines
 
@@ -81,7 +82,7 @@ def check(overrides: Sequence[str]) -> int:
     if not chosen:
         raise UserError(f"Nothing to check. Choose {', '.join(f'{group}=NAME' for group in GROUPS)}, e.g. env=lbf.")
     run = _compose(overrides, chosen)
-    device = "cpu" if run.device == "auto" else run.device
+    device = "cpu" if run.device == "auto" else resolve_device(run.device)
     env_module(run.env.name).check(run.env)
     env_maker = env_contract.EnvMaker(run.env, lambda config, count, seed: make_env(config, count, seed, device))
     passed = True
@@ -153,10 +154,10 @@ def _run_checks(title: str, checks: Sequence[_Check], maker: Any) -> bool:
         maker: their argument.
     """
     print(inert(title))
-    for number, each in enumerate(checks):
-        name = (each.__doc__ or each.__name__).partition("\n")[0]
+    for number, check in enumerate(checks):
+        name = (check.__doc__ or check.__name__).partition("\n")[0]
         try:
-            notes = each(maker)
+            notes = check(maker)
         except Exception as error:  # code of the user's own may raise anything
             message = str(error) if isinstance(error, UserError) else error_line(error)
             if not isinstance(error, ContractError):

@@ -86,7 +86,8 @@ def execute(directory: RunDirectory, show: bool = True) -> RunResult:
             raise
         except KeyboardInterrupt:
             with contextlib.suppress(OSError):
-                directory.set_status("interrupted")
+                if not directory.was_removed():
+                    directory.set_status("interrupted")
             raise
 
 

@@ -154,8 +154,8 @@ def _key_hint(key: str, overrides: Iterable[str], conf: Path) -> str:
     owners = registry.owners([group] if group in registry.GROUPS else [] if matches else registry.GROUPS, name)
     if owners:
         chosen = dict.fromkeys(f"{group}={config[group].name}" for group, _ in owners)
-        having = " or ".join(f"{group}={choice}" for group, choice in owners)
-        return f" It is an option of {having}, not of {' or '.join(chosen)}."
+        choices_with_it = " or ".join(f"{group}={choice}" for group, choice in owners)
+        return f" It is an option of {choices_with_it}, not of {' or '.join(chosen)}."
     matches = matches or difflib.get_close_matches(key, known_keys, n=1, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 

@@ -200,8 +200,8 @@ def _checked_options(cls: type, options: Any, prefix: str) -> dict[str, Any]:
         path = f"{prefix}.{name}" if prefix else str(name)
         if name not in fields:
             owners = registry.owners([prefix], str(name)) if prefix in registry.GROUPS else []
-            having = " or ".join(f"{group}={choice}" for group, choice in owners)
-            hint = f" It is an option of {having}." if owners else nearest(str(name), fields)
+            choices_with_it = " or ".join(f"{group}={choice}" for group, choice in owners)
+            hint = f" It is an option of {choices_with_it}." if owners else nearest(str(name), fields)
             raise UserError(f"Unknown key {path!r}.{hint} Known: {', '.join(sorted(fields))}.")
         hint = hints[name]
         if dataclasses.is_dataclass(hint) and isinstance(value, dict):

@@ -14,14 +14,19 @@ _RANGE = r"\d+(?:-\d+)?"
 _RANGES = re.compile(rf"(?P<key>[+~]{{0,2}}[\w./@-]+)=(?P<value>{_RANGE}(?:,{_RANGE})*)")
 
 _MULTIRUN = ("-m", "--multirun")
+_WITH_OPTIONAL_VALUE = ("--info", "-i")
 _WITH_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p", "--experimental-rerun")
 CONFIG_DIR_OPTIONS = ("--config-dir", "-cd")
 _OPEN_ENDED = ("env.options.", "env.options=", "hydra.launcher.sbatch")  # options that no YAML file lists
 _NONE_OF_GROUP = {"mixer": "none", "tracking": "local", "llm": "bundled"}  # the choice that stands for nothing
 
 
-def expand_ranges(argument: str) -> str:
+def expand_ranges(argument: str, arguments: Sequence[str] = ()) -> str:
     """Expand ranges of whole numbers: 'seed=0-2,7' becomes 'seed=0,1,2,7'. Other arguments are returned unchanged.
+
+    Args:
+        argument: the override.
+        arguments: the whole command line, whose choices decide which options are text.
 
     Raises:
         UserError: the end of a range is smaller than its start.
@@ -29,7 +34,7 @@ def expand_ranges(argument: str) -> str:
     match = _RANGES.fullmatch(argument)
     if match is None or "-" not in match["value"] or match["key"].startswith("hydra."):  # 1-12 is a time limit
         return argument
-    if is_text(match["key"]):  # a name, such as 2026-11
+    if is_text(match["key"], arguments):  # a name, such as 2026-11
         return argument
     values: list[str] = []
     for part in match["value"].split(","):
@@ -72,18 +77,22 @@ def to_hydra_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _options_first(arguments: Sequence[str]) -> list[str]:
-    """Return the options of Hydra, each with its value, and then the overrides."""
+    """Return the options of Hydra, each with its value, then the overrides, and last an option whose value may be left out."""
     options: list[str] = []
+    last: list[str] = []
     others: list[str] = []
     remaining = iter(arguments)
     for argument in remaining:
         if not argument.startswith("-"):
             others.append(argument)
             continue
+        if argument in _WITH_OPTIONAL_VALUE:
+            last.append(argument)
+            continue
         options.append(argument)
         if argument in _WITH_VALUE:
             options += [value for value in (next(remaining, None),) if value is not None]
-    return options + others
+    return options + others + last
 
 
 def _options_as_lists(arguments: Sequence[str]) -> list[str]:
@@ -158,6 +167,10 @@ def _replace_config_dirs(arguments: Sequence[str]) -> list[str]:
             folders.append(value if equals else next(remaining, ""))
         elif name == "hydra.searchpath":
             entries: Any = OverridesParser.create().parse_override(argument).value()
+            if not isinstance(entries, list):
+                raise UserError(
+                    f"{argument}: write a list of folders or packages, e.g. hydra.searchpath=[pkg://my_package.conf]."
+                )
             paths += map(str, entries)
         else:
             others.append(argument)
@@ -194,7 +207,7 @@ def _axes(arguments: Sequence[str], loader: Any) -> dict[str, list[str]]:
     """Return the values that overrides list, by key."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    expanded = [expand_ranges(argument) for argument in arguments]
+    expanded = [expand_ranges(argument, arguments) for argument in arguments]
     axes: dict[str, list[str]] = {}
     for override in OverridesParser.create(loader).parse_overrides(expanded):
         key = override.get_key_element()

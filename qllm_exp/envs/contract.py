@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def check_sizes(env: Any, name: str, num_envs: int) -> None:
             raise ContractError(f"env={name}: {attribute} is {_kind(value)}, expected {_name(kind)} ({CONTRACT}).")
     for attribute in _SIZES:
         size = getattr(env, attribute)
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, Integral) or size < 1:  # numpy's integers too
             raise ContractError(f"env={name}: {attribute}={size!r}, expected a whole number from 1 ({CONTRACT}).")
     if env.num_envs != num_envs:
         raise ContractError(f"env={name}: num_envs={env.num_envs}, but make() was called for {num_envs} copies.")

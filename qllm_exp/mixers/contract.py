@@ -135,8 +135,8 @@ def check_rows(maker: MixerMaker) -> list[str]:
     mixer = maker.make()
     qs, state = maker.inputs(*_LEADING)
     copies = qs.clone(), state.clone()
-    whole, again = mixer(qs, state), mixer(qs, state)
-    if not torch.equal(whole, again):
+    whole, repeated = mixer(qs, state), mixer(qs, state)
+    if not torch.equal(whole, repeated):
         raise maker.broken("forward() gives other values the second time: no randomness and no memory are allowed")
     if not (torch.equal(copies[0], qs) and torch.equal(copies[1], state)):
         raise maker.broken("forward() writes into its arguments")

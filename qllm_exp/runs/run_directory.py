@@ -13,6 +13,7 @@ stop            exists while the run is requested to stop at a checkpoint, or no
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -50,6 +51,9 @@ _MAX_CONFIG_BYTES = 2**20
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HEARTBEAT_LIMIT_S = 60.0  # a running run whose heartbeat is older than this is dead
 WATCH_S = 12.0  # seconds of watching, longer than two heartbeats, before a run of another machine is taken over
+_CLOCKS: dict[
+    Path, tuple[float, float]
+] = {}  # by folder: when its file system was asked, and its clock minus the monotonic one
 _MAX_CLOCK_DIFFERENCE_S = 900.0  # of two machines; if the file of a heartbeat is younger by more, it is a copy
 
 
@@ -206,6 +210,10 @@ class RunDirectory:
             return not os.path.samestat(os.fstat(self._lock), os.stat(self.path / ".lock"))
         except (FileNotFoundError, NotADirectoryError):
             return True
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # a network file system: another machine has removed it
+                return True
+            raise
 
     def owner(self, wait_s: float = 0.0) -> str:
         """Return the process that runs it now, e.g. 'process 12 on host'; '' if there is none.
@@ -238,10 +246,13 @@ class RunDirectory:
         status = self.status()
         if status.get("state") != "running" or status.get("host", "") == socket.gethostname():
             return ""
+        if self.heartbeat_age_s() > _MAX_CLOCK_DIFFERENCE_S + HEARTBEAT_LIMIT_S:
+            return ""
         deadline = time.monotonic() + WATCH_S
         while time.monotonic() < deadline:
             time.sleep(0.5)
-            self._now()  # a file system that caches the directory reads it again
+            with contextlib.suppress(OSError):
+                file_system_time_ns(self.path)  # a file system that caches the directory reads it again
             latest = self.status()
             if latest.get("state") == "running" and latest.get("heartbeat") != status.get("heartbeat"):
                 return _process_of(latest)
@@ -275,11 +286,19 @@ class RunDirectory:
         return max(0.0, now - date)
 
     def _now(self) -> float:
-        """Return the time by the clock of the file system, in seconds since 1970; by the clock here if it is read-only."""
-        try:
-            return file_system_time_ns(self.path) / 1e9
-        except OSError:
-            return time.time()
+        """Return the time by the clock of the file system, in seconds since 1970; by the clock here if it is read-only.
+
+        The file system is asked once a second for all runs of a folder.
+        """
+        folder, now = self.path.parent, time.monotonic()
+        asked, difference = _CLOCKS.get(folder, (-math.inf, 0.0))
+        if now - asked >= 1:
+            try:
+                difference = file_system_time_ns(folder) / 1e9 - now
+            except OSError:
+                difference = time.time() - now
+            _CLOCKS[folder] = now, difference
+        return now + difference
 
     def open_metrics(self, offset: int) -> None:
         """Open the metrics file for appending.

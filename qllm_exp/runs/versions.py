@@ -26,9 +26,9 @@ MACHINE_KEYS = (
 )  # keys that name a machine, or a path on it (the last one up to 0.2)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Modules and rooms of the package that determine the numbers of a run that has begun. Its configuration and its
+# Modules and subpackages that determine the numbers of a run that has begun. Its configuration and its
 # credit-assignment function are in its directory, so conf/, prompts and bundled functions are not among them.
-_TRAINING_ROOMS = (
+_TRAINING_PACKAGES = (
     *("errors.py", "experiment.py"),
     *("algorithms", "config", "credit", "envs", "mixers", "networks", "runs", "training", "utils"),
 )
@@ -81,7 +81,7 @@ def library_version(name: str) -> str:
 def training_files() -> list[Path]:
     """Return the source files of the package that determine the numbers of a run that has begun."""
     files: list[Path] = []
-    for name in _TRAINING_ROOMS:
+    for name in _TRAINING_PACKAGES:
         path = _PACKAGE / name
         files += [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in _SOURCE_SUFFIXES]
     return [file for file in files if file.is_file()]  # an editor's lock is a link to nowhere

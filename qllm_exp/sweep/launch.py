@@ -158,7 +158,7 @@ def restart(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launche
     device = _device(directory.read_config() for directory in directories)
     statuses = {directory.path: directory.status() for directory in directories}
     outcomes = launcher.start(sweep, Work(directories, failures, device=device, statuses=statuses))
-    conclude(sweep, sweep.directories, outcomes, failures, launcher.waits)
+    conclude(sweep, directories, outcomes, failures, launcher.waits)
     return exit_code(directories, outcomes, launcher.waits)
 
 
@@ -222,7 +222,8 @@ def conclude(
         for outcome in failed:
             log.info("%s", failure_report(outcome.directory, outcome.error, outcome.directory.console))
         log.info("retry all failed runs: %s -m qllm_exp retry %s", python_command(), shlex.quote(str(sweep.path)))
-    remaining = len(unfinished) - len(failed)
+    ended = {outcome.directory.path for outcome in outcomes}
+    remaining = sum(directory.path not in ended for directory in unfinished)
     if waited and remaining and not failures.may_start():
         log.info("%s not started: sweep.max_failures=%d was reached", count(remaining, "run"), failures.limit)
 

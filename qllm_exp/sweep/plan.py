@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 
@@ -193,9 +194,10 @@ def _describe_other_lengths(plan: Plan) -> str:
     for name in names:
         by_prefix.setdefault(name.rpartition("_")[0], []).append(name)
     examples = []
+    total_steps = cache(lambda name: RunDirectory(plan.dir / name).status().get("total_steps"))
     for run in new:
         for name in by_prefix.get(run.directory.path.name.rpartition("_")[0], ()):
-            steps = RunDirectory(plan.dir / name).status().get("total_steps")
+            steps = total_steps(name)
             if steps != run.config.train.total_steps and _finished_with(run, steps, plan.dir / name):
                 examples.append(f"{name}, {steps:,} steps")
                 break

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,7 +12,7 @@ from typing import Any
 from qllm_exp.config import schema
 from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.config.load import run_name, with_num_envs
-from qllm_exp.errors import UserError
+from qllm_exp.errors import UserError, error_line
 from qllm_exp.generation import provide
 from qllm_exp.generation.coder_evaluator import Ranker
 from qllm_exp.generation.verify import Accepted
@@ -69,9 +68,8 @@ def check(
     if run.env.built_when_planned:
         _check_built(run, memory)
     if isinstance(run.tracking, schema.WandbConfig):
-        tracking = wandb_login.obey_environment(run.tracking)
+        tracking = wandb_login.obey_environment(run.tracking)  # for this command; a run looks for itself when it starts
         wandb_login.check(tracking, (*run.sweep.tags, *tracking.tags))
-        run = replace(run, tracking=tracking)
     if isinstance(run.mixer, schema.FunctionMixerConfig):
         source = provide.locate(run)
         if source.exists or not source.key:
@@ -96,7 +94,7 @@ def _check_built(run: schema.RunConfig, memory: MemoryReader) -> None:
 
     key = repr(replace(run.env, num_envs=1))
     if key not in _SIZES:
-        _SIZES[key] = _built_size(run.env)
+        _SIZES[key] = _built_size(run.env, run.device)
     size, num_envs = _SIZES[key], int(run.env.num_envs)
     if run.device.startswith("cuda") or size.nbytes * max(run.train.buffer_episodes, num_envs) < _SMALL:
         return
@@ -108,13 +106,13 @@ def _check_built(run: schema.RunConfig, memory: MemoryReader) -> None:
         check_memory(size, num_envs, run.train, True, memory())
 
 
-def _built_size(config: schema.EnvConfig) -> Any:
-    """Return the size of an episode of an environment, from one copy that is built and closed again."""
+def _built_size(config: schema.EnvConfig, device: str) -> Any:
+    """Return the size of an episode of an environment, from one copy that is built on the device of the run and closed again."""
     from qllm_exp.envs import make_env
     from qllm_exp.training.replay import episode_size
 
     try:
-        env = make_env(replace(config, num_envs=1), 1, 0)
+        env = make_env(replace(config, num_envs=1), 1, 0, device)
         try:
             return episode_size(env)
         finally:
@@ -122,10 +120,8 @@ def _built_size(config: schema.EnvConfig) -> Any:
     except UserError:
         raise
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"env={config.name} with env.task={config.task!r} cannot be built: {type(error).__name__}: "
-            f"{' '.join(str(error).split())} ({place.filename}, line {place.lineno})"
+            f"env={config.name} with env.task={config.task!r} cannot be built: {' '.join(error_line(error).split())}"
         ) from error
 
 

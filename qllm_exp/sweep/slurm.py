@@ -33,7 +33,7 @@ from qllm_exp.runs.sweep_directory import Sweep, exclusive_lock
 from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.sweep.progress import outcome_line, python_command
-from qllm_exp.utils.files import write_atomically
+from qllm_exp.utils.files import is_disk_full, write_atomically
 from qllm_exp.utils.memory import Memory
 from qllm_exp.utils.text import count
 
@@ -233,8 +233,10 @@ class Slurm:
             write_atomically(folder / PACKS, json.dumps(names, indent=1) + "\n")
         except BaseException as error:
             _undo(folder, previous_status)
+            if is_disk_full(error):
+                raise DiskFull(folder, str(getattr(error, "strerror", error))) from error
             if isinstance(error, OSError):
-                raise DiskFull(folder, str(error.strerror)) from error
+                raise UserError(f"The sweep cannot be submitted: {error}.") from error
             raise
         job_id, errors = _run_sbatch(folder, job_environment(os.environ, parameters))
         if not job_id:

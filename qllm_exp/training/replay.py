@@ -101,7 +101,7 @@ def check_memory(size: EpisodeSize, num_envs: int, train: TrainConfig, on_policy
     advice = f"lower {key} to {fitting:,} or less, or " if fitting > 0 else ""
     raise UserError(
         f"{key}={capacity} does not fit into memory: an episode ({size.text}) takes {size_text(size.nbytes)}, and all of "
-        f"them {size_text(needed)}, while {memory.place} has {size_text(memory.size)}. To fit, {advice}lower "
+        f"them {size_text(needed)}, while {memory.place} has {size_text(memory.size)} available. To fit, {advice}lower "
         "env.episode_limit or the size of the observations."
     )
 

@@ -1,4 +1,4 @@
-"""What makes the start of a process shorter."""
+"""Shorter start-up of a process: imports that are left out, and no garbage collection meanwhile."""
 
 import functools
 import gc
@@ -35,8 +35,8 @@ def keep_compiler_out() -> None:
 
     library: Any = torch  # none of these names is part of its interface
     wrapper = library._disable_dynamo(lambda: None).__code__
-    rooms = (library._refs, library._refs.special, library._refs.nn.functional, library._meta_registrations)
-    tables = (*library._decomp.global_decomposition_table.values(), *map(vars, rooms))
+    namespaces = (library._refs, library._refs.special, library._refs.nn.functional, library._meta_registrations)
+    tables = (*library._decomp.global_decomposition_table.values(), *map(vars, namespaces))
     waiting = [function for table in tables for function in table.values()]
     visited: set[FunctionType] = set()
     while waiting:  # through the wrappers, to what they wrap

@@ -123,10 +123,12 @@ def notes_on_records(records: Sequence[Record], metric: str = "final") -> list[s
     """
     notes = [_MASKED_NOTE] if any(record.settings.get("env.mask_ineffective") is True for record in records) else []
     if metric == "absolute":
-        choosing, again = (_standard_error([getattr(run, kind) for run in records]) for kind in ("final", "absolute"))
+        choosing_error, absolute_error = (
+            _standard_error([getattr(run, kind) for run in records]) for kind in ("final", "absolute")
+        )
         notes.append(
             "Absolute metric: the parameters of a run's best evaluation, evaluated once more. Which evaluation is the best "
-            f"depends on its noise{choosing}, so the value{again} may be below that of the last evaluation."
+            f"depends on its noise{choosing_error}, so the value{absolute_error} may be below that of the last evaluation."
         )
     return notes
 

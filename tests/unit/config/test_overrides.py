@@ -172,3 +172,23 @@ def test_null_in_a_preset_is_null():
 def test_a_command_line_that_matches_no_case_is_rejected():
     with pytest.raises(UserError, match=r"No case of the experiment matches algorithm=maser\."):
         grids(["algorithm=maser"], {"seed": [0]}, CASES)
+
+
+def test_an_option_whose_value_may_be_left_out_is_last():
+    assert to_hydra_arguments(["--info", "env=matrix", "--resolve"]) == ["--resolve", "env=matrix", "--info"]
+
+
+@pytest.mark.parametrize("value", ["null", "pkg://nope"])
+def test_a_search_path_is_a_list(value):
+    with pytest.raises(UserError, match="write a list of folders or packages"):
+        to_hydra_arguments([f"hydra.searchpath={value}"])
+
+
+def test_text_of_a_users_own_choice_is_no_range(tmp_path, monkeypatch):
+    (tmp_path / "own_env_with_a_label.py").write_text(
+        "from dataclasses import dataclass\nfrom qllm_exp.config.schema import EnvConfig\n"
+        "@dataclass\nclass Config(EnvConfig):\n    label: str = ''\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["env=own_env_with_a_label", "env.label=2026-11"]
+    assert [expand_ranges(argument, arguments) for argument in arguments] == arguments

@@ -114,7 +114,7 @@ def test_images_that_do_not_fit_into_memory_are_refused_with_sizes_and_advice(
     assert "\n" not in message and message.startswith("train.buffer_episodes=5000 does not fit into memory")
     assert "2 observations of 21,168 numbers and a state of 42,336" in message
     assert (
-        "44.1 GB, while this machine has 16.0 GB" in message
+        "44.1 GB, while this machine has 16.0 GB available" in message
         and "lower train.buffer_episodes to 1,808 or less" in message
     )
     checked("pettingzoo", memory=Memory(10**11, "this machine"), task="image_games.images_v0")
