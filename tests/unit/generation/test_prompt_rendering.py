@@ -303,8 +303,13 @@ def test_the_time_to_read_an_answer_is_linear_in_its_length(name: str) -> None:
                     read(answer)
         return time.process_time() - start
 
-    short_s, long_s = cpu_s(9_000), cpu_s(90_000)
-    assert long_s < 0.5 or long_s < 40 * short_s, "a quadratic time would grow a hundredfold"
+    ratios = []
+    for _ in range(3):  # a collection of garbage, or a neighbour on the core, may slow some of them
+        short_s, long_s = cpu_s(9_000), cpu_s(90_000)
+        ratios.append(long_s / short_s)
+        if ratios[-1] < 40:
+            break
+    assert min(ratios) < 40, "a quadratic time would grow a hundredfold"
 
 
 @pytest.mark.parametrize(("answer", "index"), [("[0, 1, 0]", 1), ("My choice: [1,0,0].", 0), ("\n[0,\n0,\n1]\n", 2)])
