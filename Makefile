@@ -59,6 +59,7 @@ tools:
 	@launch/slurm_local.sh install
 	@tests/install_tools.sh
 	@tests/install_browser.sh
+	@PYTHON=$(PYTHON) tests/install_jaxmarl.sh
 
 lint: .venv/dev  ## ruff
 	$(BIN)/ruff check .
