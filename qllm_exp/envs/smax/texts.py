@@ -24,9 +24,7 @@ def _fields(battle_map: Map) -> Iterator[StateField]:
     for kind, index in units:
         yield StateField(kind, index, "health", ("health",), 0.0, 1.0, "share of its full health", _DEAD)
         yield StateField(kind, index, "position", ("x", "y"), -_BEYOND, 1.0 + _BEYOND, side, _DEAD)
-        yield StateField(
-            kind, index, "cooldown", ("cooldown",), 0.0, 1.0, "share of its full cooldown", {0.0: "ready to shoot"}
-        )
+        yield StateField(kind, index, "cooldown", ("cooldown",), 0.0, 1.0, "share of its full cooldown; 0: can shoot")
         yield StateField(kind, index, "is_type", names, 0.0, 1.0)
     for kind, index in units:
         yield StateField(kind, index, "team", ("team",), 0.0, 1.0)
@@ -82,7 +80,7 @@ def describe(config: Any, battle_map: Map) -> TaskDescription:
             "it is in range; with nobody in range it follows a random ally that it sees, or else walks to the place opposite "
             "its start. An agent sees only the units within its sight; the global state shows all. Allies are agents; the "
             "columns team say 0 for allies and 1 for enemies; the columns is_type and type say a unit's type "
-            f"({order}). Of a dead unit, all columns are 0 except team and type."
+            f"({order}). Of a dead unit, all columns are 0 except team and type, and it can only stop."
         ),
         reward=(
             f"{reward} {factor}(the health that enemies have lost in the step, each as a share of its own full health, summed "
@@ -91,7 +89,7 @@ def describe(config: Any, battle_map: Map) -> TaskDescription:
         ),
         actions=(
             *(f"move {direction}" for direction in MOVES),
-            "stop (the only action of a dead agent)",
+            "stop",
             *(f"attack enemy {enemy}" for enemy in range(enemies)),
         ),
         episode=(
