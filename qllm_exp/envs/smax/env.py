@@ -1,12 +1,13 @@
 """SMAX (Rutherford et al., 2023) with the rules of jaxmarl 0.2.0: allies that learn against its scripted ("heuristic") enemy.
 
 Units on a plane move and shoot, as in the StarCraft Multi-Agent Challenge and in SMACv2. Rules, maps, starts, observations and
-rewards are jaxmarl's. There are three deviations:
+rewards are jaxmarl's. There are four deviations:
 
 1. jaxmarl reports every end of an episode as "done". Here the time limit truncates.
-2. In the global state, jaxmarl's positions are raw (0 to 32), and cooldowns fall below zero without end. Both are scaled here as
+2. The limit is 100 steps. jaxmarl compares its limit of 100 with the number of the step before it counts it, which makes 101.
+3. In the global state, jaxmarl's positions are raw (0 to 32), and cooldowns fall below zero without end. Both are scaled here as
    in the observations, positions by the size of the map, cooldowns to 0 to 1: with raw ones gradients of mixers explode.
-3. Copies whose episode has ended wait for the next `reset`.
+4. Copies whose episode has ended wait for the next `reset`.
 
 jaxmarl discards the types that it draws for more enemies than allies (those enemies are marines). No map here has both drawn
 types and unequal sides.

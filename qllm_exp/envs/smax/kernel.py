@@ -1,6 +1,6 @@
 """The rules of SMAX compiled for the CPU, from kernel.cpp; utils/compiled.py builds it at first use.
 
-Results are those of battle.py bit for bit. `python -m qllm_exp.envs.smax.kernel` builds it and prints what is in use.
+Results are those of battle.py bit for bit.
 
 Shapes: N copies, n allies, E enemies, U = n + E units.
 """
@@ -67,7 +67,3 @@ class CompiledBattle(battle.Battle):
         sizes = (ctypes.c_int64 * 3)(self.num_envs, self.n_allies, self.n_enemies)
         pointers = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
         SOURCE.function(name, None)(sizes, ctypes.c_void_p(self._statistics.data_ptr()), pointers)
-
-
-if __name__ == "__main__":
-    print(SOURCE.status())
