@@ -65,7 +65,7 @@ class Battle:
         self._statistics = statistics().to(device)
         self._move_vectors = torch.tensor(MOVE_VECTORS, device=device)
         self._teams = (torch.arange(self.n_units, device=device) >= self.n_allies).float()
-        self._own = torch.eye(self.n_units, device=device)
+        self._identity = torch.eye(self.n_units, device=device)
         others = [[j for j in range(self.n_units) if j != i] for i in range(self.n_allies)]
         self._others = torch.tensor(others, device=device)  # [n, U - 1]
         self._last_action = FIRST_ATTACK - 1 + torch.where(self._teams == 0, self.n_enemies, self.n_allies)  # [U]
@@ -189,7 +189,7 @@ class Battle:
             alive: [N, U] bool; None: all units live.
         """
         delta = positions.unsqueeze(2) - positions.unsqueeze(1)  # [N, U, U, 2]
-        distance = _length(delta) + self._own + 1e-6
+        distance = _length(delta) + self._identity + 1e-6
         overlap = ((self._radius.unsqueeze(2) + self._radius.unsqueeze(1)) / distance - 1).clamp(min=0)
         if alive is not None:
             overlap = overlap * (alive.unsqueeze(2) & alive.unsqueeze(1))

@@ -261,8 +261,11 @@ class Battle {
 }  // namespace
 
 // Both take sizes [N, n, E], the table of types [TYPES, STATISTICS] and the arrays in the order of `Arrays`. Copies that are not
-// playing stay as they are, get the reward 0 and show zeros.
-extern "C" void smax_step(const int64_t *sizes, const float *table, const Arrays *arrays) {
+// playing stay as they are, get the reward 0 and show zeros. The result is not 0, and nothing happens, if an action is out of range.
+extern "C" int smax_step(const int64_t *sizes, const float *table, const Arrays *arrays) {
+    for (int64_t k = 0; k < sizes[0] * sizes[1]; k++) {
+        if (arrays->ally_actions[k] < 0 || arrays->ally_actions[k] >= FIRST_ATTACK + sizes[2]) return 1;
+    }
     Battle battle(sizes, table, *arrays);
     for (int64_t copy = 0; copy < sizes[0]; copy++) {
         if (arrays->playing[copy]) {
@@ -272,9 +275,11 @@ extern "C" void smax_step(const int64_t *sizes, const float *table, const Arrays
             battle.hide(copy);
         }
     }
+    return 0;
 }
 
-extern "C" void smax_observe(const int64_t *sizes, const float *table, const Arrays *arrays) {
+extern "C" int smax_observe(const int64_t *sizes, const float *table, const Arrays *arrays) {
     Battle battle(sizes, table, *arrays);
     for (int64_t copy = 0; copy < sizes[0]; copy++) battle.observe_start(copy);
+    return 0;
 }

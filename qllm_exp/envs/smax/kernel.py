@@ -37,7 +37,15 @@ class CompiledBattle(battle.Battle):
     """N copies of a battle on the CPU; the same as Battle, faster."""
 
     def step(self, actions: Tensor, follow: Tensor, cooldown_draws: Tensor) -> tuple[Observation, Tensor]:
-        """As Battle.step."""
+        """As Battle.step.
+
+        Raises:
+            ValueError: the actions are not an int64 tensor [N, n] of actions that exist.
+        """
+        if actions.shape != (self.num_envs, self.n_allies) or actions.dtype != torch.int64:
+            raise ValueError(
+                f"actions are {actions.dtype} {tuple(actions.shape)}; expected int64 {(self.num_envs, self.n_allies)}"
+            )
         reward = torch.empty(self.num_envs)
         observation = self._empty_observation()
         inputs = [actions.contiguous(), follow.contiguous(), cooldown_draws.contiguous()]
@@ -60,10 +68,19 @@ class CompiledBattle(battle.Battle):
             torch.empty(self.num_envs, n, maps.FIRST_ATTACK + self.n_enemies, dtype=torch.bool),
         )
 
-    def _call(self, name: str, results: list[Tensor]) -> None:
-        """Call a function of the kernel with the battle's tensors and these."""
+    def _call(self, name: str, arguments: list[Tensor]) -> None:
+        """Call a function of the kernel with the battle's tensors.
+
+        Args:
+            name: of the function.
+            arguments: further tensors, in the order of `Arrays` in kernel.cpp.
+
+        Raises:
+            ValueError: an action is out of range.
+        """
         held = [self._types, self.positions, self.health, self._cooldowns, self._actions, self._targets, self._homes]
-        tensors = [*held, self.playing, *results]
+        tensors = [*held, self.playing, *arguments]
         sizes = (ctypes.c_int64 * 3)(self.num_envs, self.n_allies, self.n_enemies)
         pointers = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
-        SOURCE.function(name, None)(sizes, ctypes.c_void_p(self._statistics.data_ptr()), pointers)
+        if SOURCE.function(name)(sizes, ctypes.c_void_p(self._statistics.data_ptr()), pointers) != 0:
+            raise ValueError(f"an action is out of range; allowed: 0 to {maps.FIRST_ATTACK + self.n_enemies - 1}")

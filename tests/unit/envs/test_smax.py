@@ -342,6 +342,20 @@ def test_starts_of_drawn_maps_are_half_mirrored_and_half_surrounded() -> None:
     assert mirrored == pytest.approx(0.5, abs=0.06) and inside.float().mean() == pytest.approx(0.5, abs=0.06)
 
 
+def test_actions_that_do_not_exist_are_refused_by_the_kernel() -> None:
+    env = make("3m", 2)
+    env.reset()
+    health = env.battle.health.clone()
+    for action in (-1, 8):
+        with pytest.raises(ValueError, match="0 to 7"):
+            env.step(torch.tensor([[0, 0, 0], [0, action, 0]]))
+    with pytest.raises(ValueError, match=r"expected int64 \(2, 3\)"):
+        env.step(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"expected int64 \(2, 3\)"):
+        env.step(torch.zeros(3, 2, dtype=torch.int64))
+    assert torch.equal(env.battle.health, health)
+
+
 def test_an_unknown_map_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"3s_vs_5z"):
         make("3s_vs_5Z")
