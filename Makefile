@@ -20,7 +20,7 @@ install: .venv/installed  ## the package into .venv, with everything a run needs
 	@echo "installing into .venv (once)"
 	@$(PIP) torch
 	@$(PIP) -e '.[pettingzoo]'
-	@$(BIN)/python -m qllm_exp.networks.gru_kernel
+	@$(BIN)/python -c 'from qllm_exp.networks import gru_kernel as a; from qllm_exp.envs.smax import kernel as b; print(a.status(), b.SOURCE.status())'
 	@touch $@
 
 dev: .venv/dev  ## ... and with what the tests need
@@ -59,6 +59,7 @@ tools:
 	@launch/slurm_local.sh install
 	@tests/install_tools.sh
 	@tests/install_browser.sh
+	@PYTHON=$(PYTHON) tests/install_jaxmarl.sh
 
 lint: .venv/dev  ## ruff
 	$(BIN)/ruff check .

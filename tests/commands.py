@@ -312,7 +312,7 @@ def _import_what_runs_need() -> None:
     from qllm_exp.algorithms import q_learning  # noqa: F401
     from qllm_exp.config import compose, load, overrides  # noqa: F401
     from qllm_exp.credit import stored_function  # noqa: F401
-    from qllm_exp.envs import lbf, matrix, mpe  # noqa: F401
+    from qllm_exp.envs import lbf, matrix, mpe, smax  # noqa: F401
     from qllm_exp.generation import provide  # noqa: F401
     from qllm_exp.networks import gru_kernel  # noqa: F401
     from qllm_exp.results.figures import per_task  # noqa: F401

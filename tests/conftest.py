@@ -15,6 +15,7 @@ LONGEST = (
     "test_stored_function",
     "test_grf",
     "test_parity_lbf",
+    "test_parity_smax",
     "test_main_job",
     "test_wandb",
     "test_unused",

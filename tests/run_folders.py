@@ -24,6 +24,7 @@ def make_run(
     steps: Sequence[int] = STEPS,
     program: Any = None,
     usd: float | None = 0.25,
+    wins: Sequence[float] | None = None,
 ) -> Path:
     """Create the directory of a finished run.
 
@@ -36,16 +37,19 @@ def make_run(
         steps: environment steps of the evaluations.
         program: program of the credit-assignment function, any JSON; None: no function.
         usd: price of the function.
+        wins: win rates of the evaluations; None: the environment reports no wins.
     """
     path = folder / run_name(run, json.dumps(program))
     path.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(dataclasses.asdict(run)), path / "config.yaml")
     if returns is None:
         returns = [final * index / (len(steps) - 1) for index in range(len(steps))]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"kind": "evaluation", "env_step": step, "return_mean": value}
         for step, value in zip(steps, returns, strict=True)
     ]
+    for row, win_mean in zip(rows, wins or [], strict=wins is not None):
+        row["win_mean"] = win_mean
     (path / "metrics.jsonl").write_text("".join(strict_json(row) + "\n" for row in rows))
     result = {
         "final_return": final,

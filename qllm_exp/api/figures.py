@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def plot_curves(
     *sources: Source,
     normalise: bool = False,
+    metric: str = "return",
     by: str | Sequence[str] = "method",
     output: Source | None = None,
     only: str | Sequence[str] = (),
@@ -22,6 +23,7 @@ def plot_curves(
     Args:
         *sources: directories or W&B projects; none: the directory `runs`.
         normalise: one panel over all tasks instead: the IQM of normalised returns.
+        metric: 'return', or 'win_rate' where the tasks report wins.
         by: what a line stands for: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
         only: filters such as 'mixer=qmix,tfcaf'.
@@ -30,7 +32,8 @@ def plot_curves(
         A matplotlib figure.
 
     Raises:
-        UserError: a source holds no finished run, the runs cannot be compared, or the file cannot be written.
+        UserError: a source holds no finished run, the runs cannot be compared, the metric is unknown or not reported, or the file
+            cannot be written.
 
     Examples:
         >>> qllm_exp.plot_curves("runs/baselines", output="curves.pdf")
@@ -39,7 +42,7 @@ def plot_curves(
 
     path = _figure_path(output)
     records, missing = select_records(sources, only, by)
-    return (across_tasks.aggregated_curves if normalise else per_task.curves)(records, path, missing)
+    return (across_tasks.aggregated_curves if normalise else per_task.curves)(records, path, missing, metric=metric)
 
 
 def plot_bars(
@@ -53,7 +56,7 @@ def plot_bars(
 
     Args:
         *sources: directories or W&B projects; none: the directory `runs`.
-        metric: 'final' or 'absolute', as in `table`.
+        metric: 'final', 'absolute' or 'win_rate', as in `table`.
         by: what a bar stands for: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
         only: filters such as 'mixer=qmix,tfcaf'.
@@ -85,7 +88,7 @@ def plot_profiles(
 
     Args:
         *sources: directories or W&B projects; none: the directory `runs`.
-        metric: 'final' or 'absolute', as in `table`.
+        metric: 'final', 'absolute' or 'win_rate', as in `table`.
         by: what a line stands for: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
         only: filters such as 'mixer=qmix,tfcaf'.
@@ -118,7 +121,7 @@ def plot_improvement(
 
     Args:
         *sources: directories or W&B projects; none: the directory `runs`.
-        metric: 'final' or 'absolute', as in `table`.
+        metric: 'final', 'absolute' or 'win_rate', as in `table`.
         against: the method that all others are compared with; '': every pair.
         by: what is compared: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
@@ -153,7 +156,7 @@ def plot_ablation(
     Args:
         *sources: directories or W&B projects; none: the directory `runs`.
         axis: the configuration key that varies, e.g. 'tfcaf.rounds'; several keys: their combinations.
-        metric: 'final' or 'absolute', as in `table`.
+        metric: 'final', 'absolute' or 'win_rate', as in `table`.
         stat: 'mean', 'iqm' or 'median' over seeds.
         output: a .png, .pdf or .svg file to write as well.
         only: filters such as 'mixer=qmix,tfcaf'.

@@ -121,7 +121,8 @@ def table(
         *sources: directories or W&B projects; none: the directory `runs`.
         rows: configuration keys of the rows; (): one row over all tasks, of normalised scores.
         cols: configuration keys of the columns; 'method' stands for all settings at once.
-        metric: 'final' (the last evaluation) or 'absolute' (the best parameters, evaluated once more).
+        metric: 'final' (the last evaluation), 'absolute' (the best parameters, evaluated once more) or 'win_rate' (share of
+            episodes won in the last evaluation).
         stat: 'mean', 'iqm' or 'median' over seeds.
         only: filters such as 'mixer=qmix,tfcaf'.
 
@@ -151,7 +152,7 @@ def ablation(
     Args:
         *sources: directories or W&B projects; none: the directory `runs`.
         axis: the configuration key that varies, e.g. 'tfcaf.rounds'; several keys: their combinations.
-        metric: 'final' or 'absolute', as in `table`.
+        metric: 'final', 'absolute' or 'win_rate', as in `table`.
         stat: 'mean', 'iqm' or 'median' over seeds.
         only: filters such as 'mixer=qmix,tfcaf'.
 
@@ -182,7 +183,7 @@ def compare(
         *sources: directories or W&B projects; none: the directory `runs`.
         by: what is compared: 'method', or a configuration key such as 'tfcaf.rounds'.
         against: the method that all others are compared with; '': every pair.
-        metric: 'final' or 'absolute', as in `table`.
+        metric: 'final', 'absolute' or 'win_rate', as in `table`.
         only: filters such as 'mixer=qmix,tfcaf' or 'env=lbf'.
 
     Returns:

@@ -49,6 +49,7 @@ class Entity:
         unit: of the places.
         path: [T + 1, 2] (x, y), NaN while it is absent.
         level: [T + 1]; None if it has no level.
+        health: [T + 1] share of its full health; None if it has no health.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Entity:
     unit: str
     path: Tensor
     level: Tensor | None
+    health: Tensor | None = None
 
 
 def random_policy(seed: int, device: torch.device) -> ActFunction:
@@ -143,8 +145,8 @@ def find_entities(layout: StateLayout, states: Tensor) -> list[Entity]:
             for value in field.special:
                 special |= places == value
             path = places.masked_fill(special.all(1, keepdim=True), float("nan"))
-            level = _level(layout, states, field)
-            entities[field.entity, field.index] = Entity(field.entity, field.index, field.unit, path, level)
+            level, health = (_of_same_entity(layout, states, field, name) for name in ("level", "health"))
+            entities[field.entity, field.index] = Entity(field.entity, field.index, field.unit, path, level, health)
     for field in layout:
         offset = re.fullmatch(r"offset_to_(\w+)_(\d+)", field.name)
         if offset and (field.entity, field.index) in entities:
@@ -154,10 +156,10 @@ def find_entities(layout: StateLayout, states: Tensor) -> list[Entity]:
     return list(entities.values())
 
 
-def _level(layout: StateLayout, states: Tensor, position: StateField) -> Tensor | None:
-    """[T + 1] The level of the entity with that position; None if it has none."""
+def _of_same_entity(layout: StateLayout, states: Tensor, position: StateField, name: str) -> Tensor | None:
+    """[T + 1] The quantity `name` of the entity with that position; None if it has none."""
     for field in layout:
-        if (field.entity, field.index, field.name) == (position.entity, position.index, "level"):
+        if (field.entity, field.index, field.name) == (position.entity, position.index, name):
             return states[:, field.start]
     return None
 

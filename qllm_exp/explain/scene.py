@@ -46,6 +46,7 @@ _ENTITY_STYLES = {
     "food": EntityStyle("s", "#BBCC33", "#000000", 11),
     "landmark": EntityStyle("s", "none", "#555555", 12),
     "opponent": EntityStyle("v", "#000000", "#000000", 6),
+    "enemy": EntityStyle("X", "#000000", "#FFFFFF", 9),
     "teammate": EntityStyle("o", "#FFFFFF", "#555555", 6),
     "ball": EntityStyle("o", "#F0E442", "#000000", 13),  # large enough to show as a ring around the agent that has it
 }
@@ -114,6 +115,8 @@ def legend_marker(kind: str) -> "Line2D":
 def draw_scene(axis: "Axes", env: TeamEnv, entities: list[Entity], step: int, credit: Tensor) -> None:
     """Draw all entities at a step. Agents have their number, a size that grows with credit, and a trail of their last steps.
 
+    Below who has health stands the percentage that is left.
+
     Args:
         axis: to draw on.
         env: of the episode.
@@ -136,6 +139,9 @@ def draw_entities(axis: "Axes", env: TeamEnv, entities: list[Entity], step: int,
         x, y = path[step].tolist()
         if math.isnan(x):
             continue
+        if entity.health is not None:
+            text = f"{100 * float(entity.health[step]):.0f}"
+            axis.annotate(text, (x, y), (0, -9), textcoords="offset points", fontsize=5, ha="center", zorder=4)
         if entity.kind == "agent" and entity.index is not None and entity.index < env.n_agents:
             colour = agent_colour(entity.index)
             axis.plot(*path[max(0, step - 5) : step + 1].T.numpy(), color=colour, linewidth=1, alpha=0.6, zorder=2)
@@ -157,7 +163,7 @@ def draw_entities(axis: "Axes", env: TeamEnv, entities: list[Entity], step: int,
             label = f"{float(entity.level[step]):g}"
         elif entity.index is not None and count_by_kind[entity.kind] <= 6:
             label = str(entity.index)
-        if label and entity.kind not in {"opponent", "teammate"}:
+        if label and entity.kind not in {"opponent", "teammate", "enemy"}:
             axis.text(x, y, label, fontsize=6 * scale**0.5, ha="center", va="center_baseline", zorder=1.5)
 
 

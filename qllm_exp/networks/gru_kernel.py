@@ -1,22 +1,12 @@
-"""The compiled recurrent network for the CPU: built from gru_kernel.cpp at first use, cached on disk, called through ctypes.
+"""The compiled recurrent network for the CPU, from gru_kernel.cpp; utils/compiled.py builds it at first use.
 
-`QLLM_EXP_NATIVE=0` disables it, `CXX` selects the compiler that builds it. A kernel in the cache needs no compiler. With neither,
-the network runs in plain torch, which gives the same results up to rounding but is slower. `python -m
+Without it the network runs in plain torch, which gives the same results up to rounding but is slower. `python -m
 qllm_exp.networks.gru_kernel` builds the kernel and prints whether the kernel or torch is in use.
 
 Shapes: T steps, R rows, I inputs, H hidden units, A actions.
 """
 
 import ctypes
-import functools
-import hashlib
-import logging
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -28,172 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from qllm_exp.utils.files import cache_folder
+from qllm_exp.utils.compiled import CompiledSource
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-std=gnu++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
-_TUNING = ("-march=native", "-mcpu=native", "")  # spellings of "tune for this machine"; "" if neither is accepted
-_COMPILERS = ("c++", "g++", "clang++")
-_BUILD_TIMEOUT_S = 120
-_log = logging.getLogger(__name__)
-
-
-class _UnavailableError(Exception):
-    """The kernel cannot be built; the message is the reason."""
-
-
-class _Library(ctypes.CDLL):
-    """A loaded kernel.
-
-    Args:
-        path: Its file.
-
-    Attributes:
-        version: The first digits of the hash of the file. Compilers and processors change them, and the rounding of results.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:10]
-        self.qllm_recurrent_saved_size.restype = ctypes.c_int64
-
-
-# ---- building and loading
-
-
-def _run(command: Sequence[str]) -> str:
-    """Run a command and return its standard output.
-
-    Raises:
-        _UnavailableError: The command cannot be started, takes too long, or fails; with its first error line.
-    """
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _UnavailableError(f"{command[0]}: {error}") from error
-    if process.returncode != 0:
-        lines = process.stderr.splitlines() or ["failed without a message"]
-        error_lines = [line for line in lines if "error" in line.lower()] or lines[-1:]
-        raise _UnavailableError(f"{command[0]}: {error_lines[0].strip()}")
-    return process.stdout
-
-
-def _compilers() -> list[list[str]]:
-    """Compiler commands to try, best first; only $CXX if it is set.
-
-    Raises:
-        _UnavailableError: No compiler is installed.
-    """
-    if command := shlex.split(os.environ.get("CXX", "")):
-        return [command]
-    if installed := [[name] for name in _COMPILERS if shutil.which(name)]:
-        return installed
-    raise _UnavailableError(f"no C++ compiler: none of {', '.join(_COMPILERS)} is on PATH; install g++ or set CXX")
-
-
-def _processor() -> str:
-    """Description of the processor, which determines the code of -march=native: machines may share one home directory."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    features = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU "))]
-    return "\n".join([platform.machine(), platform.processor(), *features])
-
-
-def _compile(output: Path) -> None:
-    """Build gru_kernel.cpp with the first combination of compiler and tuning flag that works.
-
-    Raises:
-        _UnavailableError: No combination works; with the reason of the first.
-    """
-    reasons = []
-    for compiler in _compilers():
-        for tuning in _TUNING:
-            flags = [*_FLAGS, tuning] if tuning else [*_FLAGS]
-            try:
-                _run([*compiler, *flags, str(_SOURCE), "-o", str(output)])
-                return
-            except _UnavailableError as error:
-                reasons.append(str(error))
-    raise _UnavailableError(reasons[0])
-
-
-def _file_name() -> str:
-    """Name of the library, with a hash of source, flags and processor.
-
-    The compiler is not part of it: a run that is resumed where the compiler is missing, or is a newer one, finds the library
-    that it began with.
-    """
-    parts = [_SOURCE.read_text(), *_FLAGS, *_TUNING, _processor()]
-    return f"native-{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}.so"
-
-
-def _load_cached() -> tuple[_Library, str]:
-    """Load the library from the user's cache, and build it first if it is missing.
-
-    Returns:
-        The library and its path.
-
-    Raises:
-        OSError: The cache is not usable.
-        _UnavailableError: The library cannot be built.
-    """
-    try:
-        cache = cache_folder()
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-    path = cache / _file_name()
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as folder:
-            _compile(Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)  # atomic: other processes never see a partial file
-    return _Library(path), str(path)
-
-
-def _load_temporary() -> tuple[_Library, str]:
-    """Build and load the library without leaving a file behind."""
-    with tempfile.TemporaryDirectory(prefix="qllm_exp-") as folder:
-        path = Path(folder) / "native.so"
-        _compile(path)
-        return _Library(path), "for this process only: the cache cannot be written"
-
-
-@functools.cache
-def _library() -> tuple[_Library | None, str]:
-    """The loaded library and its path, or None and the reason."""
-    if os.environ.get("QLLM_EXP_NATIVE") == "0":
-        return None, "QLLM_EXP_NATIVE=0"
-    try:
-        try:
-            return _load_cached()
-        except OSError:
-            return _load_temporary()
-    except (_UnavailableError, OSError) as error:
-        _log.info("No compiled network; the slower torch version is used: %s", error)
-        return None, str(error)
-
-
-def available() -> bool:
-    """Whether the compiled network can be used. The first call may build it, which takes a few seconds."""
-    return _library()[0] is not None
-
-
-def status() -> str:
-    """The implementation in use: 'native (PATH)' or 'torch (REASON)'."""
-    library, detail = _library()
-    implementation = "torch" if library is None else "native"
-    return f"{implementation} ({detail})"
-
-
-def version() -> str:
-    """The implementation in use, wherever its file is: 'native 1a2b3c4d5e', or 'torch'. Equal ones give the same bits."""
-    library = _library()[0]
-    return "torch" if library is None else f"native {library.version}"
-
-
-# ---- calling
+SOURCE = CompiledSource(Path(__file__).with_suffix(".cpp"), ["-ffp-contract=fast"], "network")
+available, status, version = SOURCE.available, SOURCE.status, SOURCE.version
 
 # Buffers of finished updates, kept for reuse. A forward pass saves several megabytes for the backward pass. A new allocation
 # per update would cost page faults every time.
@@ -241,7 +69,7 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 
 def _call(name: str, *arguments: Any) -> None:
-    if getattr(_library()[0], name)(*arguments) != 0:
+    if SOURCE.function(name)(*arguments) != 0:
         raise MemoryError(f"{name}: cannot allocate its working arrays")
 
 
@@ -262,9 +90,8 @@ def _forward(
     """
     sizes = _sizes(inputs, params)
     dims = (ctypes.c_int64 * 5)(*sizes)
-    library = _library()[0]
-    assert library is not None
-    saved = _workspace(library.qllm_recurrent_saved_size(dims)) if keep else None
+    saved_size = SOURCE.function("qllm_recurrent_saved_size", ctypes.c_int64)
+    saved = _workspace(saved_size(dims)) if keep else None
     q = torch.empty(sizes[0], sizes[1], sizes[4])
     arrays = [_pointer(tensor) for tensor in (inputs, hidden, last, q, saved)]
     _call("qllm_recurrent_forward", dims, _pointers(params), *arrays)

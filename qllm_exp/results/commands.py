@@ -116,7 +116,7 @@ def _add_table_parser(commands: Any, name: str, help_text: str) -> argparse.Argu
     )
     add_folders(parser)
     add_only(parser)
-    parser.add_argument("--metric", default="final", metavar="METRIC", help=f"{' or '.join(METRICS)}; default: final")
+    parser.add_argument("--metric", default="final", metavar="METRIC", help=f"{', '.join(METRICS)}; default: final")
     parser.add_argument("--stat", default="mean", metavar="STATISTIC", help=f"{', '.join(STATISTICS)}; default: mean")
     parser.add_argument(
         "--format",
@@ -192,9 +192,12 @@ def _add_figures(commands: Any) -> None:
             parser.add_argument(
                 "--normalise", action="store_true", help="one figure over all tasks: IQM of normalised returns"
             )
+            parser.add_argument(
+                "--metric", default="return", metavar="METRIC", help="return, win_rate; default: return"
+            )
         else:
             parser.add_argument(
-                "--metric", default="final", metavar="METRIC", help=f"{' or '.join(METRICS)}; default: final"
+                "--metric", default="final", metavar="METRIC", help=f"{', '.join(METRICS)}; default: final"
             )
         if name == "improvement":
             parser.add_argument(
@@ -213,7 +216,7 @@ def _draw(options: argparse.Namespace) -> int:
     missing = notes_on_runs(collection)
     if options.figure == "curves":
         draw_curves = across_tasks.aggregated_curves if options.normalise else per_task.curves
-        draw_curves(records, options.output, missing)
+        draw_curves(records, options.output, missing, metric=options.metric)
     elif options.figure == "improvement":
         across_tasks.improvement(records, options.output, options.metric, missing, options.against)
     else:

@@ -214,7 +214,7 @@ def _import_what_runs_need() -> None:
     from qllm_exp.algorithms import q_learning  # noqa: F401
     from qllm_exp.config import schema  # noqa: F401
     from qllm_exp.credit import stored_function  # noqa: F401
-    from qllm_exp.envs import lbf, matrix, mpe  # noqa: F401
+    from qllm_exp.envs import lbf, matrix, mpe, smax  # noqa: F401
     from qllm_exp.networks import gru_kernel  # noqa: F401
     from qllm_exp.runs import heartbeat  # noqa: F401
     from qllm_exp.runs.versions import software

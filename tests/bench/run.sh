@@ -3,14 +3,13 @@
 # SECONDS_EACH=10 and ROUNDS=1 shorten it; CORE selects the core. It measures only: nothing passes or fails.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-for peer in jaxmarl benchmarl; do
-  if [ ! -e ".venv-$peer/installed" ]; then
-    echo "installing $peer into .venv-$peer (once)"
-    python3 -m venv ".venv-$peer"
-    ".venv-$peer/bin/pip" install -q --disable-pip-version-check -r "tests/bench/peers/requirements-$peer.txt"
-    touch ".venv-$peer/installed"
-  fi
-done
+tests/install_jaxmarl.sh
+if [ ! -e .venv-benchmarl/installed ]; then
+  echo "installing benchmarl into .venv-benchmarl (once)"
+  python3 -m venv .venv-benchmarl
+  .venv-benchmarl/bin/pip install -q --disable-pip-version-check -r tests/bench/peers/requirements-benchmarl.txt
+  touch .venv-benchmarl/installed
+fi
 launch/install_grf.sh .venv/bin/python
 if [ ! -e .venv-gfootball/installed ]; then
   echo "building gfootball as pip does, into .venv-gfootball (once, about 4 minutes)"
@@ -26,5 +25,9 @@ echo "the TFCAF mixer beside QMIX's, same batch:"
 taskset -c "${CORE:-0}" .venv/bin/python tests/bench/mixers.py
 echo "an update of every algorithm and with every mixer, same batch:"
 taskset -c "${CORE:-0}" .venv/bin/python tests/bench/updates.py
+echo "env=smax beside jaxmarl's, random actions:"
+.venv/bin/python tests/bench/smax.py --seconds 5 --rounds "${ROUNDS:-3}" --core "${CORE:-0}"
+echo "env=smax compared with jaxmarl's step by step, 500 episodes of each map:"
+.venv/bin/python tests/parity/smax_comparison.py --episodes 500
 echo "sweeps: planning, and one more run:"
 .venv/bin/python tests/bench/sweeps.py

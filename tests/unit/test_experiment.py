@@ -75,7 +75,7 @@ def test_a_run_that_is_resumed_without_the_kernel_says_so(
     kernel = gru_kernel.version()
     assert kernel.startswith("native ") and record_of(directory)["kernel"] == kernel
     assert "segments" not in record_of(directory)
-    monkeypatch.setattr(gru_kernel, "_library", lambda: (None, "no C++ compiler"))
+    monkeypatch.setattr(gru_kernel.SOURCE, "_load", lambda: (None, "no C++ compiler"))
     with caplog.at_level(logging.WARNING):
         experiment.execute(directory, show=False)
     (line,) = lines_on_resuming(caplog)

@@ -12,17 +12,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError, choose
-from qllm_exp.results.figures.per_task import format_steps_axis, plot_line
+from qllm_exp.results.figures.per_task import CURVE_METRICS, format_steps_axis, plot_line, with_curves
 from qllm_exp.results.figures.style import finish, label_rows, legends, method_styles, panels, plot_estimate, tidy
 from qllm_exp.results.records import keys
-from qllm_exp.results.records.reader import Record
+from qllm_exp.results.records.reader import WIN_RATE, Record
 from qllm_exp.results.statistics import sample_units
 from qllm_exp.results.statistics.aggregate import Array, Estimate, estimate, iqm
 from qllm_exp.results.statistics.align import align
 from qllm_exp.results.statistics.comparison import probability_of_improvement
 from qllm_exp.results.statistics.normalise import Normalisation, normalise
 from qllm_exp.results.statistics.profiles import performance_profile
-from qllm_exp.results.tables.pivot import METRICS, notes_on_records
+from qllm_exp.results.tables.pivot import METRIC_LABELS, METRICS, notes_on_records
 from qllm_exp.utils.text import count
 
 THRESHOLDS = 101
@@ -58,7 +58,7 @@ class SharedTasks:
         """Return the normalised scores of each method: for each task [units].
 
         Args:
-            metric: 'final' or 'absolute'.
+            metric: 'final', 'absolute' or 'win_rate'.
 
         Raises:
             UserError: the metric is unknown.
@@ -73,13 +73,17 @@ class SharedTasks:
         return sample_units.unit_notes(list(self.runs.values()))
 
 
-def shared_tasks(records: Sequence[Record]) -> SharedTasks:
+def shared_tasks(records: Sequence[Record], metric: str = "final") -> SharedTasks:
     """Select the runs on tasks that all methods have and that can be normalised.
+
+    Args:
+        records: finished runs.
+        metric: what is scored, as for `normalise`.
 
     Raises:
         UserError: there is no such task.
     """
-    normalised = normalise(records)
+    normalised = normalise(records, metric)
     usable = [record for record in records if normalised.bounds_of(record) is not None]
     methods = keys.methods(records)
     tasks_by_method = {name: {record.task for record in usable if record.method == name} for name in methods}
@@ -100,21 +104,26 @@ def shared_tasks(records: Sequence[Record]) -> SharedTasks:
     return SharedTasks(runs, tuple(tasks), normalised, tuple(notes))
 
 
-def aggregated_curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = ()) -> Figure:
+def aggregated_curves(
+    records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = (), metric: str = "return"
+) -> Figure:
     """Plot the IQM of normalised evaluation returns over tasks and seeds against environment steps, with pointwise 95 % bands.
 
     Args:
         records: finished runs.
         path: file to write; None: no file.
         missing: notes on runs that are not in the figure, printed below it.
+        metric: a key of CURVE_METRICS; win rates are not normalised.
 
     Returns:
         The figure.
 
     Raises:
-        UserError: the methods share no task, or the tasks of a method share fewer than two evaluation steps.
+        UserError: the methods share no task, the tasks of a method share fewer than two evaluation steps, the metric is unknown,
+            or a task reports no wins.
     """
-    shared = shared_tasks(records)
+    records = with_curves(records, metric)
+    shared = shared_tasks(records, metric)
     styles, labels = method_styles(shared.methods), shared.labels()
     figure, (axis,) = panels(1, width=6.4, height=4.4, entries=[list(labels.values())])
     notes = [
@@ -129,7 +138,7 @@ def aggregated_curves(records: Sequence[Record], path: Path | None = None, missi
         low = np.array([point.low for point in estimates])
         high = np.array([point.high for point in estimates])
         plot_line(axis, steps, middle, low, high, styles[name], labels[name])
-    axis.set_ylabel("normalised evaluation return, IQM")
+    axis.set_ylabel(f"{'' if metric == WIN_RATE else 'normalised '}{CURVE_METRICS[metric]}, IQM")
     format_steps_axis(axis)
     legends(figure, [axis])
     return finish(figure, [*notes, *notes_on_records(records), *shared.unit_notes(), *missing], path)
@@ -143,7 +152,7 @@ def profiles(
     Args:
         records: finished runs.
         path: file to write; None: no file.
-        metric: 'final' or 'absolute' return.
+        metric: 'final' or 'absolute' return, or 'win_rate'.
         missing: notes on runs that are not in the figure, printed below it.
 
     Returns:
@@ -152,7 +161,7 @@ def profiles(
     Raises:
         UserError: the methods share no task, or the metric is unknown.
     """
-    shared = shared_tasks(records)
+    shared = shared_tasks(records, metric)
     scores = shared.scores(metric)
     all_scores = np.concatenate([values for per_task in scores.values() for values in per_task])
     thresholds = np.linspace(min(0.0, all_scores.min()), max(1.0, all_scores.max()), THRESHOLDS)
@@ -161,7 +170,7 @@ def profiles(
     for name, per_task in scores.items():
         profile = performance_profile(per_task, thresholds)
         plot_line(axis, thresholds, profile.share, profile.low, profile.high, styles[name], labels[name])
-    axis.set_xlabel(f"normalised {metric} return τ")
+    axis.set_xlabel(f"{'' if metric == WIN_RATE else 'normalised '}{METRIC_LABELS[metric]} τ")
     axis.set_ylabel("share of runs with a score above τ")
     axis.set_ylim(-0.03, 1.03)
     tidy(axis)
@@ -183,7 +192,7 @@ def improvement(
     Args:
         records: finished runs.
         path: file to write; None: no file.
-        metric: 'final' or 'absolute' return.
+        metric: 'final' or 'absolute' return, or 'win_rate'.
         missing: notes on runs that are not in the figure, printed below it.
         against: the method that is Y in all pairs; '': every pair once, with the method that is earlier in order as X.
 
@@ -194,7 +203,7 @@ def improvement(
         UserError: there is only one method, a method or the metric is unknown, there are more than `MAX_PAIRS` pairs, or the
             methods share no task.
     """
-    shared = shared_tasks(records)
+    shared = shared_tasks(records, metric)
     if len(shared.methods) < 2:
         raise UserError(
             f"Only {shared.methods[0]} found; probability of improvement compares two methods. "
@@ -233,7 +242,7 @@ def improvement(
     axis.set_xlim(-0.02, 1.02)
     axis.set_xlabel("P(X > Y)")
     note = (
-        f"Over {count(len(shared.tasks), 'task')}, {metric} return; 95 % stratified bootstrap intervals, "
+        f"Over {count(len(shared.tasks), 'task')}, {METRIC_LABELS[metric]}; 95 % stratified bootstrap intervals, "
         f"n = {_run_range(estimates)} {sample_units.unit_name(list(shared.runs.values()))}. At 0.5 neither is better."
     )
     excluded = [line for line in shared.notes if line.startswith("Left out")]

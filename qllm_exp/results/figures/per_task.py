@@ -6,6 +6,7 @@ Each function returns its figure and writes it where a path is given.
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +17,55 @@ from matplotlib.ticker import EngFormatter
 from qllm_exp.errors import choose
 from qllm_exp.results.figures.style import Style, finish, legends, method_styles, panels, tidy
 from qllm_exp.results.records import keys
-from qllm_exp.results.records.reader import Record
+from qllm_exp.results.records.reader import WIN_RATE, Record
 from qllm_exp.results.statistics import sample_units
 from qllm_exp.results.statistics.aggregate import Array, bootstrap_mean
 from qllm_exp.results.statistics.align import align
-from qllm_exp.results.tables.pivot import METRICS, notes_on_records
+from qllm_exp.results.tables.pivot import METRIC_LABELS, METRICS, notes_on_records
+
+CURVE_METRICS = {"return": "evaluation return", WIN_RATE: "win rate"}  # to the label of the axis
 
 
-def curves(records: Sequence[Record], path: Path | None = None, missing: Sequence[str] = (), only: str = "") -> Figure:
-    """Plot evaluation return against environment steps: the mean over seeds, with its 95 % interval as a band.
+def with_curves(records: Sequence[Record], metric: str) -> list[Record]:
+    """Return the records with the values of a metric in place of their returns.
+
+    Args:
+        records: finished runs.
+        metric: a key of CURVE_METRICS.
+
+    Raises:
+        UserError: the metric is unknown, or a task reports no wins.
+    """
+    if choose("--metric", metric, CURVE_METRICS) != WIN_RATE:
+        return list(records)
+    for record in records:
+        record.score(WIN_RATE)
+    return [replace(record, returns=record.win_rates) for record in records]
+
+
+def curves(
+    records: Sequence[Record],
+    path: Path | None = None,
+    missing: Sequence[str] = (),
+    only: str = "",
+    metric: str = "return",
+) -> Figure:
+    """Plot evaluation returns against environment steps: the mean over seeds, with its 95 % interval as a band.
 
     Args:
         records: finished runs.
         path: file to write; None: no file.
         missing: notes on runs that are not in the figure, printed below it.
         only: the one task to draw, with the same styles as in the figure of all tasks; '': all tasks.
+        metric: a key of CURVE_METRICS.
 
     Returns:
         The figure.
 
     Raises:
-        UserError: the runs of a method share too few evaluation steps (`align`).
+        UserError: the runs of a method share too few evaluation steps (`align`), the metric is unknown, or a task reports no wins.
     """
+    records = with_curves(records, metric)
     styles = method_styles(keys.methods(records))
     tasks = group_by_task([record for record in records if only in ("", record.task)])
     entries = [[sample_units.legend_label(*method) for method in methods.items()] for methods in tasks.values()]
@@ -55,7 +83,7 @@ def curves(records: Sequence[Record], path: Path | None = None, missing: Sequenc
             if aligned.note:
                 notes.append(f"{name} on {task}: {aligned.note}.")
         axis.set_title(task, fontsize=10)
-        axis.set_ylabel("evaluation return")
+        axis.set_ylabel(CURVE_METRICS[metric])
         format_steps_axis(axis)
     legends(figure, axes)
     return finish(figure, [*notes, *notes_on_records(records), *sample_units.unit_notes(groups), *missing], path)
@@ -69,7 +97,7 @@ def bars(
     Args:
         records: finished runs.
         path: file to write; None: no file.
-        metric: 'final' or 'absolute' return.
+        metric: 'final' or 'absolute' return, or 'win_rate'.
         missing: notes on runs that are not in the figure, printed below it.
 
     Returns:
@@ -91,7 +119,7 @@ def bars(
         axis.set_xlim(-0.6, len(methods) - 0.4)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_title(task, fontsize=10)
-        axis.set_ylabel(f"{metric} return")
+        axis.set_ylabel(METRIC_LABELS[metric])
         tidy(axis)
         axis.grid(visible=False, axis="x")
     groups = [runs for methods in tasks.values() for runs in methods.values()]

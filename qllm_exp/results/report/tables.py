@@ -11,7 +11,7 @@ from qllm_exp.results.records.reader import FUNCTION, SAMPLE, Record
 from qllm_exp.results.report.parts import Html, or_missing_note, results_table, section, tag
 from qllm_exp.results.report.report_data import ReportData
 from qllm_exp.results.tables.costs import MEASURES, cost_sheet
-from qllm_exp.results.tables.pivot import METRICS
+from qllm_exp.results.tables.pivot import reported_metrics
 from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison
 
 MAX_METHOD_COLUMNS = 4  # with more methods than this, and more than tasks, methods become rows
@@ -20,7 +20,10 @@ MAX_METHOD_COLUMNS = 4  # with more methods than this, and more than tasks, meth
 def comparison_section(data: ReportData) -> Html:
     """Return the section with tasks by methods, for each metric, and with the costs of the runs."""
     collection = data.collection
-    tables = [or_missing_note("table", partial(_comparison_table, collection, metric)) for metric in METRICS]
+    tables = [
+        or_missing_note("table", partial(_comparison_table, collection, metric))
+        for metric in reported_metrics(collection.finished)
+    ]
     if not collection.finished:
         return section("comparison", "Comparison", tables[0])
     costs = or_missing_note("cost table", partial(_cost_table, collection))

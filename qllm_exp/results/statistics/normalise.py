@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qllm_exp.results.records.reader import Record
+from qllm_exp.results.records.reader import WIN_RATE, Record
 from qllm_exp.results.statistics.aggregate import Array
 
 Settings = Mapping[str, Any]
@@ -57,13 +57,19 @@ class Normalisation:
         return self.bounds.get(str(record.path))
 
 
-def normalise(records: Sequence[Record]) -> Normalisation:
+def normalise(records: Sequence[Record], metric: str = "final") -> Normalisation:
     """Return the bounds of the records: the known bounds of a task, else the lowest and highest return in the data.
 
     Bounds from the data are taken over all evaluations and absolute metrics of all methods, including those of the untrained
     policies, of the runs of a task whose returns mean the same (equal settings of the environment). The resulting scores lie
     between 0 and 1. They rank the methods at hand but cannot be compared with another set of runs, as `notes` says.
+
+    Args:
+        records: finished runs.
+        metric: what is scored. Win rates lie between 0 and 1 on every task, and stay as they are.
     """
+    if metric == WIN_RATE:
+        return Normalisation({str(record.path): Bounds(0.0, 1.0, "a win rate") for record in records}, (), ())
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         env_settings = {
@@ -149,11 +155,19 @@ def _pursuit(task: str, settings: Settings) -> Bounds | None:
     return Bounds(0.0, high, "no prey, and a prey for every two hunters")
 
 
+def _smax(task: str, settings: Settings) -> Bounds | None:
+    """No health taken and a battle won. With reward=sum the return depends on the number of allies."""
+    if settings.get("env.reward") != "mean":
+        return None
+    return Bounds(0.0, 2.0, "no health taken from the enemy and a battle won")
+
+
 _KNOWN_BOUNDS: dict[str, Callable[[str, Settings], Bounds | None]] = {
     "lbf": _lbf,
     "pursuit": _pursuit,
     "matrix": _matrix,
     "grf": _grf,
+    "smax": _smax,
 }
 
 

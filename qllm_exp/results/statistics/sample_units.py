@@ -55,8 +55,8 @@ def scores(
     Args:
         runs: at least one run for each task.
         tasks: the tasks, in the order of the result.
-        result_key: key of result.json: 'final_return' or 'absolute_return'.
-        normalisation: bounds of all runs; None: scores are returns.
+        result_key: what `Record.score` takes: 'final_return', 'absolute_return' or 'win_rate'.
+        normalisation: bounds of all runs; None: scores are as recorded.
     """
     functions = counts_functions(runs)
     runs_of_task: dict[str, list[Record]] = {task: [] for task in tasks}
@@ -70,7 +70,7 @@ def scores(
 
 
 def _score(run: Record, result_key: str, normalisation: Normalisation | None) -> float:
-    value = float(run.result[result_key])
+    value = run.score(result_key)
     bounds = normalisation.bounds_of(run) if normalisation is not None else None
     return value if bounds is None else float(bounds(np.array(value)))
 

@@ -19,14 +19,19 @@ import numpy as np
 from qllm_exp.errors import UserError, choose
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.method_names import short_names
-from qllm_exp.results.records.reader import FUNCTION, SAMPLE, Record
+from qllm_exp.results.records.reader import FUNCTION, SAMPLE, WIN_RATE, Record
 from qllm_exp.results.statistics import aggregate, sample_units
 from qllm_exp.results.statistics.aggregate import Array, Estimate
 from qllm_exp.results.statistics.comparison import welch_interval
 from qllm_exp.results.statistics.normalise import Normalisation, normalise
 
-METRICS = {"final": "final_return", "absolute": "absolute_return"}
-METRIC_TITLES = {"final": "Return of the last evaluation", "absolute": "Absolute metric (best parameters of each run)"}
+METRICS = {"final": "final_return", "absolute": "absolute_return", WIN_RATE: WIN_RATE}  # to the key of `Record.score`
+METRIC_TITLES = {
+    "final": "Return of the last evaluation",
+    "absolute": "Absolute metric (best parameters of each run)",
+    WIN_RATE: "Share of episodes won in the last evaluation",
+}
+METRIC_LABELS = {"final": "final return", "absolute": "absolute return", WIN_RATE: "win rate"}
 STATISTICS = ("mean", "median", "iqm")
 _MASKED_NOTE = (
     "Runs with env.mask_ineffective=true (all lbf runs from before this option existed): actions without effect are "
@@ -91,11 +96,12 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
         records: finished runs.
         rows: dotted keys whose values make the rows.
         columns: dotted keys whose values make the columns.
-        metric: 'final' or 'absolute'.
+        metric: 'final', 'absolute' or 'win_rate'.
         stat: 'mean', 'median' or 'iqm'.
 
     Raises:
-        UserError: an unknown metric or statistic, or a cell that would pool runs with different settings.
+        UserError: an unknown metric or statistic, a cell that would pool runs with different settings, or a win rate of a task
+            that reports no wins.
     """
     choose("--metric", metric, METRICS)
     choose("--stat", stat, STATISTICS)
@@ -105,7 +111,7 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
     for (row, column), runs in groups.items():
         _check_poolable(runs, [*rows, *columns], [*row, *column])
     pools_tasks = any(len(keys.tasks(runs)) > 1 for runs in groups.values())
-    normalisation = normalise(records) if pools_tasks else None
+    normalisation = normalise(records, metric) if pools_tasks else None
     comparison_group = _comparison_group(columns)
     kept = _on_common_tasks(groups, comparison_group, normalisation)
     cells = {place: _make_cell(runs, METRICS[metric], stat, normalisation) for place, runs in kept.items()}
@@ -114,12 +120,17 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
     return Pivot(_mark_bold(cells, comparison_group, stat), normalisation, left_out)
 
 
+def reported_metrics(records: Sequence[Record]) -> list[str]:
+    """Return the names of the metrics that all records have."""
+    return [metric for metric in METRICS if metric != WIN_RATE or all(record.win_rates for record in records)]
+
+
 def notes_on_records(records: Sequence[Record], metric: str = "final") -> list[str]:
     """Return the footnotes of a table or figure on what the values of its runs are.
 
     Args:
         records: finished runs.
-        metric: 'final' or 'absolute'.
+        metric: 'final', 'absolute' or 'win_rate'.
     """
     notes = [_MASKED_NOTE] if any(record.settings.get("env.mask_ineffective") is True for record in records) else []
     if metric == "absolute":

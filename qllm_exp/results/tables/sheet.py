@@ -27,7 +27,7 @@ class Sheet:
         labels: heads of the label columns.
         columns: heads of the other columns.
         rows: labels and cells of each row; a cell is text if it is not an estimate, None if there is no run.
-        metric: 'final' or 'absolute', for CSV.
+        metric: 'final', 'absolute' or 'win_rate', for CSV.
         stat: 'mean', 'median' or 'iqm', for CSV.
         notes: footnotes.
     """

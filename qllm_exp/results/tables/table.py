@@ -10,7 +10,7 @@ import numpy as np
 from qllm_exp.errors import UserError
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.collect import Collection
-from qllm_exp.results.records.reader import Record
+from qllm_exp.results.records.reader import WIN_RATE, Record
 from qllm_exp.results.tables.ablation_defaults import default_notes, default_values
 from qllm_exp.results.tables.pivot import METRIC_TITLES, Cell, Labels, Pivot, difference, notes_on_records, pivot
 from qllm_exp.results.tables.sheet import Sheet, notes_on_cells, notes_on_runs
@@ -41,11 +41,12 @@ def comparison(
         collection: the runs.
         rows: keys as typed, e.g. 'task'.
         columns: keys as typed, e.g. 'method'.
-        metric: 'final' or 'absolute'.
+        metric: 'final', 'absolute' or 'win_rate'.
         stat: 'mean', 'median' or 'iqm'.
 
     Raises:
-        UserError: no run has finished; an unknown key, metric or statistic; or a cell that would pool different methods.
+        UserError: no run has finished; an unknown key, metric or statistic; a task without wins for a win rate; or a cell that
+            would pool different methods.
     """
     records = finished_records(collection)
     names = keys.resolve([*rows, *columns], records)
@@ -78,7 +79,7 @@ def ablation(
     Args:
         collection: the runs.
         axes: keys as typed, e.g. 'tfcaf.rounds'.
-        metric: 'final' or 'absolute'.
+        metric: 'final', 'absolute' or 'win_rate'.
         stat: 'mean', 'median' or 'iqm'.
 
     Raises:
@@ -131,7 +132,7 @@ def finished_records(collection: Collection) -> list[Record]:
 
 
 def _title(metric: str, stat: str, cells: Pivot) -> str:
-    scale = "" if cells.normalisation is None else ", normalised"
+    scale = "" if cells.normalisation is None or metric == WIN_RATE else ", normalised"
     return f"{METRIC_TITLES[metric]}{scale}, {_STATISTIC_TITLES[stat]} [95 % bootstrap interval over seeds] (n seeds)"
 
 
@@ -140,9 +141,8 @@ def _with_notes(sheet: Sheet, cells: Pivot, collection: Collection) -> Sheet:
     notes = [*notes_on_cells(sheet), *notes_on_records(shown, sheet.metric), *sheet.notes]
     if cells.normalisation is not None:
         notes += cells.normalisation.notes
-        notes.append(
-            "Cells with several tasks: returns are normalised per task; compared cells use only the tasks that all of them have."
-        )
+        scale = "" if sheet.metric == WIN_RATE else "returns are normalised per task; "
+        notes.append(f"Cells with several tasks: {scale}compared cells use only the tasks that all of them have.")
     left_out = Counter((record.method, record.task) for record in cells.left_out)
     for (method, task), number in sorted(left_out.items()):
         notes.append(f"Left out: {method} on {task} ({count(number, 'run')}).")

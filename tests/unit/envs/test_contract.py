@@ -16,6 +16,7 @@ from qllm_exp.envs.matrix import Config as MatrixConfig
 from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.envs.pettingzoo.env import Config as PettingzooConfig
 from qllm_exp.envs.pursuit import Config as PursuitConfig
+from qllm_exp.envs.smax import Config as SmaxConfig
 from qllm_exp.errors import ContractError
 
 LIMIT = 25
@@ -30,6 +31,8 @@ CONFIGS: dict[str, Callable[[], EnvConfig]] = {
     "lbf-8x8-2p-2f-coop-2s": lambda: LbfConfig(task="8x8-2p-2f-coop-2s"),
     "pursuit-torus": lambda: PursuitConfig(task="5x5-4h-4p", penalty=-1.5),
     "pursuit-borders": lambda: PursuitConfig(task="10x10-8h-8p", torus=False),
+    "smax-3m": lambda: SmaxConfig(task="3m"),
+    "smax-smacv2_5_units": lambda: SmaxConfig(task="smacv2_5_units"),
     "lbf-masked": lambda: LbfConfig(task="8x8-2p-2f-coop-2s", mask_ineffective=True),
 }
 IS_CONSTANT = ["seeds 5 and 6 give the same episodes: nothing is random"]

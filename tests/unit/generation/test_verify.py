@@ -14,6 +14,7 @@ from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import Refused
 from qllm_exp.envs import Observation, StateField, StateLayout, Step, TaskDescription, TeamEnv, make_env
 from qllm_exp.envs.lbf import Config as LbfConfig
+from qllm_exp.envs.smax import Config as SmaxConfig
 from qllm_exp.generation import probes
 from qllm_exp.generation.probes import MAX_BIAS, MAX_WEIGHT, Probe
 from qllm_exp.generation.verify import Accepted, verify, verify_all
@@ -376,3 +377,32 @@ def test_the_whole_cascade_verifies_each_candidate_independently() -> None:
     assert refused == {"extreme": "probe", "attack": "static", "table": "run"}
     with pytest.raises(Refused, match="'import os'"):
         verify(HEAD + BODIES["attack"], env, enforce=True)
+
+
+BATTLE = '''
+import torch
+
+
+def credit_assignment(agents_q, global_state):
+    """Each living agent counts by how close it is to a living enemy, and by whether it can shoot."""
+    n, enemies, columns = 3, 3, 10
+    units = global_state[:, : (n + enemies) * columns].reshape(-1, n + enemies, columns)
+    alive = (units[:, :, 0] > 0).to(agents_q.dtype)
+    offset = units[:, :n, 1:3].unsqueeze(2) - units[:, n:, 1:3].unsqueeze(1)
+    distance = torch.sqrt((offset * offset).sum(dim=3) + 1e-6)
+    hidden = (1.0 - alive[:, n:]).unsqueeze(1) * 10.0
+    closest = torch.min(distance + hidden, dim=2).values.clamp(max=1.5)
+    weights = torch.softmax(alive[:, :n] - closest - 0.2 * units[:, :n, 3], dim=1)
+    return (weights * agents_q).sum(dim=1, keepdim=True)
+'''
+
+
+def test_a_function_that_reads_the_units_of_a_battle_is_accepted() -> None:
+    env = make_env(SmaxConfig(task="3m"), 8, 0)
+    accepted = verify(BATTLE, env, enforce=True)
+    assert accepted.affine
+    state = env.reset().state[:1]
+    dead = state.clone()
+    dead[:, env.layout.find("agent", "health", 1).columns] = 0
+    values = torch.tensor([[0.0, 1.0, 0.0]])
+    assert accepted.program(values, dead).item() < 0.5 * accepted.program(values, state).item()

@@ -1,11 +1,9 @@
 """The agents' recurrent network: compiled and plain torch alike, against the same weights in float64 torch modules."""
 
 import copy
-import logging
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,17 +76,7 @@ def assert_matches_twin(module: RecurrentAgent, inputs: Tensor) -> None:
 
 @pytest.fixture
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gru_kernel, "_library", lambda: (None, "switched off by the test"))
-
-
-@pytest.fixture
-def unbuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The empty cache of a process that has not built the kernel yet; it builds without optimisation."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(gru_kernel, "_FLAGS", ("-std=gnu++17", "-O0", "-shared", "-fPIC"))
-    gru_kernel._library.cache_clear()
-    yield tmp_path / "qllm_exp"
-    gru_kernel._library.cache_clear()
+    monkeypatch.setattr(gru_kernel.SOURCE, "_load", lambda: (None, "switched off by the test"))
 
 
 def test_the_compiled_network_is_in_use() -> None:
@@ -310,83 +298,3 @@ def test_without_a_compiler_the_results_are_the_same(tmp_path: Path) -> None:
     for parameter, expected in zip(module.parameters(), grads, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_it_can_be_disabled(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QLLM_EXP_NATIVE", "0")
-    assert gru_kernel.status() == "torch (QLLM_EXP_NATIVE=0)"
-    assert not unbuilt.exists()
-    assert agent(6, 5, 16).unroll(torch.randn(4, 9, 6)).shape == (4, 9, 5)
-
-
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_a_compiler_that_fails_is_reported_once(
-    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiler: str
-) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    with caplog.at_level(logging.INFO, logger=gru_kernel.__name__):
-        assert gru_kernel.status().startswith(f"torch ({compiler}: ")
-        assert not gru_kernel.available()
-    assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert compiler in caplog.text
-
-
-def test_many_that_build_at_once_leave_one_whole_file(unbuilt: Path) -> None:
-    places = []
-    builders = [threading.Thread(target=lambda: places.append(gru_kernel._load_cached()[1])) for _ in range(2)]
-    for builder in builders:
-        builder.start()
-    for builder in builders:
-        builder.join()
-    assert len(places) == 2 and len(set(places)) == 1
-    assert [str(path) for path in unbuilt.iterdir()] == places[:1]
-    assert gru_kernel.status() == f"native ({places[0]})"
-
-
-def test_the_kernel_works_without_a_writable_cache(unbuilt: Path) -> None:
-    unbuilt.write_text("a file where the folder should be")
-    assert gru_kernel.status().startswith("native (for this process only")
-    assert agent(6, 5, 16).unroll(torch.randn(4, 9, 6)).shape == (4, 9, 5)
-
-
-def compiler_that_writes(folder: Path, marker: str) -> str:
-    """A compiler whose libraries contain a text, so that its version shows in what it builds."""
-    script = folder / f"c++-{marker}"
-    script.write_text(f'#!/bin/sh\nexec c++ "$@" -Wl,-soname,{marker}\n')
-    script.chmod(0o755)
-    return str(script)
-
-
-@pytest.mark.parametrize("later", ["", "no-such-compiler", "newer"])
-def test_a_kernel_in_the_cache_is_used_whatever_compiler_there_is_later(
-    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, later: str
-) -> None:
-    monkeypatch.setenv("CXX", compiler_that_writes(tmp_path, "first"))
-    first = gru_kernel.status(), gru_kernel.version()
-    assert first[0].startswith(f"native ({unbuilt}") and first[1].startswith("native ")
-    gru_kernel._library.cache_clear()
-    if later:
-        monkeypatch.setenv("CXX", compiler_that_writes(tmp_path, later) if later == "newer" else later)
-    else:
-        monkeypatch.delenv("CXX")
-        monkeypatch.setenv("PATH", "")
-    assert (gru_kernel.status(), gru_kernel.version()) == first
-
-
-def test_the_version_of_the_kernel_is_that_of_its_content(
-    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    versions = []
-    for cache, marker in (("a", "first"), ("b", "first"), ("c", "newer")):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
-        monkeypatch.setenv("CXX", compiler_that_writes(tmp_path, marker))
-        gru_kernel._library.cache_clear()
-        versions.append(gru_kernel.version())
-    unbuilt.write_text("a file where the folder should be")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    gru_kernel._library.cache_clear()
-    versions.append(gru_kernel.version())
-    assert versions[0] == versions[1] != versions[2] == versions[3]
-    monkeypatch.setenv("QLLM_EXP_NATIVE", "0")
-    gru_kernel._library.cache_clear()
-    assert gru_kernel.version() == "torch"

@@ -120,6 +120,30 @@ def test_aggregated_curves_are_the_iqm_of_normalised_returns(records: list[Recor
     assert "1 is 1 (no food and all food loaded)" in drawn[0].get_supxlabel()
 
 
+def test_win_rates_are_drawn_as_they_are(tmp_path: Path, drawn: list[Figure]) -> None:
+    for task, rate in (("3m", 0.9), ("2s3z", 0.5)):
+        for mixer in ("qmix", "vdn"):
+            make_run(tmp_path, run_config(mixer, 0, task, env="smax"), 1.0, wins=[0, 0, 0.1, 0.2, rate])
+    records = collect([tmp_path]).finished
+    per_task.curves(records, metric="win_rate")
+    per_task.bars(records, metric="win_rate")
+    across_tasks.aggregated_curves(records, metric="win_rate")
+    across_tasks.profiles(records, metric="win_rate")
+    curves, bars, aggregated, profiles = drawn
+    assert curves.axes[0].lines[0].get_ydata()[-1] in (0.5, 0.9)
+    assert {axis.get_ylabel() for figure in (curves, bars) for axis in figure.axes} == {"win rate"}
+    assert aggregated.axes[0].get_ylabel() == "win rate, IQM" and profiles.axes[0].get_xlabel() == "win rate τ"
+    assert aggregated.axes[0].lines[0].get_ydata()[-1] == pytest.approx(0.7)
+
+
+def test_win_rates_of_tasks_without_wins_are_refused(records: list[Record]) -> None:
+    for draw in (per_task.curves, per_task.bars, across_tasks.aggregated_curves, across_tasks.profiles):
+        with pytest.raises(UserError, match="reports no wins"):
+            draw(records, metric="win_rate")  # type: ignore[operator]
+    with pytest.raises(UserError, match="win_rate"):
+        per_task.curves(records, metric="final")
+
+
 def test_tasks_that_not_all_methods_have_are_left_out_and_listed(
     records: list[Record], tmp_path: Path, drawn: list[Figure]
 ) -> None:

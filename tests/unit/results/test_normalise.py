@@ -36,6 +36,7 @@ def test_bounds_of_the_matrix_games_are_those_of_their_payoffs(task: str, reward
         ("pursuit/10x10-5h-9p", {"env.reward": "mean"}, (0, 4)),
         ("lbf/15x15-4p-5f", {"env.reward": "mean"}, (0, 0.25)),
         ("grf/academy_3_vs_1_with_keeper", {"env.reward": "mean", "env.rewards": "scoring"}, (0, 1)),
+        ("smax/3m", {"env.reward": "mean"}, (0, 2)),
         ("grf/academy_3_vs_1_with_keeper", {"env.reward": "mean", "env.rewards": "scoring,checkpoints"}, (0, 2)),
     ],
 )
@@ -44,7 +45,9 @@ def test_known_bounds(task: str, settings: dict[str, Any], bounds: tuple[float, 
     assert known is not None and (known.low, known.high) == bounds
 
 
-@pytest.mark.parametrize("task", ["mpe/simple_spread", "my_env/climbing", "grf/academy_corner", "matrix/other"])
+@pytest.mark.parametrize(
+    "task", ["mpe/simple_spread", "my_env/climbing", "grf/academy_corner", "matrix/other", "smax/3m"]
+)
 def test_nothing_is_known_of_other_tasks(task: str) -> None:
     assert known_bounds(task, {"env.reward": "sum", "env.episode_limit": 25, "env.rewards": "scoring"}) is None
 

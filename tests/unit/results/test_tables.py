@@ -47,7 +47,39 @@ def notes(sheet: Sheet) -> str:
     return "\n".join(sheet.notes)
 
 
+def battles(folder: Path, mixer: str, rates: list[float], task: str = "3m", final: float = 1.0) -> None:
+    """Runs of smax, one per win rate."""
+    for seed, rate in enumerate(rates):
+        make_run(folder, run_config(mixer, seed, task, env="smax"), final, wins=[0, 0, 0, 0, rate])
+
+
 # The comparison
+
+
+def test_a_win_rate_is_that_of_the_last_evaluation(tmp_path: Path) -> None:
+    battles(tmp_path, "qmix", [0.2, 0.4])
+    battles(tmp_path, "vdn", [0.8, 0.9])
+    sheet, cells = comparison(collect([tmp_path]), metric="win_rate")
+    assert "Share of episodes won" in sheet.title and cells.normalisation is None
+    assert cell(sheet, 0, "qmix").estimate.value == pytest.approx(0.3)
+    assert cell(sheet, 0, "vdn").estimate.value == pytest.approx(0.85)
+
+
+def test_win_rates_of_several_tasks_are_pooled_as_they_are(tmp_path: Path) -> None:
+    battles(tmp_path, "qmix", [0.2, 0.4])
+    battles(tmp_path, "qmix", [0.6, 0.8], "2s3z")
+    sheet, _ = comparison(collect([tmp_path]), rows=["env"], metric="win_rate")
+    assert cell(sheet, 0, "qmix").estimate.value == pytest.approx(0.5)
+    assert "normalised" not in sheet.title + notes(sheet) and "tasks that all of them have" in notes(sheet)
+
+
+def test_a_task_without_wins_has_no_win_rate(tmp_path: Path) -> None:
+    battles(tmp_path, "qmix", [0.2, 0.4])
+    five(tmp_path, "qmix", 0.7)
+    with pytest.raises(
+        UserError, match=r"lbf/8x8-2p-2f-coop-2s reports no wins.*--only env=smax, or use --metric final"
+    ):
+        comparison(collect([tmp_path]), metric="win_rate")
 
 
 def test_a_cell_is_the_mean_over_seeds_with_its_interval(tmp_path: Path) -> None:

@@ -69,13 +69,19 @@ def test_an_installed_copy_has_the_hash_of_the_checkout_until_a_training_file_ch
             file.write("\n# changed\n")
     assert hash_of(copy, monkeypatch) == original, "no number of a run that has begun depends on them"
     seen = {original}
-    for changed in ("envs/lbf.py", "networks/gru_kernel.cpp", "experiment.py", "mixers/qmix.py"):
+    for changed in (
+        "envs/lbf.py",
+        "networks/gru_kernel.cpp",
+        "envs/smax/kernel.cpp",
+        "experiment.py",
+        "mixers/qmix.py",
+    ):
         with open(copy / changed, "a") as file:
             file.write("\n")
         seen.add(hash_of(copy, monkeypatch))
     (copy / "envs" / "lbf.py").rename(copy / "envs" / "lbf2.py")
     seen.add(hash_of(copy, monkeypatch))
-    assert len(seen) == 6
+    assert len(seen) == 7
 
 
 def test_the_hash_covers_every_module_that_trains(tmp_path: Path) -> None:

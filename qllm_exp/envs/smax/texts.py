@@ -1,0 +1,110 @@
+"""The layout of SMAX's global state, and a map in words."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
+from qllm_exp.envs.smax.maps import MAP_SIZE, MOVES, START_SPREAD, SUB_STEP_S, SUB_STEPS, UNIT_TYPES, Map
+
+_DEAD = {0.0: "dead"}
+_BEYOND = 4 / MAP_SIZE  # how far beyond the border a unit may start, or be pushed, before it dies in the next sub-step
+
+
+def state_layout(battle_map: Map) -> StateLayout:
+    """Layout of the global state: all columns of each unit, then the team of each, then the type of each."""
+    return StateLayout.from_fields(_fields(battle_map))
+
+
+def _fields(battle_map: Map) -> Iterator[StateField]:
+    names = tuple(unit_type.name for unit_type in UNIT_TYPES.values())
+    side = "share of the map's side"
+    sides = (("agent", battle_map.allies), ("enemy", battle_map.enemies))
+    units = [(kind, index) for kind, letters in sides for index in range(len(letters))]
+    for kind, index in units:
+        yield StateField(kind, index, "health", ("health",), 0.0, 1.0, "share of its full health", _DEAD)
+        yield StateField(kind, index, "position", ("x", "y"), -_BEYOND, 1.0 + _BEYOND, side, _DEAD)
+        yield StateField(kind, index, "cooldown", ("cooldown",), 0.0, 1.0, "share of its full cooldown; 0: can shoot")
+        yield StateField(kind, index, "is_type", names, 0.0, 1.0)
+    for kind, index in units:
+        yield StateField(kind, index, "team", ("team",), 0.0, 1.0)
+    for kind, index in units:
+        yield StateField(kind, index, "type", ("type",), 0.0, len(names) - 1.0, "type index")
+
+
+def describe(config: Any, battle_map: Map) -> TaskDescription:
+    """Describe a map in words.
+
+    Args:
+        config: the options.
+        battle_map: the map `config.task`.
+    """
+    allies, enemies = len(battle_map.allies), len(battle_map.enemies)
+    letters = UNIT_TYPES if battle_map.drawn else dict.fromkeys(battle_map.allies + battle_map.enemies)
+    seconds = SUB_STEPS * SUB_STEP_S
+    rows = " ".join(
+        f"{unit.name}: health {unit.health:g}, takes {unit.attack:g} health per shot, range {unit.reach:g}, cooldown "
+        f"about {unit.cooldown:g} s, speed {unit.speed:g} per s, sight {unit.sight:g}, radius {unit.radius:g}."
+        for unit in (UNIT_TYPES[letter] for letter in letters)
+    )
+    if battle_map.drawn:
+        teams = (
+            f"{allies} allied units fight {enemies} enemy units. The types of the allies are drawn for each episode, each "
+            "equally likely, and enemy i has the type of agent i."
+        )
+        start = (
+            "Half of the episodes start with the allies anywhere in the western half of the map and each enemy in the mirror "
+            "image of an ally's place; half with one team in the centre of the map and the other in groups around it."
+        )
+    else:
+        teams = f"{_count(battle_map.allies)} fight {_count(battle_map.enemies)} of the enemy."
+        start = f"Allies start within {START_SPREAD:g} of the middle of the western half of the map, enemies of the eastern half."
+    order = ", ".join(f"{number} {unit.name}" for number, unit in enumerate(UNIT_TYPES.values()))
+    reward = "The team reward is"
+    best = 2
+    if config.reward == "sum":
+        reward, best = (
+            f"Each of the {allies} agents gets the same reward, and the team reward is their sum:",
+            2 * allies,
+        )
+    factor = f"{allies} times " if config.reward == "sum" else ""
+    return TaskDescription(
+        env="smax",
+        task=config.task,
+        goal=(
+            f"A battle of two teams: {teams} Each agent controls one allied unit; the agents win when all enemies are dead "
+            f"and an ally lives. The map is a square with sides of {MAP_SIZE:g}; x grows to the east, y to the north; a unit "
+            f"that touches the border dies. A step lasts {seconds:g} s. Units that overlap are pushed apart. A unit can shoot "
+            f"a unit of the other team that is in its range, once its weapon has cooled down; a shot takes effect at once. "
+            f"{rows} {start} The enemy is scripted: each enemy attacks the closest ally in its range and stays with it while "
+            "it is in range; with nobody in range it follows a random ally that it sees, or else walks to the place opposite "
+            "its start. An agent sees only the units within its sight; the global state shows all. Allies are agents; the "
+            "columns team say 0 for allies and 1 for enemies; the columns is_type and type say a unit's type "
+            f"({order}). Of a dead unit, all columns are 0 except team and type, and it can only stop."
+        ),
+        reward=(
+            f"{reward} {factor}(the health that enemies have lost in the step, each as a share of its own full health, summed "
+            f"and divided by {enemies}), plus {factor}1 in the step in which the agents win. An episode gives at most {best}. "
+            "Losing, and losing health, is not punished."
+        ),
+        actions=(
+            *(f"move {direction}" for direction in MOVES),
+            "stop",
+            *(f"attack enemy {enemy}" for enemy in range(enemies)),
+        ),
+        episode=(
+            f"Ends when all units of one team are dead (terminated) or after {config.episode_limit} steps (truncated)."
+        ),
+        n_agents=allies,
+    )
+
+
+def _count(letters: str) -> str:
+    """The units in words, e.g. '2 stalkers (0 to 1) and 3 zealots (2 to 4)'."""
+    parts, first = [], 0
+    for letter, count in Counter(letters).items():
+        plural = f"{UNIT_TYPES[letter].name}{'' if count == 1 else 's'}"
+        numbers = f"number {first}" if count == 1 else f"numbers {first} to {first + count - 1}"
+        parts.append(f"{count} {plural} ({numbers})")
+        first += count
+    return " and ".join(parts)
