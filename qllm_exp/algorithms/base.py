@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qllm_exp.mixers.base import Mixer
+from qllm_exp.networks.packing import Packing
 
 
 class EpisodeBatch(NamedTuple):
@@ -37,6 +38,14 @@ class EpisodeBatch(NamedTuple):
     def steps(self) -> int:
         """Number of steps T."""
         return self.actions.shape[0]
+
+    def packed_steps(self) -> Packing:
+        """The steps of the episodes, to leave out the padding of values [T, B, ...]."""
+        return Packing(self.mask)
+
+    def packed_observations(self) -> Packing:
+        """The observations of the episodes, to leave out the padding of values [T + 1, B, ...]."""
+        return Packing(torch.cat([torch.ones_like(self.mask[:1]), self.mask]))
 
 
 class Experience(Protocol):

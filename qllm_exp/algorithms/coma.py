@@ -115,55 +115,59 @@ class Coma(ActionValueActorCritic, OnPolicyActorCritic):
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """Take the gradient steps of the critic, then one of the agents, and return metrics to log."""
+        steps, observations = batch.packed_steps(), batch.packed_observations()
         inputs = self.inputs.sequence_inputs(batch.obs, batch.actions)
-        logits = self.agents.unroll(inputs)  # [T + 1, B, n, A]
+        logits = observations.unpack(self.agents.unroll(observations.pack(inputs), observations))  # [T + 1, B, n, A]
         policy = MaskedCategorical(logits, batch.available_actions, self.epsilon)
         actions = self.all_actions(batch, policy)
+        log_probs = policy.log_prob(actions)
         critic_inputs = self.critic_inputs(batch.state, inputs, actions)
         with torch.no_grad():
-            target_q = select_actions(self.target_critic.unroll(critic_inputs), actions)
-            target = self.targets(batch, target_q[1:])
-        q, critic_norm = self._fit_critic(critic_inputs[:-1], actions[:-1], target, batch.mask)
+            next_qs = steps.unpack(self.target_critic.unroll(steps.pack(critic_inputs[1:])))
+            target = self.targets(batch, select_actions(next_qs, actions[1:]))
+        critic_inputs, actions, target = (steps.pack(x) for x in (critic_inputs[:-1], actions[:-1], target))
+        mask = steps.pack(batch.mask)
+        q, critic_norm = self._fit_critic(critic_inputs, actions, target, mask, steps.sizes)
         self.update_targets()
         with torch.no_grad():
-            all_qs = self.critic.unroll(critic_inputs[:-1])
-            advantage = counterfactual_advantage(all_qs, policy.probs[:-1], actions[:-1])
-        objective = masked_mean(advantage * policy.log_prob(actions)[:-1], batch.mask)
+            all_qs = self.critic.unroll(critic_inputs)
+            advantage = counterfactual_advantage(all_qs, steps.pack(policy.probs[:-1]), actions)
+        objective = masked_mean(advantage * steps.pack(log_probs[:-1]), mask)
         entropy = masked_mean(policy.entropy[:-1], batch.mask)
         norm = self.update_agents(-objective - self.config.entropy * entropy)
         metrics = {
             "policy_loss": -objective,
-            "value_loss": masked_mean((q - target).square(), batch.mask),
+            "value_loss": masked_mean((q - target).square(), mask),
             "entropy": entropy,
-            "q": masked_mean(q, batch.mask),
+            "q": masked_mean(q, mask),
             "grad_norm": norm,
             "critic_grad_norm": critic_norm,
         }
         return {name: value.detach() for name, value in metrics.items()}
 
     def _fit_critic(
-        self, critic_inputs: Tensor, actions: Tensor, target: Tensor, mask: Tensor
+        self, critic_inputs: Tensor, actions: Tensor, target: Tensor, mask: Tensor, sizes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Train the critic: one gradient step per time step, backwards in time, or one on all steps (`critic_sweep`).
 
         Args:
-            critic_inputs: [T, B, n, I].
-            actions: [T, B, n] int64.
-            target: Value targets, [T, B, n].
-            mask: Whether the step is part of the episode, [T, B] bool.
+            critic_inputs: Packed, [1, M, n, I], or [T, B, n, I]. The other arguments are of the same leading shape.
+            actions: [1, M, n] int64.
+            target: Value targets, [1, M, n].
+            mask: Whether the step is part of the episode, [1, M] bool.
+            sizes: Number of episodes that have each step, [T] int64.
 
         Returns:
-            Q [T, B, n] of each step just before its gradient step, and the mean norm of the gradients.
+            Q [1, M, n] of each step just before its gradient step, and the mean norm of the gradients.
         """
-        parts = [slice(None)]
-        if self.config.critic_sweep:
-            parts = [slice(t, t + 1) for t in reversed(range(len(target)))]
-        all_q, norms = torch.empty_like(target), []
-        for part in parts:
-            q = select_actions(self.critic.unroll(critic_inputs[part]), actions[part])
-            norms.append(self.update_critic(masked_mean((q - target[part]).square(), mask[part])))
-            all_q[part] = q.detach()
-        return all_q, torch.stack(norms).mean()
+        counts = sizes.tolist() if self.config.critic_sweep else [mask.numel()]
+        parts = zip(*(x.flatten(0, 1).split(counts) for x in (critic_inputs, actions, target, mask)), strict=True)
+        all_q, norms = [], []
+        for part_inputs, part_actions, part_target, part_mask in reversed(list(parts)):
+            q = select_actions(self.critic.unroll(part_inputs[None])[0], part_actions)
+            norms.append(self.update_critic(masked_mean((q - part_target).square(), part_mask)))
+            all_q.append(q.detach())
+        return torch.cat(all_q[::-1]).view_as(target), torch.stack(norms).mean()
 
     def critic_inputs(self, state: Tensor, inputs: Tensor, actions: Tensor) -> Tensor:
         """Inputs of the critic for each agent: the state, the agent's own inputs, and the other agents' one-hot actions.

@@ -24,7 +24,7 @@ def n_step(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor,
         n: Number of steps, at least 1.
 
     Returns:
-        [T, B, ...]; undefined where `mask` is False.
+        [T, B, ...]; 0 where `mask` is False.
     """
     discount = gamma * (~terminated).to(reward.dtype)
     target = reward + discount * next_value
@@ -33,7 +33,7 @@ def n_step(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor,
         bootstrap = next_value.clone()
         bootstrap[:-1] = torch.where(continues, target[1:], next_value[:-1])
         target = reward + discount * bootstrap
-    return target
+    return target.masked_fill(~mask, 0.0)
 
 
 def td_lambda(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
@@ -50,12 +50,16 @@ def td_lambda(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tens
         lam: Lambda, 0 to 1.
 
     Returns:
-        [T, B, ...]; undefined where `mask` is False.
+        [T, B, ...]; 0 where `mask` is False.
     """
     discount = gamma * (~terminated).to(reward.dtype)
-    target = torch.empty_like(next_value)
-    target[-1] = reward[-1] + discount[-1] * next_value[-1]
-    for t in range(reward.shape[0] - 2, -1, -1):
-        bootstrap = torch.where(mask[t + 1], torch.lerp(next_value[t], target[t + 1], lam), next_value[t])
-        target[t] = reward[t] + discount[t] * bootstrap
+    # G_t = target_t + weight_t G_{t+1}, with weight 0 at the last step. Each round inserts the equation of `span` steps later.
+    weight = torch.zeros_like(discount)
+    weight[:-1] = lam * discount[:-1] * mask[1:]
+    target = (reward + (discount - weight) * next_value).masked_fill_(~mask, 0.0)
+    span, steps = 1, len(target)
+    while span < steps:
+        target[:-span] += weight[:-span] * target[span:]
+        weight[:-span] *= weight[span:].clone()
+        span *= 2
     return target

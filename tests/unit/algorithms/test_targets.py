@@ -50,6 +50,15 @@ def test_td_lambda_is_the_weighted_sum_of_n_step_returns(seed, lam, gamma):
             assert abs(target[t, b].item() - expected) < 1e-9
 
 
+def test_what_lies_in_the_padding_does_not_matter_and_its_targets_are_zero():
+    reward, value, terminated, mask, _, _ = episodes(3)
+    padded_reward, padded_value = (x.masked_fill(~mask, torch.nan) for x in (reward, value))
+    for targets, *options in ((n_step, 0.9, 3), (td_lambda, 0.9, 0.7)):
+        target = targets(padded_reward, padded_value, terminated, mask, *options)
+        assert torch.equal(target, targets(reward, value, terminated, mask, *options))
+        assert (target[~mask] == 0).all()
+
+
 def test_truncation_bootstraps_and_termination_does_not():
     reward, value = torch.ones(1, 2), torch.full((1, 2), 10.0)
     mask, terminated = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[True, False]])
