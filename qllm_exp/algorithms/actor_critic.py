@@ -163,9 +163,7 @@ class ActorCritic(Algorithm):
     ) -> Tensor:
         parameters.gradient.zero_()
         torch.autograd.backward(loss, inputs=list(module.parameters()))
-        norm = parameters.clip_(self.train.grad_norm_clip)
-        optimiser.step()
-        return norm
+        return parameters.gradient_step(optimiser, self.train.grad_norm_clip)
 
     def update_targets(self) -> None:
         """Count an update, and update the target networks."""

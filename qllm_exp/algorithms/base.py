@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qllm_exp.mixers.base import Mixer
 from qllm_exp.networks.packing import Packing
@@ -45,7 +46,7 @@ class EpisodeBatch(NamedTuple):
 
     def packed_observations(self) -> Packing:
         """The observations of the episodes, to leave out the padding of values [T + 1, B, ...]."""
-        return Packing(torch.cat([torch.ones_like(self.mask[:1]), self.mask]))
+        return Packing(F.pad(self.mask, (0, 0, 1, 0), value=True))
 
 
 class Experience(Protocol):

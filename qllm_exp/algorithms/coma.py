@@ -161,7 +161,8 @@ class Coma(ActionValueActorCritic, OnPolicyActorCritic):
             Q [1, M, n] of each step just before its gradient step, and the mean norm of the gradients.
         """
         counts = sizes.tolist() if self.config.critic_sweep else [mask.numel()]
-        parts = zip(*(x.flatten(0, 1).split(counts) for x in (critic_inputs, actions, target, mask)), strict=True)
+        tensors = (critic_inputs, actions, target, mask)
+        parts = zip(*(torch.split(x.flatten(0, 1), counts) for x in tensors), strict=True)
         all_q, norms = [], []
         for part_inputs, part_actions, part_target, part_mask in reversed(list(parts)):
             q = select_actions(self.critic.unroll(part_inputs[None])[0], part_actions)

@@ -151,8 +151,7 @@ class Maser(QLearning):
     def _update_phi(self, loss: Tensor) -> None:
         self.phi_parameters.gradient.zero_()
         torch.autograd.backward(loss, inputs=list(self.phi.parameters()))
-        self.phi_parameters.clip_(self.train.grad_norm_clip)
-        self.phi_optimiser.step()
+        self.phi_parameters.gradient_step(self.phi_optimiser, self.train.grad_norm_clip)
 
     def state_dict(self) -> dict[str, Any]:
         """Q-learning's state, phi and its optimiser; see `Algorithm.state_dict`."""

@@ -197,8 +197,7 @@ class QLearning(Algorithm):
             loss = loss + auxiliary.loss
         self.online.gradient.zero_()
         torch.autograd.backward(loss)
-        norm = self.online.clip_(self.train.grad_norm_clip)
-        self.optimiser.step()
+        norm = self.online.gradient_step(self.optimiser, self.train.grad_norm_clip)
         self.updates += 1
         update_target(self.config, self.updates, self.target, self.online)
         with torch.no_grad():

@@ -9,6 +9,8 @@ bootstraps from its last state.
 import torch
 from torch import Tensor
 
+from qllm_exp.networks import gru_kernel
+
 
 def n_step(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor, gamma: float, n: int) -> Tensor:
     """n-step returns.
@@ -52,14 +54,18 @@ def td_lambda(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tens
     Returns:
         [T, B, ...]; 0 where `mask` is False.
     """
+    if (compiled := gru_kernel.td_lambda(reward, next_value, terminated, mask, gamma, lam)) is not None:
+        return compiled
     discount = gamma * (~terminated).to(reward.dtype)
-    # G_t = target_t + weight_t G_{t+1}, with weight 0 at the last step. Each round inserts the equation of `span` steps later.
-    weight = torch.zeros_like(discount)
-    weight[:-1] = lam * discount[:-1] * mask[1:]
-    target = (reward + (discount - weight) * next_value).masked_fill_(~mask, 0.0)
-    span, steps = 1, len(target)
-    while span < steps:
-        target[:-span] += weight[:-span] * target[span:]
-        weight[:-span] *= weight[span:].clone()
+    weight = lam * discount
+    weight[:-1].mul_(mask[1:])
+    weight[-1] = 0.0
+    target = torch.addcmul(reward, discount - weight, next_value).masked_fill_(~mask, 0.0)
+    # Now G_t = target_t + weight_t G_{t+1}. A round inserts this equation into itself, so that the next spans twice the steps.
+    # Few large operations take the place of one small one per step.
+    span = 1
+    while span < len(target):
+        target[:-span].add_(weight[: len(target) - span] * target[span:])
+        weight = weight[:-span] * weight[span:]
         span *= 2
     return target

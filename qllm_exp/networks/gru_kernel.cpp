@@ -517,4 +517,16 @@ int qllm_recurrent_backward(const int64_t* dims, const int64_t* sizes, const flo
     for (int64_t a = 0; a < s.A; ++a) std::memcpy(grads[FC_OUT] + a * H, d_out + a * Hp, H * sizeof(float));
     return 0;
 }
+
+// Compute TD(lambda) returns [T, N] of N sequences, as td_lambda in algorithms/targets.py. reward, next_value, terminated
+// and mask: [T, N].
+void qllm_td_lambda(int64_t T, int64_t N, float gamma, float lambda, const float* reward, const float* next_value,
+                    const uint8_t* terminated, const uint8_t* mask, float* target) {
+    for (int64_t t = T - 1; t >= 0; --t)
+        for (int64_t i = t * N; i < (t + 1) * N; ++i) {
+            float next = next_value[i];
+            if (t + 1 < T && mask[i + N]) next += lambda * (target[i + N] - next);
+            target[i] = mask[i] ? reward[i] + (terminated[i] ? 0.0f : gamma) * next : 0.0f;
+        }
+}
 }

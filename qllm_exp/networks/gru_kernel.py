@@ -1,4 +1,5 @@
-"""The compiled recurrent network for the CPU: built from gru_kernel.cpp at first use, cached on disk, called through ctypes.
+"""The compiled recurrent network and TD(lambda) for the CPU: built from gru_kernel.cpp at first use, cached on disk, called
+through ctypes.
 
 `QLLM_EXP_NATIVE=0` disables it, `CXX` selects the compiler that builds it. A kernel in the cache needs no compiler. With neither,
 the network runs in plain torch, which gives the same results up to rounding but is slower. `python -m
@@ -360,6 +361,33 @@ def step(inputs: Tensor, hidden: Tensor, params: Sequence[Tensor]) -> tuple[Tens
         raise ValueError(f"hidden state of shape {tuple(hidden.shape)} does not fit: expected {expected}")
     last = torch.empty_like(hidden)
     return _forward(inputs, torch.tensor([len(inputs)]), params, hidden, last, keep=False)[0], last
+
+
+def td_lambda(
+    reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor, gamma: float, lam: float
+) -> Tensor | None:
+    """TD(lambda) returns; None if the kernel is not available or does not take these tensors.
+
+    Args:
+        reward: [T, ...].
+        next_value: [T, ...].
+        terminated: [T, ...] bool.
+        mask: [T, ...] bool.
+        gamma: Discount factor.
+        lam: Lambda.
+
+    Returns:
+        [T, ...], as algorithms/targets.py defines them.
+    """
+    floats = (reward, next_value)
+    if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in floats) or (library := _library()[0]) is None:
+        return None
+    arrays = [x.contiguous() for x in (*floats, terminated, mask)]
+    target = torch.empty_like(arrays[0])
+    sizes = [ctypes.c_int64(size) for size in (len(target), target[0].numel())]
+    pointers = [_pointer(tensor) for tensor in (*arrays, target)]
+    library.qllm_td_lambda(*sizes, ctypes.c_float(gamma), ctypes.c_float(lam), *pointers)
+    return target
 
 
 if __name__ == "__main__":

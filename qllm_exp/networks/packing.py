@@ -18,20 +18,24 @@ class Packing:
 
     Attributes:
         index: Positions [M] int64 of the packed steps among the T * B of the batch; None if nothing is left out.
-        sizes: Number of episodes that have each step, [at most T] int64 on the CPU, positive.
     """
 
     def __init__(self, mask: Tensor) -> None:
         self.shape = mask.shape
         self.index: Tensor | None = None
-        self.sizes = torch.full(mask.shape[:1], mask.shape[1])
         if mask.is_cuda or bool(mask.all()):
             return
+        self._sizes = mask.sum(1)
         order = torch.argsort(mask.sum(0), descending=True, stable=True)
         positions = torch.arange(mask.numel()).view(mask.shape)
         self.index = positions[:, order][mask[:, order]]
-        sizes = mask.sum(1)
-        self.sizes = sizes[sizes > 0]
+
+    @property
+    def sizes(self) -> Tensor:
+        """Number of episodes that have each step, [at most T] int64 on the CPU, positive."""
+        if self.index is None:
+            return torch.full(self.shape[:1], self.shape[1])
+        return self._sizes[self._sizes > 0]
 
     def pack(self, values: Tensor) -> Tensor:
         """Values of the packed steps: [T, B, ...] -> [1, M, ...]; the same tensor if nothing is left out."""
