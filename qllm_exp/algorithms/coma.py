@@ -37,8 +37,9 @@ actions [evaluation=greedy]: 0.42 against 0.08 in the case above. Where `train=p
 4. Rewards are standardised by the moments of all rewards so far. EPyMARL counts padding as a reward of 0.
 5. The critic sees the state of the environment's layout; EPyMARL's state is the observations of all agents in a row.
 
-The sequential steps of the critic make an update five times as long as with a single step, and two and a half to three times as
-long as an update of Q-learning with QMIX on the same number of episodes (tests/bench/updates.py).
+An update takes 2.6 to 3.1 times as long as an update of Q-learning with QMIX on the same number of episodes
+(tests/bench/updates.py), with as much arithmetic. The steps of the critic are sequential and small, so most of the time passes
+between operations. It does not shrink with the lengths of the episodes, but with the length of the longest.
 """
 
 from dataclasses import dataclass

@@ -30,10 +30,11 @@ class FlatParameters:
     Attributes:
         values: All parameters in order, [P].
         gradient: Their gradients, [P].
+        parameters: The modules' own parameters, which are views of `values`.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        parameters = [p for module in modules for p in module.parameters()]
+        self.parameters = parameters = [p for module in modules for p in module.parameters()]
         with torch.no_grad():
             self.values = nn.Parameter(torch.cat([p.reshape(-1) for p in parameters]))
             self.gradient = torch.zeros_like(self.values)

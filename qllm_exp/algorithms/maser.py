@@ -150,7 +150,7 @@ class Maser(QLearning):
 
     def _update_phi(self, loss: Tensor) -> None:
         self.phi_parameters.gradient.zero_()
-        torch.autograd.backward(loss, inputs=list(self.phi.parameters()))
+        torch.autograd.backward(loss, inputs=self.phi_parameters.parameters)
         self.phi_parameters.gradient_step(self.phi_optimiser, self.train.grad_norm_clip)
 
     def state_dict(self) -> dict[str, Any]:
