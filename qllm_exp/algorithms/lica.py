@@ -27,8 +27,8 @@ right. On the matrix games the most probable actions reach the best return in mo
 third of it.
 
 An update takes 2.1 times (lbf) to 2.4 times (mpe) as long as an update of Q-learning with QMIX on the same number of episodes,
-and has 1.8 to 2.3 times its floating-point operations (1,347 against 585 million on mpe, 1,410 against 773 million on lbf). W1 has n *
-A * embed elements, which are computed from the state three times: for the targets, the critic and the agents.
+and has 1.8 to 2.3 times its floating-point operations (1,347 against 585 million on mpe, 1,410 against 773 million on lbf).
+W1 has n * A * embed elements, which are computed from the state three times: for the targets, the critic and the agents.
 """
 
 from dataclasses import dataclass
