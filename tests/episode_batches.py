@@ -31,14 +31,12 @@ def batch(steps: int = 6, episodes: int = 4, seed: int = 0) -> EpisodeBatch:
 
 
 def otherwise_padded(b: EpisodeBatch, seed: int = 9) -> EpisodeBatch:
-    """The same episodes with different padding, including unavailable actions and large rewards."""
+    """The same episodes with NaN in the padding, and different actions there, including unavailable ones."""
     g = torch.Generator().manual_seed(seed)
     over = torch.cat([torch.zeros_like(b.mask[:1]), ~b.mask])  # after the last observation
     obs, state, available = b.obs.clone(), b.state.clone(), b.available_actions.clone()
     actions, reward, terminated = b.actions.clone(), b.reward.clone(), b.terminated.clone()
-    obs[over] = torch.randn(obs[over].shape, generator=g)
-    state[over] = torch.randn(state[over].shape, generator=g)
+    obs[over], state[over], reward[~b.mask] = torch.nan, torch.nan, torch.nan
     available[over] = torch.rand(available[over].shape, generator=g) < 0.3
     actions[~b.mask] = torch.randint(0, available.shape[-1], actions[~b.mask].shape, generator=g)
-    reward[~b.mask] = 99.0
     return EpisodeBatch(obs, state, available, actions, reward, terminated, b.mask)

@@ -152,20 +152,16 @@ class ActorCritic(Algorithm):
 
     def update_agents(self, loss: Tensor) -> Tensor:
         """Take one gradient step of the agents and return the norm of the gradient."""
-        return self._gradient_step(loss, self.agents, self.actor_parameters, self.actor_optimiser)
+        return self._gradient_step(loss, self.actor_parameters, self.actor_optimiser)
 
     def update_critic(self, loss: Tensor) -> Tensor:
         """Take one gradient step of the critic and return the norm of the gradient."""
-        return self._gradient_step(loss, self.critic, self.critic_parameters, self.critic_optimiser)
+        return self._gradient_step(loss, self.critic_parameters, self.critic_optimiser)
 
-    def _gradient_step(
-        self, loss: Tensor, module: nn.Module, parameters: FlatParameters, optimiser: torch.optim.Optimizer
-    ) -> Tensor:
+    def _gradient_step(self, loss: Tensor, parameters: FlatParameters, optimiser: torch.optim.Optimizer) -> Tensor:
         parameters.gradient.zero_()
-        torch.autograd.backward(loss, inputs=list(module.parameters()))
-        norm = parameters.clip_(self.train.grad_norm_clip)
-        optimiser.step()
-        return norm
+        torch.autograd.backward(loss, inputs=parameters.parameters)
+        return parameters.gradient_step(optimiser, self.train.grad_norm_clip)
 
     def update_targets(self) -> None:
         """Count an update, and update the target networks."""

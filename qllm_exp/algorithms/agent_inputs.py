@@ -20,11 +20,13 @@ class AgentInputs:
 
     Attributes:
         size: Number of inputs of each agent.
+        identity: One-hot index of each agent, [n, n].
     """
 
     def __init__(self, config: Config, env: TeamEnv) -> None:
         self.agent_id, self.last_action = config.agent_id, config.last_action
         self.n_agents, self.n_actions, self.device = env.n_agents, env.n_actions, env.device
+        self.identity = torch.eye(env.n_agents, device=env.device)
         self.size = env.obs_dim
         if config.agent_id:
             self.size += env.n_agents
@@ -61,8 +63,7 @@ class AgentInputs:
         """
         parts = [obs]
         if self.agent_id:
-            identity = torch.eye(self.n_agents, device=self.device, dtype=obs.dtype)
-            parts.append(identity.expand(*obs.shape[:-1], self.n_agents))
+            parts.append(self.identity.to(obs.dtype).expand(*obs.shape[:-1], self.n_agents))
         if last_action is not None:
             parts.append(last_action)
         return torch.cat(parts, -1)

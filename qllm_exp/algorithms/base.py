@@ -8,8 +8,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qllm_exp.mixers.base import Mixer
+from qllm_exp.networks.packing import Packing
 
 
 class EpisodeBatch(NamedTuple):
@@ -37,6 +39,14 @@ class EpisodeBatch(NamedTuple):
     def steps(self) -> int:
         """Number of steps T."""
         return self.actions.shape[0]
+
+    def packed_steps(self) -> Packing:
+        """The steps of the episodes, to leave out the padding of values [T, B, ...]."""
+        return Packing(self.mask)
+
+    def packed_observations(self) -> Packing:
+        """The observations of the episodes, to leave out the padding of values [T + 1, B, ...]."""
+        return Packing(F.pad(self.mask, (0, 0, 1, 0), value=True))
 
 
 class Experience(Protocol):

@@ -37,8 +37,9 @@ actions [evaluation=greedy]: 0.42 against 0.08 in the case above. Where `train=p
 4. Rewards are standardised by the moments of all rewards so far. EPyMARL counts padding as a reward of 0.
 5. The critic sees the state of the environment's layout; EPyMARL's state is the observations of all agents in a row.
 
-The sequential steps of the critic make an update five times as long as with a single step, and two and a half to three times as
-long as an update of Q-learning with QMIX on the same number of episodes (tests/bench/updates.py).
+An update takes 2.0 (mpe) to 2.4 times (lbf) as long as an update of Q-learning with QMIX on the same number of episodes
+(tests/bench/updates.py), with as much arithmetic. The steps of the critic are sequential and small, so most of the time passes
+between operations. It does not shrink with the lengths of the episodes, but with the length of the longest.
 """
 
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ from qllm_exp.config import schema
 from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import Mixer
-from qllm_exp.networks.agents import TeamNetwork
+from qllm_exp.networks.agents import FeedForwardAgent, TeamNetwork
 
 
 @dataclass
@@ -115,55 +116,89 @@ class Coma(ActionValueActorCritic, OnPolicyActorCritic):
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """Take the gradient steps of the critic, then one of the agents, and return metrics to log."""
+        steps, observations = batch.packed_steps(), batch.packed_observations()
         inputs = self.inputs.sequence_inputs(batch.obs, batch.actions)
-        logits = self.agents.unroll(inputs)  # [T + 1, B, n, A]
+        logits = observations.unpack(self.agents.unroll(observations.pack(inputs), observations))  # [T + 1, B, n, A]
         policy = MaskedCategorical(logits, batch.available_actions, self.epsilon)
         actions = self.all_actions(batch, policy)
+        log_probs = policy.log_prob(actions)
         critic_inputs = self.critic_inputs(batch.state, inputs, actions)
         with torch.no_grad():
-            target_q = select_actions(self.target_critic.unroll(critic_inputs), actions)
-            target = self.targets(batch, target_q[1:])
-        q, critic_norm = self._fit_critic(critic_inputs[:-1], actions[:-1], target, batch.mask)
+            next_qs = steps.unpack(self.target_critic.unroll(steps.pack(critic_inputs[1:])))
+            target = self.targets(batch, select_actions(next_qs, actions[1:]))
+        critic_inputs, actions, target = (steps.pack(x) for x in (critic_inputs[:-1], actions[:-1], target))
+        mask = steps.pack(batch.mask)
+        q, critic_norm = self._fit_critic(critic_inputs, actions, target, mask, steps.sizes)
         self.update_targets()
         with torch.no_grad():
-            all_qs = self.critic.unroll(critic_inputs[:-1])
-            advantage = counterfactual_advantage(all_qs, policy.probs[:-1], actions[:-1])
-        objective = masked_mean(advantage * policy.log_prob(actions)[:-1], batch.mask)
+            all_qs = self.critic.unroll(critic_inputs)
+            advantage = counterfactual_advantage(all_qs, steps.pack(policy.probs[:-1]), actions)
+        objective = masked_mean(advantage * steps.pack(log_probs[:-1]), mask)
         entropy = masked_mean(policy.entropy[:-1], batch.mask)
         norm = self.update_agents(-objective - self.config.entropy * entropy)
         metrics = {
             "policy_loss": -objective,
-            "value_loss": masked_mean((q - target).square(), batch.mask),
+            "value_loss": masked_mean((q - target).square(), mask),
             "entropy": entropy,
-            "q": masked_mean(q, batch.mask),
+            "q": masked_mean(q, mask),
             "grad_norm": norm,
             "critic_grad_norm": critic_norm,
         }
         return {name: value.detach() for name, value in metrics.items()}
 
     def _fit_critic(
-        self, critic_inputs: Tensor, actions: Tensor, target: Tensor, mask: Tensor
+        self, critic_inputs: Tensor, actions: Tensor, target: Tensor, mask: Tensor, sizes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Train the critic: one gradient step per time step, backwards in time, or one on all steps (`critic_sweep`).
 
         Args:
-            critic_inputs: [T, B, n, I].
-            actions: [T, B, n] int64.
-            target: Value targets, [T, B, n].
-            mask: Whether the step is part of the episode, [T, B] bool.
+            critic_inputs: Packed, [1, M, n, I], or [T, B, n, I]. The other arguments are of the same leading shape.
+            actions: [1, M, n] int64.
+            target: Value targets, [1, M, n].
+            mask: Whether the step is part of the episode, [1, M] bool.
+            sizes: Number of episodes that have each step, [T] int64.
 
         Returns:
-            Q [T, B, n] of each step just before its gradient step, and the mean norm of the gradients.
+            Q [1, M, n] of each step just before its gradient step, and the mean norm of the gradients.
         """
-        parts = [slice(None)]
-        if self.config.critic_sweep:
-            parts = [slice(t, t + 1) for t in reversed(range(len(target)))]
-        all_q, norms = torch.empty_like(target), []
-        for part in parts:
-            q = select_actions(self.critic.unroll(critic_inputs[part]), actions[part])
-            norms.append(self.update_critic(masked_mean((q - target[part]).square(), mask[part])))
-            all_q[part] = q.detach()
-        return all_q, torch.stack(norms).mean()
+        counts = sizes.tolist() if self.config.critic_sweep else [mask.numel()]
+        tensors = (critic_inputs, actions, target, mask)
+        parts = zip(*(torch.split(x.flatten(0, 1), counts) for x in tensors), strict=True)
+        all_q, norms = [], []
+        for part_inputs, part_actions, part_target, part_mask in reversed(list(parts)):
+            all_q.append(self._critic_gradient(part_inputs, part_actions, part_target, part_mask))
+            norms.append(self.critic_parameters.gradient_step(self.critic_optimiser, self.train.grad_norm_clip))
+        return torch.cat(all_q[::-1]).view_as(target), torch.stack(norms).mean()
+
+    def _critic_gradient(self, inputs: Tensor, actions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Write the gradient of the critic's loss, the masked mean of (Q - target)^2.
+
+        Args:
+            inputs: [b, n, I], b steps of any episodes.
+            actions: [b, n] int64.
+            target: Value targets, [b, n].
+            mask: Whether the step is part of its episode, [b] bool.
+
+        Returns:
+            Q [b, n] of the actions.
+        """
+        slope = mask.to(target.dtype).mul_(2).div_(mask.sum() * self.n_agents).unsqueeze(1).expand_as(target)
+        tensors = (inputs, actions.unsqueeze(-1), target.unsqueeze(-1), slope.unsqueeze(-1))
+        networks = self.critic.members
+        by_network = [[x[:, i] for x in tensors] for i in range(self.n_agents)]
+        if len(networks) == 1:
+            by_network = [[x.flatten(0, 1) for x in tensors]]
+        all_q = []
+        for network, (rows, row_actions, row_target, row_slope) in zip(networks, by_network, strict=True):
+            assert isinstance(network, FeedForwardAgent)
+
+            def output_gradient(
+                q: Tensor, actions: Tensor = row_actions, target: Tensor = row_target, slope: Tensor = row_slope
+            ) -> Tensor:
+                return torch.zeros_like(q).scatter_(1, actions, (q.gather(1, actions) - target) * slope)
+
+            all_q.append(network.outputs_and_gradient(rows, output_gradient).gather(1, row_actions))
+        return torch.cat(all_q, 1).view_as(target)
 
     def critic_inputs(self, state: Tensor, inputs: Tensor, actions: Tensor) -> Tensor:
         """Inputs of the critic for each agent: the state, the agent's own inputs, and the other agents' one-hot actions.

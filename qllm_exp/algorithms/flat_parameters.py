@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from qllm_exp.config import schema
 from qllm_exp.config.schema import TrainConfig
@@ -28,10 +30,11 @@ class FlatParameters:
     Attributes:
         values: All parameters in order, [P].
         gradient: Their gradients, [P].
+        parameters: The modules' own parameters, which are views of `values`.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        parameters = [p for module in modules for p in module.parameters()]
+        self.parameters = parameters = [p for module in modules for p in module.parameters()]
         with torch.no_grad():
             self.values = nn.Parameter(torch.cat([p.reshape(-1) for p in parameters]))
             self.gradient = torch.zeros_like(self.values)
@@ -43,15 +46,55 @@ class FlatParameters:
                 p.grad = self.gradient[start:stop].view_as(p)
                 start = stop
 
-    def clip_(self, max_norm: float) -> Tensor:
-        """Scale the gradient in place to a norm of at most `max_norm`.
+    def gradient_step(self, optimiser: torch.optim.Optimizer, max_norm: float) -> Tensor:
+        """Scale the gradient to a norm of at most `max_norm`, and take a step of the optimiser.
+
+        Args:
+            optimiser: The optimiser of these parameters, of `make_optimiser`.
+            max_norm: Maximum norm.
 
         Returns:
             Norm before clipping, a scalar.
         """
         norm: Tensor = torch.linalg.vector_norm(self.gradient)
-        self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        if not norm.is_cpu:  # reading the norm would synchronise
+            self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        elif (scale := max_norm / (float(norm) + 1e-6)) < 1:
+            self.gradient.mul_(scale)
+        state = optimiser.state[self.values]
+        if not norm.is_cpu or not isinstance(optimiser, torch.optim.Adam) or not state:
+            optimiser.step()
+        else:
+            _adam_step(self.values, self.gradient, state, optimiser.param_groups[0])
         return norm
+
+
+@torch.no_grad()
+def _adam_step(values: nn.Parameter, gradient: Tensor, state: dict[str, Any], options: dict[str, Any]) -> None:
+    """Take the step of torch's fused Adam without the hooks of `step`, which cost more than the step itself.
+
+    Args:
+        values: Parameters, [P].
+        gradient: Their gradient, [P].
+        state: Their state in the optimiser.
+        options: The optimiser's options.
+    """
+    adam(
+        [values],
+        [gradient],
+        [state["exp_avg"]],
+        [state["exp_avg_sq"]],
+        [],
+        [state["step"]],
+        fused=True,
+        amsgrad=False,
+        beta1=options["betas"][0],
+        beta2=options["betas"][1],
+        lr=options["lr"],
+        weight_decay=0.0,
+        eps=options["eps"],
+        maximize=False,
+    )
 
 
 def update_target(config: TargetNetworkConfig, updates: int, target: FlatParameters, online: FlatParameters) -> None:

@@ -26,7 +26,8 @@ and the return 0.07 after 300k (one seed; 0.24 with the default). The default ke
 right. On the matrix games the most probable actions reach the best return in most seeds; the sampled policy loses a fifth to a
 third of it.
 
-An update takes 1.8 times (lbf) to 2.4 times (mpe) as long as an update of Q-learning with QMIX on the same number of episodes.
+An update takes 2.1 times (lbf) to 2.4 times (mpe) as long as an update of Q-learning with QMIX on the same number of episodes,
+and has 1.8 to 2.3 times its floating-point operations (1,347 against 585 million on mpe, 1,410 against 773 million on lbf).
 W1 has n * A * embed elements, which are computed from the state three times: for the targets, the critic and the agents.
 """
 
@@ -125,16 +126,19 @@ class Lica(ActionValueActorCritic, OnPolicyActorCritic):
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """Take one gradient step of the critic, then one of the agents, and return metrics to log."""
-        inputs = self.inputs.sequence_inputs(batch.obs, batch.actions)
-        policy = MaskedCategorical(self.agents.unroll(inputs), batch.available_actions)  # [T + 1, B, n, A]
+        steps, observations = batch.packed_steps(), batch.packed_observations()
+        inputs = observations.pack(self.inputs.sequence_inputs(batch.obs, batch.actions))
+        logits = observations.unpack(self.agents.unroll(inputs, observations))
+        policy = MaskedCategorical(logits, batch.available_actions)  # [T + 1, B, n, A]
         actions = F.one_hot(self.all_actions(batch, policy), self.n_actions).to(batch.state.dtype)
-        state = batch.state[:-1]
+        state, mask = steps.pack(batch.state[:-1]), steps.pack(batch.mask)
         with torch.no_grad():
-            target = self.targets(batch, self.target_critic(actions[1:], batch.state[1:]))
-        q = self.critic(actions[:-1], state)
-        value_loss = masked_mean((q - target).square(), batch.mask)
+            next_value = self.target_critic(steps.pack(actions[1:]), steps.pack(batch.state[1:]))
+            target = steps.pack(self.targets(batch, steps.unpack(next_value)))
+        q = self.critic(steps.pack(actions[:-1]), state)
+        value_loss = masked_mean((q - target).square(), mask)
         critic_norm = self.update_critic(value_loss)
-        objective = masked_mean(self.critic(policy.probs[:-1], state), batch.mask)
+        objective = masked_mean(self.critic(steps.pack(policy.probs[:-1]), state), mask)
         entropy = masked_mean(policy.entropy[:-1], batch.mask)
         entropy_bonus = self.config.entropy * entropy / entropy.detach().clamp(min=_MIN_ENTROPY)
         norm = self.update_agents(-objective - entropy_bonus)
@@ -143,7 +147,7 @@ class Lica(ActionValueActorCritic, OnPolicyActorCritic):
             "policy_loss": -objective,
             "value_loss": value_loss,
             "entropy": entropy,
-            "q": masked_mean(q, batch.mask),
+            "q": masked_mean(q, mask),
             "grad_norm": norm,
             "critic_grad_norm": critic_norm,
         }

@@ -89,17 +89,19 @@ class Maddpg(ActorCritic):
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """Take one gradient step of the critic, then one of the agents, and return metrics to log."""
+        steps = batch.packed_steps()
         inputs = self.inputs.sequence_inputs(batch.obs, batch.actions)
-        state, available = batch.state[:-1], batch.available_actions[:-1]
-        joint = self.broadcast_to_agents(self._one_hot(batch.actions, state))
+        state, available, mask = steps.pack(batch.state[:-1]), batch.available_actions[:-1], steps.pack(batch.mask)
+        joint = self.broadcast_to_agents(self._one_hot(steps.pack(batch.actions), state))
         with torch.no_grad():
-            target = self.targets(batch, self._next_value(batch, inputs))
+            target = steps.pack(self.targets(batch, self._next_value(batch, inputs)))
         q = self.critic_values(self.critic, state, joint)
-        value_loss = masked_mean((q - target).square(), batch.mask)
+        value_loss = masked_mean((q - target).square(), mask)
         critic_norm = self.update_critic(value_loss)
-        logits = self.agents.unroll(inputs[:-1])
+        logits = steps.unpack(self.agents.unroll(steps.pack(inputs[:-1]), steps))
         policy = MaskedCategorical(logits, available)
-        objective = masked_mean(self.critic_values(self.critic, state, self._sample_joint(policy)), batch.mask)
+        sampled = self._sample_joint(policy)
+        objective = masked_mean(self.critic_values(self.critic, state, steps.pack(sampled)), mask)
         squared_logits = masked_mean(logits.masked_fill(~available, 0.0).square().mean(-1), batch.mask)
         norm = self.update_agents(self.config.regularisation * squared_logits - objective)
         self.update_targets()
@@ -107,7 +109,7 @@ class Maddpg(ActorCritic):
             "policy_loss": -objective,
             "value_loss": value_loss,
             "entropy": masked_mean(policy.entropy, batch.mask),
-            "q": masked_mean(q, batch.mask),
+            "q": masked_mean(q, mask),
             "grad_norm": norm,
             "critic_grad_norm": critic_norm,
         }
@@ -134,10 +136,12 @@ class Maddpg(ActorCritic):
             batch: The episodes.
             inputs: Inputs of the agents' networks, [T + 1, B, n, agent inputs].
         """
-        best_actions = MaskedCategorical(self.target_agents.unroll(inputs), batch.available_actions).best[1:]
-        state = batch.state[1:]
-        joint = self.broadcast_to_agents(self._one_hot(best_actions, state))
-        return self.critic_values(self.target_critic, state, joint)
+        steps, observations = batch.packed_steps(), batch.packed_observations()
+        logits = observations.unpack(self.target_agents.unroll(observations.pack(inputs), observations))
+        best_actions = MaskedCategorical(logits, batch.available_actions).best[1:]
+        state = steps.pack(batch.state[1:])
+        joint = self.broadcast_to_agents(self._one_hot(steps.pack(best_actions), state))
+        return steps.unpack(self.critic_values(self.target_critic, state, joint))
 
     def _sample_joint(self, policy: MaskedCategorical) -> Tensor:
         """Sample a joint action, copied for each agent with a gradient through that agent's own action alone.

@@ -90,7 +90,8 @@ class Maser(QLearning):
         """Reward r', and w_I L_I + w_E L_E; also takes one gradient step of phi. See `QLearning.auxiliary_loss`."""
         c, available = self.config, batch.available_actions[:-1]
         goal = subgoals(self.subgoal_score(batch, values), batch.mask)
-        embedding = self.phi(batch.obs[:-1])
+        steps = batch.packed_steps()
+        embedding = steps.unpack(self.phi(steps.pack(batch.obs[:-1])))
         goal_distance = torch.linalg.vector_norm(embedding - gather_at(goal, embedding), dim=-1)  # [T, B, n]
         target_distance = action_distance(values.target[:-1], available, goal)
         distance_loss = masked_mean((goal_distance - target_distance).square(), batch.mask)
@@ -122,11 +123,13 @@ class Maser(QLearning):
         Returns:
             [T, B, n].
         """
-        joint = JointAction(values.target[:-1], batch.available_actions[:-1], values.best[:-1])
-        q_tot = self.target_mixer.q_tot(joint, batch.state[:-1])
+        steps = batch.packed_steps()
+        joint = JointAction(*(steps.pack(x[:-1]) for x in (values.target, batch.available_actions, values.best)))
+        q_tot = self.target_mixer.q_tot(joint, steps.pack(batch.state[:-1]))
         if self.mixer.per_agent:
             q_tot = q_tot.sum(-1)
-        return self.config.alpha * joint.qs + (1 - self.config.alpha) * q_tot.unsqueeze(-1) / self.n_agents
+        alpha = self.config.alpha
+        return steps.unpack(alpha * joint.qs + (1 - alpha) * q_tot.unsqueeze(-1) / self.n_agents)
 
     @torch.no_grad()
     def individual_targets(self, batch: EpisodeBatch, values: QValues, reward: Tensor, intrinsic: Tensor) -> Tensor:
@@ -147,9 +150,8 @@ class Maser(QLearning):
 
     def _update_phi(self, loss: Tensor) -> None:
         self.phi_parameters.gradient.zero_()
-        torch.autograd.backward(loss, inputs=list(self.phi.parameters()))
-        self.phi_parameters.clip_(self.train.grad_norm_clip)
-        self.phi_optimiser.step()
+        torch.autograd.backward(loss, inputs=self.phi_parameters.parameters)
+        self.phi_parameters.gradient_step(self.phi_optimiser, self.train.grad_norm_clip)
 
     def state_dict(self) -> dict[str, Any]:
         """Q-learning's state, phi and its optimiser; see `Algorithm.state_dict`."""

@@ -43,6 +43,7 @@ from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.mixers.base import JointAction, Mixer, greedy_actions, mixing_loss
 from qllm_exp.networks.agents import TeamNetwork
+from qllm_exp.networks.packing import Packing
 
 
 @dataclass
@@ -173,17 +174,22 @@ class QLearning(Algorithm):
 
     def learn(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """Take one gradient step on a batch and return metrics to log."""
-        inputs = self.inputs.sequence_inputs(batch.obs, batch.actions)
-        values = self._q_values(batch, inputs)
-        joint = JointAction(values.online[:-1], batch.available_actions[:-1], batch.actions)
-        state = batch.state[:-1]
+        steps, observations = batch.packed_steps(), batch.packed_observations()
+        inputs = observations.pack(self.inputs.sequence_inputs(batch.obs, batch.actions))
+        values = self._q_values(batch, inputs, observations)
+        available = steps.pack(batch.available_actions[:-1])
+        joint = JointAction(steps.pack(values.online[:-1]), available, steps.pack(batch.actions))
+        state = steps.pack(batch.state[:-1])
         q_tot = self.mixer.q_tot(joint, state)
         reward = self.rewards.standardise(batch.reward) if self.train.standardise_rewards else batch.reward
         auxiliary = self.auxiliary_loss(batch, values, reward)
-        target, weight = self._targets_and_mask(batch, inputs, values, auxiliary.reward, q_tot)
+        next_value = self._next_value(batch, inputs, values, steps, observations)
+        target = steps.pack(self.returns(batch, auxiliary.reward, next_value))
+        weight = expand_agents(steps.pack(batch.mask), q_tot).to(q_tot.dtype)
         central = None
         if self.central is not None:
-            central = JointAction(self.central.unroll(inputs)[:-1], joint.available, batch.actions)
+            central_qs = observations.unpack(self.central.unroll(inputs, observations))
+            central = JointAction(steps.pack(central_qs[:-1]), available, joint.actions)
         losses = mixing_loss(self.mixer, joint, central, state, q_tot, target)
         count = weight.sum()
         loss = (losses * weight).sum() / count
@@ -191,8 +197,7 @@ class QLearning(Algorithm):
             loss = loss + auxiliary.loss
         self.online.gradient.zero_()
         torch.autograd.backward(loss)
-        norm = self.online.clip_(self.train.grad_norm_clip)
-        self.optimiser.step()
+        norm = self.online.gradient_step(self.optimiser, self.train.grad_norm_clip)
         self.updates += 1
         update_target(self.config, self.updates, self.target, self.online)
         with torch.no_grad():
@@ -210,35 +215,35 @@ class QLearning(Algorithm):
         """
         return AuxiliaryUpdate(reward, None, {})
 
-    def _q_values(self, batch: EpisodeBatch, inputs: Tensor) -> QValues:
-        online = self.agents.unroll(inputs)
+    def _q_values(self, batch: EpisodeBatch, inputs: Tensor, observations: Packing) -> QValues:
+        online = observations.unpack(self.agents.unroll(inputs, observations))
         with torch.no_grad():
-            target = self.target_agents.unroll(inputs)
+            target = observations.unpack(self.target_agents.unroll(inputs, observations))
             best = greedy_actions(online if self.config.double_q else target, batch.available_actions)
         return QValues(online, target, best)
 
     @torch.no_grad()
-    def _targets_and_mask(
-        self, batch: EpisodeBatch, inputs: Tensor, values: QValues, reward: Tensor, like: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """TD targets and the padding mask.
+    def _next_value(
+        self, batch: EpisodeBatch, inputs: Tensor, values: QValues, steps: Packing, observations: Packing
+    ) -> Tensor:
+        """Target networks' values of the next states.
 
         Args:
             batch: The episodes.
-            inputs: Inputs of the agents' networks, [T + 1, B, n, I].
+            inputs: Packed inputs of the agents' networks, [1, M, n, I].
             values: The agents' Qs.
-            reward: Reward that Q_tot learns from, [T, B].
-            like: Q_tot, [T, B], or [T, B, n] of a mixer that is `per_agent`.
+            steps: The steps of the episodes.
+            observations: The observations of the episodes.
 
         Returns:
-            TD targets, and 1 for steps of the episodes or 0 for padding; both of the shape of `like`.
+            [T, B], or [T, B, n] of a mixer that is `per_agent`.
         """
-        target_qs, mixer = values.target[1:], self.target_mixer
+        target_qs, mixer = values.target, self.target_mixer
         if self.target_central is not None and mixer.unrestricted is not None:
-            target_qs, mixer = self.target_central.unroll(inputs)[1:], mixer.unrestricted
-        next_joint = JointAction(target_qs, batch.available_actions[1:], values.best[1:])
-        next_value = mixer.q_tot(next_joint, batch.state[1:])
-        return self.returns(batch, reward, next_value), expand_agents(batch.mask, like).to(like.dtype)
+            target_qs = observations.unpack(self.target_central.unroll(inputs, observations))
+            mixer = mixer.unrestricted
+        next_joint = JointAction(*(steps.pack(x[1:]) for x in (target_qs, batch.available_actions, values.best)))
+        return steps.unpack(mixer.q_tot(next_joint, steps.pack(batch.state[1:])))
 
     def returns(self, batch: EpisodeBatch, reward: Tensor, next_value: Tensor) -> Tensor:
         """n-step or TD(lambda) returns, as configured.

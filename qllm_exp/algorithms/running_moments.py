@@ -15,6 +15,7 @@ class RunningMoments:
         self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.mean = torch.zeros((), dtype=torch.float64, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)  # sum of squared deviations
+        self._deviation: Tensor | None = None  # since the last change of the moments
 
     def update(self, values: Tensor, mask: Tensor) -> None:
         """Include new values.
@@ -32,18 +33,23 @@ class RunningMoments:
         self.mean = self.mean + delta * count / total
         self.square = self.square + square + delta.square() * self.count * count / total
         self.count = self.count + count
+        self._deviation = None
 
     def standardise(self, values: Tensor) -> Tensor:
         """(values - mean) / standard deviation, in the dtype of `values`. A deviation of 0 is replaced by 1."""
-        return (values - self.mean.to(values.dtype)) / self._deviation().to(values.dtype)
+        return (values - self.mean.to(values.dtype)) / self.deviation.to(values.dtype)
 
     def restore(self, values: Tensor) -> Tensor:
         """Inverse of `standardise`."""
-        return values * self._deviation().to(values.dtype) + self.mean.to(values.dtype)
+        return values * self.deviation.to(values.dtype) + self.mean.to(values.dtype)
 
-    def _deviation(self) -> Tensor:
-        deviation = (self.square / self.count.clamp(min=1)).sqrt()
-        return torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation, a scalar; 1 in place of 0."""
+        if self._deviation is None:
+            deviation = (self.square / self.count.clamp(min=1)).sqrt()
+            self._deviation = torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
+        return self._deviation
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moments, for a checkpoint."""
@@ -53,3 +59,4 @@ class RunningMoments:
         """Restore the result of `state_dict`."""
         device = self.count.device
         self.count, self.mean, self.square = (saved[key].to(device) for key in ("count", "mean", "square"))
+        self._deviation = None

@@ -9,6 +9,8 @@ bootstraps from its last state.
 import torch
 from torch import Tensor
 
+from qllm_exp.networks import gru_kernel
+
 
 def n_step(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor, gamma: float, n: int) -> Tensor:
     """n-step returns.
@@ -24,7 +26,7 @@ def n_step(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor,
         n: Number of steps, at least 1.
 
     Returns:
-        [T, B, ...]; undefined where `mask` is False.
+        [T, B, ...]; 0 where `mask` is False.
     """
     discount = gamma * (~terminated).to(reward.dtype)
     target = reward + discount * next_value
@@ -33,7 +35,7 @@ def n_step(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor,
         bootstrap = next_value.clone()
         bootstrap[:-1] = torch.where(continues, target[1:], next_value[:-1])
         target = reward + discount * bootstrap
-    return target
+    return target.masked_fill(~mask, 0.0)
 
 
 def td_lambda(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
@@ -50,12 +52,20 @@ def td_lambda(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tens
         lam: Lambda, 0 to 1.
 
     Returns:
-        [T, B, ...]; undefined where `mask` is False.
+        [T, B, ...]; 0 where `mask` is False.
     """
+    if (compiled := gru_kernel.td_lambda(reward, next_value, terminated, mask, gamma, lam)) is not None:
+        return compiled
     discount = gamma * (~terminated).to(reward.dtype)
-    target = torch.empty_like(next_value)
-    target[-1] = reward[-1] + discount[-1] * next_value[-1]
-    for t in range(reward.shape[0] - 2, -1, -1):
-        bootstrap = torch.where(mask[t + 1], torch.lerp(next_value[t], target[t + 1], lam), next_value[t])
-        target[t] = reward[t] + discount[t] * bootstrap
+    weight = lam * discount
+    weight[:-1].mul_(mask[1:])
+    weight[-1] = 0.0
+    target = torch.addcmul(reward, discount - weight, next_value).masked_fill_(~mask, 0.0)
+    # Now G_t = target_t + weight_t G_{t+1}. A round inserts this equation into itself, so that the next spans twice the steps.
+    # Few large operations take the place of one small one per step.
+    span = 1
+    while span < len(target):
+        target[:-span].add_(weight[: len(target) - span] * target[span:])
+        weight = weight[:-span] * weight[span:]
+        span *= 2
     return target

@@ -54,7 +54,7 @@ def greedy_actions(all_qs: Tensor, available: Tensor) -> Tensor:
     Returns:
         [..., n] int64.
     """
-    return all_qs.detach().masked_fill(~available, -torch.inf).argmax(-1)
+    return torch.where(available, all_qs.detach(), -torch.inf).max(-1).indices  # faster than argmax on a CPU
 
 
 class Mixer(nn.Module, ABC):

@@ -1,14 +1,17 @@
 """Networks of a team: recurrent or feed-forward, shared by all agents or separate for each agent.
 
 Shapes: T steps, N environment copies or episodes, n agents, R rows (one agent of one episode each), I inputs, O outputs,
-H hidden units.
+H hidden units; M steps of all rows or episodes together.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qllm_exp.config.schema import TrainConfig
+from qllm_exp.networks.packing import Packing
 from qllm_exp.networks.recurrent import RecurrentAgent
 
 
@@ -48,6 +51,32 @@ class FeedForwardAgent(nn.Module):
         """Outputs [..., O] of inputs [..., I], differentiable."""
         outputs: Tensor = self.fc_out(F.relu(self.fc_hidden(F.relu(self.fc_in(inputs)))))
         return outputs
+
+    @torch.no_grad()
+    def outputs_and_gradient(self, inputs: Tensor, output_gradient: Callable[[Tensor], Tensor]) -> Tensor:
+        """Outputs of few rows; also writes the parameters' gradients, without autograd, which takes longer than few rows do.
+
+        Args:
+            inputs: [R, I].
+            output_gradient: Gradient [R, O] of a loss, from the outputs [R, O].
+
+        Returns:
+            [R, O].
+        """
+        first = torch.relu_(self.fc_in(inputs))
+        second = torch.relu_(self.fc_hidden(first))
+        outputs: Tensor = self.fc_out(second)
+        gradient = output_gradient(outputs)
+        for layer, layer_inputs in ((self.fc_out, second), (self.fc_hidden, first), (self.fc_in, inputs)):
+            torch.mm(gradient.T, layer_inputs, out=layer.weight.grad)
+            torch.sum(gradient, 0, out=layer.bias.grad)
+            if layer is not self.fc_in:
+                gradient = torch.mm(gradient, layer.weight).mul_(layer_inputs > 0)
+        return outputs
+
+    def unroll_packed(self, inputs: Tensor, sizes: Tensor) -> Tensor:
+        """Outputs [M, O] of packed inputs [M, I]; the number of rows that have each step does not matter."""
+        return self.unroll(inputs)
 
 
 class TeamNetwork(nn.Module):
@@ -94,13 +123,32 @@ class TeamNetwork(nn.Module):
         all_outputs, all_hidden = zip(*results, strict=True)
         return torch.stack(all_outputs, 1), torch.stack(all_hidden, 1)
 
-    def unroll(self, inputs: Tensor) -> Tensor:
-        """Outputs [T, N, n, O] along whole episodes of inputs [T, N, n, I], differentiable."""
+    def unroll(self, inputs: Tensor, packing: Packing | None = None) -> Tensor:
+        """Outputs along whole episodes, differentiable.
+
+        Args:
+            inputs: [T, N, n, I]; or packed, [1, M, n, I].
+            packing: How the inputs were packed; None if they were not.
+
+        Returns:
+            [T, N, n, O]; or packed as the inputs are, [1, M, n, O].
+        """
         networks = self._networks()
+        if packing is not None and packing.index is not None:
+            return self._unroll_packed(inputs[0], packing.sizes).unsqueeze(0)
         if len(networks) == 1:
             return networks[0].unroll(inputs.flatten(1, 2)).view(*inputs.shape[:-1], -1)
         outputs = [network.unroll(inputs[:, :, i].contiguous()) for i, network in enumerate(networks)]
         return torch.stack(outputs, 2)
+
+    def _unroll_packed(self, inputs: Tensor, sizes: Tensor) -> Tensor:
+        """Outputs [M, n, O] of packed inputs [M, n, I], with the number of episodes that have each step, [T] int64."""
+        networks = self._networks()
+        if len(networks) == 1:
+            outputs = networks[0].unroll_packed(inputs.flatten(0, 1), sizes * self.n_agents)
+            return outputs.view(*inputs.shape[:-1], -1)
+        each = [network.unroll_packed(inputs[:, i].contiguous(), sizes) for i, network in enumerate(networks)]
+        return torch.stack(each, 1)
 
     def _networks(self) -> list[RecurrentAgent | FeedForwardAgent]:
         """One shared network, or one per agent."""

@@ -1,10 +1,13 @@
 // Linear + ReLU -> GRU -> Linear over whole sequences of many short rows, single precision, one thread.
 //
 // Rows are processed in blocks. One block passes through all time steps, so that its activations stay in the L2 cache.
+// Sequences may have different lengths. Rows are sorted by them, longest first, so the rows that have a step t are the
+// first sizes[t] rows, and arrays hold the steps one after another without padding.
 // Gates, candidate and new hidden state of a tile of rows are computed from accumulators that stay in registers.
 // The result of a row depends on that row alone, and the order of summation depends on the shapes alone.
 //
-// Notation: T steps, R rows, I inputs, H hidden units, A actions; P panels of W lanes that cover H, Hp = P * W.
+// Notation: T steps, R rows, M steps of all rows together, I inputs, H hidden units, A actions; P panels of W lanes that
+// cover H, Hp = P * W; b rows of a block that have a step, m steps of all rows of a block together.
 // Order of the parameters: fc_in.weight [H, I], fc_in.bias, weight_ih [3H, H], weight_hh [3H, H], bias_ih,
 // bias_hh, fc_out.weight [A, H], fc_out.bias; order of the gates: reset, update, candidate.
 
@@ -112,28 +115,39 @@ thread_local Scratch scratch;
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Shape {
-    int64_t T, R, I, H, A, Hp, Ap;  // Ap: A rounded up to whole vectors
-    int64_t block;                  // rows of every block but the last: an equal share, rounded up to whole tiles
-    explicit Shape(const int64_t* d) : T(d[0]), R(d[1]), I(d[2]), H(d[3]), A(d[4]) {
+    int64_t T, I, H, A, Hp, Ap;  // Ap: A rounded up to whole vectors
+    const int64_t* sizes;        // [T], not increasing
+    int64_t R, block;            // block: rows of every block but the last, an equal share rounded up to whole tiles
+    Shape(const int64_t* d, const int64_t* sizes) : T(d[0]), I(d[1]), H(d[2]), A(d[3]), sizes(sizes), R(sizes[0]) {
         Hp = divide_up(H, W) * W;
         Ap = divide_up(A, W) * W;
         const int64_t share = divide_up(divide_up(R, divide_up(R, BLOCK)), ROWS) * ROWS;
         block = share < R ? share : R;
     }
-    int64_t rows(int64_t first) const { return R - first < block ? R - first : block; }
+    // Rows that have step t, of the block that begins at row `first`.
+    int64_t rows(int64_t first, int64_t t) const {
+        const int64_t left = sizes[t] - first;
+        return left < 0 ? 0 : left < block ? left : block;
+    }
+    int64_t steps_of_block(int64_t first) const {
+        int64_t m = 0;
+        for (int64_t t = 0; t < T; ++t) m += rows(first, t);
+        return m;
+    }
 };
 
 // Activations that the forward pass saves for the backward pass, for the rows of one block.
 struct Saved {
-    // x and h: [T, b, Hp]. gates: [T, b, P, 4, W] with r, z, n and W_hn h + b_hn
+    // x and h: [m, Hp]. gates: [m, P, 4, W] with r, z, n and W_hn h + b_hn
     float *x = nullptr, *h = nullptr, *gates = nullptr;
 
-    Saved(float* all, const Shape& s, int64_t first) {
+    // Null if nothing is saved. Otherwise `all` moves on to the activations of the next block.
+    Saved(float*& all, int64_t m, int64_t Hp) {
         if (!all) return;
-        const int64_t each = s.T * s.rows(first) * s.Hp;
-        x = all + first * s.T * 6 * s.Hp;
-        h = x + each;
-        gates = h + each;
+        x = all;
+        h = x + m * Hp;
+        gates = h + m * Hp;
+        all = gates + m * 4 * Hp;
     }
 };
 
@@ -309,6 +323,7 @@ void cell_rows(const Cell& c, int64_t p, int64_t left, const float* x, const flo
 // Gradients of the gates' pre-activations of one step, from dh [b, Hp], the gradient of the new hidden state. dh is
 // overwritten with the part of the gradient of the previous hidden state that passes through no weight.
 // d: [b, 4, Hp] for candidate, reset, update and W_hn h. sums: [4, Hp], to which the sums of d over rows are added.
+// h: [b, Hp], the hidden state before the step, or null for zeros.
 void gate_gradients(int64_t b, int64_t Hp, const float* gates, const float* h, float* dh, float* d, float* sums) {
     for (int64_t j = 0; j < Hp; j += W) {
         V sum_n{}, sum_r{}, sum_z{}, sum_m{};
@@ -343,17 +358,19 @@ void gate_gradients(int64_t b, int64_t Hp, const float* gates, const float* h, f
 
 extern "C" {
 
-// Number of floats in the buffer `saved`.
-int64_t qllm_recurrent_saved_size(const int64_t* dims) {
-    const Shape s(dims);
-    return s.T * s.R * 6 * s.Hp;
+// Number of floats in the buffer `saved`, for M steps.
+int64_t qllm_recurrent_saved_size(const int64_t* dims, const int64_t* sizes) {
+    const Shape s(dims, sizes);
+    int64_t M = 0;
+    for (int64_t t = 0; t < s.T; ++t) M += sizes[t];
+    return M * 6 * s.Hp;
 }
 
-// Compute q [T, R, A] from inputs [T, R, I]. h_first, h_last [R, H] and saved may be null.
-// Returns 0, or 1 if an allocation failed.
-int qllm_recurrent_forward(const int64_t* dims, const float* const* params, const float* inputs, const float* h_first,
-                           float* h_last, float* q, float* saved) {
-    const Shape s(dims);
+// Compute q [M, A] from inputs [M, I]. sizes [T]: rows that have each step. h_first and saved may be null, as may h_last
+// [R, H], the hidden state after the last of T steps that all rows have. Returns 0, or 1 if an allocation failed.
+int qllm_recurrent_forward(const int64_t* dims, const int64_t* sizes, const float* const* params, const float* inputs,
+                           const float* h_first, float* h_last, float* q, float* saved) {
+    const Shape s(dims, sizes);
     const int64_t H = s.H, Hp = s.Hp, rows = s.block * Hp;
     if (!scratch.reserve(s.I * Hp + 2 * Hp * 3 * H + H * s.Ap + 5 * Hp + 3 * rows + s.block * s.Ap)) return 1;
     const auto padded = [&](int64_t floats) { return H == Hp ? scratch.take(floats) : scratch.zeros(floats); };
@@ -376,46 +393,50 @@ int qllm_recurrent_forward(const int64_t* dims, const float* const* params, cons
     float *x_here = scratch.take(rows), *h_here[2] = {scratch.take(rows), scratch.take(rows)};
     float* q_here = scratch.take(s.block * s.Ap);
     for (int64_t first = 0; first < s.R; first += s.block) {
-        const int64_t b = s.rows(first);
-        const Saved keep(saved, s, first);
+        const int64_t all_rows = s.rows(first, 0);
+        const bool keeps = saved;
+        const Saved keep(saved, keeps ? s.steps_of_block(first) : 0, Hp);
         const float* h = nullptr;
         if (h_first) {
-            std::memset(h_here[1], 0, b * Hp * sizeof(float));
-            for (int64_t i = 0; i < b; ++i)
+            std::memset(h_here[1], 0, all_rows * Hp * sizeof(float));
+            for (int64_t i = 0; i < all_rows; ++i)
                 std::memcpy(h_here[1] + i * Hp, h_first + (first + i) * H, H * sizeof(float));
             h = h_here[1];
         }
+        int64_t at = first, kept = 0;  // steps before the block's rows at step t: in the arrays, and in what is saved
         for (int64_t t = 0; t < s.T; ++t) {
-            float* x = saved ? keep.x + t * b * Hp : x_here;
-            float* h_next = saved ? keep.h + t * b * Hp : h_here[t % 2];
-            float* gates = saved ? keep.gates + t * b * 4 * Hp : nullptr;
-            product<false>(b, Hp, s.I, inputs + (t * s.R + first) * s.I, s.I, fc_in, 0, x, Hp, false);
+            const int64_t b = s.rows(first, t);
+            if (!b) break;
+            float* x = keeps ? keep.x + kept * Hp : x_here;
+            float* h_next = keeps ? keep.h + kept * Hp : h_here[t % 2];
+            float* gates = keeps ? keep.gates + kept * 4 * Hp : nullptr;
+            product<false>(b, Hp, s.I, inputs + at * s.I, s.I, fc_in, 0, x, Hp, false);
             for (int64_t i = 0; i < b; ++i)
                 for (int64_t j = 0; j < Hp; j += W)
                     store(x + i * Hp + j, at_least(0.0f, load(x + i * Hp + j) + load(in_bias + j)));
             for (int64_t p = 0; p < Hp / W; ++p) cell_rows(cell, p, b, x, h, h_next, gates);
             h = h_next;
             product<false>(b, s.Ap, H, h, Hp, fc_out, 0, q_here, s.Ap, false);
-            float* to = q + (t * s.R + first) * s.A;
+            float* to = q + at * s.A;
             for (int64_t i = 0; i < b; ++i)
                 for (int64_t a = 0; a < s.A; ++a) to[i * s.A + a] = q_here[i * s.Ap + a] + params[FC_OUT_BIAS][a];
+            at += sizes[t];
+            kept += b;
         }
-        for (int64_t i = 0; h_last && i < b; ++i)
+        for (int64_t i = 0; h_last && i < all_rows; ++i)
             std::memcpy(h_last + (first + i) * H, h + i * Hp, H * sizeof(float));
     }
     return 0;
 }
 
-// Compute the gradients of all parameters, in their order, from grad_q [T, R, A] and the activations saved by the
+// Compute the gradients of all parameters, in their order, from grad_q [M, A] and the activations saved by the
 // forward pass. Returns 0, or 1 if an allocation failed.
-int qllm_recurrent_backward(const int64_t* dims, const float* const* params, const float* inputs, float* saved,
-                            const float* grad_q, float* const* grads) {
-    const Shape s(dims);
+int qllm_recurrent_backward(const int64_t* dims, const int64_t* sizes, const float* const* params, const float* inputs,
+                            float* saved, const float* grad_q, float* const* grads) {
+    const Shape s(dims, sizes);
     const int64_t H = s.H, Hp = s.Hp, weight = 3 * Hp * Hp;
-    // Number of steps whose weight gradients are summed in one product. It exceeds one only if a single block holds all
-    // rows: then the rows of consecutive steps are contiguous.
-    const int64_t chunk = s.block < BLOCK ? BLOCK / s.block : 1, rows = chunk * s.block;
-    if (!scratch.reserve(4 * weight + (s.I + 2 * s.A + 5 + s.block + 5 * rows) * Hp)) return 1;
+    const int64_t rows = s.block < BLOCK ? BLOCK : s.block;  // of the steps whose weight gradients are summed together
+    if (!scratch.reserve(4 * weight + (s.I + 2 * s.A + 5 + s.block + 6 * rows) * Hp)) return 1;
     float *to_input = scratch.zeros(weight), *to_hidden = scratch.zeros(weight);
     float* from_q = scratch.zeros(s.A * Hp);
     for (int64_t gate = 0; gate < 3; ++gate) {  // order of gate_gradients: n, r, z for x; r, z, n for h
@@ -427,20 +448,32 @@ int qllm_recurrent_backward(const int64_t* dims, const float* const* params, con
     float *d_in = scratch.zeros(s.I * Hp), *d_out = scratch.zeros(s.A * Hp);
     float *d_gate_bias = scratch.zeros(4 * Hp), *d_in_bias = scratch.zeros(Hp);
     float *dh = scratch.take(s.block * Hp), *dx = scratch.take(rows * Hp), *d = scratch.take(rows * 4 * Hp);
+    float* h_before = scratch.take(rows * Hp);  // hidden states before the steps that are summed together
     std::memset(grads[FC_OUT_BIAS], 0, s.A * sizeof(float));
 
     for (int64_t first = 0; first < s.R; first += s.block) {
-        const int64_t b = s.rows(first);
-        const Saved keep(saved, s, first);
-        std::memset(dh, 0, b * Hp * sizeof(float));
-        for (int64_t stop = s.T; stop > 0;) {
-            const int64_t begin = stop > chunk ? stop - chunk : 0;
+        const int64_t m = s.steps_of_block(first);
+        const Saved keep(saved, m, Hp);
+        std::memset(dh, 0, s.rows(first, 0) * Hp * sizeof(float));
+        int64_t at = first, kept = m, stop = 0;  // as in the forward pass, for step `stop`
+        for (; stop < s.T && s.rows(first, stop); ++stop) at += sizes[stop];
+        while (stop > 0) {
+            // Consecutive steps are summed together while all of their rows lie in this block, and so are contiguous.
+            int64_t begin = stop - 1, n = s.rows(first, begin);
+            while (begin > 0 && first == 0 && sizes[begin - 1] <= s.block && n + sizes[begin - 1] <= rows)
+                n += sizes[--begin];
+            int64_t done = n;
             for (int64_t t = stop - 1; t >= begin; --t) {
-                const float* dq = grad_q + (t * s.R + first) * s.A;
-                const float *x = keep.x + t * b * Hp, *before = t ? keep.h + (t - 1) * b * Hp : nullptr;
-                float *d_here = d + (t - begin) * b * 4 * Hp, *dx_here = dx + (t - begin) * b * Hp;
+                const int64_t b = s.rows(first, t);
+                at -= sizes[t];
+                kept -= b;
+                done -= b;
+                const float *dq = grad_q + at * s.A, *x = keep.x + kept * Hp;
+                const float* before = t ? keep.h + (kept - s.rows(first, t - 1)) * Hp : nullptr;
+                float *d_here = d + done * 4 * Hp, *dx_here = dx + done * Hp;
+                if (before && stop - begin > 1) std::memcpy(h_before + done * Hp, before, b * Hp * sizeof(float));
                 product<false>(b, Hp, s.A, dq, s.A, from_q, 0, dh, Hp, true);
-                gate_gradients(b, Hp, keep.gates + t * b * 4 * Hp, before, dh, d_here, d_gate_bias);
+                gate_gradients(b, Hp, keep.gates + kept * 4 * Hp, before, dh, d_here, d_gate_bias);
                 product<false>(b, Hp, 3 * Hp, d_here, 4 * Hp, to_input, 0, dx_here, Hp, false);
                 if (t) product<false>(b, Hp, 3 * Hp, d_here + Hp, 4 * Hp, to_hidden, 0, dh, Hp, true);
                 for (int64_t j = 0; j < Hp; j += W) {
@@ -458,13 +491,14 @@ int qllm_recurrent_backward(const int64_t* dims, const float* const* params, con
                     grads[FC_OUT_BIAS][a] += sum;
                 }
             }
-            const int64_t n = (stop - begin) * b, skip = begin ? 0 : b;  // no hidden state before the first step
-            const float* before = keep.h + (begin ? begin - 1 : 0) * b * Hp;
-            const float *in = inputs + (begin * s.R + first) * s.I, *dq = grad_q + (begin * s.R + first) * s.A;
-            product<true>(3 * Hp, Hp, n, d, 4 * Hp, keep.x + begin * b * Hp, Hp, d_ih, Hp, true);
-            product<true>(3 * Hp, Hp, n - skip, d + skip * 4 * Hp + Hp, 4 * Hp, before, Hp, d_hh, Hp, true);
+            const int64_t skip = begin ? 0 : s.rows(first, 0);  // no hidden state before the first step
+            const float *in = inputs + at * s.I, *dq = grad_q + at * s.A, *d_hidden = d + skip * 4 * Hp + Hp;
+            const float* before = h_before + skip * Hp;
+            if (stop - begin == 1 && begin) before = keep.h + (kept - s.rows(first, begin - 1)) * Hp;
+            product<true>(3 * Hp, Hp, n, d, 4 * Hp, keep.x + kept * Hp, Hp, d_ih, Hp, true);
+            product<true>(3 * Hp, Hp, n - skip, d_hidden, 4 * Hp, before, Hp, d_hh, Hp, true);
             product<true>(s.I, Hp, n, in, s.I, dx, Hp, d_in, Hp, true);
-            product<true>(s.A, Hp, n, dq, s.A, keep.h + begin * b * Hp, Hp, d_out, Hp, true);
+            product<true>(s.A, Hp, n, dq, s.A, keep.h + kept * Hp, Hp, d_out, Hp, true);
             stop = begin;
         }
     }
@@ -482,5 +516,17 @@ int qllm_recurrent_backward(const int64_t* dims, const float* const* params, con
     }
     for (int64_t a = 0; a < s.A; ++a) std::memcpy(grads[FC_OUT] + a * H, d_out + a * Hp, H * sizeof(float));
     return 0;
+}
+
+// Compute TD(lambda) returns [T, N] of N sequences, as td_lambda in algorithms/targets.py. reward, next_value, terminated
+// and mask: [T, N].
+void qllm_td_lambda(int64_t T, int64_t N, float gamma, float lambda, const float* reward, const float* next_value,
+                    const uint8_t* terminated, const uint8_t* mask, float* target) {
+    for (int64_t t = T - 1; t >= 0; --t)
+        for (int64_t i = t * N; i < (t + 1) * N; ++i) {
+            float next = next_value[i];
+            if (t + 1 < T && mask[i + N]) next += lambda * (target[i + N] - next);
+            target[i] = mask[i] ? reward[i] + (terminated[i] ? 0.0f : gamma) * next : 0.0f;
+        }
 }
 }

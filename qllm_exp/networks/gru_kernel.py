@@ -1,9 +1,10 @@
-"""The compiled recurrent network for the CPU, from gru_kernel.cpp; utils/compiled.py builds it at first use.
+"""The compiled recurrent network and TD(lambda) for the CPU, from gru_kernel.cpp; utils/compiled.py builds it at first use.
 
 Without it the network runs in plain torch, which gives the same results up to rounding but is slower. `python -m
 qllm_exp.networks.gru_kernel` builds the kernel and prints whether the kernel or torch is in use.
 
-Shapes: T steps, R rows, I inputs, H hidden units, A actions.
+Shapes: T steps, R rows, I inputs, H hidden units, A actions; M steps of all rows together. Sequences are packed (packing.py):
+first the rows that have the first step, then those that have the second, and so on, the longest sequences first.
 """
 
 import ctypes
@@ -44,20 +45,20 @@ def _workspace(floats: int) -> Tensor:
     return torch.from_numpy(view)
 
 
-def _sizes(inputs: Tensor, params: Sequence[Tensor]) -> list[int]:
-    """Sizes [T, R, I, H, A] of a call.
+def _dims(inputs: Tensor, sizes: Tensor, params: Sequence[Tensor]) -> Any:
+    """[T, I, H, A] of a call, as a C array.
 
     Raises:
         ValueError: The shape of a tensor is not the one that the compiled code reads.
     """
     n_actions, hidden = params[6].shape
-    steps, rows, n_inputs = inputs.shape
+    n_inputs = inputs.shape[-1]
     weight, bias = (3 * hidden, hidden), (3 * hidden,)
     expected = [(hidden, n_inputs), (hidden,), weight, weight, bias, bias, (n_actions, hidden), (n_actions,)]
     shapes = [tuple(p.shape) for p in params]
     if shapes != expected:
         raise ValueError(f"inputs {tuple(inputs.shape)} do not fit parameters of shapes {shapes}: expected {expected}")
-    return [steps, rows, n_inputs, hidden, n_actions]
+    return (ctypes.c_int64 * 4)(len(sizes), n_inputs, hidden, n_actions)
 
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:
@@ -74,27 +75,32 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 def _forward(
-    inputs: Tensor, params: Sequence[Tensor], hidden: Tensor | None, last: Tensor | None, keep: bool
+    inputs: Tensor,
+    sizes: Tensor,
+    params: Sequence[Tensor],
+    hidden: Tensor | None,
+    last: Tensor | None,
+    keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the forward pass; tensors are contiguous float32 on the CPU.
 
     Args:
-        inputs: [T, R, I].
+        inputs: [M, I].
+        sizes: As for `unroll`.
         params: As for `unroll`.
         hidden: Hidden state [R, H] before the first step; None for zeros.
         last: Where the last hidden state [R, H] is written; None to discard it.
         keep: Whether to save activations for the backward pass.
 
     Returns:
-        Individual Qs [T, R, A], and the saved activations or None.
+        Individual Qs [M, A], and the saved activations or None.
     """
-    sizes = _sizes(inputs, params)
-    dims = (ctypes.c_int64 * 5)(*sizes)
+    dims = _dims(inputs, sizes, params)
     saved_size = SOURCE.function("qllm_recurrent_saved_size", ctypes.c_int64)
-    saved = _workspace(saved_size(dims)) if keep else None
-    q = torch.empty(sizes[0], sizes[1], sizes[4])
+    saved = _workspace(saved_size(dims, _pointer(sizes))) if keep else None
+    q = torch.empty(len(inputs), len(params[6]))
     arrays = [_pointer(tensor) for tensor in (inputs, hidden, last, q, saved)]
-    _call("qllm_recurrent_forward", dims, _pointers(params), *arrays)
+    _call("qllm_recurrent_forward", dims, _pointer(sizes), _pointers(params), *arrays)
     return q, saved
 
 
@@ -102,23 +108,23 @@ class _Unroll(torch.autograd.Function):
     """`unroll` with gradients of the parameters, not of the inputs."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, *params: Tensor) -> Tensor:
-        q, saved = _forward(inputs, params, None, None, keep=True)
+    def forward(ctx: FunctionCtx, inputs: Tensor, sizes: Tensor, *params: Tensor) -> Tensor:
+        q, saved = _forward(inputs, sizes, params, None, None, keep=True)
         assert saved is not None
-        ctx.save_for_backward(inputs, saved, *params)
+        ctx.save_for_backward(inputs, sizes, saved, *params)
         return q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_q: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, saved, *params = ctx.saved_tensors
+        inputs, sizes, saved, *params = ctx.saved_tensors
         grad_q = grad_q.contiguous()
         grads = [torch.empty_like(p) for p in params]
-        dims = (ctypes.c_int64 * 5)(*_sizes(inputs, params))
+        dims = _dims(inputs, sizes, params)
         arrays = [_pointer(tensor) for tensor in (inputs, saved, grad_q)]
-        _call("qllm_recurrent_backward", dims, _pointers(params), *arrays, _pointers(grads))
-        needs_grad = ctx.needs_input_grad[1:]
-        return None, *[grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)]
+        _call("qllm_recurrent_backward", dims, _pointer(sizes), _pointers(params), *arrays, _pointers(grads))
+        needs_grad = ctx.needs_input_grad[2:]
+        return None, None, *[grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)]
 
 
 def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -133,25 +139,31 @@ def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.contiguous() for tensor in tensors]
 
 
-def unroll(inputs: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """Individual Qs along a sequence from a zero hidden state, differentiable in the parameters.
+def unroll(inputs: Tensor, sizes: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """Individual Qs along packed sequences from a zero hidden state, differentiable in the parameters.
 
     Args:
-        inputs: [T, R, I].
+        inputs: [M, I].
+        sizes: Number of rows that have each step, [T] int64, positive and not increasing.
         params: Weight and bias of fc_in; weight_ih, weight_hh, bias_ih, bias_hh of the cell; weight and bias of fc_out.
 
     Returns:
-        [T, R, A].
+        [M, A].
 
     Raises:
         TypeError: A tensor is not float32 on the CPU.
-        ValueError: The shapes do not fit together.
+        ValueError: The shapes or the sizes do not fit together.
     """
     inputs, *params = _contiguous([inputs, *params])
+    rows = sizes.tolist()
+    if sum(rows) != len(inputs) or rows != sorted(rows, reverse=True) or rows[-1] < 1:
+        raise ValueError(
+            f"sizes {rows} do not fit {len(inputs)} rows of inputs: expected positive numbers that do not increase and sum to it"
+        )
     if torch.is_grad_enabled() and any(p.requires_grad for p in params):
-        q: Tensor = _Unroll.apply(inputs, *params)  # type: ignore[no-untyped-call]
+        q: Tensor = _Unroll.apply(inputs, sizes.contiguous(), *params)  # type: ignore[no-untyped-call]
         return q
-    return _forward(inputs, params, None, None, keep=False)[0]
+    return _forward(inputs, sizes.contiguous(), params, None, None, keep=False)[0]
 
 
 def step(inputs: Tensor, hidden: Tensor, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -174,7 +186,34 @@ def step(inputs: Tensor, hidden: Tensor, params: Sequence[Tensor]) -> tuple[Tens
     if hidden.shape != expected:
         raise ValueError(f"hidden state of shape {tuple(hidden.shape)} does not fit: expected {expected}")
     last = torch.empty_like(hidden)
-    return _forward(inputs[None], params, hidden, last, keep=False)[0][0], last
+    return _forward(inputs, torch.tensor([len(inputs)]), params, hidden, last, keep=False)[0], last
+
+
+def td_lambda(
+    reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor, gamma: float, lam: float
+) -> Tensor | None:
+    """TD(lambda) returns; None if the kernel is not available or does not take these tensors.
+
+    Args:
+        reward: [T, ...].
+        next_value: [T, ...].
+        terminated: [T, ...] bool.
+        mask: [T, ...] bool.
+        gamma: Discount factor.
+        lam: Lambda.
+
+    Returns:
+        [T, ...], as algorithms/targets.py defines them.
+    """
+    floats = (reward, next_value)
+    if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in floats) or not available():
+        return None
+    arrays = [x.contiguous() for x in (*floats, terminated, mask)]
+    target = torch.empty_like(arrays[0])
+    sizes = [ctypes.c_int64(size) for size in (len(target), target[0].numel())]
+    pointers = [_pointer(tensor) for tensor in (*arrays, target)]
+    SOURCE.function("qllm_td_lambda", None)(*sizes, ctypes.c_float(gamma), ctypes.c_float(lam), *pointers)
+    return target
 
 
 if __name__ == "__main__":

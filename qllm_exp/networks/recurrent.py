@@ -1,6 +1,6 @@
 """The agents' network of deep multi-agent Q-learning: Linear, ReLU, GRU, Linear (as in QMIX, Rashid et al. 2018).
 
-Shapes: T steps, R rows (one agent of one episode each), I inputs, H hidden units, A actions.
+Shapes: T steps, R rows (one agent of one episode each), I inputs, H hidden units, A actions; M steps of all rows together.
 """
 
 import torch
@@ -52,8 +52,27 @@ class RecurrentAgent(nn.Module):
     def unroll(self, inputs: Tensor) -> Tensor:
         """Individual Qs [T, R, A] along whole sequences [T, R, I] from a zero hidden state, differentiable."""
         if self._uses_kernel(inputs):
-            return gru_kernel.unroll(inputs, self._kernel_parameters())
+            steps, rows = inputs.shape[:2]
+            return self.unroll_packed(inputs.flatten(0, 1), torch.full((steps,), rows)).view(steps, rows, -1)
         states, _ = self._run_gru(F.relu(self.fc_in(inputs)), self.initial_hidden(inputs.shape[1], inputs.device))
+        q: Tensor = self.fc_out(states)
+        return q
+
+    def unroll_packed(self, inputs: Tensor, sizes: Tensor) -> Tensor:
+        """`unroll` of sequences of different lengths, packed as in packing.py.
+
+        Args:
+            inputs: [M, I].
+            sizes: Number of rows that have each step, [T] int64 on the CPU, not increasing.
+
+        Returns:
+            [M, A].
+        """
+        if self._uses_kernel(inputs):
+            return gru_kernel.unroll(inputs, sizes, self._kernel_parameters())
+        hidden = self.initial_hidden(int(sizes[0]), inputs.device)[None]
+        x = F.relu(self.fc_in(inputs))
+        states, _ = torch.gru(x, sizes, hidden, self._gru_parameters(), True, 1, 0.0, self.training, False)
         q: Tensor = self.fc_out(states)
         return q
 

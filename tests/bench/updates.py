@@ -2,11 +2,13 @@
 
 python tests/bench/updates.py --rounds 20
 python tests/bench/updates.py --only qplex wqmix
+python tests/bench/updates.py --tasks lbf --lengths 10 13 16 19 22 27 37 50
 
 All algorithms learn from the same 32 episodes, in turn, on one thread, with their default settings; an algorithm that accepts
 QMIX uses it. Times are medians over the rounds, of processor time on a CPU. A ratio is the median of the ratios within a round.
 For the first ratio the actions in the episodes are random, as early in a run. For the second each algorithm has chosen them
-itself, with the exploration at the end of a run. The observations are the same in both.
+itself, with the exploration at the end of a run. The observations are the same in both. With --lengths the episodes terminate
+after these numbers of steps, in turn; the example has those of a replay buffer of lbf in the middle of a run.
 """
 
 import argparse
@@ -33,11 +35,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", help="names of mixers and algorithms; default: all")
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
+    parser.add_argument("--lengths", nargs="*", type=int, help="steps of the episodes; default: as played")
     options = parser.parse_args()
-    show({task: measure(task, options.rounds, options.device, options.only) for task in TASKS})
+    settings = (options.rounds, options.device, options.only, options.lengths)
+    show({task: measure(task, *settings) for task in options.tasks})
 
 
-def measure(task: str, rounds: int, device: str, only: list[str] | None) -> dict[str, dict[str, list[float]]]:
+def measure(
+    task: str, rounds: int, device: str, only: list[str] | None, lengths: list[int] | None
+) -> dict[str, dict[str, list[float]]]:
     """Return the milliseconds of an update in every round, by algorithm and by actions.
 
     Args:
@@ -45,6 +52,7 @@ def measure(task: str, rounds: int, device: str, only: list[str] | None) -> dict
         rounds: number of rounds.
         device: 'cpu' or 'cuda'.
         only: names of mixers and algorithms; None: all.
+        lengths: steps of the episodes; None: as played.
 
     Returns:
         For each algorithm, {'random': [rounds], 'own': [rounds]}: random actions, or its own.
@@ -74,7 +82,7 @@ def measure(task: str, rounds: int, device: str, only: list[str] | None) -> dict
     experiment.keep_freed_memory()
     env = make_env(config_class("env", task)(), EPISODES, 0, device)
     algorithms = {name: make(task, name, env) for name in names(only)}
-    random = FixedEpisodes(random_episodes(env, algorithms[REFERENCE]))
+    random = FixedEpisodes(random_episodes(env, algorithms[REFERENCE], lengths))
     times: dict[str, dict[str, list[float]]] = {name: {"random": [], "own": []} for name in algorithms}
     for number in range(rounds + 1):  # the first round is a warm-up
         for name, algorithm in algorithms.items():
@@ -116,8 +124,14 @@ def make(task: str, name: str, env: Any) -> Any:
     return make_algorithm(run, env, make_mixer(run.mixer, env))
 
 
-def random_episodes(env: Any, algorithm: Any) -> Any:
-    """Return an episode of every copy of the environment, with random actions: those of `algorithm` at the start of a run."""
+def random_episodes(env: Any, algorithm: Any, lengths: list[int] | None) -> Any:
+    """Return an episode of every copy of the environment, with random actions: those of `algorithm` at the start of a run.
+
+    Args:
+        env: the environment.
+        algorithm: acts.
+        lengths: steps after which the episodes terminate, in turn; None: as played.
+    """
     import torch
 
     from qllm_exp.training.replay import EpisodeStorage, ReplayBuffer
@@ -127,6 +141,9 @@ def random_episodes(env: Any, algorithm: Any) -> Any:
     storage, buffer = EpisodeStorage(env, EPISODES), ReplayBuffer(env, EPISODES)
     generator = torch.Generator(env.device)
     rollout(env, algorithm, storage, 0, generator, Timer(env.device))
+    for episode in range(EPISODES if lengths else 0):
+        storage.lengths[episode] = length = min(lengths[episode % len(lengths)], env.episode_limit)
+        storage.terminated[length - 1, episode] = True
     buffer.add(storage)
     return buffer.batch(torch.arange(EPISODES))
 

@@ -109,7 +109,9 @@ def test_the_score_of_a_subgoal_combines_the_individual_q_and_a_share_of_q_tot(m
     goals = []
     for seed in range(3):
         b = batch(seed=seed)
-        values = algo._q_values(b, algo.inputs.sequence_inputs(b.obs, b.actions))
+        observations = b.packed_observations()
+        inputs = observations.pack(algo.inputs.sequence_inputs(b.obs, b.actions))
+        values = algo._q_values(b, inputs, observations)
         batch_goals = subgoals(algo.subgoal_score(b, values), b.mask).tolist()
         assert batch_goals == goals_by_hand(algo, b, values.online.detach(), values.target)
         goals += batch_goals

@@ -7,7 +7,6 @@ import torch
 from episode_batches import ENV, batch, otherwise_padded
 
 from qllm_exp.algorithms.base import EpisodeBatch
-from qllm_exp.algorithms.flat_parameters import FlatParameters
 from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 from qllm_exp.algorithms.q_learning import QLearning
 from qllm_exp.algorithms.running_moments import RunningMoments
@@ -122,22 +121,6 @@ def test_acting_is_greedy_over_available_actions_and_explores_uniformly():
     sampled = torch.stack([algo.act(observation.obs, available, memory, 0, g)[0] for _ in range(600)])
     assert set(sampled.unique().tolist()) == {1, 4} and abs((sampled == 1).float().mean() - 0.5) < 0.05
     assert algo.exploration(50)["epsilon"] == 0.5
-
-
-def test_flat_parameters_are_the_modules_parameters():
-    module = torch.nn.Linear(3, 2)
-    twin = copy.deepcopy(module)
-    flat = FlatParameters([module])
-    x = torch.randn(5, 3)
-    for m in (module, twin):
-        m(x).square().sum().backward()
-    assert torch.equal(flat.gradient, torch.cat([p.grad.flatten() for p in twin.parameters()]))
-    norm = flat.clip_(0.5)
-    assert torch.allclose(norm, torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5))
-    assert torch.allclose(flat.gradient, torch.cat([p.grad.flatten() for p in twin.parameters()]))
-    with torch.no_grad():
-        flat.values.zero_()
-    assert not module.weight.any()
 
 
 def test_running_moments_are_those_of_everything_seen():

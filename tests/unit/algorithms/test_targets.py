@@ -1,10 +1,12 @@
 """Value targets against the slow, literal definition, one episode and one step at a time."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qllm_exp.algorithms.targets import n_step, td_lambda
+from qllm_exp.networks import gru_kernel
 
 
 def episodes(seed: int, steps: int = 7, count: int = 5):
@@ -48,6 +50,29 @@ def test_td_lambda_is_the_weighted_sum_of_n_step_returns(seed, lam, gamma):
             g = [literal_n_step(r, v, bool(ends[b]), length, gamma, n, t) for n in range(1, left + 1)]
             expected = (1 - lam) * sum(lam ** (n - 1) * g[n - 1] for n in range(1, left)) + lam ** (left - 1) * g[-1]
             assert abs(target[t, b].item() - expected) < 1e-9
+
+
+@pytest.mark.parametrize("agents", [1, 3])
+def test_the_compiled_returns_equal_those_of_torch(agents):
+    for seed in range(5):
+        reward, value, terminated, mask = (
+            x.unsqueeze(-1).expand(*x.shape, agents) for x in episodes(seed, steps=23, count=6)[:4]
+        )
+        expected = td_lambda(reward, value, terminated, mask, 0.97, 0.6)
+        compiled = gru_kernel.td_lambda(reward.float(), value.float(), terminated, mask, 0.97, 0.6)
+        assert compiled is not None
+        torch.testing.assert_close(compiled.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_what_lies_in_the_padding_does_not_matter_and_its_targets_are_zero():
+    reward, value, terminated, mask, _, _ = episodes(3)
+    padded_reward, padded_value = (x.masked_fill(~mask, torch.nan) for x in (reward, value))
+    for targets, *options in ((n_step, 0.9, 3), (td_lambda, 0.9, 0.7)):
+        for dtype in (torch.float64, torch.float32):
+            clean, padded = ([x.to(dtype) for x in xs] for xs in ((reward, value), (padded_reward, padded_value)))
+            target = targets(*padded, terminated, mask, *options)
+            assert torch.equal(target, targets(*clean, terminated, mask, *options))
+            assert (target[~mask] == 0).all()
 
 
 def test_truncation_bootstraps_and_termination_does_not():

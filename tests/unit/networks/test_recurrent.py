@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qllm_exp.networks import gru_kernel
+from qllm_exp.networks.packing import Packing
 from qllm_exp.networks.recurrent import RecurrentAgent
 
 # Rounding of float32 is 6e-8. Errors of a q are that of sums over inputs and units, carried on over at most 26 steps;
@@ -112,6 +113,45 @@ def test_plain_torch_equals_torch_in_double_precision(hidden: int, rows: int, st
     for x, expected in zip(inputs, module.unroll(inputs), strict=True):
         q, state = module.step(x, state)
         torch.testing.assert_close(q, expected, rtol=0, atol=Q_TOLERANCE)
+
+
+def packed(seed: int, rows: int, steps: int) -> Packing:
+    """Rows of random lengths, the last row as long as possible."""
+    lengths = torch.randint(1, steps + 1, (rows,), generator=torch.Generator().manual_seed(seed))
+    lengths[-1] = steps
+    return Packing(torch.arange(steps).unsqueeze(1) < lengths)
+
+
+def assert_packed_rows_match_twin(module: RecurrentAgent, inputs: Tensor, packing: Packing) -> None:
+    twin = Twin(module)
+    q = module.unroll_packed(packing.pack(inputs)[0], packing.sizes)
+    expected = packing.pack(twin(inputs))[0]
+    torch.testing.assert_close(q.double(), expected, rtol=0, atol=Q_TOLERANCE * max(1.0, expected.abs().max().item()))
+    for gradient, other in zip(gradients(q, module), gradients(expected, twin), strict=True):
+        assert (gradient.double() - other).abs().max() <= GRADIENT_TOLERANCE * max(other.abs().max().item(), 1e-3)
+
+
+@pytest.mark.parametrize("hidden", [7, 64])
+@pytest.mark.parametrize(("rows", "steps"), [(2, 3), (5, 40), (64, 26), (97, 9), (300, 12)])
+def test_sequences_of_different_lengths_equal_torch_in_double_precision(hidden: int, rows: int, steps: int) -> None:
+    inputs = torch.randn(steps, rows, 9, generator=torch.Generator().manual_seed(steps))
+    packing = packed(rows, rows, steps)
+    assert packing.index is not None
+    assert_packed_rows_match_twin(agent(9, 5, hidden), inputs, packing)
+
+
+@pytest.mark.usefixtures("plain_torch")
+@pytest.mark.parametrize(("rows", "steps"), [(5, 40), (97, 9)])
+def test_plain_torch_takes_sequences_of_different_lengths(rows: int, steps: int) -> None:
+    inputs = torch.randn(steps, rows, 9, generator=torch.Generator().manual_seed(steps))
+    assert_packed_rows_match_twin(agent(9, 5, 16), inputs, packed(rows, rows, steps))
+
+
+@pytest.mark.parametrize("rows", [5, 97, 300])
+def test_a_sequence_has_the_same_bits_whatever_the_lengths_of_the_others(rows: int) -> None:
+    module, inputs, packing = agent(9, 5, 64), torch.randn(12, rows, 9), packed(rows, rows, 12)
+    q = module.unroll_packed(packing.pack(inputs)[0], packing.sizes)
+    assert torch.equal(q, packing.pack(module.unroll(inputs))[0])
 
 
 @pytest.mark.parametrize("hidden", [7, 64])
@@ -269,7 +309,10 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="hidden"):
         module.step(torch.zeros(9, 6), torch.zeros(8, 16))
     with pytest.raises(TypeError, match="float32 on cpu"):
-        gru_kernel.unroll(torch.zeros(4, 9, 6, dtype=torch.float64), module._kernel_parameters())
+        gru_kernel.unroll(torch.zeros(36, 6, dtype=torch.float64), torch.tensor([18, 18]), module._kernel_parameters())
+    for sizes in ([9, 9], [4, 5], [9, 0]):
+        with pytest.raises(ValueError, match="positive numbers that do not increase"):
+            gru_kernel.unroll(torch.zeros(9, 6), torch.tensor(sizes), module._kernel_parameters())
 
 
 WITHOUT_COMPILER = """
