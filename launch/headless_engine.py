@@ -236,6 +236,12 @@ POSES = (
         "            std::pow(curve(1.0f - NormalizedClamp(frame, 0, 8), 1.0f), 0.5f);",
         "            frame >= 8 ? 0.0f :\n{}",
     ),
+    # Smoothing limits the turn of a joint to no less than 0.07 radians a frame, and 0.9995 is the cosine of half of 0.063.
+    Edit(
+        ANIMATION,
+        "std::acos(clamp(dot, -1.0f, 1.0f))",
+        "(dot > 0.9995f ? 0.0f : {})",
+    ),
     # The sine of the arc cosine over the root is 1 up to 1e-15, which no float can show.
     Edit(
         "base/math/quaternion.cpp",
@@ -326,7 +332,9 @@ void HumanoidBase::Mirror() {
         "    bool ballTouchesNet = false;",
         """{}
     void SyncPredictions();
-    bool turned = false;  // predictions and history are still to be turned""",
+    bool turned = false;  // predictions and history are still to be turned
+    mutable std::vector<Vector3> sums[2];  // of the history from its end on, as it is and turned
+    mutable std::list<Vector3>::const_reverse_iterator summed[2];""",
     ),
     Edit(
         BALL_H,
@@ -344,6 +352,8 @@ void HumanoidBase::Mirror() {
 }
 
 void Ball::SyncPredictions() {
+  sums[0].clear();
+  sums[1].clear();
   if (!turned) return;
   turned = false;""",
     ),
@@ -352,10 +362,24 @@ void Ball::SyncPredictions() {
     Edit(BALL, "  // fill predictions", "  SyncPredictions();"),
     Edit(
         BALL,
-        "    averageVec += *iter;",
-        """    Vector3 position = *iter;
+        "  std::list<Vector3>::const_reverse_iterator iter = ballPosHistory.rbegin();",
+        """  std::vector<Vector3> &known = sums[turned];
+  if (known.empty()) summed[turned] = ballPosHistory.rbegin();
+  const unsigned int wanted = duration_ms / 10 + 1;
+  while (known.size() < wanted && summed[turned] != ballPosHistory.rend()) {
+    Vector3 position = *summed[turned]++;
     if (turned) position.Mirror();
-    averageVec += position;""",
+    Vector3 sum = known.empty() ? Vector3(0) : known.back();
+    sum += position;
+    known.push_back(sum);
+  }
+  if (!known.empty()) {
+    const unsigned int count = std::min<size_t>(wanted, known.size());
+    Vector3 average = known[count - 1];
+    average /= count;
+    return average;
+  }
+{}""",
     ),
     Edit(BALL, "void Ball::ResetSituation(const Vector3 &focusPos) {", "{}\n  SyncPredictions();"),
     Edit(BALL, "void Ball::ProcessState(EnvState *state) {", "{}\n  SyncPredictions();"),
@@ -421,13 +445,22 @@ CHOICE = (
         COLLECTION,
         "  int animSize = animations.size();",
         """  const std::vector<int> *candidates = query.byFunctionType ? &byFunction[query.functionType] : nullptr;
-  const int animSize = candidates ? candidates->size() : animations.size();""",
+  const int animSize = candidates ? candidates->size() : animations.size();
+  const Vector3 queryFence = query.lookAtVecRel.GetRotated2D(pi);
+  const radian queryToFence = queryFence.GetAngle2D(query.incomingBodyDirection);
+  const auto queryBody = fabs(FixAngle(query.incomingBodyDirection.GetAngle2D()));""",
     ),
     Edit(
         COLLECTION,
         "  for (int i = 0; i < animSize; i++) {",
         """  for (int n = 0; n < animSize; n++) {
-    const int i = candidates ? (*candidates)[n] : n;""",
+    const int i = candidates ? (*candidates)[n] : n;
+    // What is quickly told is told first; the order of the conditions does not matter.
+    const VariableCache &variables = animations[i]->GetVariableCache();
+    if (variables.lastditch() && !query.allowLastDitchAnims) continue;
+    if (variables.specialvar1() != query.properties.specialvar1()) continue;
+    if (variables.specialvar2() != query.properties.specialvar2()) continue;
+    if (variables.incoming_special_state() != query.properties.incoming_special_state()) continue;""",
     ),
     Edit(
         COLLECTION,
@@ -445,12 +478,12 @@ static std::vector<Directions> directions;
     Edit(
         COLLECTION,
         "  for (int function = 0; function < 32; function++) {",
-        """  Directions kept;
-  kept.outgoingLook = animation->GetOutgoingDirection().GetRotated2D(animation->GetOutgoingBodyAngle());
-  kept.outgoingBody = Vector3(0, -1, 0).GetRotated2D(animation->GetOutgoingBodyAngle() + animation->GetOutgoingAngle());
-  kept.turn = kept.outgoingLook.GetAngle2D(animation->GetIncomingBodyDirection());
-  kept.incomingBody = fabs(FixAngle(animation->GetIncomingBodyDirection().GetAngle2D()));
-  directions.push_back(kept);
+        """  Directions entry;
+  entry.outgoingLook = animation->GetOutgoingDirection().GetRotated2D(animation->GetOutgoingBodyAngle());
+  entry.outgoingBody = Vector3(0, -1, 0).GetRotated2D(animation->GetOutgoingBodyAngle() + animation->GetOutgoingAngle());
+  entry.turn = kept.outgoingLook.GetAngle2D(animation->GetIncomingBodyDirection());
+  entry.incomingBody = fabs(FixAngle(animation->GetIncomingBodyDirection().GetAngle2D()));
+  directions.push_back(entry);
 {}""",
     ),
     Edit(
@@ -459,10 +492,13 @@ static std::vector<Directions> directions;
         "directions[i].outgoingLook",
     ),
     Edit(COLLECTION, "animOutgoingDirection.GetAngle2D(animIncomingDirection)", "directions[i].turn"),
+    Edit(COLLECTION, "fencedDirection = query.lookAtVecRel.GetRotated2D(pi)", "fencedDirection = queryFence"),
+    Edit(COLLECTION, "fencedDirection.GetAngle2D(query.incomingBodyDirection)", "queryToFence"),
     Edit(
         COLLECTION,
-        "\n        if (fabs(FixAngle(animations[i]->GetIncomingBodyDirection().GetAngle2D()))",
-        "\n        if (directions[i].incomingBody",
+        "\n        if (fabs(FixAngle(animations[i]->GetIncomingBodyDirection().GetAngle2D())) > "
+        "fabs(FixAngle(query.incomingBodyDirection.GetAngle2D()))",
+        "\n        if (directions[i].incomingBody > queryBody",
     ),
     Edit(
         COLLECTION,
@@ -551,9 +587,9 @@ def unpack(sdist: Path, folder: Path) -> None:
     Raises:
         ValueError: the archive or a file in it is not the one that the edits are for.
     """
-    found = hashlib.sha256(sdist.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise ValueError(f"{sdist.name} is not the published source of gfootball {PUBLISHED}: its SHA-256 is {found}")
+    checksum = hashlib.sha256(sdist.read_bytes()).hexdigest()
+    if checksum != SHA256:
+        raise ValueError(f"{sdist.name} is not the published source of gfootball {PUBLISHED}: its SHA-256 is {checksum}")
     shutil.unpack_archive(sdist, folder)
     sources = folder / f"gfootball-{PUBLISHED}"
     for edit in EDITS:

@@ -11,7 +11,7 @@ import gfootball_engine
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "football_episodes.py"
-PUBLISHED = Path(__file__).with_name("football_episodes.json")  # written by SCRIPT, on gfootball as pip builds it
+PUBLISHED = Path(__file__).with_name("football_episodes.json")  # written by SCRIPT, on the unchanged sources
 
 
 def test_episodes_are_bit_for_bit_those_of_the_published_engine() -> None:
