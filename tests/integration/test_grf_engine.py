@@ -34,4 +34,4 @@ def test_drawing_is_refused() -> None:
     env.game_config.render = False
     env.start_game()
     with pytest.raises(RuntimeError, match="built without drawing"):
-        env.render()
+        env.render(True)
