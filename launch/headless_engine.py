@@ -22,7 +22,7 @@ from typing import NamedTuple
 PUBLISHED = "2.10.2"
 VERSION = f"{PUBLISHED}+headless.1"  # count up with every change of the edits: a kept wheel is used by its version
 SHA256 = "1b0fdcfa78b7fadc3730585ee7f0f412ba825c27e422b2b85ea0cf7ba57800b6"
-ENGINE = Path("third_party", "gfootball_engine", "src")
+ENGINE = Path("third_party", "gfootball_engine")
 
 
 class Edit(NamedTuple):
@@ -39,16 +39,16 @@ class Edit(NamedTuple):
     replacement: str
 
 
-ANIMATION_H, ANIMATION = "utils/animation.hpp", "utils/animation.cpp"
+ANIMATION_H, ANIMATION = "src/utils/animation.hpp", "src/utils/animation.cpp"
 COLLECTION_H, COLLECTION = (
-    "onthepitch/player/humanoid/animcollection.hpp",
-    "onthepitch/player/humanoid/animcollection.cpp",
+    "src/onthepitch/player/humanoid/animcollection.hpp",
+    "src/onthepitch/player/humanoid/animcollection.cpp",
 )
-BASE_H, BASE = "onthepitch/player/humanoid/humanoidbase.hpp", "onthepitch/player/humanoid/humanoidbase.cpp"
-HUMANOID = "onthepitch/player/humanoid/humanoid.cpp"
-MATCH, BALL_H, BALL = "onthepitch/match.cpp", "onthepitch/ball.hpp", "onthepitch/ball.cpp"
-IMAGE_H, IMAGE = "onthepitch/AIsupport/mentalimage.hpp", "onthepitch/AIsupport/mentalimage.cpp"
-GAME = "game_env.cpp"
+BASE_H, BASE = "src/onthepitch/player/humanoid/humanoidbase.hpp", "src/onthepitch/player/humanoid/humanoidbase.cpp"
+HUMANOID = "src/onthepitch/player/humanoid/humanoid.cpp"
+MATCH, BALL_H, BALL = "src/onthepitch/match.cpp", "src/onthepitch/ball.hpp", "src/onthepitch/ball.cpp"
+IMAGE_H, IMAGE = "src/onthepitch/AIsupport/mentalimage.hpp", "src/onthepitch/AIsupport/mentalimage.cpp"
+GAME, PYTHON = "src/game_env.cpp", "ai.cpp"
 
 # What animations say of themselves as text is read once, when it is set, and not for every candidate of every choice.
 TEXT = (
@@ -163,13 +163,14 @@ POSES = (
         ANIMATION_H,
         "    KeyFrames animation; // frame, angles",
         """{}
-    std::vector<KeyFrame> interpolated;
-    std::vector<std::pair<bool, KeyFrame>> between;""",
+    std::vector<KeyFrame> interpolated;  // at every frame
+    std::vector<KeyFrame> between;  // halfway from every frame to the next""",
     ),
     Edit(
         ANIMATION_H,
         "      void ConvertToStartFacingForwardIfIdle();",
-        """      void ReadInterpolated(NodeAnimation *node, int frame, Quaternion &orientation, Vector3 &position) const;
+        """      void Prepare();
+      void ReadInterpolated(NodeAnimation *node, int frame, Quaternion &orientation, Vector3 &position) const;
       std::vector<Vector3> positions;
 {}""",
     ),
@@ -190,13 +191,40 @@ POSES = (
     Edit(
         ANIMATION,
         "  void Animation::SetKeyFrame(BodyPart nodeName, int frame,",
-        """  void Animation::ReadInterpolated(NodeAnimation *node, int frame, Quaternion &orientation, Vector3 &position) const {
-    if (frame < 0 || frame > frameCount) return GetInterpolatedValues(node->animation, frame, orientation, position);
-    if (node->interpolated.empty()) {
+        """  // Afterwards nothing of an animation changes, so that matches in several threads may read it.
+  void Animation::Prepare() {
+    GetTranslation();
+    GetIncomingMovement();
+    GetIncomingVelocity();
+    GetOutgoingMovement();
+    GetOutgoingVelocity();
+    GetOutgoingAngle();
+    GetOutgoingDirection();
+    GetIncomingBodyAngle();
+    GetIncomingBodyDirection();
+    GetOutgoingBodyAngle();
+    GetOutgoingBodyDirection();
+    for (auto node : nodeAnimations) {
       node->interpolated.resize(frameCount + 1);
-      for (int i = 0; i <= frameCount; i++) {
-        GetInterpolatedValues(node->animation, i, node->interpolated[i].orientation, node->interpolated[i].position);
+      for (int frame = 0; frame <= frameCount; frame++) {
+        KeyFrame &key = node->interpolated[frame];
+        GetInterpolatedValues(node->animation, frame, key.orientation, key.position);
       }
+      node->between.resize(frameCount);
+      for (int frame = 0; frame < frameCount; frame++) {
+        Quaternion before = node->interpolated[frame].orientation;
+        const Quaternion after = node->interpolated[frame + 1].orientation;
+        before.MakeSameNeighborhood(after);
+        node->between[frame].orientation = before.GetLerped(0.5f, after).GetNormalized();
+        node->between[frame].position =
+            node->interpolated[frame].position * (1.0f - 0.5f) + node->interpolated[frame + 1].position * 0.5f;
+      }
+    }
+  }
+
+  void Animation::ReadInterpolated(NodeAnimation *node, int frame, Quaternion &orientation, Vector3 &position) const {
+    if (frame < 0 || frame >= int(node->interpolated.size())) {
+      return GetInterpolatedValues(node->animation, frame, orientation, position);
     }
     orientation = node->interpolated[frame].orientation;
     position = node->interpolated[frame].position;
@@ -207,24 +235,16 @@ POSES = (
     Edit(
         ANIMATION,
         "      GetInterpolatedValues(nodeAnimation->animation, frame, orientation_pre , position_pre);",
-        """      const bool halfway = timeOffset_ms == -1 && frame >= 0 && frame < frameCount;
-      if (halfway && nodeAnimation->between.empty()) nodeAnimation->between.resize(frameCount);
-      if (halfway && nodeAnimation->between[frame].first) {
-        orientation = nodeAnimation->between[frame].second.orientation;
-        position = nodeAnimation->between[frame].second.position;
+        """      if (timeOffset_ms == -1 && frame >= 0 && frame < int(nodeAnimation->between.size())) {
+        orientation = nodeAnimation->between[frame].orientation;
+        position = nodeAnimation->between[frame].position;
       } else {
 {}""",
     ),
     Edit(
         ANIMATION,
         "      position = position_pre * (1.0f - bias) + position_post * bias;",
-        """{}
-      if (halfway) {
-        nodeAnimation->between[frame].first = true;
-        nodeAnimation->between[frame].second.orientation = orientation;
-        nodeAnimation->between[frame].second.position = position;
-      }
-      }""",
+        "{}\n      }",
     ),
     Edit(
         ANIMATION,
@@ -244,7 +264,7 @@ POSES = (
     ),
     # The sine of the arc cosine over the root is 1 up to 1e-15, which no float can show.
     Edit(
-        "base/math/quaternion.cpp",
+        "src/base/math/quaternion.cpp",
         "    // Calculate temporary values.",
         """    if (bias == 0.0f) {
       return Quaternion(elements[0] + qb.elements[0] * 0.0f, elements[1] + qb.elements[1] * 0.0f,
@@ -254,8 +274,26 @@ POSES = (
     ),
 )
 
-# All matches of a process read the same animations: they are loaded once.
+# All matches of a process read the same animations: they are loaded once, by `start_game`, which holds Python's lock. What
+# is written while a match plays, without that lock, belongs to its thread.
 SHARED = (
+    Edit(BASE, "anims->GetAnim(anim)->order_float = GetMovementSimilarity", "Order(anim) = GetMovementSimilarity"),
+    Edit(
+        BASE, "anims->GetAnim(anim)->order_float = DirectionSimilarityRating", "Order(anim) = DirectionSimilarityRating"
+    ),
+    Edit(BASE, "anims->GetAnim(animIndex1)->order_float", "Order(animIndex1)"),
+    Edit(BASE, "anims->GetAnim(animIndex2)->order_float", "Order(animIndex2)"),
+    Edit(
+        BASE,
+        "constexpr float initialReQueueDelayFrames = 32;",
+        """{}
+
+static float &Order(int animation) {
+  static thread_local std::vector<float> orders;
+  if (animation >= int(orders.size())) orders.resize(animation + 1);
+  return orders[animation];
+}""",
+    ),
     Edit(
         MATCH,
         "  return GetContext().animPositionCache.find(anim)->second;",
@@ -264,7 +302,7 @@ SHARED = (
     Edit(
         MATCH,
         "      GetContext().animPositionCache.insert(std::pair < Animation*, std::vector<Vector3> >(someAnim, positions));",
-        "      someAnim->positions = positions;",
+        "      someAnim->positions = positions;\n      someAnim->Prepare();",
     ),
     Edit(
         MATCH,
@@ -481,7 +519,7 @@ static std::vector<Directions> directions;
         """  Directions entry;
   entry.outgoingLook = animation->GetOutgoingDirection().GetRotated2D(animation->GetOutgoingBodyAngle());
   entry.outgoingBody = Vector3(0, -1, 0).GetRotated2D(animation->GetOutgoingBodyAngle() + animation->GetOutgoingAngle());
-  entry.turn = kept.outgoingLook.GetAngle2D(animation->GetIncomingBodyDirection());
+  entry.turn = entry.outgoingLook.GetAngle2D(animation->GetIncomingBodyDirection());
   entry.incomingBody = fabs(FixAngle(animation->GetIncomingBodyDirection().GetAngle2D()));
   directions.push_back(entry);
 {}""",
@@ -508,7 +546,7 @@ static std::vector<Directions> directions;
     Edit(
         BASE,
         "  Vector3 outgoingDirection = ForceIntoPreferredDirectionVec(anims->GetAnim(animIndex)->GetOutgoingDirection());",
-        """  static std::vector<std::pair<bool, Vector3>> preferred;
+        """  static thread_local std::vector<std::pair<bool, Vector3>> preferred;
   if (preferred.empty()) preferred.resize(anims->GetAnimations().size());
   if (!preferred[animIndex].first) {
     preferred[animIndex].second = ForceIntoPreferredDirectionVec(anims->GetAnim(animIndex)->GetOutgoingDirection());
@@ -523,39 +561,36 @@ CAMERA = (
     Edit(
         MATCH,
         "    float weight = std::sin((index",
-        """    static float weights[camPosSize + 1][camPosSize + 1];
-    static bool known[camPosSize + 1][camPosSize + 1];
-    float &weight = weights[camPos.size()][index];
-    if (!known[camPos.size()][index]) weight = std::sin((index""",
+        """    static thread_local std::vector<std::pair<bool, float>> weights((camPosSize + 1) * (camPosSize + 1));
+    auto &entry = weights[camPos.size() * (camPosSize + 1) + index];
+    float &weight = entry.second;
+    if (!entry.first) weight = std::sin((index""",
     ),
-    Edit(MATCH, "    weight *= std::pow(", "    if (!known[camPos.size()][index]) weight *= std::pow("),
-    Edit(MATCH, "    count += weight;", "    known[camPos.size()][index] = true;\n{}"),
+    Edit(MATCH, "    weight *= std::pow(", "    if (!entry.first) weight *= std::pow("),
+    Edit(MATCH, "    count += weight;", "    entry.first = true;\n{}"),
 )
 
 # A match is built without the bodies that only a drawing shows.
 RESETS = (
     Edit(BASE, "  PrepareFullbodyModel(colorCoords);", ""),
     Edit(
-        "utils/gui2/widgets/image.cpp",
+        "src/utils/gui2/widgets/image.cpp",
         "void Gui2Image::LoadImage(const std::string &filename) {",
         "{}\n  if (!GetGameConfig().render) return;",
     ),
 )
 
-# What cannot be drawn any more is refused.
+# What cannot be drawn any more is refused, while Python's lock is held.
+REFUSAL = """throw std::runtime_error("this football engine was built without drawing. Leave out render");"""
 DRAWING = (
+    Edit(GAME, "  assert(context == nullptr);", f"{{}}\n  if (game_config.render) {REFUSAL}"),
+    Edit(PYTHON, "  void step_python() {", f"{{}}\n    if (GameEnv::game_config.render) {REFUSAL}"),
+    Edit(PYTHON, "  void render_python(bool swap_buffer) {", f"{{}}\n    {REFUSAL}"),
     Edit(
-        GAME,
-        "void GameEnv::do_step(int count) {",
-        """static void RefuseDrawing(bool asked) {
-  if (asked) throw std::runtime_error("this football engine was built without drawing. Leave out render.");
-}
-
-{}""",
+        PYTHON,
+        "  void reset_python(ScenarioConfig& game_config, bool init_animation) {",
+        f"{{}}\n    if (GameEnv::game_config.render) {REFUSAL}",
     ),
-    Edit(GAME, "  assert(context == nullptr);", "{}\n  RefuseDrawing(game_config.render);"),
-    Edit(GAME, "void GameEnv::render(bool swap_buffer) {", "{}\n  RefuseDrawing(true);"),
-    Edit(GAME, "  // Reset call disables tracker.", "  RefuseDrawing(GetGameConfig().render);\n{}"),
 )
 
 EDITS = (*TEXT, *POSES, *SHARED, *TURNS, *CHOICE, *CAMERA, *RESETS, *DRAWING)
@@ -589,7 +624,9 @@ def unpack(sdist: Path, folder: Path) -> None:
     """
     checksum = hashlib.sha256(sdist.read_bytes()).hexdigest()
     if checksum != SHA256:
-        raise ValueError(f"{sdist.name} is not the published source of gfootball {PUBLISHED}: its SHA-256 is {checksum}")
+        raise ValueError(
+            f"{sdist.name} is not the published source of gfootball {PUBLISHED}: its SHA-256 is {checksum}"
+        )
     shutil.unpack_archive(sdist, folder)
     sources = folder / f"gfootball-{PUBLISHED}"
     for edit in EDITS:

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,3 +36,40 @@ def test_drawing_is_refused() -> None:
     env.start_game()
     with pytest.raises(RuntimeError, match="built without drawing"):
         env.render(True)
+    env.game_config.render = True
+    for call in (env.step, lambda: env.reset(gfootball_engine.ScenarioConfig.make(), False)):
+        with pytest.raises(RuntimeError, match="built without drawing"):
+            call()
+
+
+def test_matches_in_several_threads_play_the_episodes_that_they_play_alone() -> None:
+    alone = [play_in_thread(index) for index in range(2)]
+    threads = ThreadPoolExecutor(2)
+    assert list(threads.map(play_in_thread, range(2))) == alone
+
+
+def play_in_thread(index: int) -> list[float]:
+    """Positions of our players and the ball over a match of its own, played in the calling thread."""
+    env = gfootball_engine.GameEnv()
+    env.game_config.physics_steps_per_frame = 10
+    env.start_game()
+    env.state = gfootball_engine.GameState.game_running
+    config = gfootball_engine.ScenarioConfig.make()
+    for side in (config.left_team, config.right_team):
+        for player in range(5):
+            role = (
+                gfootball_engine.e_PlayerRole.e_PlayerRole_GK
+                if player == 0
+                else gfootball_engine.e_PlayerRole.e_PlayerRole_CM
+            )
+            side.append(gfootball_engine.FormationEntry(-1.0 + player * 0.3, 0.1 * player, role, False, True))
+    config.real_time = False
+    config.game_engine_random_seed = index
+    env.reset(config, False)
+    numbers: list[float] = []
+    for _ in range(200):
+        env.step()
+        info = env.get_info()
+        numbers += [info.ball_position[0], info.ball_position[1]]
+        numbers += [player.position[axis] for player in info.left_team for axis in range(2)]
+    return numbers
