@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Speed of this package beside the published packages of JaxMARL, BenchMARL and gfootball, on one core.
-# SECONDS_EACH=10 and ROUNDS=1 shorten it; CORE selects the core. It measures only: nothing passes or fails.
+# SECONDS_EACH=10, ROUNDS=1 and EPISODES=10 shorten it; CORE selects the core. Speeds are measured only; what fails is the
+# comparison of football episodes with those of gfootball as pip builds it, if one of them differs in a bit.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tests/install_jaxmarl.sh
@@ -31,3 +32,12 @@ echo "env=smax compared with jaxmarl's step by step, 500 episodes of each map:"
 .venv/bin/python tests/parity/smax_comparison.py --episodes 500
 echo "sweeps: planning, and one more run:"
 .venv/bin/python tests/bench/sweeps.py
+episodes=${EPISODES:-300}
+echo "football: $episodes episodes of every academy scenario and 20,000 steps of 11_vs_11, on both builds of the engine"
+digests=$(mktemp -d)
+trap 'rm -rf "$digests"' EXIT
+for venv in .venv .venv-gfootball; do
+  "$venv/bin/python" -W ignore tests/bench/football_episodes.py --episodes "$episodes" --full-steps 20000 >"$digests/$venv" &
+done
+wait
+diff "$digests/.venv" "$digests/.venv-gfootball" && echo "football: all episodes are equal"
