@@ -50,7 +50,7 @@ class FlatParameters:
         """Scale the gradient to a norm of at most `max_norm`, and take a step of the optimiser.
 
         Args:
-            optimiser: The optimiser of these parameters, of `make_optimiser`.
+            optimiser: An optimiser of `values`, such as that of `make_optimiser`.
             max_norm: Maximum norm.
 
         Returns:
@@ -59,14 +59,21 @@ class FlatParameters:
         norm: Tensor = torch.linalg.vector_norm(self.gradient)
         if not norm.is_cpu:  # reading the norm would synchronise
             self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
-        elif (scale := max_norm / (float(norm) + 1e-6)) < 1:
+        elif not (scale := max_norm / (float(norm) + 1e-6)) >= 1:  # NaN reaches all parameters, as on a GPU
             self.gradient.mul_(scale)
-        state = optimiser.state[self.values]
-        if not norm.is_cpu or not isinstance(optimiser, torch.optim.Adam) or not state:
-            optimiser.step()
+        state, options = optimiser.state[self.values], optimiser.param_groups[0]
+        if norm.is_cpu and state and _is_plain_adam(optimiser, options):
+            _adam_step(self.values, self.gradient, state, options)
         else:
-            _adam_step(self.values, self.gradient, state, optimiser.param_groups[0])
+            optimiser.step()
         return norm
+
+
+def _is_plain_adam(optimiser: torch.optim.Optimizer, options: dict[str, Any]) -> bool:
+    """Whether an optimiser is Adam with fused steps and none of its variations: AdamW, which is a subclass, is not."""
+    if type(optimiser) is not torch.optim.Adam:
+        return False
+    return bool(options["fused"]) and not any(options[name] for name in ("weight_decay", "amsgrad", "maximize"))
 
 
 @torch.no_grad()

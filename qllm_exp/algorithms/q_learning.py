@@ -68,6 +68,8 @@ _MIXER_PREFIX = "mixer."  # of the names of the mixer's parameters in a policy
 class QValues(NamedTuple):
     """The agents' Qs along the episodes of a batch, including the state after the last step.
 
+    After the end of an episode the values are undefined: use the mask.
+
     Attributes:
         online: Qs of the online agents, [T + 1, B, n, A], differentiable.
         target: Qs of the target agents, [T + 1, B, n, A].

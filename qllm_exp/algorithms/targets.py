@@ -61,7 +61,7 @@ def td_lambda(reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tens
     weight[:-1].mul_(mask[1:])
     weight[-1] = 0.0
     target = torch.addcmul(reward, discount - weight, next_value).masked_fill_(~mask, 0.0)
-    # Now G_t = target_t + weight_t G_{t+1}. A round inserts this equation into itself, so that the next spans twice the steps.
+    # Now G_t = target_t + weight_t G_{t+1}: recursive doubling, in which every round spans twice the steps of the one before.
     # Few large operations take the place of one small one per step.
     span = 1
     while span < len(target):

@@ -248,6 +248,16 @@ def check_seeds(maker: EnvMaker) -> list[str]:
             notes.append("seeds 5 and 6 give the same episodes: nothing is random")
         elif not _difference(episodes[:1], episodes[1:]):
             notes.append("the first two episodes after a seed are equal: does reset() draw new random numbers?")
+        second_starts: list[_Episode] = []
+        for steps in (1, 5):
+            env.seed(5)
+            _play(env, steps)
+            second_starts.append((env.reset(), []))
+        if _difference(second_starts[:1], second_starts[1:]):
+            notes.append(
+                "a start depends on the number of steps before it, so that methods are evaluated on different episodes: draw "
+                "starts apart from the random numbers in steps, for example with envs.episode_generator.EpisodeGenerator"
+            )
         return notes
 
 

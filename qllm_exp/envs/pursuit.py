@@ -28,6 +28,7 @@ from torch.nn.functional import one_hot
 
 from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
+from qllm_exp.envs.episode_generator import EpisodeGenerator
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
 from qllm_exp.errors import UserError, nearest
 
@@ -147,7 +148,7 @@ class Pursuit(TeamEnv):
         self.task = _describe(config, board)
         share = 1 / board.hunters if config.reward == "mean" else 1.0
         self._capture, self._penalty = share * CAPTURE_REWARD, share * config.penalty
-        self._generator = torch.Generator(device)
+        self._generator = EpisodeGenerator(device)
         self.seed(seed)
 
         self._outside = board.size**2
@@ -164,6 +165,7 @@ class Pursuit(TeamEnv):
     def reset(self) -> Observation:
         """Start a new episode in every copy: hunters and prey on random cells, no two on one."""
         board = self.board
+        self._generator.start()
         cells = self._random(self._outside).topk(board.hunters + board.prey).indices
         return self.set_cells(cells[:, : board.hunters], cells[:, board.hunters :])
 
@@ -204,15 +206,15 @@ class Pursuit(TeamEnv):
 
     def seed(self, seed: int) -> None:
         """Seed the generator of starts and of what happens at random."""
-        self._generator.manual_seed(seed)
+        self._generator.seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator."""
-        return {"generator": self._generator.get_state()}
+        return self._generator.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore the generator from a `state_dict`."""
-        self._generator.set_state(saved["generator"])
+        self._generator.load_state_dict(saved)
 
     def episode_metrics(self) -> dict[str, Tensor]:
         """'captured': [N] float32, the number of prey that were captured."""
@@ -220,7 +222,7 @@ class Pursuit(TeamEnv):
 
     def _random(self, *shape: int) -> Tensor:
         """Return random numbers from 0 to 1 [N, *shape]."""
-        return torch.rand(self.num_envs, *shape, generator=self._generator, device=self.device)
+        return self._generator.random(self.num_envs, *shape)
 
     def _move_hunter(self, agent: Tensor, action: Tensor) -> None:
         """Move a hunter [N] of each copy by its action [N], unless the cell is occupied."""

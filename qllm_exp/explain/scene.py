@@ -115,7 +115,7 @@ def legend_marker(kind: str) -> "Line2D":
 def draw_scene(axis: "Axes", env: TeamEnv, entities: list[Entity], step: int, credit: Tensor) -> None:
     """Draw all entities at a step. Agents have their number, a size that grows with credit, and a trail of their last steps.
 
-    Below who has health stands the percentage that is left.
+    Units show their remaining health in percent.
 
     Args:
         axis: to draw on.

@@ -85,7 +85,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
-        """Q_tot from individual Qs.
+        """Q_tot from individual Qs, of each time step apart: what the leading dimensions are differs from call to call.
 
         Args:
             agent_qs: Individual Qs of the chosen actions, [..., n].

@@ -140,10 +140,20 @@ def check_rows(maker: MixerMaker) -> list[str]:
         raise maker.broken("forward() gives other values the second time: no randomness and no memory are allowed")
     if not (torch.equal(copies[0], qs) and torch.equal(copies[1], state)):
         raise maker.broken("forward() writes into its arguments")
+    in_one_row = mixer(qs.flatten(0, 1).unsqueeze(0), state.flatten(0, 1).unsqueeze(0))
+    parts = {"all steps in one row, [1, B * T, n]": in_one_row.view_as(whole)}
     for row in range(_LEADING[0]):
-        alone = mixer(qs[row : row + 1], state[row : row + 1])
-        if not torch.allclose(alone, whole[row : row + 1], rtol=1e-4, atol=1e-5):
-            raise maker.broken(f"forward() gives row {row} of a batch another value than alone: rows must not mix")
+        for column in range(_LEADING[1]):
+            part = slice(row, row + 1), slice(column, column + 1)
+            alone = whole.clone()
+            alone[part] = mixer(qs[part], state[part])
+            parts[f"element [{row}, {column}] alone"] = alone
+    for name, values in parts.items():
+        if not torch.allclose(values, whole, rtol=1e-4, atol=1e-5):
+            raise maker.broken(
+                f"forward() gives other values for {name} than in a batch [B, T, n]: Q_tot of a time step must not depend on "
+                "the others"
+            )
     return []
 
 

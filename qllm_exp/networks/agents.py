@@ -54,7 +54,8 @@ class FeedForwardAgent(nn.Module):
 
     @torch.no_grad()
     def outputs_and_gradient(self, inputs: Tensor, output_gradient: Callable[[Tensor], Tensor]) -> Tensor:
-        """Outputs of few rows; also writes the parameters' gradients, without autograd, which takes longer than few rows do.
+        """Outputs of few rows; also writes the parameters' gradients, without autograd, whose overhead dominates for
+        few rows.
 
         Args:
             inputs: [R, I].

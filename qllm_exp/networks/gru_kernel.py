@@ -192,7 +192,8 @@ def step(inputs: Tensor, hidden: Tensor, params: Sequence[Tensor]) -> tuple[Tens
 def td_lambda(
     reward: Tensor, next_value: Tensor, terminated: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> Tensor | None:
-    """TD(lambda) returns; None if the kernel is not available or does not take these tensors.
+    """TD(lambda) returns; None if the kernel is not available or does not take these tensors: float32 and bool on the CPU, of one
+    shape, without gradients.
 
     Args:
         reward: [T, ...].
@@ -205,10 +206,16 @@ def td_lambda(
     Returns:
         [T, ...], as algorithms/targets.py defines them.
     """
-    floats = (reward, next_value)
+    floats, flags = (reward, next_value), (terminated, mask)
     if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in floats) or not available():
         return None
-    arrays = [x.contiguous() for x in (*floats, terminated, mask)]
+    if any(x.dtype != torch.bool or x.device.type != "cpu" for x in flags):
+        return None
+    if torch.is_grad_enabled() and any(x.requires_grad for x in floats):
+        return None
+    if len({x.shape for x in (*floats, *flags)}) > 1:
+        return None
+    arrays = [x.contiguous() for x in (*floats, *flags)]
     target = torch.empty_like(arrays[0])
     sizes = [ctypes.c_int64(size) for size in (len(target), target[0].numel())]
     pointers = [_pointer(tensor) for tensor in (*arrays, target)]

@@ -10,8 +10,8 @@ from torch import Tensor
 class Packing:
     """The steps of the episodes in a batch, in time order, and within a step the longest episodes first.
 
-    Nothing is left out on a GPU: there an update waits for the number of operations, not for their size, and counting steps
-    would synchronise.
+    Nothing is left out on a GPU: there the time of an update depends on the number of kernel launches, and counting steps would
+    synchronise. If nothing is left out, on a GPU or because all episodes are equally long, values stay [T, B, ...].
 
     Args:
         mask: Whether the step is part of the episode, [T, B] bool; False only after the end of an episode.

@@ -23,6 +23,7 @@ os.environ |= {
 BATCH = 50  # copies at once
 DRAWS = 2**20  # a number in [0, 1) is a multiple of 1 / DRAWS, which float32 holds exactly
 ATTACK_SHARE = 0.9  # of the steps in which a purposeful agent attacks if it can
+UNAVAILABLE_SHARE = 0.05  # of actions that are drawn from all, available or not
 
 # jaxmarl prints while it is imported, and puts sys.stdout back itself: only the descriptor can be redirected.
 _STDOUT = os.dup(1)
@@ -120,13 +121,15 @@ def fix_draws() -> None:
 
 
 def choose(rng: np.random.Generator, available: np.ndarray, purposeful: np.ndarray) -> np.ndarray:
-    """Random available actions [copies, agents]. Agents of purposeful copies mostly attack, or go east to the enemy."""
+    """Random actions [copies, agents], a few of them unavailable. Agents of purposeful copies mostly attack, or go east."""
     scores = rng.random(available.shape) * available
     attacks = scores[..., 5:] > 0
     eager = (rng.random(available.shape[:2]) < ATTACK_SHARE) & purposeful[:, None]
     scores[..., 5:] += (attacks & eager[..., None]) * 2
     scores[..., 1] += eager * (available[..., 1] > 0)
-    return scores.argmax(-1).astype(np.int32)
+    anything = rng.integers(available.shape[-1], size=available.shape[:2])
+    heedless = rng.random(available.shape[:2]) < UNAVAILABLE_SHARE
+    return np.where(heedless, anything, scores.argmax(-1)).astype(np.int32)
 
 
 def write(arrays: dict[str, np.ndarray]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qllm_exp.envs.smax import kernel, tasks
-from qllm_exp.envs.smax.battle import OWN_FEATURES, Battle, statistics
+from qllm_exp.envs.smax.battle import OWN_FEATURES, Battle, unit_attributes
 from qllm_exp.envs.smax.maps import MAP_SIZE, MAPS, MAX_STEPS
 
 HERE = Path(__file__).parent
@@ -116,7 +116,7 @@ def scaled(state: Tensor, types: Tensor) -> Tensor:
     units = types.shape[1]
     rows = state[:, : units * OWN_FEATURES].view(len(state), units, OWN_FEATURES).clone()
     rows[..., 1:3] /= MAP_SIZE
-    rows[..., 3] = (rows[..., 3] / statistics()[types][..., -1]).clamp(0, 1)
+    rows[..., 3] = (rows[..., 3] / unit_attributes()[types][..., -1]).clamp(0, 1)
     return torch.cat((rows.flatten(1), state[:, units * OWN_FEATURES :]), 1)
 
 

@@ -21,7 +21,7 @@ from qllm_exp.envs.smax.maps import (
     Map,
 )
 
-STATISTICS = ("speed", "attack", "reach", "sight", "radius", "health", "cooldown")  # columns of `statistics`
+ATTRIBUTES = ("speed", "attack", "reach", "sight", "radius", "health", "cooldown")  # columns of `unit_attributes`
 OWN_FEATURES = 4 + len(UNIT_TYPES)  # health, x, y, cooldown, type bits
 UNIT_FEATURES = 7 + len(UNIT_TYPES)  # health, x, y, last move (x, y), last target, cooldown, type bits
 STATE_FEATURES = OWN_FEATURES + 2  # and team and type
@@ -33,9 +33,9 @@ MOVE_LENGTH = 0.99999994
 MOVE_VECTORS = ((0.0, MOVE_LENGTH), (MOVE_LENGTH, 0.0), (0.0, -MOVE_LENGTH), (-MOVE_LENGTH, 0.0), (0.0, 0.0))
 
 
-def statistics() -> Tensor:
-    """Numbers of all unit types, float32 [types, len(STATISTICS)]."""
-    return torch.tensor([[getattr(unit_type, name) for name in STATISTICS] for unit_type in UNIT_TYPES.values()])
+def unit_attributes() -> Tensor:
+    """Attributes of all unit types, float32 [types, len(ATTRIBUTES)]."""
+    return torch.tensor([[getattr(unit_type, name) for name in ATTRIBUTES] for unit_type in UNIT_TYPES.values()])
 
 
 class Battle:
@@ -55,14 +55,14 @@ class Battle:
     _types: Tensor  # [N, U] int64
     _cooldowns: Tensor  # [N, U] float32, seconds until the unit can shoot; falls without end
     _actions: Tensor  # [N, U] int64, the last action; an enemy numbers the allies from the last to the first
-    _targets: Tensor  # [N, E] int64, whom the enemy stays with, numbered as in its actions; NO_TARGET: nobody
+    _targets: Tensor  # [N, E] int64, current target of an enemy, numbered as in its actions; or NO_TARGET
     _homes: Tensor  # [N, E, 2] float32, the place opposite an enemy's start, where it goes if it sees nobody
 
     def __init__(self, battle_map: Map, num_envs: int, device: torch.device) -> None:
         self.num_envs, self.device = num_envs, device
         self.n_allies, self.n_enemies = len(battle_map.allies), len(battle_map.enemies)
         self.n_units = battle_map.size
-        self._statistics = statistics().to(device)
+        self._attributes = unit_attributes().to(device)
         self._move_vectors = torch.tensor(MOVE_VECTORS, device=device)
         self._teams = (torch.arange(self.n_units, device=device) >= self.n_allies).float()
         self._identity = torch.eye(self.n_units, device=device)
@@ -79,7 +79,7 @@ class Battle:
         """
         units, enemies = (self.num_envs, self.n_units), (self.num_envs, self.n_enemies)
         self._types = types.contiguous()
-        numbers = self._statistics[types]
+        numbers = self._attributes[types]
         self._speed, self._attack, self._reach, self._sight, self._radius, self._full_health, self._full_cooldown = (
             numbers.unbind(2)
         )
@@ -132,7 +132,7 @@ class Battle:
         return alive[:, : self.n_allies].any(1), alive[:, self.n_allies :].any(1)
 
     def _enemy_actions(self, follow: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose the actions [N, E] of the scripted enemy, and whom it stays with [N, E].
+        """Choose the actions [N, E] of the scripted enemy, and its targets [N, E].
 
         An enemy attacks the closest ally in range and stays with it while it is in range. With nobody in range it follows a
         random ally that it sees, and goes to the place opposite its start if it sees nobody. Allies are numbered from the last

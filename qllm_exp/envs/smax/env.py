@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
+from qllm_exp.envs.episode_generator import EpisodeGenerator
 from qllm_exp.envs.smax import kernel
 from qllm_exp.envs.smax.battle import OWN_FEATURES, UNIT_FEATURES, Battle
 from qllm_exp.envs.smax.maps import FIRST_ATTACK, MAPS, MAX_STEPS
@@ -33,7 +34,7 @@ from qllm_exp.errors import choose
 
 @dataclass
 class Config(schema.EnvConfig):
-    """Options of SMAX."""
+    """Options of `env=smax`; conf/env/smax.yaml explains them."""
 
     name: str = "smax"
     task: str = "3m"
@@ -61,11 +62,6 @@ def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv
     return SmaxEnv(config, num_envs, seed, device)
 
 
-def versions(config: Any) -> dict[str, str]:
-    """The implementation of the rules in use on the CPU."""
-    return {"smax": kernel.SOURCE.version()}
-
-
 class SmaxEnv(TeamEnv):
     """N battles on one map. The rules run through the compiled kernel on the CPU, else in torch.
 
@@ -89,19 +85,19 @@ class SmaxEnv(TeamEnv):
         self._reward_scale = self.n_agents if config.reward == "sum" else 1
         compiled = device.type == "cpu" and kernel.SOURCE.available()
         self.battle = (kernel.CompiledBattle if compiled else Battle)(self._map, num_envs, device)
-        self._generator = torch.Generator(device)
+        self._generator = EpisodeGenerator(device)
         self._elapsed = 0
         self.seed(seed)
 
     def reset(self) -> Observation:
         """Start a new episode in every copy."""
         self._elapsed = 0
-        return self.battle.start(*sample_start(self._map, self.num_envs, self._generator))
+        return self.battle.start(*sample_start(self._map, self.num_envs, self._generator.start()))
 
     def step(self, actions: Tensor) -> Step:
-        """Apply the joint actions [N, n]. An attack out of range, or on a dead unit, has no effect."""
-        follow = torch.rand(self.num_envs, self._n_enemies, generator=self._generator, device=self.device)
-        draws = torch.rand(self.num_envs, self._map.size, generator=self._generator, device=self.device)
+        """Apply the joint actions [N, n]. A unit shoots its target as soon as it is in range during the step."""
+        follow = self._generator.random(self.num_envs, self._n_enemies)
+        draws = self._generator.random(self.num_envs, self._map.size)
         was_playing = self.battle.playing.clone()
         observation, reward = self.battle.step(actions, follow, draws)
         self._elapsed += 1
@@ -113,16 +109,16 @@ class SmaxEnv(TeamEnv):
         return Step(*observation, reward * self._reward_scale, terminated, truncated)
 
     def seed(self, seed: int) -> None:
-        """Seed the generator of starts and of the random numbers in a battle."""
-        self._generator.manual_seed(seed)
+        """Seed the starts and the random numbers in battles."""
+        self._generator.seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator."""
-        return {"generator": self._generator.get_state()}
+        return self._generator.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore the generator from a `state_dict`."""
-        self._generator.set_state(saved["generator"])
+        self._generator.load_state_dict(saved)
 
     def episode_metrics(self) -> dict[str, Tensor]:
         """'win': [N] float32, 1 where all enemies are dead and an ally lives."""

@@ -17,7 +17,7 @@ constexpr int64_t FIRST_ATTACK = STOP + 1, OWN = 4 + TYPES, OTHER = 7 + TYPES;
 constexpr float SIZE = MAP_SIZE, DT = SUB_STEP_S, LENGTH = MOVE_LENGTH;
 constexpr float MOVE_X[STOP + 1] = {0, LENGTH, 0, -LENGTH, 0}, MOVE_Y[STOP + 1] = {LENGTH, 0, -LENGTH, 0, 0};
 
-enum { SPEED, ATTACK, REACH, SIGHT, RADIUS, HEALTH, COOLDOWN, STATISTICS };  // columns of the table of types
+enum { SPEED, ATTACK, REACH, SIGHT, RADIUS, HEALTH, COOLDOWN, ATTRIBUTES };  // columns of the table of types
 
 // All copies, as battle.py holds them.
 struct Arrays {
@@ -72,14 +72,14 @@ class Battle {
         observe(copy);
     }
 
-    // What a copy shows that was not playing.
+    // The observation of a copy whose episode has ended.
     void hide(int64_t copy) {
         clear(copy);
         for (int64_t i = 0; i < n; i++) all.available[(copy * n + i) * (FIRST_ATTACK + E) + STOP] = 1;
     }
 
   private:
-    enum { X = STATISTICS, Y, SHIFT_X, SHIFT_Y, RELOADED, DAMAGE, BEFORE, FLOATS };
+    enum { X = ATTRIBUTES, Y, SHIFT_X, SHIFT_Y, RELOADED, DAMAGE, BEFORE, FLOATS };
 
     const int64_t n, E, U;
     const float *table;
@@ -97,7 +97,7 @@ class Battle {
         const int64_t *types = all.types + copy * U;
         const float *positions = all.positions + copy * U * 2;
         for (int64_t i = 0; i < U; i++) {
-            for (int k = 0; k < STATISTICS; k++) f[k][i] = table[types[i] * STATISTICS + k];
+            for (int k = 0; k < ATTRIBUTES; k++) f[k][i] = table[types[i] * ATTRIBUTES + k];
             f[X][i] = positions[2 * i], f[Y][i] = positions[2 * i + 1];
         }
         health = all.health + copy * U;
@@ -260,7 +260,7 @@ class Battle {
 
 }  // namespace
 
-// Both take sizes [N, n, E], the table of types [TYPES, STATISTICS] and the arrays in the order of `Arrays`. Copies that are not
+// Both take sizes [N, n, E], the table of types [TYPES, ATTRIBUTES] and the arrays in the order of `Arrays`. Copies that are not
 // playing stay as they are, get the reward 0 and show zeros. The result is not 0, and nothing happens, if an action is out of range.
 extern "C" int smax_step(const int64_t *sizes, const float *table, const Arrays *arrays) {
     for (int64_t k = 0; k < sizes[0] * sizes[1]; k++) {

@@ -78,9 +78,9 @@ class CompiledBattle(battle.Battle):
         Raises:
             ValueError: an action is out of range.
         """
-        held = [self._types, self.positions, self.health, self._cooldowns, self._actions, self._targets, self._homes]
-        tensors = [*held, self.playing, *arguments]
+        units = [self._types, self.positions, self.health, self._cooldowns, self._actions, self._targets, self._homes]
+        tensors = [*units, self.playing, *arguments]
         sizes = (ctypes.c_int64 * 3)(self.num_envs, self.n_allies, self.n_enemies)
         pointers = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
-        if SOURCE.function(name)(sizes, ctypes.c_void_p(self._statistics.data_ptr()), pointers) != 0:
+        if SOURCE.function(name)(sizes, ctypes.c_void_p(self._attributes.data_ptr()), pointers) != 0:
             raise ValueError(f"an action is out of range; allowed: 0 to {maps.FIRST_ATTACK + self.n_enemies - 1}")

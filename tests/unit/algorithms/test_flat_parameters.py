@@ -40,3 +40,30 @@ def test_a_gradient_step_clips_and_is_the_step_of_torchs_optimiser(optimiser, ma
         torch.testing.assert_close(flat.values, twin_flat.values, rtol=1e-5, atol=1e-7)
     saved, expected = steps.state_dict()["state"][0], twin_steps.state_dict()["state"][0]
     assert saved.keys() == expected.keys() and all(torch.allclose(saved[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "options"),
+    [
+        (torch.optim.AdamW, {"weight_decay": 0.5}),
+        (torch.optim.Adam, {"weight_decay": 0.5, "fused": True}),
+        (torch.optim.Adam, {"maximize": True, "fused": True}),
+        (torch.optim.Adam, {"amsgrad": True}),
+    ],
+)
+def test_the_step_of_another_optimiser_is_its_own(optimiser, options):
+    flat, twin = (FlatParameters([copy.deepcopy(module)]) for module in [torch.nn.Linear(3, 2)] * 2)
+    steps, twin_steps = (optimiser([x.values], lr=0.1, **options) for x in (flat, twin))
+    for _ in range(3):
+        flat.gradient.fill_(0.1)
+        twin.gradient.fill_(0.1)
+        flat.gradient_step(steps, 1e9)
+        twin_steps.step()
+        assert torch.equal(flat.values, twin.values)
+
+
+def test_a_nan_in_one_gradient_reaches_all_parameters():
+    flat = FlatParameters([torch.nn.Linear(3, 2)])
+    flat.gradient[0] = torch.nan
+    flat.gradient_step(make_optimiser(TrainConfig(), flat), 1.0)
+    assert flat.values.isnan().all()

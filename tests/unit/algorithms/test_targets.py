@@ -64,6 +64,21 @@ def test_the_compiled_returns_equal_those_of_torch(agents):
         torch.testing.assert_close(compiled.double(), expected, rtol=0, atol=1e-5)
 
 
+def test_tensors_that_the_compiled_returns_do_not_take_go_to_torch():
+    reward, value, terminated, mask = (x.unsqueeze(-1) for x in episodes(0)[:4])
+    reward, value = reward.float(), value.float()
+    wide = value.expand(*value.shape[:2], 3)
+    options = 0.97, 0.6
+    target = td_lambda(reward, wide, terminated, mask, *options)
+    expected = td_lambda(reward.double(), wide.double(), terminated, mask, *options)
+    torch.testing.assert_close(target.double(), expected, rtol=0, atol=1e-5)
+    learned = value.clone().requires_grad_()
+    td_lambda(reward, learned, terminated, mask, *options).sum().backward()
+    assert learned.grad is not None and learned.grad.any()
+    with pytest.raises(TypeError):
+        td_lambda(reward, value, terminated, mask.float(), *options)
+
+
 def test_what_lies_in_the_padding_does_not_matter_and_its_targets_are_zero():
     reward, value, terminated, mask, _, _ = episodes(3)
     padded_reward, padded_value = (x.masked_fill(~mask, torch.nan) for x in (reward, value))

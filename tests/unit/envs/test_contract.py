@@ -295,6 +295,18 @@ def test_an_environment_without_a_fault_passes() -> None:
     assert first_fault(Broken) == ""
 
 
+class DrawsInSteps(Broken):
+    def result(self, step):
+        torch.rand(1, generator=self.generator)
+        return step
+
+
+def test_starts_that_depend_on_the_length_of_earlier_episodes_are_noted() -> None:
+    maker = contract.EnvMaker(Meeting(task="3p"), lambda *arguments: DrawsInSteps(*arguments, torch.device("cpu")))
+    (note,) = contract.check_seeds(maker)
+    assert note.startswith("a start depends on the number of steps before it")
+
+
 def test_what_is_not_an_environment_is_named() -> None:
     with pytest.raises(ContractError, match=r"env=mine: make\(\) returned None, expected a TeamEnv"):
         contract.check_sizes(None, "mine", 3)

@@ -117,7 +117,7 @@ def test_every_step_is_that_of_a_slow_reference(task: str, penalty: float, torus
                 assert moment.available_actions[row, agent].tolist() == copy.available(agent)
         weights = moment.available_actions * torch.tensor([1.0, 1, 1, 1, 1, 8])
         actions = torch.multinomial(weights.flatten(0, 1), 1, generator=chance).view(n_copies, -1)
-        draws.set_state(env._generator.get_state())
+        draws.set_state(env._generator.current.get_state())
         order = torch.rand(n_copies, env.n_agents, generator=draws).argsort(1)
         prey_order = torch.rand(n_copies, env.board.prey, generator=draws).argsort(1)
         preferences = torch.rand(n_copies, env.board.prey, 4, generator=draws)

@@ -10,7 +10,7 @@ from torch import Tensor
 from qllm_exp.envs import Observation, make_env
 from qllm_exp.envs.smax import Config as SmaxConfig
 from qllm_exp.envs.smax import kernel, tasks
-from qllm_exp.envs.smax.battle import Battle, statistics
+from qllm_exp.envs.smax.battle import Battle, unit_attributes
 from qllm_exp.envs.smax.env import SmaxEnv
 from qllm_exp.envs.smax.maps import MAPS, UNIT_TYPES, Map
 from qllm_exp.errors import UserError
@@ -126,7 +126,7 @@ def test_the_table_of_types() -> None:
         [4.13, 5, 2, 8, 0.375, 35, 0.5],
         [3.15, 12, 5, 9, 0.625, 80, 0.59],
     ]
-    assert torch.equal(statistics(), torch.tensor(expected))
+    assert torch.equal(unit_attributes(), torch.tensor(expected))
 
 
 @pytest.mark.parametrize(

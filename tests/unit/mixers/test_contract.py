@@ -94,6 +94,11 @@ class MixesRows(Weighted):
         return super().forward(agent_qs, state - state.mean(0, keepdim=True))
 
 
+class MixesSteps(Weighted):
+    def forward(self, agent_qs, state):
+        return super().forward(agent_qs, state - state.mean(1, keepdim=True) if state.dim() > 2 else state)
+
+
 class IsRandom(Weighted):
     def forward(self, agent_qs, state):
         return super().forward(agent_qs, state) * torch.rand(())
@@ -141,7 +146,8 @@ FAULTS = [
     (NotANumber, "forward() returned NaN or infinite values in states of the task"),
     (FallsWhereAQRises, "monotone=True, but dQ_tot/dQ_i is -"),
     (NoGradient, "forward() gives no gradient for the individual Qs: do not detach them"),
-    (MixesRows, "of a batch another value than alone: rows must not mix"),
+    (MixesRows, "Q_tot of a time step must not depend on the others"),
+    (MixesSteps, "forward() gives other values for all steps in one row, [1, B * T, n]"),
     (IsRandom, "forward() gives other values the second time"),
     (WritesIntoTheQs, "forward() writes into its arguments"),
     (DeclaresNothing, "it does not declare monotone=True or monotone=False"),
