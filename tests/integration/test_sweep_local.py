@@ -100,11 +100,11 @@ def checkpoint_times(folder: Path) -> list[float]:
 
 
 @pytest.mark.timeout(900)
-def test_killed_with_its_children_at_twenty_random_moments_a_sweep_ends_with_the_same_numbers(tmp_path):
+def test_killed_with_its_children_at_ten_random_moments_a_sweep_ends_with_the_same_numbers(tmp_path):
     args = [*SMALL, *LONG, "mixer=qmix", "seed=0-1", "train.total_steps=40000", "train.evaluation.every=4000"]
     call(tmp_path / "whole", *args)
     rng, trained_steps = random.Random(0), {}
-    for number in range(20):
+    for number in range(10):
         before = checkpoint_times(tmp_path / "r")
         process = start(tmp_path / "r", *args, **PAUSE)  # too slow to finish before the last kill
         if number % 3 == 1:  # kill once runs are running; else possibly while the sweep plans, prepares and starts
