@@ -4,7 +4,8 @@
     qllm_exp.table("runs/baselines")                   # the comparison, as the command prints it
     policy = qllm_exp.load_policy(runs.path[0])        # a trained team, to be played with
 
-A *source* is the directory of a run, of a sweep, or of many of either, or `wandb://ENTITY/PROJECT[/SWEEP]`.
+A *source* is the directory of a run, of a sweep, or of many of either; `wandb://ENTITY/PROJECT[/SWEEP]`; or results of another
+program: a marl-eval .json file, a folder of Sacred, a .csv file, or a .yaml mapping file.
 """
 
 from qllm_exp.api.figures import plot_ablation, plot_bars, plot_curves, plot_improvement, plot_profiles

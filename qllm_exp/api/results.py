@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qllm_exp.errors import UserError, choose
 
@@ -22,7 +22,7 @@ def load_runs(*sources: Source, only: str | Sequence[str] = ()) -> "pandas.DataF
     """Return a row per run: its configuration, state and returns.
 
     Args:
-        *sources: directories or W&B projects; none: the directory `runs`.
+        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
         only: filters such as 'mixer=qmix,tfcaf' or 'seed=0-4'; a run must pass all of them.
 
     Returns:
@@ -40,47 +40,16 @@ def load_runs(*sources: Source, only: str | Sequence[str] = ()) -> "pandas.DataF
     """
     import pandas
 
-    collection = _collect(sources, only)
-    rows = [
-        {
-            "run": record.name,
-            "path": record.path,
-            **_names(record.task),
-            "method": record.method,
-            "seed": record.seed,
-            "state": "finished",
-            "reason": "",
-            "final_return": record.result.get("final_return"),
-            "absolute_return": record.result.get("absolute_return"),
-            "env_steps": record.result.get("env_steps"),
-            "updates": record.result.get("updates"),
-            "parameters": record.parameters,
-            "wall_s": record.wall_s,
-            **record.settings,
-        }
-        for record in collection.finished
-    ]
-    rows += [
-        {
-            "run": run.name,
-            "path": run.path,
-            **_names(run.task),
-            "method": run.method,
-            "seed": run.seed,
-            "state": run.state,
-            "reason": run.reason,
-            **run.settings,
-        }
-        for run in collection.unfinished
-    ]
-    return pandas.DataFrame(rows)
+    from qllm_exp.results.records.rows import run_rows
+
+    return pandas.DataFrame(run_rows(_collect(sources, only)))
 
 
 def load_curves(*sources: Source, only: str | Sequence[str] = (), kind: str = "evaluation") -> "pandas.DataFrame":
     """Return a row per metrics row of the finished runs, e.g. per evaluation.
 
     Args:
-        *sources: directories or W&B projects; none: the directory `runs`.
+        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
         only: filters such as 'mixer=qmix,tfcaf'.
         kind: 'evaluation', 'training' or 'absolute'.
 
@@ -96,14 +65,11 @@ def load_curves(*sources: Source, only: str | Sequence[str] = (), kind: str = "e
     """
     import pandas
 
-    from qllm_exp.runs.metrics import KINDS, read_rows
-    from qllm_exp.runs.run_directory import RunDirectory
+    from qllm_exp.results.records.rows import metrics_rows
+    from qllm_exp.runs.metrics import KINDS
 
     choose("kind", kind, KINDS)
-    rows: list[Mapping[str, Any]] = []
-    for record in _collect(sources, only).finished:
-        labels = {"run": record.name, **_names(record.task), "method": record.method, "seed": record.seed}
-        rows += [labels | dict(row) for row in read_rows(RunDirectory(record.path).metrics, kind)]
+    rows = metrics_rows(_collect(sources, only).finished, kind)
     return pandas.DataFrame(rows).drop(columns="kind", errors="ignore")
 
 
@@ -118,7 +84,7 @@ def table(
     """Return the comparison table of the finished runs: value [95 % interval] (n seeds) per row and column.
 
     Args:
-        *sources: directories or W&B projects; none: the directory `runs`.
+        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
         rows: configuration keys of the rows; (): one row over all tasks, of normalised scores.
         cols: configuration keys of the columns; 'method' stands for all settings at once.
         metric: 'final' (the last evaluation), 'absolute' (the best parameters, evaluated once more) or 'win_rate' (share of
@@ -150,7 +116,7 @@ def ablation(
     """Return the ablation table: each value of a setting, with its difference to the default value.
 
     Args:
-        *sources: directories or W&B projects; none: the directory `runs`.
+        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
         axis: the configuration key that varies, e.g. 'tfcaf.rounds'; several keys: their combinations.
         metric: 'final', 'absolute' or 'win_rate', as in `table`.
         stat: 'mean', 'iqm' or 'median' over seeds.
@@ -180,7 +146,7 @@ def compare(
     """Return the difference between each two methods, with its intervals and a permutation test.
 
     Args:
-        *sources: directories or W&B projects; none: the directory `runs`.
+        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
         by: what is compared: 'method', or a configuration key such as 'tfcaf.rounds'.
         against: the method that all others are compared with; '': every pair.
         metric: 'final', 'absolute' or 'win_rate', as in `table`.
@@ -230,7 +196,7 @@ def select_records(
     """Return the finished runs with the values of `by` as their methods, and notes on runs that are missing or marked.
 
     Args:
-        sources: directories or W&B projects; none: the directory `runs`.
+        sources: directories, W&B projects or results of other programs; none: the directory `runs`.
         only: filters, as in `load_runs`.
         by: 'method', or configuration keys.
 
@@ -271,8 +237,3 @@ def _difference(x: "Cell", y: "Cell") -> dict[str, float]:
 def _listed(names: str | Sequence[str]) -> list[str]:
     """Return a list of names, also of a single name."""
     return [names] if isinstance(names, str) else list(names)
-
-
-def _names(task: str) -> dict[str, str]:
-    env, _, name = task.partition("/")
-    return {"env": env, "task": name}

@@ -73,8 +73,9 @@ def _add_tables(commands: Any) -> None:
 def add_folders(parser: argparse.ArgumentParser) -> None:
     """Add the argument for the sources of runs, which all commands on run directories share."""
     help_text = (
-        "directory of a run, of a sweep, or with many of them (default: runs); or wandb://ENTITY/PROJECT, or "
-        "wandb://ENTITY/PROJECT/SWEEP"
+        "directory of a run, of a sweep, or with many of them (default: runs); wandb://ENTITY/PROJECT, or "
+        "wandb://ENTITY/PROJECT/SWEEP; or results of another program: a marl-eval .json file, a folder of Sacred (EPyMARL, PyMARL), "
+        "a .csv file, or a .yaml file that maps one of them"
     )
     parser.add_argument(
         "folders", nargs="*", type=parse_source, default=[Path("runs")], metavar="FOLDER", help=help_text

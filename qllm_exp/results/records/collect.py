@@ -9,11 +9,11 @@ from typing import Any
 
 from qllm_exp.config.load import method_name, parse_method_name
 from qllm_exp.errors import UserError, nearest
-from qllm_exp.results.records import keys
+from qllm_exp.results.records import keys, other_programs
 from qllm_exp.results.records.method_names import name_methods
 from qllm_exp.results.records.reader import EVALUATION_EVERY, FUNCTION, Method, Reader, Record
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, INTERRUPTED, NEW, QUEUED, RUNNING, state_of
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.runs.sweep_directory import run_folders
 from qllm_exp.utils.text import count
@@ -83,7 +83,8 @@ def collect(paths: Iterable[Path], queue: Queue | None = None) -> Collection:
     with both intervals.
 
     Args:
-        paths: directories of runs, of sweeps (the runs that sweep.json lists, beside it), or with many of either.
+        paths: directories of runs, of sweeps (the runs that sweep.json lists, beside it), or with many of either; or results of
+            other programs (`other_programs.read`).
         queue: jobs of the cluster (`Queue.query`). None: Slurm is not asked, and a submitted run counts as queued.
 
     Raises:
@@ -94,7 +95,22 @@ def collect(paths: Iterable[Path], queue: Queue | None = None) -> Collection:
     records: list[Record] = []
     methods: list[Method] = []
     unfinished: list[UnfinishedRun] = []
-    for copies in _run_copies(paths):
+    own_paths: list[Path] = []
+    for path in dict.fromkeys(paths):
+        external_runs = other_programs.read(path)
+        if external_runs is None:
+            own_paths.append(path)
+            continue
+        for run, method in external_runs:
+            if run.state == FINISHED:
+                records.append(other_programs.make_record(run, method))
+                methods.append(method)
+            else:
+                external = UnfinishedRun(
+                    run.path, method.task, method.base, run.seed, run.state, run.reason, method.settings
+                )
+                unfinished.append(external)
+    for copies in _run_copies(own_paths):
         finished = [result for path in copies if (result := reader.finished(path)) is not None]
         if finished:
             record, method = finished[0]

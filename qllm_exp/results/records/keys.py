@@ -119,8 +119,8 @@ def sort_key(raw: Any) -> tuple[Any, ...]:
 
 
 def family(method: str) -> str:
-    """Return 'qmix' for 'qmix hidden=32', 'riit' for 'riit+tfcaf': the mixer, or the algorithm if not Q-learning."""
-    return method.split(" ")[0].partition("+")[0]
+    """Return 'qmix' for 'qmix hidden=32' and 'qmix@epymarl', 'riit' for 'riit+tfcaf': mixer, or algorithm if not Q-learning."""
+    return method.split(" ")[0].partition("+")[0].partition("@")[0]
 
 
 def label(keys: Sequence[str], values: Sequence[Any], short_names: Mapping[str, str] | None = None) -> str:

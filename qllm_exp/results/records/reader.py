@@ -68,7 +68,7 @@ class Record:
     """A finished run: its settings, evaluations and results. Mappings are shared between records.
 
     Attributes:
-        path: the run directory.
+        path: the run directory; for a run of another program its folder, or its file followed by names within the file.
         task: 'lbf/8x8-2p-2f-coop-2s'.
         method: 'tfcaf', 'qmix', 'riit+tfcaf', 'qmix learning_rate=0.001': the fewest settings that distinguish it from other
             methods. All samples of one generation procedure are one method (`sample_units` says how they count).
@@ -84,6 +84,8 @@ class Record:
         cost: cost of the credit-assignment function; {} for a mixer without one.
         provenance: origin of the credit-assignment function; {} for a mixer without one.
         versions: content of versions.json.
+        program: name of the other program that made the run; '' for this package.
+        unit: for a run of another program, what its returns and steps are, and whose rules its task has.
     """
 
     path: Path
@@ -101,11 +103,13 @@ class Record:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     win_rates: tuple[float, ...] = ()
+    program: str = ""
+    unit: str = ""
 
     @property
     def name(self) -> str:
-        """Name of the run directory, which identifies the run."""
-        return self.path.name
+        """Name of the run directory, which identifies the run; of another program's run the last two parts of its path."""
+        return "/".join(self.path.parts[-2:]) if self.program else self.path.name
 
     @property
     def parameters(self) -> int:
@@ -124,16 +128,19 @@ class Record:
             key: of result.json ('final_return' or 'absolute_return'), or WIN_RATE.
 
         Raises:
-            UserError: the environment of the run reports no wins.
+            UserError: the environment of the run reports no wins, or another program reports no absolute metric.
         """
-        if key != WIN_RATE:
-            return float(self.result[key])
-        if not self.win_rates:
+        if key == WIN_RATE and not self.win_rates:
+            place = self.path if self.program else f"win_mean in {self.path / 'metrics.jsonl'}"
             raise UserError(
-                f"{self.task} reports no wins (win_mean in {self.path / 'metrics.jsonl'}), so it has no win rate. Select tasks "
+                f"{self.task} reports no wins ({place}), so it has no win rate. Select tasks "
                 "that do, e.g. --only env=smax, or use --metric final."
             )
-        return self.win_rates[-1]
+        if key == WIN_RATE:
+            return self.win_rates[-1]
+        if self.program and key not in self.result:
+            raise UserError(f"{self.path} has no absolute metric. Use --metric final, or leave {self.program} out.")
+        return float(self.result[key])
 
 
 class Method(NamedTuple):
@@ -229,9 +236,7 @@ class Reader:
         try:
             if cache_key not in self._methods:
                 parsed_blocks = [self._configs.parse(block) for block in method_blocks]
-                self._methods[cache_key] = _make_method(
-                    parsed_blocks, _non_identity_keys(cache_key[0]), function.digits
-                )
+                self._methods[cache_key] = make_method(parsed_blocks, _non_identity_keys(cache_key[0]), function.digits)
             seed = next(int(self._configs.parse(block)["seed"]) for block in run_blocks if block.startswith("seed:"))
         except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration, RecursionError) as error:
             reason = " ".join(str(error).split()) or "it has no seed"
@@ -282,7 +287,14 @@ def _non_identity_keys(block: str) -> tuple[str, ...]:
     return _LEGACY_NON_IDENTITY_KEYS
 
 
-def _make_method(blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...], function_digits: str) -> Method:
+def make_method(blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...], function_digits: str) -> Method:
+    """Return the method that a configuration defines.
+
+    Args:
+        blocks: parts of the configuration, each with some of its top-level keys.
+        non_identity_keys: dotted keys that do not define a run, as `non_identifying_keys` returns them.
+        function_digits: first digits of the hash of the credit-assignment function; '' for none.
+    """
     config: dict[str, Any] = {}
     for block in blocks:
         config |= block

@@ -214,12 +214,12 @@ def _finished_row(record: Record, data: ReportData) -> Sequence[str]:
     steps = record.result.get("env_steps", record.steps[-1])
     has_wall_time = record.wall_s == record.wall_s  # not nan
     return (
-        _run_link(record.path, data),
+        _run_link(record.path, record.name, data),
         record.task,
         record.method,
         _number_cell(record.seed, str(record.seed)),
         _number_cell(final, f"{final:.3f}"),
-        _number_cell(absolute, f"{absolute:.3f}"),
+        _number_cell(absolute, f"{absolute:.3f}" if "absolute_return" in record.result else "-"),
         _number_cell(steps, f"{steps:,}"),
         _number_cell(record.wall_s, duration(record.wall_s) if has_wall_time else "-"),
         tag("td", badge(FINISHED)),
@@ -227,14 +227,15 @@ def _finished_row(record: Record, data: ReportData) -> Sequence[str]:
 
 
 def _unfinished_row(run: UnfinishedRun, data: ReportData) -> Sequence[str]:
-    link = _run_link(run.path, data) if run.path.is_dir() else tag("span", run.name)
+    link = _run_link(run.path, run.name, data)
     seed = _number_cell(run.seed, str(run.seed)) if run.seed is not None else tag("td", "-")
     empty = tag("td", "-", class_="number")
     return link, run.task, run.method, seed, empty, empty, empty, empty, tag("td", badge(run.state))
 
 
-def _run_link(path: Path, data: ReportData) -> Html:
-    return tag("a", path.name, href=data.link(path))
+def _run_link(path: Path, name: str, data: ReportData) -> Html:
+    """Return the name of a run, with a link to its directory if there is one; a run of another program may be part of a file."""
+    return tag("a", name, href=data.link(path)) if path.is_dir() else tag("span", name)
 
 
 def _number_cell(value: object, text: str) -> Html:

@@ -20,6 +20,7 @@ from qllm_exp.results.report.parts import (
 )
 from qllm_exp.results.report.report_data import ReportData, display_path, one_record_per_method
 from qllm_exp.results.tables.costs import MEASURES
+from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.versions import segments
 from qllm_exp.utils.text import count, duration
 
@@ -140,7 +141,10 @@ def _run_commands(data: ReportData) -> list[Html]:
     if data.sweeps:
         commands = dict.fromkeys(sweep.record.command for sweep in data.sweeps)
         return [tag("p", "Start the runs of each sweep (finished runs are skipped):"), command_block(*commands)]
-    paths = [record.path for record in data.records] + [run.path for run in data.collection.unfinished]
+    paths = [record.path for record in data.records if not record.program]
+    paths += [run.path for run in data.collection.unfinished if RunDirectory(run.path).config.exists()]
+    if not paths:
+        return [missing_note("None of the runs is a run of this package.")]
     command = shlex.join(["python", "-m", "qllm_exp.experiment", display_path(paths[0])])
     return [tag("p", _SINGLE_RUN_TEXT), command_block(command)]
 

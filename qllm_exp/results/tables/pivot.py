@@ -122,7 +122,11 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
 
 def reported_metrics(records: Sequence[Record]) -> list[str]:
     """Return the names of the metrics that all records have."""
-    return [metric for metric in METRICS if metric != WIN_RATE or all(record.win_rates for record in records)]
+    return [
+        metric
+        for metric, key in METRICS.items()
+        if all(record.win_rates if metric == WIN_RATE else key in record.result for record in records)
+    ]
 
 
 def notes_on_records(records: Sequence[Record], metric: str = "final") -> list[str]:
@@ -140,6 +144,22 @@ def notes_on_records(records: Sequence[Record], metric: str = "final") -> list[s
         notes.append(
             "Absolute metric: the parameters of a run's best evaluation, evaluated once more. Which evaluation is the best "
             f"depends on its noise{choosing_error}, so the value{absolute_error} may be below that of the last evaluation."
+        )
+    return notes + _notes_on_other_programs(records)
+
+
+def _notes_on_other_programs(records: Sequence[Record]) -> list[str]:
+    """Return a footnote for each method of another program and what its returns are."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        if record.program:
+            groups[record.method, record.unit].append(record)
+    notes = []
+    for (method, unit), runs in sorted(groups.items()):
+        last_steps = " or ".join(f"{step:,}" for step in sorted({run.steps[-1] for run in runs}))
+        notes.append(
+            f"{method} on {', '.join(keys.tasks(runs))}: runs of another program, whose last evaluation is at step {last_steps}; "
+            f"return: {unit}."
         )
     return notes
 
