@@ -21,7 +21,7 @@ def plot_curves(
     """Plot learning curves: the mean evaluation return per task against environment steps, with 95 % bands.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         normalise: one panel over all tasks instead: the IQM of normalised returns.
         metric: 'return', or 'win_rate' where the tasks report wins.
         by: what a line stands for: 'method', or configuration keys such as 'mixer'.
@@ -55,7 +55,7 @@ def plot_bars(
     """Plot the mean return per task as bars, with 95 % intervals and a dot per seed.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         metric: 'final', 'absolute' or 'win_rate', as in `table`.
         by: what a bar stands for: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
@@ -87,7 +87,7 @@ def plot_profiles(
     """Plot performance profiles: the share of runs above each normalised score, over all tasks, with 95 % bands.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         metric: 'final', 'absolute' or 'win_rate', as in `table`.
         by: what a line stands for: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
@@ -120,7 +120,7 @@ def plot_improvement(
     """Plot the probability that a run of one method scores higher than a run of another, over all tasks.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         metric: 'final', 'absolute' or 'win_rate', as in `table`.
         against: the method that all others are compared with; '': every pair.
         by: what is compared: 'method', or configuration keys such as 'mixer'.
@@ -154,7 +154,7 @@ def plot_ablation(
     """Plot the differences of `ablation`: the effect of each value of a setting, with its interval, per task.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         axis: the configuration key that varies, e.g. 'tfcaf.rounds'; several keys: their combinations.
         metric: 'final', 'absolute' or 'win_rate', as in `table`.
         stat: 'mean', 'iqm' or 'median' over seeds.

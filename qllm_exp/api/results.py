@@ -22,7 +22,7 @@ def load_runs(*sources: Source, only: str | Sequence[str] = ()) -> "pandas.DataF
     """Return a row per run: its configuration, state and returns.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         only: filters such as 'mixer=qmix,tfcaf' or 'seed=0-4'; a run must pass all of them.
 
     Returns:
@@ -49,7 +49,7 @@ def load_curves(*sources: Source, only: str | Sequence[str] = (), kind: str = "e
     """Return a row per metrics row of the finished runs, e.g. per evaluation.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         only: filters such as 'mixer=qmix,tfcaf'.
         kind: 'evaluation', 'training' or 'absolute'.
 
@@ -84,7 +84,7 @@ def table(
     """Return the comparison table of the finished runs: value [95 % interval] (n seeds) per row and column.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         rows: configuration keys of the rows; (): one row over all tasks, of normalised scores.
         cols: configuration keys of the columns; 'method' stands for all settings at once.
         metric: 'final' (the last evaluation), 'absolute' (the best parameters, evaluated once more) or 'win_rate' (share of
@@ -116,7 +116,7 @@ def ablation(
     """Return the ablation table: each value of a setting, with its difference to the default value.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         axis: the configuration key that varies, e.g. 'tfcaf.rounds'; several keys: their combinations.
         metric: 'final', 'absolute' or 'win_rate', as in `table`.
         stat: 'mean', 'iqm' or 'median' over seeds.
@@ -146,7 +146,7 @@ def compare(
     """Return the difference between each two methods, with its intervals and a permutation test.
 
     Args:
-        *sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         by: what is compared: 'method', or a configuration key such as 'tfcaf.rounds'.
         against: the method that all others are compared with; '': every pair.
         metric: 'final', 'absolute' or 'win_rate', as in `table`.
@@ -190,13 +190,38 @@ def compare(
     return pandas.DataFrame({"method": x, "against": y, **_difference(cells[x], cells[y])} for x, y in pairs)
 
 
+def export(*sources: Source, output: Source, only: str | Sequence[str] = ()) -> Path:
+    """Write runs as a dataset, which is itself a source, and return its path.
+
+    It holds tables of runs and evaluations (CSV, and Parquet if pyarrow is installed), marl-eval JSON, the run directories without
+    parameters, checkpoints and logs, checksums, and a data card. Equal runs give equal bytes.
+
+    Args:
+        *sources: directories, W&B projects or archives; none: the directory `runs`.
+        output: a .zip file, or a folder that does not exist yet.
+        only: filters such as 'mixer=qmix,tfcaf'.
+
+    Raises:
+        UserError: a source holds no run or a run of another program, or the output exists or cannot be written.
+
+    Examples:
+        >>> qllm_exp.export("runs/baselines", output="baselines.zip")
+        >>> print(qllm_exp.table("baselines.zip"))
+    """
+    from qllm_exp.results.export import export as export_runs
+    from qllm_exp.results.records.collect import collect, filter_runs
+
+    folders = _folders(sources)
+    return export_runs(filter_runs(collect(folders), _listed(only)), folders, Path(output))
+
+
 def select_records(
     sources: Sequence[Source], only: str | Sequence[str], by: str | Sequence[str]
 ) -> tuple[list["Record"], list[str]]:
     """Return the finished runs with the values of `by` as their methods, and notes on runs that are missing or marked.
 
     Args:
-        sources: directories, W&B projects or results of other programs; none: the directory `runs`.
+        sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         only: filters, as in `load_runs`.
         by: 'method', or configuration keys.
 
@@ -212,11 +237,15 @@ def select_records(
 
 
 def _collect(sources: Sequence[Source], only: str | Sequence[str]) -> "Collection":
-    from qllm_exp.results.records import sources as result_sources
     from qllm_exp.results.records.collect import collect, filter_runs
 
-    parsed = [result_sources.parse_source(str(source)) for source in sources or ("runs",)]
-    return filter_runs(collect(result_sources.to_folders(parsed)), _listed(only))
+    return filter_runs(collect(_folders(sources)), _listed(only))
+
+
+def _folders(sources: Sequence[Source]) -> list[Path]:
+    from qllm_exp.results.records import sources as result_sources
+
+    return result_sources.to_folders([result_sources.parse_source(str(source)) for source in sources or ("runs",)])
 
 
 def _difference(x: "Cell", y: "Cell") -> dict[str, float]:

@@ -27,6 +27,9 @@ _FIGURE_COMMANDS = {
     "bars": "final returns per task, with intervals",
 }
 _REPORT_TEXT = "one HTML page: run states, tables, figures, functions with their credit, all runs, costs, versions"
+_EXPORT_TEXT = (
+    "a dataset of the runs: CSV, marl-eval JSON, run directories, checksums, data card; a source of all commands"
+)
 _SYNC_TEXT = (
     "Upload runs with tracking.mode=offline, and runs that lost the connection to the server. Each row is sent once, however "
     "often the command is repeated. Prints one line per run."
@@ -42,6 +45,7 @@ def add_parsers(commands: Any) -> None:
     _add_tables(commands)
     _add_figures(commands)
     _add_report(commands)
+    _add_export(commands)
     _add_sync(commands)
 
 
@@ -74,8 +78,8 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
     """Add the argument for the sources of runs, which all commands on run directories share."""
     help_text = (
         "directory of a run, of a sweep, or with many of them (default: runs); wandb://ENTITY/PROJECT, or "
-        "wandb://ENTITY/PROJECT/SWEEP; or results of another program: a marl-eval .json file, a folder of Sacred (EPyMARL, PyMARL), "
-        "a .csv file, or a .yaml file that maps one of them"
+        "wandb://ENTITY/PROJECT/SWEEP; an archive of `export`; or results of another program: a marl-eval .json file, a folder of "
+        "Sacred (EPyMARL, PyMARL), a .csv file, or a .yaml file that maps one of them"
     )
     parser.add_argument(
         "folders", nargs="*", type=parse_source, default=[Path("runs")], metavar="FOLDER", help=help_text
@@ -274,6 +278,28 @@ def _report_path(output: Path | None, folders: list[Path], sources: list[str]) -
     if is_single_folder and any((folders[0] / name).exists() for name in (RECORD, CONFIG)):
         return folders[0] / _REPORT_NAME
     return Path(_REPORT_NAME)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help=_EXPORT_TEXT, description=_EXPORT_TEXT, allow_abbrev=False)
+    add_folders(parser)
+    add_only(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="ARCHIVE",
+        help="a .zip file, or a folder that does not exist yet",
+    )
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from qllm_exp.results.export import export  # pandas is slow to import
+
+    print(export(collect_runs(options), options.folders, options.output))
+    return 0
 
 
 def _add_sync(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

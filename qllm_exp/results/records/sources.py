@@ -1,4 +1,4 @@
-"""Sources of runs: directories, and Weights & Biases projects, whose runs are first downloaded into directories."""
+"""Sources of runs: directories; Weights & Biases projects, whose runs are first downloaded; and archives, which are unpacked."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qllm_exp.errors import UserError
+from qllm_exp.results.records.archive import is_archive, open_archive
 
 _SCHEME = "wandb:"
 _SYNTAX = (
@@ -65,17 +66,17 @@ def parse_source(text: str) -> Path | Address:
 
 
 def to_folders(sources: Sequence[Path | Address]) -> list[Path]:
-    """Return the directories of all sources, in order; a project stands for the directories of its runs.
+    """Return the directories of all sources, in order; a project or an archive stands for the directories of its runs.
 
     Raises:
-        UserError: as in `read_project`.
+        UserError: as in `read_project` and `open_archive`.
     """
     folders: list[Path] = []
     for source in sources:
         if isinstance(source, Address):
             folders += read_project(source).folders
         else:
-            folders.append(source)
+            folders.append(open_archive(source) if is_archive(source) else source)
     return folders
 
 
