@@ -6,6 +6,7 @@ name. So are parameters, checkpoints and logs.
 
 import importlib.util
 import os
+import shlex
 import shutil
 import tempfile
 import zipfile
@@ -44,7 +45,7 @@ _RECORDED_STATES = {
 }
 _KEPT_STATUS = ("heartbeat", "env_step", "checkpoint_step", "total_steps")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a .zip file can have
-_MAX_CARD_ROWS = 500  # unfinished runs that the data card lists
+_MAX_CARD_ROWS = 100  # unfinished runs that the data card lists
 
 
 def export(collection: Collection, folders: Sequence[Path], output: Path) -> Path:
@@ -80,7 +81,8 @@ def _check(collection: Collection, output: Path) -> None:
         raise UserError(f"{output} exists. Remove it, or choose another folder or a {ZIP} file with -o.")
     if not collection.finished and not collection.unfinished:
         raise UserError("There is no run to export.")
-    external = next((record for record in collection.finished if record.program), None)
+    runs: list[Record | UnfinishedRun] = [*collection.finished, *collection.unfinished]
+    external = next((run for run in runs if run.program), None)
     if external is not None:
         raise UserError(
             f"{external.path} is a run of {external.program}; an archive holds runs of this package. Publish the file itself "
@@ -114,9 +116,8 @@ def _copy_run(source: Path, target: Path, unfinished: UnfinishedRun | None = Non
     )
     if directory.metrics.exists():
         content = directory.metrics.read_bytes()
-        copy.metrics.write_bytes(
-            content[: content.rfind(b"\n") + 1]
-        )  # the last line of an unfinished run may be truncated
+        complete = content.rfind(b"\n") + 1  # the last line of an unfinished run may be truncated
+        copy.metrics.write_bytes(content[:complete])
     for file, copied_file in ((directory.tfcaf, copy.tfcaf), (directory.result_path, copy.result_path)):
         if file.exists():
             shutil.copyfile(file, copied_file)
@@ -136,14 +137,33 @@ def _copy_sweeps(runs: Path, collection: Collection, folders: Sequence[Path]) ->
     for sweep in find_sweeps(folders):
         exported = [name for name in sweep.record.runs if name in names]
         if exported:
-            content = {"command": sweep.record.command, "started": sweep.record.started, "runs": exported}
+            content = {
+                "command": _without_folder(sweep.record.command),
+                "started": sweep.record.started,
+                "runs": exported,
+            }
             target = runs / sweep.path.absolute().name
-            target.mkdir(parents=True, exist_ok=True)
+            while target.exists():  # sweeps of several folders may have one name
+                target = target.with_name(f"{target.name}_")
+            target.mkdir(parents=True)
             (target / RECORD).write_text(strict_json(content, indent=1) + "\n")
 
 
+def _without_folder(command: str) -> str:
+    """Return a command without its option dir=FOLDER."""
+    try:
+        arguments = shlex.split(command)
+    except ValueError:  # a record that was not written by this package
+        return command
+    kept = [argument for argument in arguments if not argument.startswith("dir=")]
+    return command if kept == arguments else shlex.join(kept)
+
+
 def _sorted(records: Sequence[Record]) -> list[Record]:
-    return sorted(records, key=lambda record: (record.task, keys.sort_key(record.method), record.seed, record.name))
+    def order(record: Record) -> tuple[Any, ...]:
+        return keys.sort_key(record.task), keys.sort_key(record.method), record.seed, record.name
+
+    return sorted(records, key=order)
 
 
 def _relative_runs(collection: Collection) -> list[dict[str, Any]]:
@@ -219,7 +239,7 @@ _FILES = f"""- `runs.csv`: a row per run: task, method, seed, state, final and a
 - `{MANIFEST}`: size and SHA-256 of every other file.
 
 `qllm-exp results table ARCHIVE` reads the archive back: tables, figures and reports are those of the runs themselves. Parameters of
-policies, checkpoints and logs are not part of it, nor are folders and names of machines."""
+policies, checkpoints and logs are not part of it, nor are the folder of the runs and the names of machines."""
 
 
 def _counts_table(finished: Sequence[Record], unfinished: Sequence[UnfinishedRun]) -> str:
@@ -228,7 +248,7 @@ def _counts_table(finished: Sequence[Record], unfinished: Sequence[UnfinishedRun
     for run in unfinished:
         others.setdefault((run.task, run.method), Counter())[run.state] += 1
     lines = ["| task | method | n finished | unfinished |", "|---|---|---|---|"]
-    for task, method in sorted({*done, *others}, key=lambda pair: (pair[0], keys.sort_key(pair[1]))):
+    for task, method in sorted({*done, *others}, key=lambda pair: [keys.sort_key(name) for name in pair]):
         states = others.get((task, method), Counter())
         listed = ", ".join(f"{number} {state}" for state, number in sorted(states.items())) or "-"
         lines.append(f"| {task or 'unknown'} | {method or 'unknown'} | {done[task, method]} | {listed} |")

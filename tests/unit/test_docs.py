@@ -29,19 +29,8 @@ SUBCOMMANDS = {
     **dict.fromkeys(("check", "status", "watch", "logs", "cancel", "retry"), None),
     "tfcaf": {"generate", "list", "show", "explain", "verify", "import"},
     "results": {
-        *(
-            "table",
-            "ablation",
-            "curves",
-            "profiles",
-            "improvement",
-            "bars",
-            "report",
-            "export",
-            "watch",
-            "sync",
-            "dashboard",
-        ),
+        *("table", "ablation", "curves", "profiles", "improvement", "bars", "report", "export"),
+        *("watch", "sync", "dashboard"),
     },
 }
 OVERRIDE = re.compile(r"(?P<key>[a-z][\w./]*)=(?P<value>.+)")

@@ -36,6 +36,7 @@ class UnfinishedRun:
         state: 'running', 'queued', 'interrupted', 'failed', 'dead' or 'new'.
         reason: details about the state; may be empty.
         settings: as in `Record`, without what only a finished run has; {} if there is no configuration.
+        program: as in `Record`.
     """
 
     path: Path
@@ -45,11 +46,12 @@ class UnfinishedRun:
     state: str
     reason: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    program: str = ""
 
     @property
     def name(self) -> str:
-        """Name of the run directory, which identifies the run."""
-        return self.path.name
+        """As in `Record`."""
+        return "/".join(self.path.parts[-2:]) if self.program else self.path.name
 
     def __str__(self) -> str:
         return f"{self.name}: {self.state}: {self.reason}" if self.reason else f"{self.name}: {self.state}"
@@ -107,7 +109,7 @@ def collect(paths: Iterable[Path], queue: Queue | None = None) -> Collection:
                 methods.append(method)
             else:
                 external = UnfinishedRun(
-                    run.path, method.task, method.base, run.seed, run.state, run.reason, method.settings
+                    run.path, method.task, method.base, run.seed, run.state, run.reason, method.settings, run.program
                 )
                 unfinished.append(external)
     for copies in _run_copies(own_paths):

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -44,7 +45,7 @@ def runs(tmp_path: Path) -> Path:
         '{"kind": "evaluation", "env_step": 0, "return_mean": 0.1}\n{"kind": "ev'
     )
     sweep = {
-        "command": "qllm-exp -m mixer=qmix,tfcaf",
+        "command": f"qllm-exp -m 'dir={folder}/my runs' mixer=qmix,tfcaf",
         "started": "2026-11-30 10:00:00",
         "launcher": {"account": "abc"},
     }
@@ -174,6 +175,19 @@ def test_an_existing_folder_is_not_replaced(runs: Path, tmp_path: Path) -> None:
 def test_runs_of_other_programs_are_not_exported(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a run of epymarl; an archive holds runs of this package"):
         qllm_exp.export(runs, PEERS / "epymarl", output=tmp_path / "a.zip")
+    shutil.copytree(PEERS / "epymarl", tmp_path / "failed")
+    (tmp_path / "failed" / "vdn_foraging" / "1" / "run.json").write_text('{"status": "FAILED"}')
+    with pytest.raises(UserError, match="is a run of epymarl"):
+        qllm_exp.export(runs, tmp_path / "failed", output=tmp_path / "a.zip")
+
+
+def test_sweeps_of_one_name_keep_their_commands(runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    run = make_run(other, run_config("vdn"), 0.5)
+    (other / "baselines").mkdir()
+    (other / "baselines" / "sweep.json").write_text(json.dumps({"command": "second", "runs": [run.name]}))
+    sweeps = find_sweeps(to_folders([qllm_exp.export(runs, other, output=tmp_path / "archive")]))
+    assert {sweep.record.command for sweep in sweeps} == {"qllm-exp -m mixer=qmix,tfcaf", "second"}
 
 
 @pytest.mark.parametrize(
