@@ -191,7 +191,7 @@ def compare(
 
 
 def export(*sources: Source, output: Source, only: str | Sequence[str] = ()) -> Path:
-    """Write runs as a dataset, which is itself a source, and return its path.
+    """Write runs as a dataset, which is itself a source.
 
     It holds tables of runs and evaluations (CSV, and Parquet if pyarrow is installed), marl-eval JSON, the run directories without
     parameters, checkpoints and logs, checksums, and a data card. Equal runs give equal bytes.
@@ -200,6 +200,9 @@ def export(*sources: Source, output: Source, only: str | Sequence[str] = ()) -> 
         *sources: directories, W&B projects or archives; none: the directory `runs`.
         output: a .zip file, or a folder that does not exist yet.
         only: filters such as 'mixer=qmix,tfcaf'.
+
+    Returns:
+        The path of the archive.
 
     Raises:
         UserError: a source holds no run or a run of another program, or the output exists or cannot be written.
