@@ -1,7 +1,6 @@
 """Archives: what they hold, equal bytes for equal runs, and the same tables when they are read back."""
 
 import csv
-import importlib.util
 import json
 import shutil
 import time
@@ -148,7 +147,6 @@ def test_seeds_of_several_functions_keep_apart_in_the_marl_eval_file(tmp_path: P
     assert sum(len(seeds) for seeds in content.values()) == 2
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
 def test_parquet_files_hold_the_rows_of_the_csv_files(runs: Path, tmp_path: Path) -> None:
     archive = qllm_exp.export(runs, output=tmp_path / "archive")
     for name in ("runs", "evaluations"):
