@@ -19,6 +19,7 @@ from qllm_exp.utils.text import inert, inert_lines
 
 if TYPE_CHECKING:  # torch is imported only when a command needs it
     from qllm_exp.credit.stored_function import StoredFunction
+    from qllm_exp.envs.base import TeamEnv
 
 _DESCRIPTION = """\
 Training-free credit-assignment functions (TFCAFs): Python functions that a language model writes and that take the place
@@ -338,6 +339,8 @@ def _verify_file(parsed_args: argparse.Namespace, store: bool) -> int:
             accepted = verify(_read_source(parsed_args.file), env, enforce)
         except Refused as refused:
             print(f"refused ({refused.stage}): {inert_lines(refused.reason)}", file=sys.stderr)
+            if refused.stage == "run":
+                print(f"  {_state_sizes(env)}", file=sys.stderr)
             return 1
         gate = "on" if enforce else "off"
         affine = "affine" if accepted.affine else "not affine"
@@ -349,6 +352,14 @@ def _verify_file(parsed_args: argparse.Namespace, store: bool) -> int:
             path = provide.function_store(run).add(function.key, function)
             print(f"stored: {path}\nuse it with: mixer=tfcaf mixer.file={function.key[:12]}")
     return 0
+
+
+def _state_sizes(env: "TeamEnv") -> str:
+    """Say how wide the states of an environment are: a function that was written for the other one usually fails."""
+    observed = f"{env.n_agents * env.obs_dim} columns with env.state=observations, {env.obs_dim} for each of {env.n_agents} agents"
+    if env.state_kind == "observations":
+        return f"global_state has {observed}"
+    return f"global_state has {env.state_dim} columns with env.state={env.state_kind}; it has {observed}"
 
 
 def _read_source(path: Path) -> str:

@@ -188,7 +188,7 @@ class _ColumnTrace:
 
     def _follow_two(self, number: int, base: str, used: list[int], inputs: list[Any], line: int) -> Tensor:
         """Return the columns in the result of an operation on two tensors: those of the first that has any."""
-        shape = torch.broadcast_shapes(*(columns.shape for columns in inputs))
+        shape = (inputs[0] + inputs[1]).shape
         first, second = (columns.expand(shape) for columns in inputs)
         value = self._values[number]
         is_square = base == "mul" and torch.equal(first, second)

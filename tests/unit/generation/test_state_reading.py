@@ -65,7 +65,8 @@ def test_a_function_that_reads_what_the_task_has_gets_no_warning(body: str) -> N
     [
         (  # as a function for 6 columns per agent
             "parts = []\nfor i in range(2):\n    parts.append(global_state[:, i * 6])\nscores = torch.stack(parts, dim=1)",
-            "line 4 reads columns 0, 6 in steps of 6 as if they were alike; the task has agent 0 position x and agent 1 velocity x there",
+            "line 4 reads columns 0, 6 in steps of 6 as if they were alike; the task has agent 0 position x and agent 1 "
+            "velocity x there",
         ),
         (
             "scores = global_state[:, :12].view(-1, 2, 6)[:, :, 0]",
