@@ -282,7 +282,9 @@ def _explain(parsed_args: argparse.Namespace) -> int:
                 f"{inert(parsed_args.function)} is for the task {function.task!r}, a Python module that is not a known task of "
                 f"env={function.env}. If you trust that module, add env={function.env} env.task={function.task}."
             )
-        run = _run([f"env={function.env}", f"env.task='{function.task}'", *parsed_args.overrides])
+        # Of what a file says, only this exact word becomes part of a command.
+        state = ["env.state=observations"] if function.state_kind == "observations" else []
+        run = _run([f"env={function.env}", f"env.task='{function.task}'", *state, *parsed_args.overrides])
     folder = parsed_args.output or _explain_folder(parsed_args.policy, function.path, parsed_args.function)
     with provide.small_environment(run) as env:
         function.check_fits(env)

@@ -17,6 +17,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     written: list[Path] = []
 
     def record(function: Any, env: Any, folder: Path, *others: Any) -> list[Path]:
+        assert function.state_kind == env.state_kind
         written.append(folder)
         return []
 
@@ -43,6 +44,17 @@ def test_explain_does_not_write_into_the_current_folder(
     assert tfcaf.main(["explain", "matrix/climbing"]) == 2
     assert "matrix/climbing is not in a run folder, so name a folder" in capsys.readouterr().err
     assert folders == [] and list(Path.cwd().iterdir()) == []
+
+
+def test_explain_opens_the_state_that_a_function_was_verified_for(tmp_path: Path, folders: list[Path]) -> None:
+    (tmp_path / "mean.py").write_text(
+        "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)\n"
+    )
+    cache = f"tfcaf.cache={tmp_path / 'cache'}"
+    assert tfcaf.main(["import", str(tmp_path / "mean.py"), "env=matrix", "env.state=observations", cache]) == 0
+    (file,) = (tmp_path / "cache").glob("*.json")
+    assert tfcaf.main(["explain", str(file), "--output", str(tmp_path / "named")]) == 0
+    assert folders == [tmp_path / "named"]
 
 
 SIXTEEN_PER_AGENT = """
