@@ -19,6 +19,7 @@ from qllm_exp.utils.text import inert, inert_lines
 
 if TYPE_CHECKING:  # torch is imported only when a command needs it
     from qllm_exp.credit.stored_function import StoredFunction
+    from qllm_exp.envs.base import TeamEnv
 
 _DESCRIPTION = """\
 Training-free credit-assignment functions (TFCAFs): Python functions that a language model writes and that take the place
@@ -281,7 +282,9 @@ def _explain(parsed_args: argparse.Namespace) -> int:
                 f"{inert(parsed_args.function)} is for the task {function.task!r}, a Python module that is not a known task of "
                 f"env={function.env}. If you trust that module, add env={function.env} env.task={function.task}."
             )
-        run = _run([f"env={function.env}", f"env.task='{function.task}'", *parsed_args.overrides])
+        # Of what a file says, only this exact word becomes part of a command.
+        state = ["env.state=observations"] if function.state_kind == "observations" else []
+        run = _run([f"env={function.env}", f"env.task='{function.task}'", *state, *parsed_args.overrides])
     folder = parsed_args.output or _explain_folder(parsed_args.policy, function.path, parsed_args.function)
     with provide.small_environment(run) as env:
         function.check_fits(env)
@@ -338,6 +341,8 @@ def _verify_file(parsed_args: argparse.Namespace, store: bool) -> int:
             accepted = verify(_read_source(parsed_args.file), env, enforce)
         except Refused as refused:
             print(f"refused ({refused.stage}): {inert_lines(refused.reason)}", file=sys.stderr)
+            if refused.stage == "run":
+                print(f"  {_state_sizes(env)}", file=sys.stderr)
             return 1
         gate = "on" if enforce else "off"
         affine = "affine" if accepted.affine else "not affine"
@@ -349,6 +354,14 @@ def _verify_file(parsed_args: argparse.Namespace, store: bool) -> int:
             path = provide.function_store(run).add(function.key, function)
             print(f"stored: {path}\nuse it with: mixer=tfcaf mixer.file={function.key[:12]}")
     return 0
+
+
+def _state_sizes(env: "TeamEnv") -> str:
+    """Say how wide the states of an environment are: a function that was written for the other one usually fails."""
+    observed = f"{env.n_agents * env.obs_dim} columns with env.state=observations, {env.obs_dim} for each of {env.n_agents} agents"
+    if env.state_kind == "observations":
+        return f"global_state has {observed}"
+    return f"global_state has {env.state_dim} columns with env.state={env.state_kind}; it has {observed}"
 
 
 def _read_source(path: Path) -> str:

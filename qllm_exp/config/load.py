@@ -19,9 +19,12 @@ from qllm_exp.errors import UserError, nearest
 _TYPES: dict[tuple[str, str], type] = {("tracking", "wandb"): schema.WandbConfig, ("llm", "bundled"): schema.LlmConfig}
 _GROUP_TYPES: dict[str, type] = {"train": schema.TrainConfig, "tracking": schema.TrackingConfig}
 
-# What runs did before an option existed, where it is not what the option's default does, by group and choice. A run of that time
-# has no value of the option, neither in its configuration nor in its name.
-_BEFORE_OPTION: dict[tuple[str, str], dict[str, Any]] = {("env", "lbf"): {"mask_ineffective": True}}
+# What runs did before an option existed, by group and choice ('*': any). A run of that time has no value of the option, neither in
+# its configuration nor in its name.
+_BEFORE_OPTION: dict[tuple[str, str], dict[str, Any]] = {
+    ("env", "lbf"): {"mask_ineffective": True},
+    ("env", "*"): {"state": "features"},
+}
 
 
 def config_class(group: str, name: str, backend: str = "") -> Any:
@@ -110,7 +113,7 @@ def with_older_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """
     for (group, name), before in _BEFORE_OPTION.items():
         options = config.get(group)
-        if isinstance(options, dict) and options.get("name") == name:
+        if isinstance(options, dict) and name in (options.get("name"), "*"):
             config = config | {group: before | options}
     return config
 
@@ -315,9 +318,7 @@ def identity(run: schema.RunConfig, tfcaf_hash: str | None) -> dict[str, Any]:
     """
     kept = identifying_options(run)
     for (group, name), before in _BEFORE_OPTION.items():
-        if (
-            kept[group]["name"] == name
-        ):  # a run that does what runs did before the option existed has the name of such a run
+        if name in (kept[group]["name"], "*"):  # a run that does what runs did before has the name of such a run
             for key, value in before.items():
                 if kept[group].get(key) == value:
                     kept[group].pop(key)

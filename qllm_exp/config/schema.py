@@ -45,6 +45,7 @@ class EnvConfig:
     episode_limit: int = number(25, 1)
     num_envs: Any = field(default="auto", metadata={"auto_or_at_least": 1})
     reward: str = one_of("sum", "mean")
+    state: str = one_of("features", "observations")
     auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 1024}
     built_when_planned: ClassVar[bool] = True
 

@@ -35,6 +35,7 @@ from qllm_exp.utils.files import MAX_BYTES, nearest_path, parse_strict_json, rea
 from qllm_exp.utils.text import excerpt, inert
 
 FORMAT = 2
+STATE_KIND = "state"  # key of the provenance: value of env.state, where it is not 'features'
 BUNDLED = Path(__file__).parent / "bundled"  # <env>/<task>.json, read only
 _STRING_KEYS = ("env", "task", "function", "source", "prompt_hash", "key", "verdict", "hash")
 _DICT_KEYS = ("request", "provenance", "prompts", "cost", "program")
@@ -64,7 +65,7 @@ class StoredFunction:
         prompt_hash: `Prompts.hash` of the prompts that it answers; '' for an imported function.
         key: key under which it is stored: hash of `request`; for an imported function, hash of its source and task.
         request: everything that shaped the answer: prompts, procedure, model, sampling settings, sample.
-        provenance: {'model', 'date', 'procedure'} and other known facts, as strings.
+        provenance: {'model', 'date', 'procedure'} and other known facts, as strings; 'state' if env.state was not 'features'.
         prompts: the system prompts of the two roles, {'coder', 'evaluator'}.
         transcript: a row per call (coder_evaluator.Outcome); the messages are those after the system prompt.
         cost: {'calls', 'tokens_in', 'tokens_out', 'usd'}; usd is None if no price is known.
@@ -97,14 +98,26 @@ class StoredFunction:
         """Number of columns of the global state."""
         return self.program.state_dim
 
+    @property
+    def state_kind(self) -> str:
+        """Value of `env.state` that it was written for."""
+        return self.provenance.get(STATE_KIND, TeamEnv.state_kind)
+
     def check_fits(self, env: TeamEnv) -> None:
-        """Raise a UserError if `env` has another number of agents or another state dimension."""
+        """Raise a UserError if `env` has another number of agents, another state dimension or another kind of state."""
         if (self.n_agents, self.state_dim) != (env.n_agents, env.state_dim):
             name = inert(self.path if self.path is not None else f"for {self.env}/{self.task}")
             raise UserError(
                 f"TFCAF {name} is for {self.n_agents} agents and a state of {self.state_dim} columns, but env "
                 f"{env.task.env}/{env.task.task} has {env.n_agents} agents and a state of {env.state_dim} columns. "
                 "Pass a matching file with mixer.file=..., or change the env."
+            )
+        if self.state_kind != env.state_kind:  # whose sizes may be equal by accident
+            name = inert(self.path if self.path is not None else f"for {self.env}/{self.task}")
+            raise UserError(
+                f"TFCAF {name} was verified with env.state={self.state_kind}, but this run has env.state={env.state_kind}, whose "
+                f"columns mean something else. Type env.state={self.state_kind}, or import the function again with "
+                f"env.state={env.state_kind}."
             )
 
     def check_written_for(self, env: TeamEnv) -> None:
@@ -370,12 +383,21 @@ def _check_key(data: Mapping[str, Any], path: Path) -> None:
         )
     if not key:
         return
-    imported = [data["source"], data["env"], data["task"], data["n_agents"], data["state_dim"]]
-    contents = [request] if request else [imported, imported[:3]]  # version 0.1 left out the sizes
+    content = imported_content(
+        *(data[name] for name in ("source", "env", "task", "n_agents", "state_dim", "provenance"))
+    )
+    contents = [request] if request else [content, content[:3]]  # version 0.1 left out the sizes
     if key not in [hashlib.sha256(canonical_json(content).encode()).hexdigest() for content in contents]:
         raise _Invalid(f"its key {key[:12]} is not the hash of its request, or of its source. {_EDITED_ADVICE}")
     if request and request.get("prompts", data["prompt_hash"]) != data["prompt_hash"]:
         raise _Invalid(f"its prompt hash is not that of its request. {_EDITED_ADVICE}")
+
+
+def imported_content(
+    source: str, env: str, task: str, n_agents: int, state_dim: int, provenance: Mapping[str, Any]
+) -> list[Any]:
+    """Return what the key of an imported function is the hash of."""
+    return [source, env, task, n_agents, state_dim, *([provenance[STATE_KIND]] if STATE_KIND in provenance else [])]
 
 
 def _check_origin(data: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from qllm_exp.config import registry
 from qllm_exp.envs import contract
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
+from qllm_exp.envs.observation_state import ObservationState
 
 __all__ = [
     "Observation",
@@ -70,10 +71,13 @@ def make_env(config: Any, num_envs: int, seed: int, device: torch.device | str =
         device: device of all tensors.
 
     Raises:
-        UserError: there is no such environment or task, a package is missing, or the environment breaks the contract.
+        UserError: there is no such environment or task, a package is missing, the environment breaks the contract, or
+            `config.state` is 'observations' and they cannot be a global state.
     """
     env: TeamEnv = env_module(config.name).make(config, num_envs, seed, torch.device(device))
     contract.check_sizes(env, config.name, num_envs)
+    if config.state == ObservationState.state_kind:
+        env = ObservationState(env)
     return env
 
 

@@ -4,12 +4,13 @@ Shapes: N parallel copies (num_envs), n agents (n_agents), A actions (n_actions)
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qllm_exp.envs.layout import StateLayout, TaskDescription
+from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription, numbered_field
 
 
 class Observation(NamedTuple):
@@ -62,8 +63,10 @@ class TeamEnv(ABC):
         device: device of all tensors.
         layout: names every column of the global state.
         task: describes the goal, the reward and the actions in words.
+        state_kind: value of `env.state` that gives this state.
     """
 
+    state_kind: ClassVar[str] = "features"
     num_envs: int
     n_agents: int
     n_actions: int
@@ -105,6 +108,19 @@ class TeamEnv(ABC):
         Args:
             saved: what `state_dict` returned.
         """
+
+    def observation_fields(self, agent: int) -> Sequence[StateField]:
+        """Names of the columns of an agent's observation, in column order. `env.state=observations` makes the state of them.
+
+        Without a method of its own, an environment has numbered columns without bounds.
+
+        Args:
+            agent: index of the agent, from 0; it is the entity of all fields.
+
+        Raises:
+            UserError: the observations of this environment cannot be a global state.
+        """
+        return [numbered_field("agent", agent, "observation", self.obs_dim)]
 
     def episode_metrics(self) -> dict[str, Tensor]:
         """Additional metrics of the episodes that have just ended, e.g. {'win': [N]}. Read before the next `reset`."""

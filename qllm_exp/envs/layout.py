@@ -4,7 +4,8 @@ The prompt for a language model, the probe states of the verifier and the credit
 two objects, so no second description of an environment can drift from what the environment returns.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 
@@ -50,6 +51,35 @@ class StateField:
     def label(self) -> str:
         """Entity, index and name, e.g. 'agent 1 position'."""
         return f"{self.entity} {self.name}" if self.index is None else f"{self.entity} {self.index} {self.name}"
+
+
+def numbered_field(
+    entity: str, index: int | None, name: str, width: int, low: float = -math.inf, high: float = math.inf
+) -> StateField:
+    """Return a field whose components are only numbered.
+
+    Args:
+        entity: kind of entity.
+        index: index among its kind; None where there is only one.
+        name: the quantity.
+        width: number of columns.
+        low: lower bound of the values.
+        high: upper bound of the values.
+    """
+    return StateField(entity, index, name, tuple(f"component_{column}" for column in range(width)), low, high)
+
+
+def padded_fields(agent: int, fields: Sequence[StateField], width: int) -> list[StateField]:
+    """Return the fields of an agent's observation, with one for the zeros that pad it.
+
+    Args:
+        agent: index of the agent.
+        fields: those of the observation itself.
+        width: columns of the padded observation.
+    """
+    missing = width - sum(len(state_field.components) for state_field in fields)
+    padding = [numbered_field("agent", agent, "padding", missing, 0.0, 0.0)] if missing else []
+    return [*fields, *padding]
 
 
 @dataclass(frozen=True)

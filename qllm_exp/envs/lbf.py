@@ -15,6 +15,7 @@ Shapes: N copies (num_envs), n players (n_agents), F foods, A = 6 actions. A pos
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -330,6 +331,10 @@ class LevelBasedForaging(TeamEnv):
         """'all_food_collected': [N] float32, 1 where no food is left."""
         return {"all_food_collected": (self._foods[..., 2] == 0).all(1).float()}
 
+    def observation_fields(self, agent: int) -> Sequence[StateField]:
+        """Foods that the agent sees, the agent itself, then other agents that it sees; missing ones last in each kind."""
+        return _observation_fields(self.board, agent)
+
     def _start(self, agents: Tensor, foods: Tensor) -> Observation:
         """Start an episode from agents [N, n, 3] and foods [N, F, 3] in reading order."""
         self._positions, self._levels, self._foods = agents[..., :2], agents[..., 2], foods
@@ -400,6 +405,30 @@ def _layout(board: Board) -> StateLayout:
     return StateLayout.from_fields(fields)
 
 
+def _observation_fields(board: Board, agent: int) -> list[StateField]:
+    """Names of the columns of an agent's observation."""
+    unseen, axes, last = {-1.0: "no other is in sight"}, ("x", "y"), board.size - 1.0
+    unit, far = "cells", last
+    if board.sight < board.size:
+        unit, far = "cells from the north-western corner of what the agent sees", min(2.0 * board.sight, last)
+    fields = []
+    for i in range(board.foods):
+        levels = {0.0: "no other is in sight"}
+        fields.append(StateField("agent", agent, f"visible_food_{i}_position", axes, -1.0, far, unit, unseen))
+        fields.append(
+            StateField("agent", agent, f"visible_food_{i}_level", ("level",), 0.0, board.max_food_level, "", levels)
+        )
+    fields.append(StateField("agent", agent, "own_position", axes, 0.0, min(board.sight, last), unit))
+    fields.append(StateField("agent", agent, "own_level", ("level",), 1.0, MAX_PLAYER_LEVEL))
+    for i in range(board.players - 1):
+        levels = {0.0: "no other is in sight"}
+        fields.append(StateField("agent", agent, f"visible_agent_{i}_position", axes, -1.0, far, unit, unseen))
+        fields.append(
+            StateField("agent", agent, f"visible_agent_{i}_level", ("level",), 0.0, MAX_PLAYER_LEVEL, "", levels)
+        )
+    return fields
+
+
 def _describe(config: Config, board: Board) -> TaskDescription:
     """Describe the task in words, with the numbers of this board."""
     size = board.size
@@ -409,7 +438,8 @@ def _describe(config: Config, board: Board) -> TaskDescription:
     else:
         need = f"A food's level is drawn from 1 to the summed level of {weakest}, so some foods need several agents."
     if board.sight < size:
-        sight = f"An agent sees about {board.sight} cells far in each direction; the global state shows everything."
+        sight = f"An agent sees about {board.sight} cells far in each direction"
+        sight += "; the global state shows everything." if config.state == "features" else "."
     else:
         sight = "Every agent sees the whole board."
     if config.reward == "sum":

@@ -6,6 +6,7 @@ agent's actions (the original has the penalty k = -K at (a0, a2) and (a2, a0), a
 (a2, a2)).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +146,10 @@ class MatrixEnv(TeamEnv):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Do nothing: all episodes are alike."""
+
+    def observation_fields(self, agent: int) -> Sequence[StateField]:
+        """The constant."""
+        return [StateField("agent", agent, "constant", ("constant",), 1.0, 1.0)]
 
     def _obs(self) -> Tensor:
         """The constant observations, [N, n, 1]."""

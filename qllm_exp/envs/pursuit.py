@@ -19,6 +19,7 @@ Shapes: N copies (num_envs), n hunters (n_agents), P prey, C cells, A = 6 action
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -220,6 +221,15 @@ class Pursuit(TeamEnv):
         """'captured': [N] float32, the number of prey that were captured."""
         return {"captured": (self._prey == self._outside).sum(1).float()}
 
+    def observation_fields(self, agent: int) -> Sequence[StateField]:
+        """Whether each cell around the agent holds an agent, then whether it holds a prey."""
+        around = range(-_SIGHT, _SIGHT + 1)
+        cells = tuple(f"x{row:+d}_y{column:+d}" for row in around for column in around)
+        codes = {0.0: "no", 1.0: "yes"}
+        return [
+            StateField("agent", agent, f"{kind}_at_offset", cells, 0.0, 1.0, "", codes) for kind in ("agent", "prey")
+        ]
+
     def _random(self, *shape: int) -> Tensor:
         """Return random numbers from 0 to 1 [N, *shape]."""
         return self._generator.random(self.num_envs, *shape)
@@ -333,6 +343,7 @@ def _describe(config: Config, board: Board) -> TaskDescription:
     else:
         edges = "Nobody can leave the board."
     pairs = min(board.hunters // _NEEDED, board.prey)
+    shown = "; the global state shows everything" if config.state == "features" else ""
     return TaskDescription(
         env="pursuit",
         task=config.task,
@@ -343,7 +354,7 @@ def _describe(config: Config, board: Board) -> TaskDescription:
             "south, west or east of it, not diagonal) choose 'catch' in the same step: the prey and these agents leave the "
             "board. If a single agent next to a prey chooses it, nothing is captured and the team pays a penalty. 'catch' is "
             "available next to a prey only. Prey that are not captured move to a random free cell next to theirs after the "
-            f"agents have moved. An agent sees {_SIGHT} cells far in each direction; the global state shows everything."
+            f"agents have moved. An agent sees {_SIGHT} cells far in each direction{shown}."
         ),
         reward=(
             f"Each captured prey gives the team {CAPTURE_REWARD:g}, each prey that a single agent tries to catch "

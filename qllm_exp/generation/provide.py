@@ -78,7 +78,14 @@ def locate(run: schema.RunConfig) -> FunctionFile:
                 f"llm={run.llm.name} has one fixed function per task and does not support {options}. Remove the override, "
                 f"or choose a language model that generates functions: {models}."
             )
-        return FunctionFile(stored_function.bundled_path(run.env.name, run.env.task))
+        path = stored_function.bundled_path(run.env.name, run.env.task)
+        if run.env.state != TeamEnv.state_kind:
+            raise UserError(
+                f"llm={run.llm.name}: the bundled functions read env.state={TeamEnv.state_kind}, not env.state={run.env.state}. "
+                "Type llm=openai or another language model to generate a function for this state, mixer.file=... for one of "
+                f"your own, or leave out env.state={run.env.state}."
+            )
+        return FunctionFile(path)
     key = key_for(run)
     return FunctionFile(function_store(run).path(key), key)
 
@@ -266,7 +273,7 @@ def _stored_function(
         prompt_hash=prompts.hash,
         key=key,
         request=request_for(run),
-        provenance=_provenance(", ".join(models), describe_procedure(run.tfcaf)),
+        provenance=_provenance(", ".join(models), describe_procedure(run.tfcaf), env),
         prompts={"coder": prompts.coder_system, "evaluator": prompts.evaluator_system},
         transcript=rows,
         cost={
@@ -288,11 +295,15 @@ def import_function(accepted: Accepted, env: TeamEnv, origin: str) -> StoredFunc
         env: the environment that it was verified for.
         origin: where it comes from, e.g. 'file mine.py'; recorded in the place of the model.
     """
-    text = canonical_json([accepted.source, env.task.env, env.task.task, env.n_agents, env.state_dim])
+    provenance = _provenance(origin, "imported", env)
+    sizes = (env.n_agents, env.state_dim)
+    text = canonical_json(
+        stored_function.imported_content(accepted.source, env.task.env, env.task.task, *sizes, provenance)
+    )
     return StoredFunction(
         **_function_fields(accepted, env),
         key=hashlib.sha256(text.encode()).hexdigest(),
-        provenance=_provenance(origin, "imported"),
+        provenance=provenance,
         verdict="; ".join(accepted.notes),
     )
 
@@ -308,9 +319,11 @@ def _function_fields(accepted: Accepted, env: TeamEnv) -> dict[str, Any]:
     }
 
 
-def _provenance(model: str, procedure: str) -> dict[str, str]:
-    """Return the provenance of a function that was generated or imported today."""
-    return {"model": model, "date": time.strftime("%Y-%m-%d"), "procedure": procedure, "qllm_exp": version("qllm_exp")}
+def _provenance(model: str, procedure: str, env: TeamEnv) -> dict[str, str]:
+    """Return the provenance of a function that was generated or imported today for `env`."""
+    state = {} if env.state_kind == TeamEnv.state_kind else {stored_function.STATE_KIND: env.state_kind}
+    date = time.strftime("%Y-%m-%d")
+    return {"model": model, "date": date, "procedure": procedure, "qllm_exp": version("qllm_exp"), **state}
 
 
 def describe_procedure(options: schema.GenerationConfig) -> str:

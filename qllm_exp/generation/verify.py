@@ -13,6 +13,7 @@ from qllm_exp.credit.refused import Refused
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.generation.probes import Probe
 from qllm_exp.generation.sandbox import export_all
+from qllm_exp.generation.state_reading import misread_columns
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Accepted:
         function: name of the function in the source.
         program: the tensor program, which training runs.
         affine: whether f(q, s) = sum_i w_i(s) q_i + b(s) on all probe states.
-        notes: allowed properties that a reader should know, e.g. which agents the IGM gate mutes.
+        notes: allowed properties that a reader should know, e.g. which agents the IGM gate mutes, or columns that seem misread.
     """
 
     source: str
@@ -72,7 +73,8 @@ def verify_all(sources: Sequence[str], env: TeamEnv, enforce: bool, timeout_s: f
             if isinstance(traced, Refused):
                 raise traced
             affine, notes = probe.check(traced.program, traced.lines)
-            results.append(Accepted(source, traced.function, traced.program, affine, notes))
+            warnings = misread_columns(source, traced.program, traced.lines, env.layout)
+            results.append(Accepted(source, traced.function, traced.program, affine, (*notes, *warnings)))
         except Refused as refused:
             results.append(refused)
     return results

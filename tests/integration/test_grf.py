@@ -1,5 +1,6 @@
 """The football environment: parity with gfootball's own environment, layout, endings, rewards and seeds."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,26 @@ def test_an_engine_that_does_not_load_is_a_user_error(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UserError, match=r"(?s)does not load\. Type: .*grf.*\n.*libSDL2-2\.0\.so\.0"):
         make()
+
+
+@pytest.mark.parametrize("task", ["academy_3_vs_1_with_keeper", "academy_counterattack_easy"])
+def test_the_names_of_the_observations_are_what_their_columns_hold(make: Make, task: str) -> None:
+    features = make(2, task=task)
+    env = make_env(GrfConfig(task=task, workers=1, state="observations"), 2, 0)
+    with contextlib.closing(env):
+        assert env.state_dim == 115 * env.n_agents
+        state, seen = features.reset().state, env.reset().state
+        for field in features.layout:
+            owner = "" if field.index is None else f"_{field.index}"
+            name = f"sees_{field.entity}{owner}_{field.name}".replace("match_", "")
+            for agent in range(env.n_agents):
+                columns = env.layout.find("agent", name, agent).columns
+                assert torch.equal(seen[:, columns], state[:, field.columns]), name
+        for field in env.layout:
+            values = seen[:, field.columns]
+            if field.name.startswith("missing"):
+                assert (values == -1).all(), field.label
+            if field.one_hot:
+                assert (values.sum(1) == 1).all(), field.label
+        controls = [seen[:, env.layout.find("agent", "controls", agent).columns] for agent in range(env.n_agents)]
+        assert len({tuple(chosen[0].tolist()) for chosen in controls}) == env.n_agents

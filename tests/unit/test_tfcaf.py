@@ -1,4 +1,4 @@
-"""The command `tfcaf`: where `explain` writes."""
+"""The command `tfcaf`: where `explain` writes, and what `verify` says of a function for another state."""
 
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     written: list[Path] = []
 
     def record(function: Any, env: Any, folder: Path, *others: Any) -> list[Path]:
+        assert function.state_kind == env.state_kind
         written.append(folder)
         return []
 
@@ -43,3 +44,36 @@ def test_explain_does_not_write_into_the_current_folder(
     assert tfcaf.main(["explain", "matrix/climbing"]) == 2
     assert "matrix/climbing is not in a run folder, so name a folder" in capsys.readouterr().err
     assert folders == [] and list(Path.cwd().iterdir()) == []
+
+
+def test_explain_opens_the_state_that_a_function_was_verified_for(tmp_path: Path, folders: list[Path]) -> None:
+    (tmp_path / "mean.py").write_text(
+        "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)\n"
+    )
+    cache = f"tfcaf.cache={tmp_path / 'cache'}"
+    assert tfcaf.main(["import", str(tmp_path / "mean.py"), "env=matrix", "env.state=observations", cache]) == 0
+    (file,) = (tmp_path / "cache").glob("*.json")
+    assert tfcaf.main(["explain", str(file), "--output", str(tmp_path / "named")]) == 0
+    assert folders == [tmp_path / "named"]
+
+
+SIXTEEN_PER_AGENT = """
+def QLLMNetwork(agents_q: torch.Tensor, global_state: torch.Tensor) -> torch.Tensor:
+    views = global_state.view(-1, 3, 16)
+    near = 1.0 / (1.0 + views[:, :, 12:14].norm(dim=-1))
+    return (agents_q * torch.softmax(near, dim=1)).sum(dim=1, keepdim=True)
+"""
+
+
+def test_verify_says_how_wide_the_states_are_to_a_function_for_another_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tag.py").write_text(SIXTEEN_PER_AGENT)
+    command = ["verify", str(tmp_path / "tag.py"), "env=mpe", "env.task=simple_tag"]
+    assert tfcaf.main(command) == 1
+    assert capsys.readouterr().err.endswith(
+        "global_state has 20 columns with env.state=features; it has 48 columns with env.state=observations, 16 for each of 3 "
+        "agents\n"
+    )
+    assert tfcaf.main([*command, "env.state=observations"]) == 0
+    assert capsys.readouterr().out == "accepted for mpe/simple_tag, IGM gate on: affine in the agents' Qs\n"

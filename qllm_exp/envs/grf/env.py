@@ -20,11 +20,12 @@ is worth 2.
 """
 
 import importlib.util
+import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +37,7 @@ from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step
 from qllm_exp.envs.grf.pool import WorkerError, WorkerPool
 from qllm_exp.envs.grf.worker import ACTIONS, ACTIVE, MODE, OBS_DIM, PLAYERS, ScenarioInfo
-from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
+from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription, numbered_field
 from qllm_exp.envs.simulator import SimulatorEnv
 from qllm_exp.errors import UserError, choose
 from qllm_exp.runs.versions import library_version, source_hash
@@ -98,6 +99,7 @@ _ACTION_TEXTS = {
     "release_dribble": "stop dribbling",
 }
 _RUN_TEXT = "run in this direction; lasts until another direction or release_direction"
+_OWNERS = ("nobody", "our_team", "opponents")
 _MODES = ("normal", "kick_off", "goal_kick", "free_kick", "corner", "throw_in", "penalty")
 _PITCH_UNITS = "pitch units: x from -1, our goal line, to 1, the opponents'; y from -0.42, the top, to 0.42"
 _SPEED_UNITS = "pitch units per step"
@@ -182,7 +184,7 @@ class FootballEnv(SimulatorEnv):
             checkpoints="checkpoints" in config.rewards,
             limit=config.episode_limit,
         )
-        scenario = self.pool.scenario_info
+        scenario = self._scenario = self.pool.scenario_info
         self.n_agents, self.n_actions, self.obs_dim = len(scenario.agents), len(ACTIONS), OBS_DIM
         self.episode_limit = min(config.episode_limit, scenario.duration)
         columns, fields = zip(*_state_fields(scenario), strict=True)
@@ -209,6 +211,10 @@ class FootballEnv(SimulatorEnv):
         """'win': [N], 1 where our team scored more goals than the opponents; 'score': [N], the difference."""
         scored, conceded = self._tensor(self.pool.arrays.goals.T).float()
         return {"win": (scored > conceded).float(), "score": scored - conceded}
+
+    def observation_fields(self, agent: int) -> Sequence[StateField]:
+        """The columns of simple115v2."""
+        return list(_observation_fields(self._scenario, agent))
 
     def close(self) -> None:
         """Stop the worker processes."""
@@ -239,9 +245,50 @@ def _gfootball_folder() -> Path | None:
 
 def _state_fields(scenario: ScenarioInfo) -> Iterator[tuple[Any, StateField]]:
     """Yield the fields of the state, each preceded by its columns in simple115v2."""
-    inf, xy = float("inf"), ("x", "y")
+    for entity, index, player, team_start in _players(scenario):
+        position = team_start + 2 * player
+        direction = position + 2 * PLAYERS
+        yield np.r_[position : position + 2], _position(entity, index, "position")
+        yield np.r_[direction : direction + 2], _direction(entity, index, "direction")
+    ball = 8 * PLAYERS
+    columns = (np.r_[ball : ball + 2], ball + 2, np.r_[ball + 3 : ball + 5], ball + 5)
+    yield from zip(columns, _ball_fields("ball", None, ""), strict=True)
+    yield np.r_[ball + 6 : ACTIVE.start], _one_of("match", None, "ball_owner", _OWNERS)
+    yield np.r_[MODE], _one_of("match", None, "mode", _MODES)
+
+
+def _observation_fields(scenario: ScenarioInfo, agent: int) -> Iterator[StateField]:
+    """Yield the fields of simple115v2, as an agent observes it.
+
+    Args:
+        scenario: whose players have names; the columns of further ones are -1.
+        agent: index of the agent.
+    """
+    nobody = {-1.0: "the scenario has no further players"}
+    for team_start in (0, 4 * PLAYERS):
+        names = [
+            f"{entity}_{index}"
+            for entity, index, _, start in sorted(_players(scenario), key=lambda row: row[2])
+            if start == team_start
+        ]
+        side = "our" if team_start == 0 else "their"
+        for quantity, field_of in (("position", _position), ("direction", _direction)):
+            for name in names:
+                yield field_of("agent", agent, f"sees_{name}_{quantity}")
+            missing = 2 * (PLAYERS - len(names))
+            if missing:
+                field = numbered_field("agent", agent, f"missing_{side}_{quantity}s", missing, -1.0, -1.0)
+                yield replace(field, special=nobody)
+    yield from _ball_fields("agent", agent, "sees_ball_")
+    yield _one_of("agent", agent, "sees_ball_owner", _OWNERS)
+    controlled = tuple(f"player_{player}" for player in range(PLAYERS))
+    yield _one_of("agent", agent, "controls", controlled)
+    yield _one_of("agent", agent, "sees_mode", _MODES)
+
+
+def _players(scenario: ScenarioInfo) -> Iterator[tuple[str, int, int, int]]:
+    """Yield kind, index, the engine's number in its team and the team's first column in simple115v2, for each player."""
     teammates = [player for player in range(len(scenario.roles)) if player not in scenario.agents]
-    # kind of entity, its players, and the first column of their team
     groups = (
         ("agent", scenario.agents, 0),
         ("teammate", teammates, 0),
@@ -249,22 +296,28 @@ def _state_fields(scenario: ScenarioInfo) -> Iterator[tuple[Any, StateField]]:
     )
     for entity, players, team_start in groups:
         for index, player in enumerate(players):
-            position = team_start + 2 * player
-            direction = position + 2 * PLAYERS
-            yield np.r_[position : position + 2], StateField(entity, index, "position", xy, -inf, inf, _PITCH_UNITS)
-            yield np.r_[direction : direction + 2], StateField(entity, index, "direction", xy, -inf, inf, _SPEED_UNITS)
-    ball = 8 * PLAYERS
-    yield np.r_[ball : ball + 2], StateField("ball", None, "position", xy, -inf, inf, _PITCH_UNITS)
-    yield ball + 2, StateField("ball", None, "height", ("z",), 0.0, inf, "metres above the ground")
-    yield np.r_[ball + 3 : ball + 5], StateField("ball", None, "direction", xy, -inf, inf, _SPEED_UNITS)
-    yield ball + 5, StateField("ball", None, "climb", ("z",), -inf, inf, "metres per step")
-    owners = ("nobody", "our_team", "opponents")
-    codes = {0.0: "no", 1.0: "yes"}
-    yield (
-        np.r_[ball + 6 : ACTIVE.start],
-        StateField("match", None, "ball_owner", owners, 0.0, 1.0, special=codes, one_hot=True),
-    )
-    yield np.r_[MODE], StateField("match", None, "mode", _MODES, 0.0, 1.0, special=codes, one_hot=True)
+            yield entity, index, player, team_start
+
+
+def _position(entity: str, index: int | None, name: str) -> StateField:
+    return StateField(entity, index, name, ("x", "y"), -math.inf, math.inf, _PITCH_UNITS)
+
+
+def _direction(entity: str, index: int | None, name: str) -> StateField:
+    return StateField(entity, index, name, ("x", "y"), -math.inf, math.inf, _SPEED_UNITS)
+
+
+def _ball_fields(entity: str, index: int | None, prefix: str) -> Iterator[StateField]:
+    """Yield the fields of the ball: position, height, direction, climb."""
+    yield _position(entity, index, f"{prefix}position")
+    yield StateField(entity, index, f"{prefix}height", ("z",), 0.0, math.inf, "metres above the ground")
+    yield _direction(entity, index, f"{prefix}direction")
+    yield StateField(entity, index, f"{prefix}climb", ("z",), -math.inf, math.inf, "metres per step")
+
+
+def _one_of(entity: str, index: int | None, name: str, choices: tuple[str, ...]) -> StateField:
+    """A field of which one column is 1."""
+    return StateField(entity, index, name, choices, 0.0, 1.0, special={0.0: "no", 1.0: "yes"}, one_hot=True)
 
 
 def _describe(config: Config, scenario: ScenarioInfo, episode_limit: int) -> TaskDescription:

@@ -27,7 +27,8 @@ from vmas.simulator.scenario import BaseScenario
 
 from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
-from qllm_exp.envs.layout import TaskDescription
+from qllm_exp.envs.layout import StateField, TaskDescription, numbered_field, padded_fields
+from qllm_exp.envs.mpe.observation import observation_fields
 from qllm_exp.envs.mpe.physics import CirclePhysics, is_circle_world
 from qllm_exp.envs.mpe.random import RandomStream
 from qllm_exp.envs.mpe.sides import SIDES
@@ -104,6 +105,7 @@ class MpeEnv(TeamEnv):
         self.num_envs, self.device = num_envs, device
         self.episode_limit = config.episode_limit
         self._mean_reward = config.reward == "mean"
+        self._task = config.task
         self._stream = RandomStream(seed, device)
         with self._stream:
             self._scenario = _build_scenario(config.task, num_envs, device, dict(config.options))
@@ -178,6 +180,13 @@ class MpeEnv(TeamEnv):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore the private random stream. UserError if it was saved on another kind of device."""
         self._stream.load_state_dict(saved)
+
+    def observation_fields(self, agent: int) -> Sequence[StateField]:
+        """What simple_spread, simple_adversary and simple_tag observe by name, else numbered columns; then any padding."""
+        named = list(observation_fields(self._task, self._scenario, self._team, agent))
+        with self._stream:
+            width = self._observe_agent(self._team[agent]).shape[-1]
+        return padded_fields(agent, named or [numbered_field("agent", agent, "observation", width)], self.obs_dim)
 
     def _set_actions(self, actions: Tensor) -> None:
         """Turn the joint actions [N, n] into VMAS's control vectors and messages."""

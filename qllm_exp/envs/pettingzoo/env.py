@@ -18,13 +18,15 @@ from torch import Tensor
 
 from qllm_exp.config import registry, schema
 from qllm_exp.envs.base import Observation, Step
+from qllm_exp.envs.layout import StateField, padded_fields
 from qllm_exp.envs.pettingzoo.checks import check_discrete, check_names, observation_box, opponents_error
-from qllm_exp.envs.pettingzoo.layout import describe, state_layout
+from qllm_exp.envs.pettingzoo.layout import describe, observation_fields, state_layout
 from qllm_exp.envs.simulator import SimulatorEnv, episode_seed
 from qllm_exp.errors import UserError, nearest
 from qllm_exp.runs.versions import library_version, source_hash
 
 _ALL = "__all__"  # key of wrappers for RLlib beside the agents' names, for the end of the episode
+_IMAGE_AXES = 3  # height, width and colours
 _PROBE_STEPS = 25  # of random play, to see whether the agents' rewards cancel out
 
 
@@ -124,6 +126,7 @@ class PettingzooEnv(SimulatorEnv):
         self._first_actions = [int(space.start) for space in spaces]
         self.n_actions = max(self._action_counts)
         boxes = [observation_box(config.task, name, first.observation_space(name)) for name in self._agents]
+        self._boxes, self._options = boxes, options
         self._widths = [int(np.prod(box.shape)) for box in boxes]
         self.obs_dim = max(self._widths)
 
@@ -171,6 +174,20 @@ class PettingzooEnv(SimulatorEnv):
             self._tensor(terminated),
             self._tensor(truncated),
         )
+
+    def observation_fields(self, agent: int) -> Sequence[StateField]:
+        """What simple_spread with full sight observes by name, else numbered columns; then any padding.
+
+        Raises:
+            UserError: the observations are images.
+        """
+        box = self._boxes[agent]
+        if len(box.shape) >= _IMAGE_AXES:
+            raise UserError(
+                f"env.state=observations: {self._agents[agent]} of env.task={self._name!r} observes an image {list(box.shape)}, "
+                "and images in a row have no columns to name. Use env.state=features, the environment's own state, or another task."
+            )
+        return padded_fields(agent, observation_fields(self._name, self._options, self._boxes, agent), self.obs_dim)
 
     def close(self) -> None:
         """Close all copies."""

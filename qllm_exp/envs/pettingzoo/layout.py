@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
+from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription, numbered_field
 
 _INF = float("inf")
 _SPREAD = "mpe2.simple_spread_v3"
@@ -26,8 +26,7 @@ def state_layout(
 ) -> StateLayout:
     """Build the layout of the global state.
 
-    The names of the columns are known for mpe2.simple_spread_v3 with full sight. For any other environment the fields
-    are the agents' observations if the state consists of them; otherwise the whole state is one field.
+    The fields are those of the agents' observations if the state consists of them; otherwise the whole state is one field.
 
     Args:
         task: module path of the environment.
@@ -37,44 +36,52 @@ def state_layout(
         views: current observation of each agent, flat.
         state: current state, flat.
     """
-    if task == _SPREAD and options.get("num_agent_neighbors") is None and options.get("num_landmark_neighbors") is None:
-        return StateLayout.from_fields(_spread_fields(len(views), len(env.unwrapped.world.landmarks)))
     all_views = np.concatenate(views)
     if all_views.size == state.size and np.array_equal(all_views, state):
+        agents = range(len(boxes))
         return StateLayout.from_fields(
-            _numbered_field("agent", index, "observation", view.size, float(box.low.min()), float(box.high.max()))
-            for index, (view, box) in enumerate(zip(views, boxes, strict=True))
+            field for agent in agents for field in observation_fields(task, options, boxes, agent)
         )
     space: Any = getattr(env, "state_space", None)
     low, high = -_INF, _INF
     if hasattr(space, "low"):
         low, high = float(space.low.min()), float(space.high.max())
-    return StateLayout.from_fields([_numbered_field("environment", None, "state", state.size, low, high)])
+    return StateLayout.from_fields([numbered_field("environment", None, "state", state.size, low, high)])
 
 
-def _numbered_field(entity: str, index: int | None, name: str, width: int, low: float, high: float) -> StateField:
-    """A field whose components are only numbered."""
-    components = tuple(f"component_{column}" for column in range(width))
-    return StateField(entity, index, name, components, low, high)
+def observation_fields(task: str, options: dict[str, Any], boxes: Sequence[Any], agent: int) -> list[StateField]:
+    """Return the fields of an agent's observation, without padding.
+
+    The names of the columns are known for mpe2.simple_spread_v3 with full sight, else the columns are numbered.
+
+    Args:
+        task: module path of the environment.
+        options: the options that the environment was built with.
+        boxes: observation space of each agent.
+        agent: index of the agent.
+    """
+    if task == _SPREAD and options.get("num_agent_neighbors") is None and options.get("num_landmark_neighbors") is None:
+        return list(_spread_fields(len(boxes), agent))
+    box = boxes[agent]
+    width, low, high = int(np.prod(box.shape)), float(box.low.min()), float(box.high.max())
+    return [numbered_field("agent", agent, "observation", width, low, high)]
 
 
-def _spread_fields(n_agents: int, n_landmarks: int) -> Iterator[StateField]:
-    """Fields of simple_spread's state, which consists of the agents' observations.
+def _spread_fields(n_agents: int, agent: int) -> Iterator[StateField]:
+    """Yield the fields of an agent's observation in simple_spread, which has a landmark for each agent.
 
     An agent observes its own velocity and position, then the landmarks and the other agents relative to itself.
     """
     silent = {0.0: "agents cannot speak in this task"}
-    for agent in range(n_agents):
-        others = [other for other in range(n_agents) if other != agent]
-        yield StateField("agent", agent, "velocity", ("x", "y"), -_INF, _INF, "world units per second")
-        yield _spread_position(agent, "position")
-        for landmark in range(n_landmarks):
-            yield _spread_position(agent, f"offset_to_landmark_{landmark}")
-        for other in others:
-            yield _spread_position(agent, f"offset_to_agent_{other}")
-        for other in others:
-            name = f"message_of_agent_{other}"
-            yield StateField("agent", agent, name, ("word_0", "word_1"), 0.0, 0.0, special=silent)
+    others = [other for other in range(n_agents) if other != agent]
+    yield StateField("agent", agent, "velocity", ("x", "y"), -_INF, _INF, "world units per second")
+    yield _spread_position(agent, "position")
+    for landmark in range(n_agents):
+        yield _spread_position(agent, f"offset_to_landmark_{landmark}")
+    for other in others:
+        yield _spread_position(agent, f"offset_to_agent_{other}")
+    for other in others:
+        yield StateField("agent", agent, f"message_of_agent_{other}", ("word_0", "word_1"), 0.0, 0.0, special=silent)
 
 
 def _spread_position(agent: int, name: str) -> StateField:

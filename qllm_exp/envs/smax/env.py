@@ -15,6 +15,7 @@ types and unequal sides.
 Shapes: N copies (num_envs), n allies (n_agents), E enemies, U = n + E units, A = 5 + E actions (n_actions).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,12 @@ from torch import Tensor
 from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.episode_generator import EpisodeGenerator
+from qllm_exp.envs.layout import StateField
 from qllm_exp.envs.smax import kernel
 from qllm_exp.envs.smax.battle import OWN_FEATURES, UNIT_FEATURES, Battle
 from qllm_exp.envs.smax.maps import FIRST_ATTACK, MAPS, MAX_STEPS
 from qllm_exp.envs.smax.starts import sample_start
-from qllm_exp.envs.smax.texts import describe, state_layout
+from qllm_exp.envs.smax.texts import describe, observation_fields, state_layout
 from qllm_exp.errors import choose
 
 
@@ -123,3 +125,7 @@ class SmaxEnv(TeamEnv):
     def episode_metrics(self) -> dict[str, Tensor]:
         """'win': [N] float32, 1 where all enemies are dead and an ally lives."""
         return {"win": self.battle.won().float()}
+
+    def observation_fields(self, agent: int) -> Sequence[StateField]:
+        """All columns of each other unit, then those of the agent's own unit."""
+        return list(observation_fields(self._map, agent))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription
-from qllm_exp.envs.smax.maps import MAP_SIZE, MOVES, START_SPREAD, SUB_STEP_S, SUB_STEPS, UNIT_TYPES, Map
+from qllm_exp.envs.smax.maps import FIRST_ATTACK, MAP_SIZE, MOVES, START_SPREAD, SUB_STEP_S, SUB_STEPS, UNIT_TYPES, Map
 
 _DEAD = {0.0: "dead"}
 _BEYOND = 4 / MAP_SIZE  # how far beyond the border a unit may start, or be pushed, before it dies in the next sub-step
@@ -30,6 +30,37 @@ def _fields(battle_map: Map) -> Iterator[StateField]:
         yield StateField(kind, index, "team", ("team",), 0.0, 1.0)
     for kind, index in units:
         yield StateField(kind, index, "type", ("type",), 0.0, len(names) - 1.0, "type index")
+
+
+def observation_fields(battle_map: Map, agent: int) -> Iterator[StateField]:
+    """Yield the fields of an agent's observation: all columns of each other unit, then those of its own.
+
+    Args:
+        battle_map: the map.
+        agent: index of the agent.
+    """
+    names = tuple(unit_type.name for unit_type in UNIT_TYPES.values())
+    unseen, share = {0.0: "dead, or not seen"}, "share of the agent's sight"
+    allies, enemies = len(battle_map.allies), len(battle_map.enemies)
+    cooldown = "share of its full cooldown; 0: can shoot"
+    others = [f"agent_{ally}" for ally in range(allies) if ally != agent] + [
+        f"enemy_{enemy}" for enemy in range(enemies)
+    ]
+    for other in others:
+        targets = enemies if other.startswith("agent") else allies
+        attack = f"(number of the attacked unit + {FIRST_ATTACK}) / {FIRST_ATTACK - 1 + targets}; 0: no attack"
+        yield StateField(
+            "agent", agent, f"health_of_{other}", ("health",), 0.0, 1.0, "share of its full health", unseen
+        )
+        yield StateField("agent", agent, f"offset_to_{other}", ("x", "y"), -1.0, 1.0, share, unseen)
+        yield StateField("agent", agent, f"last_move_of_{other}", ("x", "y"), -1.0, 1.0, "direction of its last action")
+        yield StateField("agent", agent, f"last_attack_of_{other}", ("attack",), 0.0, 1.0, attack)
+        yield StateField("agent", agent, f"cooldown_of_{other}", ("cooldown",), 0.0, 1.0, cooldown)
+        yield StateField("agent", agent, f"is_type_of_{other}", names, 0.0, 1.0)
+    yield StateField("agent", agent, "health", ("health",), 0.0, 1.0, "share of its full health", _DEAD)
+    yield StateField("agent", agent, "position", ("x", "y"), -_BEYOND, 1.0 + _BEYOND, "share of the map's side", _DEAD)
+    yield StateField("agent", agent, "cooldown", ("cooldown",), 0.0, 1.0, cooldown)
+    yield StateField("agent", agent, "is_type", names, 0.0, 1.0)
 
 
 def describe(config: Any, battle_map: Map) -> TaskDescription:
@@ -60,6 +91,17 @@ def describe(config: Any, battle_map: Map) -> TaskDescription:
         teams = f"{_count(battle_map.allies)} fight {_count(battle_map.enemies)} of the enemy."
         start = f"Allies start within {START_SPREAD:g} of the middle of the western half of the map, enemies of the eastern half."
     order = ", ".join(f"{number} {unit.name}" for number, unit in enumerate(UNIT_TYPES.values()))
+    if config.state == "features":
+        columns = (
+            "; the global state shows all. Allies are agents; the columns team say 0 for allies and 1 for enemies; the columns "
+            f"is_type and type say a unit's type ({order}). Of a dead unit, all columns are 0 except team and type, and it can "
+            "only stop."
+        )
+    else:
+        columns = (
+            ". Allies are agents; the columns is_type say a unit's type. All columns of a unit that the agent does not see, and "
+            "all that a dead agent observes of itself, are 0. A dead unit can only stop."
+        )
     reward = "The team reward is"
     best = 2
     if config.reward == "sum":
@@ -78,9 +120,7 @@ def describe(config: Any, battle_map: Map) -> TaskDescription:
             f"a unit of the other team that is in its range, once its weapon has cooled down; a shot takes effect at once. "
             f"{rows} {start} The enemy is scripted: each enemy attacks the closest ally in its range and stays with it while "
             "it is in range; with nobody in range it follows a random ally that it sees, or else walks to the place opposite "
-            "its start. An agent sees only the units within its sight; the global state shows all. Allies are agents; the "
-            "columns team say 0 for allies and 1 for enemies; the columns is_type and type say a unit's type "
-            f"({order}). Of a dead unit, all columns are 0 except team and type, and it can only stop."
+            f"its start. An agent sees only the units within its sight{columns}"
         ),
         reward=(
             f"{reward} {factor}(the health that enemies have lost in the step, each as a share of its own full health, summed "

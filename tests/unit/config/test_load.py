@@ -277,6 +277,7 @@ def test_q_learning_with_no_mixer_is_iql(env, train):
         ({"env": {"num_envs": 0}}, "env.num_envs=0"),
         ({"train": {"batch_episodes": 7, "buffer_episodes": 5}}, "smaller than train.batch_episodes=7"),
         ({"sed": 1}, "Did you mean 'seed'"),
+        ({"env": {"state": "observation"}}, "Did you mean 'observations'. Allowed: features, observations"),
         ({"seed": -1}, "seed=-1 is out of bounds"),
         ({"device": "gpu"}, "device='gpu' is unknown"),
     ],
@@ -305,6 +306,18 @@ def test_a_run_that_does_what_runs_did_before_an_option_existed_has_their_name()
     published, masked = (composed("mixer=qmix", f"env.mask_ineffective={mask}") for mask in ("false", "true"))
     assert "mask_ineffective" not in load.identity(load_run(masked), None)["env"]
     assert run_name(load_run(published), None) != run_name(load_run(masked), None)
+
+
+@pytest.mark.parametrize("name", registry.choices("env"))
+def test_the_features_that_every_run_had_as_its_state_do_not_define_it(name):
+    features, observations = (
+        load_run(composed("mixer=qmix", f"env={name}", f"env.state={state}")) for state in ("features", "observations")
+    )
+    assert "state" not in load.identity(features, None)["env"]
+    assert load.identity(observations, None)["env"]["state"] == "observations"
+    older = to_dict(features)
+    older["env"].pop("state")
+    assert load_run(load.with_older_defaults(older)).env.state == "features"
 
 
 def test_the_configuration_of_a_run_from_before_an_option_existed_says_what_it_did():

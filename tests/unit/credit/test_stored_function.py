@@ -22,11 +22,12 @@ from qllm_exp.credit.program_json import canonical_json
 from qllm_exp.credit.stored_function import StoredFunction, bundled_path, load
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
+from qllm_exp.envs.matrix import Config as MatrixConfig
 from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.errors import UserError
 from qllm_exp.generation import provide
 from qllm_exp.generation.coder_evaluator import generate
-from qllm_exp.generation.verify import Accepted, verify_all
+from qllm_exp.generation.verify import Accepted, verify, verify_all
 from qllm_exp.llm import CallFailed, Reply, Request
 from qllm_exp.llm.folder import Config as FolderConfig
 from qllm_exp.mixers.qmix import Config as QmixConfig
@@ -269,9 +270,11 @@ def test_a_file_that_is_not_plain_json_is_refused_with_its_name_made_inert(tmp_p
         assert str(error.value).isprintable() and r"\x1b[31m.json" in str(error.value)
 
 
-def make_env_with_sizes(n_agents: int, state_dim: int, task_name: str = "simple_tag") -> TeamEnv:
+def make_env_with_sizes(
+    n_agents: int, state_dim: int, task_name: str = "simple_tag", state_kind: str = "features"
+) -> TeamEnv:
     task = SimpleNamespace(env="mpe", task=task_name)
-    return cast(TeamEnv, SimpleNamespace(task=task, n_agents=n_agents, state_dim=state_dim))
+    return cast(TeamEnv, SimpleNamespace(task=task, n_agents=n_agents, state_dim=state_dim, state_kind=state_kind))
 
 
 def test_fit_is_checked_against_the_environment(tmp_path: Path) -> None:
@@ -285,6 +288,8 @@ def test_fit_is_checked_against_the_environment(tmp_path: Path) -> None:
         UserError, match=r"x\.json is for 3 agents and a state of 18 columns, but env mpe/simple_tag has 2 agents"
     ):
         load(path).check_fits(make_env_with_sizes(2, 12))
+    with pytest.raises(UserError, match=r"verified with env\.state=features.*Type env\.state=features, or import"):
+        load(path).check_fits(make_env_with_sizes(3, 18, state_kind="observations"))
 
 
 @pytest.mark.parametrize(
@@ -389,6 +394,26 @@ def test_the_same_source_imported_for_another_size_of_a_task_is_another_function
     configs = [MpeConfig(), MpeConfig(options={"n_agents": 6}), MpeConfig()]
     keys = [provide.import_function(accepted, make_env(config, 2, 0), "a file").key for config in configs]
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_a_function_that_was_imported_for_observations_is_another_one_and_fits_no_features(tmp_path: Path) -> None:
+    source = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(1, keepdim=True)\n"
+    features, observations = (make_env(MatrixConfig(state=kind), 2, 0) for kind in ("features", "observations"))
+    assert features.state_dim == observations.state_dim, "sizes are equal by accident"
+    stored = [provide.import_function(verify(source, env, False), env, "a file") for env in (features, observations)]
+    assert stored[0].key != stored[1].key and "state" not in stored[0].provenance
+    for function, env, other in zip(stored, (features, observations), (observations, features), strict=True):
+        function.save(tmp_path / f"{function.key}.json")
+        loaded = load(tmp_path / f"{function.key}.json")
+        loaded.check_fits(env)
+        with pytest.raises(UserError, match=f"Type env.state={env.state_kind}, or import the function again"):
+            loaded.check_fits(other)
+
+
+def test_the_bundled_functions_are_for_features() -> None:
+    run = schema.RunConfig(env=MatrixConfig(state="observations"), mixer=TfcafConfig())
+    with pytest.raises(UserError, match=r"bundled functions read env\.state=features.*Type llm=openai .* leave out"):
+        provide.locate(run)
 
 
 def test_a_mixer_without_a_function_has_no_igm_gate() -> None:

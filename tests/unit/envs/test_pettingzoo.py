@@ -133,3 +133,20 @@ def test_opponents_of_known_tasks_are_refused_with_the_scripted_ones(task: str) 
 
 def test_adversaries_alone_are_a_team(game: str) -> None:
     assert build(game, names=("adversary_0", "adversary_1")).n_agents == 2
+
+
+def test_images_are_no_global_state(game: str) -> None:
+    config = Config(task=game, options={"shape": (4, 5, 3)}, state="observations")
+    with pytest.raises(
+        UserError, match=r"a of env\.task='some_games\.game_v0' observes an image \[4, 5, 3\].*env\.state=features"
+    ):
+        make_env(config, 2, 0)
+
+
+def test_unknown_observations_are_numbered_within_their_bounds(game: str) -> None:
+    layout = make_env(Config(task=game, state="observations"), 2, 0).layout
+    assert [(field.label, len(field.components), field.low, field.high) for field in layout] == [
+        ("agent 0 observation", 3, 0.0, 9.0),
+        ("agent 1 observation", 2, 0.0, 9.0),
+        ("agent 1 padding", 1, 0.0, 0.0),
+    ]
