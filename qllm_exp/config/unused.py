@@ -14,7 +14,7 @@ _NEEDS = {
     "tfcaf.probe.total_steps": ("tfcaf.selection", "probe"),
     "tfcaf.probe.seeds": ("tfcaf.selection", "probe"),
 }
-_ON_POLICY = ("coma", "ippo", "lica", "mappo")  # one update per rollout, on its episodes: nothing is replayed
+_ON_POLICY = ("coma", "ippo", "lica", "mappo", "pqn")  # one update per rollout, on its episodes: nothing is replayed
 _REPLAY = ("train.batch_episodes", "train.buffer_episodes", "train.steps_per_update")
 _GRF_ATTACK = ("academy_counterattack_easy", "academy_counterattack_hard")  # the agents are the attackers, in any case
 
@@ -37,6 +37,8 @@ def unused_options(value: Callable[[str], Any]) -> set[str]:
         unused.add("train.buffer_episodes")
     if algorithm not in registry.choices("algorithm"):
         unused = {key for key in unused if not key.startswith(("algorithm.", "train."))}
+    if value("mixer.name") == "qfix" and value("mixer.variant") != "mono":
+        unused.add("mixer.embed")  # only QMIX, the mixer that this variant builds on, reads it
     if value("env.name") == "grf" and value("env.task") in _GRF_ATTACK:
         unused.add("env.goalkeeper")
     return {key for key in unused if value(key) is not None}
