@@ -5,12 +5,13 @@ from typing import Any
 
 from qllm_exp.config import registry
 
-# Option: another option of the run, and the value of it that the option needs to have an effect.
+# Option: another option, and the value of it that the option needs to have an effect, in a run that has the other option.
 _NEEDS = {
     "algorithm.n_step": ("algorithm.targets", "n_step"),
     "algorithm.td_lambda": ("algorithm.targets", "td_lambda"),
     "algorithm.target_tau": ("algorithm.target_update", "soft"),
     "algorithm.target_period": ("algorithm.target_update", "periodic"),
+    "mixer.embed": ("mixer.variant", "mono"),
     "tfcaf.probe.total_steps": ("tfcaf.selection", "probe"),
     "tfcaf.probe.seeds": ("tfcaf.selection", "probe"),
 }
@@ -27,7 +28,7 @@ def unused_options(value: Callable[[str], Any]) -> set[str]:
     Args:
         value: returns the value of a dotted key; None if the run has no such option.
     """
-    unused = {key for key, (other, needed) in _NEEDS.items() if value(other) != needed}
+    unused = {key for key, (other, needed) in _NEEDS.items() if value(other) not in (None, needed)}
     if value("algorithm.epsilon_start") == value("algorithm.epsilon_end"):
         unused.add("algorithm.epsilon_steps")
     algorithm = value("algorithm.name")
@@ -37,8 +38,6 @@ def unused_options(value: Callable[[str], Any]) -> set[str]:
         unused.add("train.buffer_episodes")
     if algorithm not in registry.choices("algorithm"):
         unused = {key for key in unused if not key.startswith(("algorithm.", "train."))}
-    if value("mixer.name") == "qfix" and value("mixer.variant") != "mono":
-        unused.add("mixer.embed")  # only QMIX, the mixer that this variant builds on, reads it
     if value("env.name") == "grf" and value("env.task") in _GRF_ATTACK:
         unused.add("env.goalkeeper")
     return {key for key in unused if value(key) is not None}

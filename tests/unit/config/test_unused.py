@@ -118,6 +118,15 @@ def test_options_without_effect_do_not_name_a_run(choices, without_effect):
     assert all(run_name(run, "a") != run_name(compose_run([*choices, override]), "a") for override in effective)
 
 
+def test_an_option_has_an_effect_in_a_run_without_the_option_that_could_leave_it_without():
+    for choices, override in (
+        (["algorithm=pqn", "mixer=vdn"], "algorithm.td_lambda=0.1"),
+        (["mixer=qmix"], "mixer.embed=7"),
+        (["mixer=qfix", "mixer.variant=mono"], "mixer.embed=7"),
+    ):
+        assert run_name(compose_run(choices), None) != run_name(compose_run([*choices, override]), None)
+
+
 def test_an_option_of_a_users_own_algorithm_is_never_without_effect():
     options = flatten(to_dict(compose_run(["mixer=vdn"]))) | {"algorithm.name": "my_algorithm"}
     assert unused_options(options.get) == {"tfcaf.probe.total_steps", "tfcaf.probe.seeds"}
