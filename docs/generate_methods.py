@@ -24,8 +24,8 @@ OPEN, CLOSE = '<div class="numbers" markdown>', "</div>"  # around a table whose
 
 # The order of the pages in the index; a method that is not listed comes last.
 _ORDER = (
-    *("q_learning", "iql", "riit", "maser", "coma", "maddpg", "ippo", "mappo", "lica"),
-    *("vdn", "none", "qmix", "qatten", "qplex", "qtran", "wqmix", "tfcaf"),
+    *("q_learning", "iql", "pqn", "riit", "maser", "coma", "maddpg", "ippo", "mappo", "lica"),
+    *("vdn", "none", "qmix", "qatten", "qplex", "qtran", "wqmix", "qfix", "tfcaf"),
 )
 
 

@@ -132,4 +132,6 @@ def make_optimiser(
     rate = train.learning_rate if learning_rate is None else learning_rate
     if train.optimiser == "adam":
         return torch.optim.Adam([parameters.values], lr=rate, fused=True)
+    if train.optimiser == "radam":
+        return torch.optim.RAdam([parameters.values], lr=rate)
     return torch.optim.RMSprop([parameters.values], lr=rate, alpha=0.99, eps=1e-5)

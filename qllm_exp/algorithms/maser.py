@@ -43,8 +43,9 @@ from qllm_exp.algorithms.actor_critic import masked_mean
 from qllm_exp.algorithms.base import EpisodeBatch
 from qllm_exp.algorithms.flat_parameters import FlatParameters, make_optimiser
 from qllm_exp.algorithms.masked_categorical import MaskedCategorical
-from qllm_exp.algorithms.q_learning import AuxiliaryUpdate, QLearning, QValues
 from qllm_exp.algorithms.q_learning import Config as QLearningConfig
+from qllm_exp.algorithms.q_learning import QLearning
+from qllm_exp.algorithms.value_based import AuxiliaryUpdate, QValues
 from qllm_exp.config import schema
 from qllm_exp.config.schema import RunConfig, TrainConfig
 from qllm_exp.envs.base import TeamEnv
@@ -87,7 +88,7 @@ class Maser(QLearning):
         self.phi_optimiser = make_optimiser(train, self.phi_parameters)
 
     def auxiliary_loss(self, batch: EpisodeBatch, values: QValues, reward: Tensor) -> AuxiliaryUpdate:
-        """Reward r', and w_I L_I + w_E L_E; also takes one gradient step of phi. See `QLearning.auxiliary_loss`."""
+        """Reward r', and w_I L_I + w_E L_E; also takes one gradient step of phi. See `ValueBased.auxiliary_loss`."""
         c, available = self.config, batch.available_actions[:-1]
         goal = subgoals(self.subgoal_score(batch, values), batch.mask)
         steps = batch.packed_steps()

@@ -10,7 +10,7 @@ expectation, but the critic's interpolation between the actions that it has lear
 on replayed episodes, one of the critic on the latest episodes, and one of the agents on the latest episodes.
 
 The default mixer is QMIX. The agents' loss uses the mixer's `forward`, the critic's loss the mixer's own loss. With mixer=none
-each agent has its own critic. qplex and qtran are refused: their Q_i rank actions correctly, but the differences between them
+each agent has its own critic. qfix, qplex and qtran are refused: their Q_i rank actions correctly, but the differences between them
 are not meaningful, and the agents' loss climbs these differences and weighs them against the entropy. A team that learned from
 them kept acting almost at random.
 
@@ -69,7 +69,7 @@ class Config(OnPolicyConfig):
 
 ACCEPTS: tuple[str, ...] | None = None  # every mixer except those in REFUSES
 REFUSES = dict.fromkeys(
-    ("qplex", "qtran"),
+    ("qfix", "qplex", "qtran"),
     "its individual Qs rank the actions, but the agents' loss also needs meaningful differences between them",
 )
 _MIXER_PREFIX, _CRITIC_PREFIX = "mixer.", "critic."  # of parameter names in a policy; the agents' names have no prefix

@@ -134,7 +134,7 @@ class TrainConfig:
     steps_per_update: int = number(200, 1)
     batch_episodes: int = number(32, 1)
     buffer_episodes: int = number(5000, 1)
-    optimiser: str = one_of("adam", "rmsprop")
+    optimiser: str = one_of("adam", "rmsprop", "radam")
     learning_rate: float = number(5e-4, 0)
     grad_norm_clip: float = number(10.0, 0)
     gamma: float = number(0.99, 0, 1)

@@ -5,16 +5,17 @@ from typing import Any
 
 from qllm_exp.config import registry
 
-# Option: another option of the run, and the value of it that the option needs to have an effect.
+# Option: another option, and the value of it that the option needs to have an effect, in a run that has the other option.
 _NEEDS = {
     "algorithm.n_step": ("algorithm.targets", "n_step"),
     "algorithm.td_lambda": ("algorithm.targets", "td_lambda"),
     "algorithm.target_tau": ("algorithm.target_update", "soft"),
     "algorithm.target_period": ("algorithm.target_update", "periodic"),
+    "mixer.embed": ("mixer.variant", "mono"),
     "tfcaf.probe.total_steps": ("tfcaf.selection", "probe"),
     "tfcaf.probe.seeds": ("tfcaf.selection", "probe"),
 }
-_ON_POLICY = ("coma", "ippo", "lica", "mappo")  # one update per rollout, on its episodes: nothing is replayed
+_ON_POLICY = ("coma", "ippo", "lica", "mappo", "pqn")  # one update per rollout, on its episodes: nothing is replayed
 _REPLAY = ("train.batch_episodes", "train.buffer_episodes", "train.steps_per_update")
 _GRF_ATTACK = ("academy_counterattack_easy", "academy_counterattack_hard")  # the agents are the attackers, in any case
 
@@ -27,7 +28,7 @@ def unused_options(value: Callable[[str], Any]) -> set[str]:
     Args:
         value: returns the value of a dotted key; None if the run has no such option.
     """
-    unused = {key for key, (other, needed) in _NEEDS.items() if value(other) != needed}
+    unused = {key for key, (other, needed) in _NEEDS.items() if value(other) not in (None, needed)}
     if value("algorithm.epsilon_start") == value("algorithm.epsilon_end"):
         unused.add("algorithm.epsilon_steps")
     algorithm = value("algorithm.name")

@@ -22,13 +22,15 @@ class FeedForwardAgent(nn.Module):
         n_inputs: Number of inputs I.
         n_outputs: Number of outputs O.
         hidden: Width of both hidden layers.
+        layer_norm: Whether the outputs of both hidden layers are normalised before the ReLU.
     """
 
-    def __init__(self, n_inputs: int, n_outputs: int, hidden: int) -> None:
+    def __init__(self, n_inputs: int, n_outputs: int, hidden: int, layer_norm: bool = False) -> None:
         super().__init__()
         self.fc_in = nn.Linear(n_inputs, hidden)
         self.fc_hidden = nn.Linear(hidden, hidden)
         self.fc_out = nn.Linear(hidden, n_outputs)
+        self.norm_in, self.norm_hidden = (nn.LayerNorm(hidden) if layer_norm else nn.Identity() for _ in range(2))
 
     def initial_hidden(self, rows: int, device: torch.device | str) -> Tensor:
         """Empty hidden state [R, 0]."""
@@ -49,13 +51,16 @@ class FeedForwardAgent(nn.Module):
 
     def unroll(self, inputs: Tensor) -> Tensor:
         """Outputs [..., O] of inputs [..., I], differentiable."""
-        outputs: Tensor = self.fc_out(F.relu(self.fc_hidden(F.relu(self.fc_in(inputs)))))
+        first = F.relu(self.norm_in(self.fc_in(inputs)))
+        outputs: Tensor = self.fc_out(F.relu(self.norm_hidden(self.fc_hidden(first))))
         return outputs
 
     @torch.no_grad()
     def outputs_and_gradient(self, inputs: Tensor, output_gradient: Callable[[Tensor], Tensor]) -> Tensor:
         """Outputs of few rows; also writes the parameters' gradients, without autograd, whose overhead dominates for
         few rows.
+
+        For a network without layer normalisation.
 
         Args:
             inputs: [R, I].
@@ -88,14 +93,17 @@ class TeamNetwork(nn.Module):
         n_inputs: Inputs I of each agent.
         n_outputs: Outputs O of each agent.
         train: The `train` group: kind and width of the network, and whether the agents share its parameters.
+        layer_norm: Whether hidden layers are normalised before each ReLU.
     """
 
-    def __init__(self, n_agents: int, n_inputs: int, n_outputs: int, train: TrainConfig) -> None:
+    def __init__(
+        self, n_agents: int, n_inputs: int, n_outputs: int, train: TrainConfig, layer_norm: bool = False
+    ) -> None:
         super().__init__()
         network_class = RecurrentAgent if train.network == "gru" else FeedForwardAgent
         count = 1 if train.share_parameters else n_agents
         self.n_agents = n_agents
-        self.members = nn.ModuleList(network_class(n_inputs, n_outputs, train.hidden) for _ in range(count))
+        self.members = nn.ModuleList(network_class(n_inputs, n_outputs, train.hidden, layer_norm) for _ in range(count))
 
     def initial_hidden(self, num_envs: int, device: torch.device | str) -> Tensor:
         """Hidden states [N, n, H] before the first step of an episode."""

@@ -21,11 +21,14 @@ class RecurrentAgent(nn.Module):
         n_inputs: Number of inputs I.
         n_actions: Number of outputs A.
         hidden: Hidden units H.
+        layer_norm: Whether the first layer's outputs are normalised before the ReLU. The compiled kernel cannot do this, so
+            torch's own operations run.
     """
 
-    def __init__(self, n_inputs: int, n_actions: int, hidden: int) -> None:
+    def __init__(self, n_inputs: int, n_actions: int, hidden: int, layer_norm: bool = False) -> None:
         super().__init__()
         self.fc_in = nn.Linear(n_inputs, hidden)
+        self.norm = nn.LayerNorm(hidden) if layer_norm else nn.Identity()
         self.gru = nn.GRUCell(hidden, hidden)
         self.fc_out = nn.Linear(hidden, n_actions)
 
@@ -46,7 +49,7 @@ class RecurrentAgent(nn.Module):
         """
         if self._uses_kernel(inputs):
             return gru_kernel.step(inputs, hidden, self._kernel_parameters())
-        states, next_hidden = self._run_gru(F.relu(self.fc_in(inputs))[None], hidden)
+        states, next_hidden = self._run_gru(self._features(inputs)[None], hidden)
         return self.fc_out(states[0]), next_hidden
 
     def unroll(self, inputs: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ class RecurrentAgent(nn.Module):
         if self._uses_kernel(inputs):
             steps, rows = inputs.shape[:2]
             return self.unroll_packed(inputs.flatten(0, 1), torch.full((steps,), rows)).view(steps, rows, -1)
-        states, _ = self._run_gru(F.relu(self.fc_in(inputs)), self.initial_hidden(inputs.shape[1], inputs.device))
+        states, _ = self._run_gru(self._features(inputs), self.initial_hidden(inputs.shape[1], inputs.device))
         q: Tensor = self.fc_out(states)
         return q
 
@@ -71,15 +74,21 @@ class RecurrentAgent(nn.Module):
         if self._uses_kernel(inputs):
             return gru_kernel.unroll(inputs, sizes, self._kernel_parameters())
         hidden = self.initial_hidden(int(sizes[0]), inputs.device)[None]
-        x = F.relu(self.fc_in(inputs))
-        states, _ = torch.gru(x, sizes, hidden, self._gru_parameters(), True, 1, 0.0, self.training, False)
+        states, _ = torch.gru(
+            self._features(inputs), sizes, hidden, self._gru_parameters(), True, 1, 0.0, self.training, False
+        )
         q: Tensor = self.fc_out(states)
         return q
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        """Outputs [..., H] of the first layer, after normalisation if there is one and ReLU, of inputs [..., I]."""
+        return F.relu(self.norm(self.fc_in(inputs)))
 
     def _uses_kernel(self, inputs: Tensor) -> bool:
         """Whether the compiled kernel can handle this call. The kernel does not compute gradients of the inputs."""
         return (
-            inputs.device.type == "cpu"
+            isinstance(self.norm, nn.Identity)
+            and inputs.device.type == "cpu"
             and inputs.dtype == self.fc_in.weight.dtype == torch.float32
             and inputs.numel() > 0
             and not (inputs.requires_grad and torch.is_grad_enabled())

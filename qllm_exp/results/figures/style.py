@@ -43,7 +43,7 @@ class Style(NamedTuple):
     hatch: str
 
 
-# Mixers: Okabe & Ito (2008), with a wine red in place of their yellow, which is too light for a line. Algorithms: eight
+# Mixers: Okabe & Ito (2008), with a wine red in place of their yellow, which is too light for a line. Algorithms:
 # colours that are as far apart as possible, also for colour-blind readers (tests/unit/results/test_figure_style.py).
 _FIXED = {
     "tfcaf": Style("#D55E00", "-", "o", ""),
@@ -54,9 +54,11 @@ _FIXED = {
     "qplex": Style("#E69F00", "--", "P", "---"),
     "qtran": Style("#000000", "-.", "X", "++"),
     "wqmix": Style("#882255", "-", "*", "ooo"),
+    "qfix": Style("#6200C4", ":", "p", "|||"),
     "riit": Style("#1C008C", "--", "<", "///"),
     "maser": Style("#8C1C38", "-.", ">", "..."),
     "iql": Style("#FC8CC4", ":", "d", "xxx"),
+    "pqn": Style("#9C4E89", "-", "^", "|||"),
     "coma": Style("#C41C00", _DASH_DOT_DOT, "p", "\\\\\\"),
     "maddpg": Style("#0054FC", "-", "h", "---"),
     "mappo": Style("#38C470", "--", "8", "++"),
@@ -73,9 +75,11 @@ _SHADES = {
     "#E69F00": ("#402d00", "#674800", "#916400", "#bd8200"),
     "#000000": ("#4c4c4c", "#6e6e6e", "#8f8f8f", "#b0b0b0"),
     "#882255": ("#581637", "#a2537a", "#b97d9b", "#cea4b9"),
+    "#6200C4": ("#3a0075", "#7e2ecf", "#a66edd", "#c9a7eb"),
     "#1C008C": ("#503ba6", "#7261b8", "#9285c8", "#b4abd9"),
     "#8C1C38": ("#5e1326", "#a85268", "#bc7b8c", "#d1a4af"),
     "#FC8CC4": ("#472737", "#6f3e56", "#9c577a", "#cc719f"),
+    "#9C4E89": ("#3d1e35", "#7b3e6c", "#ad6d9e", "#cfaac6"),
     "#C41C00": ("#640e00", "#9b1600", "#da705e", "#e6a094"),
     "#0054FC": ("#00297b", "#0041c2", "#528bfd", "#8ab0fe"),
     "#38C470": ("#10371f", "#195832", "#237b47", "#2ea15c"),

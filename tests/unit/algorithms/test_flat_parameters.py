@@ -22,7 +22,7 @@ def test_flat_parameters_are_the_modules_parameters():
     assert not module.weight.any()
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
+@pytest.mark.parametrize("optimiser", ["adam", "rmsprop", "radam"])
 @pytest.mark.parametrize("max_norm", [0.5, 1e9])
 def test_a_gradient_step_clips_and_is_the_step_of_torchs_optimiser(optimiser, max_norm):
     train = TrainConfig(optimiser=optimiser, learning_rate=0.01)

@@ -338,7 +338,7 @@ def test_intrinsic_rewards_are_added_to_standardised_rewards():
     assert torch.equal(all_parameters(first), all_parameters(second))
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
+@pytest.mark.parametrize("optimiser", ["adam", "rmsprop", "radam"])
 def test_a_restored_learner_continues_identically(optimiser):
     first, second = (learner(train={"optimiser": optimiser}, intrinsic=0.5) for _ in range(2))
     for seed in range(3):

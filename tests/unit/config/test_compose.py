@@ -16,7 +16,7 @@ from qllm_exp.errors import UserError
         (["total_steps=1000"], "Did you mean 'train.total_steps' or 'tfcaf.probe.total_steps'?"),
         (["epsilon_anneal_time=5"], "Did you mean 'algorithm.epsilon_steps'?"),
         (["train.gama=0.9"], "Did you mean 'train.gamma'?"),
-        (["mixer=vdn", "mixer.embed=64"], "It is an option of mixer=qatten or mixer=qmix or "),
+        (["mixer=vdn", "mixer.embed=64"], "It is an option of mixer=qatten or mixer=qfix or mixer=qmix or "),
         (["mixer=vdn", "mixer.embed=64"], ", not of mixer=vdn."),
         (["embed=64"], "It is an option of algorithm=lica or mixer=qatten or "),
         (["embed=64"], ", not of algorithm=q_learning or mixer=tfcaf."),

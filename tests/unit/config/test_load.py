@@ -157,7 +157,7 @@ def test_an_algorithm_without_a_mixer_sets_it_to_none_and_rejects_any_other():
 
 
 def test_an_algorithm_that_accepts_most_mixers_says_why_it_rejects_one():
-    for mixer in ("qplex", "qtran"):
+    for mixer in ("qfix", "qplex", "qtran"):
         reason = rf"algorithm=riit does not accept mixer={mixer}: its individual Qs .* "
         accepted = r"It accepts: none, qatten, qmix, tfcaf, vdn, wqmix\."
         with pytest.raises(UserError, match=reason + accepted):

@@ -119,6 +119,16 @@ EPYMARL_ROLLOUT |= {"buffer_size": 10, "batch_size_run": 10, "batch_size": 10, "
 EPYMARL_PPO = {**EPYMARL_ROLLOUT, "hidden_dim": 128, "target_update_interval_or_tau": 0.01, "entropy_coef": 0.001}
 EPYMARL_PPO |= {"standardise_returns": False, "q_nstep": 5, "epochs": 4, "eps_clip": 0.2}
 
+# baselines/QLearning/config/alg of JaxMARL, pqn_vdn_rnn_smax.yaml and pqn_vdn_rnn_mpe.yaml; purejaxql has the first too.
+PQN = {"NUM_EPOCHS": 4, "NUM_MINIBATCHES": 16, "NUM_LAYERS": 2, "MAX_GRAD_NORM": 1, "EPS_START": 1.0, "EPS_DECAY": 0.1}
+PQN |= {"TEST_INTERVAL": 0.05, "optimizer": "radam", "obs_agent_id": True, "obs_last_action": False, "REW_SCALE": 1.0}
+PQN_SMAX = PQN | {"TOTAL_TIMESTEPS": 1e7, "NUM_ENVS": 128, "NUM_STEPS": 128, "HIDDEN_SIZE": 512, "LR": 0.00025}
+PQN_SMAX |= {"NORM_TYPE": "batch_norm", "NORM_INPUT": True, "LR_LINEAR_DECAY": True, "GAMMA": 0.99, "LAMBDA": 0.85}
+PQN_SMAX |= {"EPS_FINISH": 0.01, "REW_SCALE": 10.0, "TEST_NUM_ENVS": 128}
+PQN_MPE = PQN | {"TOTAL_TIMESTEPS": 2e6, "NUM_ENVS": 256, "NUM_STEPS": 16, "HIDDEN_SIZE": 256, "LR": 0.0005}
+PQN_MPE |= {"NORM_TYPE": "layer_norm", "NORM_INPUT": False, "LR_LINEAR_DECAY": False, "GAMMA": 0.9, "LAMBDA": 0.3}
+PQN_MPE |= {"EPS_FINISH": 0.1, "TEST_NUM_ENVS": 512}
+
 UNREAD_LAMBDA = {
     "td_lambda": Deviation(0.0, "q_learning", "QLLM's files set td_lambda = 0.6, which their learner does not read")
 }
@@ -140,7 +150,15 @@ def same_evaluation(page: str, sentence: str) -> dict[str, Deviation]:
 
 RIIT_EVALUATION = "Evaluations have 100 episodes every 50,000 steps, those of the public code 32 every 10,000"
 MASER_EVALUATION = "3.005 million steps, and its file for StarCraft 24 episodes every 20,000 steps"
+QFIX_EVALUATION = "Evaluations have 100 episodes every 50,000 steps, those of the public code 32 every 10,000"
 LICA_EVALUATION = "the authors' have 65.6 million steps of StarCraft, and 32 episodes every 320,000 steps"
+
+PQN_DEVIATIONS = {
+    "NUM_LAYERS": Deviation(1, "pqn", "one hidden layer before the GRU, where the authors have two"),
+    "NUM_STEPS": Deviation("episode", "pqn", "An update follows 128 whole episodes (mpe: 256)"),
+    "TEST_NUM_ENVS": Deviation(100, "pqn", "Evaluations have 100 episodes every 50,000 steps"),
+}
+NORMALISED = "The authors normalise batches on SMAX, and the inputs too"
 
 CASES = {
     "qllm": Published(
@@ -219,6 +237,23 @@ CASES = {
         same_evaluation("q_learning", SHORT)
         | {"qtran_arch": Deviation("coma_critic", "qtran", "(`qtran_arch: coma_critic` in PyMARL)")},
     ),
+    **{
+        f"qfix-{variant}": Published(  # src/config/algs/q+fix_*.yaml of the authors, with the options of their scripts
+            "QFIX public code",
+            ("mixer=qfix", f"mixer.variant={variant}"),
+            GYM,
+            {key: value for key, value in PYMARL_Q.items() if key not in RMSPROP}
+            | {"batch_size_run": 8, "batch_size": 128, "lr": 0.001, "t_max": 10000000, "epsilon_anneal_time": 100000}
+            | {"optimizer": "adam", "td_lambda": 0.6, "mixing_embed_dim": 32, "hypernet_embed": 64}
+            | {"qfix_type": "q+fix", "qfix_w_attention": False, "qfix_w_delta": 0, "qfix_detach_advantages": True},
+            {
+                "test_nepisode": Deviation(100, "qfix", QFIX_EVALUATION),
+                "test_interval": Deviation(50000, "qfix", QFIX_EVALUATION),
+                "grad_norm_clip": Deviation(20, "qfix", "so their gradient clip of 10 is `train.grad_norm_clip=20`"),
+            },
+        )
+        for variant in ("sum", "mono", "lin")
+    },
     "maser": Published(  # config/algs/qmix.yaml, config/envs/sc2.yaml, and the command of README.md
         "MASER public code",
         ("algorithm=maser", "mixer=qmix"),
@@ -227,6 +262,32 @@ CASES = {
         | {"test_nepisode": 24, "test_interval": 20000, "t_max": 3005000, "mixing_embed_dim": 32, "hypernet_layers": 1}
         | {"lam": 0.03, "alpha": 0.5, "0.001 * ind": 0.001, "0.001 * mix * expl": 0.001, "0.001 * mix * dis": 0.001},
         same_evaluation("maser", MASER_EVALUATION),
+    ),
+    "pqn": Published(
+        "JaxMARL public code, pqn_vdn_rnn",
+        ("algorithm=pqn", "mixer=vdn"),
+        ("smax", "lbf", "matrix"),
+        PQN_SMAX,
+        PQN_DEVIATIONS
+        | {
+            "NORM_TYPE": Deviation("layer_norm", "pqn", NORMALISED),
+            "NORM_INPUT": Deviation(False, "pqn", NORMALISED),
+            "LR_LINEAR_DECAY": Deviation(False, "pqn", "The learning rate is constant; on SMAX the authors' falls"),
+            "REW_SCALE": Deviation(1.0, "pqn", "on SMAX the authors multiply them by 10"),
+            "TEST_INTERVAL": Deviation(
+                0.005, "pqn", "those of the authors 128 (MPE: 512) every 500,000 (MPE: 100,000)"
+            ),
+        },
+    ),
+    "pqn-mpe": Published(
+        "JaxMARL public code, pqn_vdn_rnn",
+        ("algorithm=pqn", "mixer=vdn"),
+        ("mpe",),
+        PQN_MPE,
+        PQN_DEVIATIONS
+        | {
+            "TEST_INTERVAL": Deviation(0.025, "pqn", "those of the authors 128 (MPE: 512) every 500,000 (MPE: 100,000)")
+        },
     ),
     "riit": Published(  # PyMARL2's src/config/algs/riit.yaml; the learner's own default for optimizer_epsilon
         "PyMARL2 public code, riit",
@@ -329,7 +390,7 @@ def td_lambda(run: RunConfig) -> float:
 
 def on_policy(run: RunConfig) -> bool:
     """Whether the method learns from its last rollout alone."""
-    return run.algorithm.name in ("coma", "ippo", "mappo", "lica")
+    return run.algorithm.name in ("coma", "ippo", "mappo", "lica", "pqn")
 
 
 def batch_size(run: RunConfig) -> int:
@@ -354,6 +415,26 @@ OURS: dict[str, Callable[[Any], Any]] = {
     "0.001 * ind": lambda run: run.algorithm.individual,
     "0.001 * mix * dis": lambda run: run.algorithm.distance,
     "0.001 * mix * expl": lambda run: run.algorithm.exploration,
+    "EPS_DECAY": lambda run: run.algorithm.epsilon_steps / run.train.total_steps,
+    "EPS_FINISH": lambda run: run.algorithm.epsilon_end,
+    "EPS_START": lambda run: run.algorithm.epsilon_start,
+    "GAMMA": lambda run: run.train.gamma,
+    "HIDDEN_SIZE": lambda run: run.train.hidden,
+    "LAMBDA": lambda run: run.algorithm.td_lambda,
+    "LR": lambda run: run.train.learning_rate,
+    "LR_LINEAR_DECAY": lambda run: False,
+    "MAX_GRAD_NORM": lambda run: run.train.grad_norm_clip,
+    "NORM_INPUT": lambda run: False,
+    "NORM_TYPE": lambda run: "layer_norm" if run.algorithm.layer_norm else "none",
+    "NUM_ENVS": lambda run: run.env.num_envs,
+    "NUM_EPOCHS": lambda run: run.algorithm.epochs,
+    "NUM_LAYERS": lambda run: 1,
+    "NUM_MINIBATCHES": lambda run: run.algorithm.minibatches,
+    "NUM_STEPS": lambda run: "episode",
+    "REW_SCALE": lambda run: 1.0,
+    "TEST_INTERVAL": lambda run: run.train.evaluation.every / run.train.total_steps,
+    "TEST_NUM_ENVS": lambda run: run.train.evaluation.episodes,
+    "TOTAL_TIMESTEPS": lambda run: run.train.total_steps,
     "alpha": lambda run: run.algorithm.alpha,
     "batch_size": batch_size,
     "batch_size_run": lambda run: run.env.num_envs,
@@ -396,6 +477,10 @@ OURS: dict[str, Callable[[Any], Any]] = {
     "optim_eps": lambda run: optimiser_default(run, "eps"),
     "optimizer": lambda run: run.train.optimiser,
     "optimizer_epsilon": lambda run: optimiser_default(run, "eps"),
+    "qfix_detach_advantages": lambda run: run.mixer.additive,
+    "qfix_type": lambda run: "q+fix" if run.mixer.additive else "qfix",
+    "qfix_w_attention": lambda run: False,
+    "qfix_w_delta": lambda run: 0,
     "q_nstep": lambda run: run.algorithm.n_step,
     "qtran_arch": lambda run: "coma_critic",
     "reg": lambda run: run.algorithm.regularisation,

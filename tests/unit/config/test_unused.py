@@ -28,9 +28,10 @@ VARIANTS = {
     ]
     for algorithm in registry.choices("algorithm")
 }
+VARIANTS["pqn"] = [[], ["algorithm.layer_norm=false"]]  # it has no target network, and one kind of return
 VARIANTS["riit"][0] += ["algorithm.replay_episodes=0"]
 VARIANTS["riit"][1] += ["algorithm.replay_episodes=2"]
-for _name in ("coma", "q_learning"):
+for _name in ("coma", "pqn", "q_learning"):
     VARIANTS[_name][0] += ["algorithm.epsilon_start=0.2", "algorithm.epsilon_end=0.2"]
 
 
@@ -83,7 +84,7 @@ def variants(run):
     ("algorithm", "variant"), [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 )
 def test_the_options_without_effect_are_those_that_change_nothing_in_training(algorithm, variant):
-    mixer = "qmix" if algorithm in ("q_learning", "maser", "riit") else "none"
+    mixer = "qmix" if algorithm in ("q_learning", "pqn", "maser", "riit") else "none"
     env = "mpe" if algorithm == "maser" else "matrix"  # every observation of the matrix games is a subgoal reached
     run = compose_run([*SMALL, f"env={env}", f"algorithm={algorithm}", f"mixer={mixer}", *variant])
     reference = training(run)
@@ -100,6 +101,7 @@ def test_the_options_without_effect_are_those_that_change_nothing_in_training(al
         (["algorithm.targets=n_step"], ["algorithm.td_lambda=0.1"]),
         (["algorithm.epsilon_start=0", "algorithm.epsilon_end=0"], ["algorithm.epsilon_steps=7"]),
         (["algorithm=mappo"], ["train.batch_episodes=7", "train.buffer_episodes=7", "train.steps_per_update=7"]),
+        (["mixer=qfix"], ["mixer.embed=7"]),
         (["algorithm=riit", "algorithm.replay_episodes=0"], ["train.buffer_episodes=99"]),
         (["env=grf", "env.task=academy_counterattack_easy"], ["env.goalkeeper=false"]),
     ],
@@ -114,6 +116,15 @@ def test_options_without_effect_do_not_name_a_run(choices, without_effect):
     returns = "algorithm.n_step=7" if run.algorithm.targets == "n_step" else "algorithm.td_lambda=0.1"
     effective = [returns, "train.learning_rate=7", "env.episode_limit=7"]
     assert all(run_name(run, "a") != run_name(compose_run([*choices, override]), "a") for override in effective)
+
+
+def test_an_option_has_an_effect_in_a_run_without_the_option_that_could_leave_it_without():
+    for choices, override in (
+        (["algorithm=pqn", "mixer=vdn"], "algorithm.td_lambda=0.1"),
+        (["mixer=qmix"], "mixer.embed=7"),
+        (["mixer=qfix", "mixer.variant=mono"], "mixer.embed=7"),
+    ):
+        assert run_name(compose_run(choices), None) != run_name(compose_run([*choices, override]), None)
 
 
 def test_an_option_of_a_users_own_algorithm_is_never_without_effect():

@@ -10,6 +10,7 @@ from qllm_exp.algorithms.q_learning import Config as QLearningConfig
 from qllm_exp.algorithms.q_learning import QLearning
 from qllm_exp.config import schema
 from qllm_exp.mixers import make_mixer
+from qllm_exp.mixers.qfix import Config as QfixConfig
 from qllm_exp.mixers.qplex import Config as QplexConfig
 from qllm_exp.mixers.qtran import Config as QtranConfig
 from qllm_exp.mixers.wqmix import Config as WqmixConfig
@@ -19,6 +20,13 @@ N, A = ENV.n_agents, ENV.n_actions
 CONFIGS = {
     "qplex": QplexConfig(kernels=2, hypernet=5, adv_hypernet=6),
     "qtran": QtranConfig(embed=6, lambda_opt=0.7, lambda_nopt=0.3),
+    **{
+        f"{'q+fix' if additive else 'qfix'}-{variant}": QfixConfig(
+            variant=variant, additive=additive, embed=4, hypernet=5
+        )
+        for variant in ("sum", "mono", "lin")
+        for additive in (True, False)
+    },
     "cw": WqmixConfig(embed=4, hypernet=5, unrestricted=6, alpha=0.3),
     "ow": WqmixConfig(embed=4, hypernet=5, unrestricted=6, alpha=0.3, weighting="ow"),
 }
@@ -63,6 +71,24 @@ def qplex_value(mixer, qs, allowed, actions, state):
     return sum(transformed[i] + (importance[i] - 1) * advantages[i] for i in range(N))
 
 
+def qfix_value(mixer, qs, allowed, actions, state):
+    hidden, output = mixer.weights[0], mixer.weights[2]
+    x = torch.cat([state, one_hot(actions)])
+    x = output.weight @ (hidden.weight @ x + hidden.bias).clamp(min=0) + output.bias
+    b = (mixer.bias[2].weight @ (mixer.bias[0].weight @ state + mixer.bias[0].bias).clamp(min=0) + mixer.bias[2].bias)[
+        0
+    ]
+    q, v = select(qs, actions), select(qs, best(qs, allowed))
+    fixee_q, fixee_v = (mixer.fixee(values, state) if mixer.variant == "mono" else values.sum() for values in (q, v))
+    advantages = [q[i] - v[i] for i in range(N)] if mixer.variant == "lin" else [fixee_q - fixee_v]
+    if not mixer.additive:
+        return sum(x[i].abs() * advantages[i] for i in range(len(x))) + b
+    return fixee_q + sum(((x[i] + 1).abs() - 1) * advantages[i].detach() for i in range(len(x))) + b
+
+
+VALUES = {"qplex": qplex_value, "qfix": qfix_value, "q+fix": qfix_value}  # by the name up to the variant
+
+
 def qtran_joint(mixer, actions, state):
     return mixer.joint(torch.cat([state, one_hot(actions)]))[0]
 
@@ -74,8 +100,9 @@ def step_loss(name, algo, mixer_target, qs, next_qs, b, e, t):
     online, _, central, _ = qs
     selecting_qs = next_qs[0] if algo.config.double_q else next_qs[1]
     choice = best(selecting_qs, allowed_then)
-    if name == "qplex":
-        bootstrap = qplex_value(mixer_target, next_qs[1], allowed_then, choice, next_state)
+    value = VALUES.get(name.partition("-")[0])
+    if value is not None:
+        bootstrap = value(mixer_target, next_qs[1], allowed_then, choice, next_state)
     elif name == "qtran":
         bootstrap = qtran_joint(mixer_target, choice, next_state)
     else:
@@ -86,8 +113,9 @@ def step_loss(name, algo, mixer_target, qs, next_qs, b, e, t):
 
 def value_loss(name, mixer, online, central, allowed, actions, state, y):
     """Loss of one joint action in one state. online, central: Qs [n, A] of the agents and of the central agents."""
-    if name == "qplex":
-        return (qplex_value(mixer, online, allowed, actions, state) - y) ** 2
+    value = VALUES.get(name.partition("-")[0])
+    if value is not None:
+        return (value(mixer, online, allowed, actions, state) - y) ** 2
     if name == "qtran":
         q_jt, v = qtran_joint(mixer, actions, state), mixer.of_state(state)[0]
         best_actions = best(online, allowed)

@@ -18,6 +18,7 @@ from qllm_exp.envs.matrix import Config as MatrixConfig
 from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.base import JointAction
 from qllm_exp.mixers.qatten import Config as QattenConfig
+from qllm_exp.mixers.qfix import Config as QfixConfig
 from qllm_exp.mixers.qmix import Config as QmixConfig
 from qllm_exp.mixers.qplex import Config as QplexConfig
 from qllm_exp.mixers.qtran import Config as QtranConfig
@@ -86,6 +87,32 @@ def test_qplex_finds_the_best_joint_action_and_can_represent_the_game(game):
     payoff, values = train(QplexConfig(), game, 1600, rate=2e-3)
     assert payoff == game.max()
     assert torch.allclose(values, game, atol=0.5)
+
+
+@pytest.mark.parametrize("game", [PUBLISHED, CLIMBING], ids=["published", "climbing"])
+@pytest.mark.parametrize("additive", [True, False], ids=["q+fix", "qfix"])
+@pytest.mark.parametrize("variant", ["sum", "mono", "lin"])
+def test_qfix_can_represent_a_game_whose_best_joint_action_the_agents_prefer(variant, additive, game):
+    torch.manual_seed(0)
+    mixer = make_mixer(QfixConfig(variant=variant, additive=additive), ENV)
+    all_qs = torch.tensor([[1.0, 0.0, 0.5], [1.0, 0.5, 0.0]]).expand(9, 2, 3)
+    joint, state = JointAction(all_qs, torch.ones(9, 2, 3, dtype=torch.bool), ALL), torch.full((9, 2), -1.0)
+    optimiser = torch.optim.Adam(mixer.parameters(), lr=1e-2)
+    for _ in range(1000):
+        optimiser.zero_grad()
+        (mixer.q_tot(joint, state) - game.flatten()).square().mean().backward()
+        optimiser.step()
+    assert torch.allclose(mixer.q_tot(joint, state).view(3, 3), game, atol=0.5)
+    additive_only = mixer(joint.qs, state).view(3, 3)  # what it is added to cannot
+    assert (additive_only - game).abs().max() > 3
+
+
+@pytest.mark.parametrize(
+    ("variant", "game", "rate"), [("sum", CLIMBING, 2e-3), ("mono", CLIMBING, 2e-3), ("lin", PUBLISHED, 6e-3)]
+)
+def test_additive_qfix_finds_the_best_joint_action_and_the_payoffs(variant, game, rate):
+    payoff, values = train(QfixConfig(variant=variant), game, 1600, rate)
+    assert payoff == game.max() and torch.allclose(values, game, atol=0.5)
 
 
 @pytest.mark.parametrize("weighting", ["cw", "ow"])

@@ -1,4 +1,4 @@
-"""The mixers qatten, qplex, qtran and wqmix: their published formulas, IGM, weights and credit."""
+"""The mixers qatten, qplex, qfix, qtran and wqmix: their published formulas, IGM, weights and credit."""
 
 import itertools
 import math
@@ -17,6 +17,7 @@ from qllm_exp.explain.watch_episode import credit
 from qllm_exp.mixers import make_mixer
 from qllm_exp.mixers.base import JointAction
 from qllm_exp.mixers.qatten import OwnState, Qatten
+from qllm_exp.mixers.qfix import Qfix
 from qllm_exp.mixers.qplex import Qplex
 from qllm_exp.mixers.qtran import Qtran
 from qllm_exp.mixers.wqmix import FeedForward, Wqmix
@@ -24,6 +25,7 @@ from qllm_exp.networks.layers import ParallelLinear, grouped_linear
 from tests.unit.mixers.test_base import gradient
 
 INF = math.inf
+VARIANTS = ("sum", "mono", "lin")  # of QFIX
 
 
 def layout(n, extra=2):
@@ -57,9 +59,10 @@ def test_qatten_is_its_formula():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.floats(0.1, 100))
-def test_qatten_wqmix_qplex_and_qtran_never_fall_where_a_q_rises(seed, n, scale):
+def test_qatten_wqmix_qplex_qfix_and_qtran_never_fall_where_a_q_rises(seed, n, scale):
     torch.manual_seed(seed)
     mixers = [Qatten(n, layout(n), 2, 5, 4), Wqmix(n, 2 * n + 2, 4, 5, 6), Qplex(n, 3, 2 * n + 2, 2, 5, 6)]
+    mixers += [Qfix(n, 3, 2 * n + 2, variant, embed=4, hypernet=5) for variant in VARIANTS]
     for mixer in [*mixers, Qtran(n, 3, 2 * n + 2, 6)]:
         assert mixer.monotone
         qs, state = scale * torch.randn(4, 3, n), scale * torch.randn(4, 3, 2 * n + 2)
@@ -106,6 +109,60 @@ def test_the_best_joint_action_of_qplex_is_that_of_the_individual_ones(seed, n, 
     mixer, joint = scaled(Qplex(n, a, 3, 2, 5, 6), 2), all_joint_actions(n, a, seed)
     values = mixer.q_tot(joint, torch.randn(3).expand(len(joint.actions), 3))
     assert joint.actions[values.argmax()].tolist() == joint.best_actions[0].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(1, 3), st.integers(2, 4), st.sampled_from(VARIANTS), st.booleans(), st.booleans()
+)
+def test_the_best_joint_action_of_qfix_is_that_of_the_individual_ones(seed, n, a, variant, additive, masked):
+    torch.manual_seed(seed)
+    mixer, joint = scaled(Qfix(n, a, 3, variant, additive, 4, 5), 3), all_joint_actions(n, a, seed)
+    available = joint.available.clone()
+    if masked:
+        available[:, 0, joint.best_actions[0, 0]] = False
+    joint = JointAction(joint.all_qs, available, joint.actions)
+    allowed = available.gather(-1, joint.actions.unsqueeze(-1)).squeeze(-1).all(-1)
+    state = torch.randn(3).expand(len(joint.actions), 3)
+    values = mixer.q_tot(joint, state)[allowed]
+    assert joint.actions[allowed][values.argmax()].tolist() == joint.best_actions[0].tolist()
+    w, bound = mixer.weight(joint, state), -1 if additive else 0
+    assert w.shape == (len(state), n if variant == "lin" else 1) and (w >= bound).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_qfix_and_additive_qfix_are_the_same_functions(variant):
+    torch.manual_seed(0)
+    joint, state = all_joint_actions(2, 3), torch.randn(4).expand(9, 4)
+    plain, additive = (Qfix(2, 3, 4, variant, kind) for kind in (False, True))
+    additive.load_state_dict(plain.state_dict())
+    with torch.no_grad():  # outputs x of a w > 0 are those of the additive w = x - 1
+        plain.weights[2].weight.abs_()
+        plain.weights[2].bias.abs_()
+        additive.weights.load_state_dict(plain.weights.state_dict())
+        additive.weights[2].bias -= 1
+    w = plain.weight(joint, state)
+    assert torch.allclose(additive.weight(joint, state), w - 1, atol=1e-6)
+    fixee_best, bias = plain.fixee(joint.best_qs, state), plain.bias(state).squeeze(-1)
+    assert torch.allclose(additive.q_tot(joint, state) - fixee_best, plain.q_tot(joint, state), atol=1e-5)
+    best = (joint.actions == joint.best_actions).all(-1)
+    assert torch.allclose(plain.q_tot(joint, state)[best], bias[best])
+    assert torch.allclose(additive.q_tot(joint, state)[best], additive(joint.best_qs, state)[best], atol=1e-6)
+    if variant == "lin":
+        advantage = joint.qs - joint.best_qs
+        assert torch.allclose(plain.q_tot(joint, state), (w * advantage).sum(-1) + bias, atol=1e-5)
+
+
+def test_agents_learn_from_additive_qfix_as_from_what_it_is_added_to():
+    torch.manual_seed(0)
+    state = torch.randn(4).expand(9, 4)
+    for variant in VARIANTS:
+        mixer, joint = scaled(Qfix(2, 3, 4, variant), 2), all_joint_actions(2, 3)
+        qs = joint.all_qs.clone().requires_grad_()
+        joint = JointAction(qs, joint.available, joint.actions)
+        (slopes,) = torch.autograd.grad(mixer.q_tot(joint, state).sum(), qs, retain_graph=True)
+        (expected,) = torch.autograd.grad(mixer.fixee(joint.qs, state).sum(), qs)
+        assert torch.allclose(slopes, expected)
 
 
 def test_qplex_at_the_best_joint_action_is_its_forward_pass():
