@@ -9,9 +9,10 @@ w and b are networks with one hidden layer; w = |x - m| + m for the network's ou
 with w + 1 in place of w and Q_fixee(q(u_max), s) + b(s) in place of b(s), so both represent the same functions. Its agents learn
 as if Q_tot were the fixee, which the authors found to be stable; they measured Q+FIX only.
 
-To represent a game is not yet to learn it. Trained on all joint actions of a one-step game (learning rate 0.006,
-tests/unit/mixers/test_matrix_games.py), Q+FIX finds the best joint action of the climbing game, and with lin that of QTRAN's
-paper, where sum and mono stay at safe ones. QFIX stays there in both games: its agents learn nothing where w is 0.
+To represent a game is not yet to learn it. Trained on all joint actions of a one-step game
+(tests/unit/mixers/test_matrix_games.py), Q+FIX finds the best joint action of the climbing game. In the game of QTRAN's paper
+sum and mono stay at safe joint actions, and lin finds the best one with some learning rates (0.003, not 0.006 or 0.01). QFIX
+stays at safe ones in both games: its agents learn nothing where w is 0.
 
 `forward` is Q_fixee + b(s). For Q+FIX it takes each individual Q as the agent's best, and w has no part in the value of that
 joint action; credit is that of the fixee.

@@ -97,7 +97,8 @@ def test_qfix_can_represent_a_game_whose_best_joint_action_the_agents_prefer(var
     mixer = make_mixer(QfixConfig(variant=variant, additive=additive), ENV)
     all_qs = torch.tensor([[1.0, 0.0, 0.5], [1.0, 0.5, 0.0]]).expand(9, 2, 3)
     joint, state = JointAction(all_qs, torch.ones(9, 2, 3, dtype=torch.bool), ALL), torch.full((9, 2), -1.0)
-    optimiser = torch.optim.Adam(mixer.parameters(), lr=1e-2)
+    layer = [*mixer.weights.parameters(), *mixer.bias.parameters()]  # the fixee stays as it is
+    optimiser = torch.optim.Adam(layer, lr=1e-2)
     for _ in range(1000):
         optimiser.zero_grad()
         (mixer.q_tot(joint, state) - game.flatten()).square().mean().backward()
@@ -107,12 +108,10 @@ def test_qfix_can_represent_a_game_whose_best_joint_action_the_agents_prefer(var
     assert (additive_only - game).abs().max() > 3
 
 
-@pytest.mark.parametrize(
-    ("variant", "game", "rate"), [("sum", CLIMBING, 2e-3), ("mono", CLIMBING, 2e-3), ("lin", PUBLISHED, 6e-3)]
-)
-def test_additive_qfix_finds_the_best_joint_action_and_the_payoffs(variant, game, rate):
-    payoff, values = train(QfixConfig(variant=variant), game, 1600, rate)
-    assert payoff == game.max() and torch.allclose(values, game, atol=0.5)
+@pytest.mark.parametrize("variant", ["sum", "mono", "lin"])
+def test_additive_qfix_finds_the_best_joint_action_and_the_payoffs(variant):
+    payoff, values = train(QfixConfig(variant=variant), CLIMBING, 1600)
+    assert payoff == CLIMBING.max() and torch.allclose(values, CLIMBING, atol=0.5)
 
 
 @pytest.mark.parametrize("weighting", ["cw", "ow"])
