@@ -83,7 +83,12 @@ def test_a_step_leaves_pythons_lock_to_other_threads() -> None:
 def test_arrays_of_another_size_are_refused() -> None:
     env = new_match(0)
     obs, facts = np.zeros((1, 115), np.float32), np.zeros(7, np.int32)
-    for wrong in ((obs.astype(np.float64), facts), (obs[:, :-1].copy(), facts), (obs, facts[:-1]), (obs[:0], facts[:-1])):
+    for wrong in (
+        (obs.astype(np.float64), facts),
+        (obs[:, :-1].copy(), facts),
+        (obs, facts[:-1]),
+        (obs[:0], facts[:-1]),
+    ):
         with pytest.raises(ValueError, match=r"obs \[agents, 115\] float32 and facts \[6 \+ agents\] int32"):
             env.advance(1, 10_000, *wrong)
     many = np.zeros((6, 115), np.float32), np.zeros(12, np.int32)

@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -160,6 +161,7 @@ class Scenario:
     def __init__(self, engine: Any, name: str, goalkeeper: bool, attackers: int | None) -> None:
         self._engine = engine
         self._team = engine.e_Team.e_Left
+        self._building = threading.Lock()  # a configuration grows in this object, and matches build theirs in threads
         self._build_scenario = _scenario_module(name).build_scenario
         self._agents: list[int] = []
         config = self.build(0)
@@ -186,9 +188,9 @@ class Scenario:
         Args:
             seed: the engine's seed. Its lowest bit also decides which team moves first.
         """
-        self._config = self._engine.ScenarioConfig.make()
-        self._build_scenario(self)
-        config = self._config
+        with self._building:
+            config = self._config = self._engine.ScenarioConfig.make()
+            self._build_scenario(self)
         config.real_time = False
         config.left_agents, config.right_agents = len(self._agents), 0
         for i, player in enumerate(config.left_team):
