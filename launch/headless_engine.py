@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PUBLISHED = "2.10.2"
-VERSION = f"{PUBLISHED}+headless.1"  # count up with every change of the edits: a kept wheel is used by its version
+VERSION = f"{PUBLISHED}+headless.2"  # count up with every change of the edits: a kept wheel is used by its version
 SHA256 = "1b0fdcfa78b7fadc3730585ee7f0f412ba825c27e422b2b85ea0cf7ba57800b6"
 ENGINE = Path("third_party", "gfootball_engine")
 
@@ -48,7 +48,7 @@ BASE_H, BASE = "src/onthepitch/player/humanoid/humanoidbase.hpp", "src/onthepitc
 HUMANOID = "src/onthepitch/player/humanoid/humanoid.cpp"
 MATCH, BALL_H, BALL = "src/onthepitch/match.cpp", "src/onthepitch/ball.hpp", "src/onthepitch/ball.cpp"
 IMAGE_H, IMAGE = "src/onthepitch/AIsupport/mentalimage.hpp", "src/onthepitch/AIsupport/mentalimage.cpp"
-GAME, PYTHON = "src/game_env.cpp", "ai.cpp"
+GAME, LOG, PYTHON = "src/game_env.cpp", "src/base/log.cpp", "ai.cpp"
 
 # What animations say of themselves as text is read once, when it is set, and not for every candidate of every choice.
 TEXT = (
@@ -570,7 +570,7 @@ CAMERA = (
     Edit(MATCH, "    count += weight;", "    entry.first = true;\n{}"),
 )
 
-# A match is built without the bodies that only a drawing shows.
+# A match is built without the bodies and pictures that only a drawing shows.
 RESETS = (
     Edit(BASE, "  PrepareFullbodyModel(colorCoords);", ""),
     Edit(
@@ -578,6 +578,16 @@ RESETS = (
         "void Gui2Image::LoadImage(const std::string &filename) {",
         "{}\n  if (!GetGameConfig().render) return;",
     ),
+    Edit("src/loaders/imageloader.cpp", '#include "../base/log.hpp"', '{}\n#include "../base/sdl_surface.hpp"'),
+    Edit("src/loaders/imageloader.cpp", "IMG_LoadBmp(filename.c_str());", "CreateSDLSurface(1, 1);"),
+    Edit(
+        "src/scene/objects/geometry.cpp",
+        """(GetContext().geometry_manager.FetchCopy(
+        srcName, srcName + postfix, alreadyThere));""",
+        "src.geometryData;",
+    ),
+    Edit("src/utils/gui2/windowmanager.cpp", "CreateSDLSurface(contextW, contextH);", "CreateSDLSurface(1, 1);"),
+    Edit("src/utils/gui2/windowmanager.cpp", "CreateSDLSurface(width, height);", "CreateSDLSurface(1, 1);"),
 )
 
 # What cannot be drawn any more is refused, while Python's lock is held.
@@ -593,7 +603,96 @@ DRAWING = (
     ),
 )
 
-EDITS = (*TEXT, *POSES, *SHARED, *TURNS, *CHOICE, *CAMERA, *RESETS, *DRAWING)
+# A step of this package's environment is one call, and the other threads of Python go on meanwhile.
+LOOP = (
+    Edit(
+        PYTHON,
+        "class GameEnv_Python : public GameEnv {",
+        """// The memory of a NumPy array, while it is held.
+struct ArrayView {
+  explicit ArrayView(PyObject* array) {
+    if (PyObject_GetBuffer(array, &buffer, PyBUF_WRITABLE)) throw_error_already_set();
+  }
+  ~ArrayView() { PyBuffer_Release(&buffer); }
+  Py_buffer buffer;
+};
+
+// Python's lock is free while this is held, and taken again also after an exception.
+struct WithoutLock {
+  ~WithoutLock() { PyEval_RestoreThread(state); }
+  PyThreadState* state = PyEval_SaveThread();
+};
+
+{}""",
+    ),
+    Edit(
+        PYTHON,
+        "  void render_python(bool swap_buffer) {",
+        f"""  // Steps `count` times, and on until the ball is in play; returns whether it is after `limit` steps more. Writes
+  // `obs`, float32 [agents, 115], as simple115v2 has it, and `facts`, int32 [6 + agents]: owner of the ball (-1 nobody,
+  // 0 left, 1 right), its player, goals of the left and the right team, mode, clock, and every agent's player.
+  bool advance_python(int count, int limit, PyObject* obs, PyObject* facts) {{
+    if (GameEnv::game_config.render) {REFUSAL}
+    constexpr int columns = 115, active = 97, mode = 108, fixed = 6;
+    ArrayView rows(obs), numbers(facts);
+    const int agents = rows.buffer.len / (columns * sizeof(float));
+    if (agents < 1 || rows.buffer.len != Py_ssize_t(agents * columns * sizeof(float)) ||
+        numbers.buffer.len != Py_ssize_t((fixed + agents) * sizeof(int))) {{
+      throw std::invalid_argument("advance writes obs [agents, 115] float32 and facts [6 + agents] int32");
+    }}
+    ContextHolder c(this);
+    WithoutLock unlocked;
+    while (count-- > 0) step();
+    SharedInfo info = get_info();
+    for (; !info.is_in_play && limit > 0; limit--) {{
+      step();
+      info = get_info();
+    }}
+    if (!info.is_in_play) return false;
+    float* const row = static_cast<float*>(rows.buffer.buf);
+    int column = 0;
+    auto write = [&](const Position& position, int axes) {{
+      for (int axis = 0; axis < axes; axis++) row[column++] = position.env_coord(axis);
+    }};
+    for (auto team : {{&info.left_team, &info.right_team}}) {{
+      for (bool directions : {{false, true}}) {{
+        const int end = column + 2 * MAX_PLAYERS;
+        for (auto& player : *team) write(directions ? player.player_direction : player.player_position, 2);
+        while (column < end) row[column++] = -1.0f;
+      }}
+    }}
+    write(info.ball_position, 3);
+    write(info.ball_direction, 3);
+    for (int owner = -1; owner < 2; owner++) row[column++] = info.ball_owned_team == owner;
+    int* number = static_cast<int*>(numbers.buffer.buf);
+    for (int value : {{info.ball_owned_team, info.ball_owned_player, info.left_goals, info.right_goals,
+                      int(info.game_mode), info.step}}) {{
+      *number++ = value;
+    }}
+    for (int agent = 0; agent < agents; agent++) {{
+      float* const own = row + agent * columns;
+      const int player = info.left_controllers.at(agent).controlled_player;
+      if (agent) std::copy(row, row + active, own);
+      for (column = active; column < mode; column++) own[column] = column - active == player;
+      for (; column < columns; column++) own[column] = column - mode == info.game_mode;
+      *number++ = player;
+    }}
+    return true;
+  }}
+
+{{}}""",
+    ),
+    Edit(
+        PYTHON,
+        '      .def("step", &GameEnv_Python::step_python)',
+        '{}\n      .def("advance", &GameEnv_Python::advance_python)',
+    ),
+)
+
+# The message of a fatal error is written before the crash that follows it.
+ERRORS = (Edit(LOG, "    print_stacktrace();", "    fflush(stdout);\n{}"),)
+
+EDITS = (*TEXT, *POSES, *SHARED, *TURNS, *CHOICE, *CAMERA, *RESETS, *DRAWING, *LOOP, *ERRORS)
 
 
 def change(text: str, edit: Edit) -> str:

@@ -87,9 +87,37 @@ def build_match(worker: Any, engine: Any, name: str, limit: int) -> Any:
 
     scenario = Scenario(engine, name, True, None)
     agents = len(scenario.info.agents)
-    return worker.Match(
-        engine, scenario, True, limit, np.zeros((agents, worker.OBS_DIM), np.float32), np.zeros(agents, np.float32)
-    )
+    obs, rewards = np.zeros((agents, worker.OBS_DIM), np.float32), np.zeros(agents, np.float32)
+
+    class PublishedMatch(worker.Match):  # type: ignore[misc]
+        """A match on the published engine, which has no `advance`."""
+
+        def _advance(self, steps: int) -> None:
+            for _ in range(steps):
+                self._env.step()
+            while not (info := self._env.get_info()).is_in_play:
+                self._env.step()
+            self.obs[:], facts = observe(info, agents)
+            self._read(facts)
+
+    match = worker.Match if hasattr(engine.GameEnv, "advance") else PublishedMatch
+    return match(engine, scenario, True, limit, obs, rewards)
+
+
+def observe(info: Any, agents: int) -> tuple[list[list[float]], list[int]]:
+    """Return what the engine's `advance` writes, from what `get_info` returns: observations, and the other facts."""
+    shared: list[float] = []
+    for team in (info.left_team, info.right_team):
+        padding = [-1.0] * 2 * (11 - len(team))
+        shared += [player.position[axis] for player in team for axis in range(2)] + padding
+        shared += [player.direction[axis] for player in team for axis in range(2)] + padding
+    shared += [info.ball_position[axis] for axis in range(3)] + [info.ball_direction[axis] for axis in range(3)]
+    shared += [info.ball_owned_team == owner for owner in (-1, 0, 1)]
+    controlled = [info.left_controllers[agent].controlled_player for agent in range(agents)]
+    mode = int(info.game_mode)
+    own = [[player == i for i in range(11)] + [mode == i for i in range(7)] for player in controlled]
+    facts = [info.ball_owned_team, info.ball_owned_player, info.left_goals, info.right_goals, mode, info.step]
+    return [shared + columns for columns in own], facts + controlled
 
 
 def play(match: Any, episode: int) -> str:

@@ -36,8 +36,10 @@ episodes=${EPISODES:-300}
 echo "football: $episodes episodes of every academy scenario and 20,000 steps of 11_vs_11, on both builds of the engine"
 digests=$(mktemp -d)
 trap 'rm -rf "$digests"' EXIT
+pids=()
 for venv in .venv .venv-gfootball; do
   "$venv/bin/python" -W ignore tests/bench/football_episodes.py --episodes "$episodes" --full-steps 20000 >"$digests/$venv" &
+  pids+=($!)
 done
-wait
+for pid in "${pids[@]}"; do wait "$pid"; done  # fails if one of the two failed
 diff "$digests/.venv" "$digests/.venv-gfootball" && echo "football: all episodes are equal"

@@ -166,7 +166,8 @@ def test_an_agent_controls_the_same_player_from_the_first_step_to_the_last(make:
 
 
 def test_equal_seeds_give_equal_episodes_whatever_the_number_of_workers(make: Make) -> None:
-    env, other_env = make(3, seed=5, workers=1), make(3, seed=6, workers=2)
+    settings: dict[str, Any] = {"task": "academy_counterattack_hard", "episode_limit": 30}
+    env, other_env = make(8, seed=5, workers=1, **settings), make(8, seed=6, workers=5, **settings)
     first, second = play(env), play(env)
     assert not same(first, second)
     assert not torch.equal(first[1].state[0], first[1].state[1])  # the matches differ

@@ -1,4 +1,4 @@
-"""The engine's worker processes: death of a worker, death of the parent, Ctrl-C, and a clean exit."""
+"""The engine's worker process: its death and crash, a hung engine, death of the parent, Ctrl-C, and a clean exit."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import torch
 
 from qllm_exp.envs.grf.env import Config as GrfConfig
 from qllm_exp.envs.grf.env import FootballEnv, make
-from qllm_exp.envs.grf.pool import WorkerError
+from qllm_exp.envs.grf.process import WorkerError
 
 START = """
 import sys, torch
@@ -20,15 +20,15 @@ from qllm_exp.envs import make_env
 from qllm_exp.envs.grf import Config
 env = make_env(Config(workers=2), 2, 0)
 env.reset()
-print(*[worker.pid for worker in env.pool.workers], flush=True)
+print(env.worker.pid, flush=True)
 """
 # If these tests run as a background job of a shell, the processes that they start inherit that SIGINT is ignored.
 LISTEN = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 STEP = "env.step(torch.zeros(2, 4, dtype=torch.long))\n"
 
 
-def two_workers() -> FootballEnv:
-    env = make(GrfConfig(workers=2), 3, 0, torch.device("cpu"))
+def football(workers: int = 2) -> FootballEnv:
+    env = make(GrfConfig(workers=workers), 3, 0, torch.device("cpu"))
     env.reset()
     return env
 
@@ -37,51 +37,65 @@ def actions(action: int = 0) -> torch.Tensor:
     return torch.full((3, 4), action)
 
 
-def alive(pid: int) -> bool:
-    """Whether the process is running, not only waiting to be reaped."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def all_gone(pids: list[int], seconds: float = 5.0) -> bool:
-    """Wait for the processes to end; whether all of them have."""
+def gone(pid: int, seconds: float = 5.0) -> bool:
+    """Wait for the process to end, not only to be reaped; whether it has."""
     deadline = time.monotonic() + seconds
-    while any(map(alive, pids)) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
         time.sleep(0.02)
-    return not any(map(alive, pids))
+    return False
 
 
-def test_a_killed_worker_is_named_with_its_matches_and_the_signal() -> None:
-    env = two_workers()
-    pids = [worker.pid for worker in env.pool.workers]
-    os.kill(pids[0], signal.SIGKILL)
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSEGV], ids=["killed", "crashed"])
+def test_a_worker_that_dies_is_named_with_the_signal(signal_number: signal.Signals) -> None:
+    env = football()
+    pid = env.worker.pid
+    os.kill(pid, signal_number)
     start = time.monotonic()
-    with pytest.raises(WorkerError, match=r"worker 0 \(process \d+, matches 0, 2\) was killed by SIGKILL"):
+    with pytest.raises(WorkerError, match=rf"football worker \(process {pid}\) was killed by {signal_number.name}"):
         for _ in range(2):
             env.step(actions())
     assert time.monotonic() - start < 2.0
-    assert all_gone(pids)
+    assert gone(pid)
     with pytest.raises(RuntimeError, match="closed"):
         env.reset()
 
 
-def test_an_exception_in_a_worker_is_reported_with_its_traceback() -> None:
-    env = two_workers()
-    with pytest.raises(WorkerError, match=r"(?s)worker 0 .*matches 0, 2.*Traceback.*IndexError"):
-        env.step(actions(99))
+@pytest.mark.parametrize("match", [0, 2])
+def test_an_exception_in_a_match_is_reported_with_its_traceback(match: int) -> None:
+    env = football()
+    joint_actions = actions()
+    joint_actions[match] = 99
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=r"(?s)football worker .* exit status 1.*Traceback.*IndexError"):
+        env.step(joint_actions)
+    assert time.monotonic() - start < 2.0
+    assert gone(env.worker.pid)
 
 
-def test_workers_load_no_torch_and_use_one_thread() -> None:
-    env = two_workers()
-    for worker in env.pool.workers:
-        assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
-        assert len(os.listdir(f"/proc/{worker.pid}/task")) == 1
+def test_a_hung_engine_is_stopped_with_its_environment() -> None:
+    env = football()
+    pid = env.worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    start = time.monotonic()
+    env.close()
+    assert time.monotonic() - start < 4.0
+    assert gone(pid)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_worker_loads_no_torch_and_has_the_threads_that_it_was_told(workers: int) -> None:
+    env = football(workers)
+    assert "libtorch" not in Path(f"/proc/{env.worker.pid}/maps").read_text()
+    assert len(os.listdir(f"/proc/{env.worker.pid}/task")) == workers
     env.close()
 
 
-def test_workers_exit_when_the_parent_is_killed() -> None:
+def test_the_worker_exits_when_the_parent_is_killed() -> None:
     parent = subprocess.run(
         [sys.executable, "-c", START + "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"],
         capture_output=True,
@@ -89,11 +103,10 @@ def test_workers_exit_when_the_parent_is_killed() -> None:
         timeout=60,
     )
     assert parent.returncode == -signal.SIGKILL
-    pids = [int(pid) for pid in parent.stdout.split()]
-    assert len(pids) == 2 and all_gone(pids)
+    assert gone(int(parent.stdout))
 
 
-def test_ctrl_c_interrupts_only_the_parent_and_the_workers_exit_silently() -> None:
+def test_ctrl_c_interrupts_only_the_parent_and_the_worker_exits_silently() -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", LISTEN + START + f"while True:\n    {STEP}"],
         stdout=subprocess.PIPE,
@@ -102,14 +115,14 @@ def test_ctrl_c_interrupts_only_the_parent_and_the_workers_exit_silently() -> No
         start_new_session=True,
     )
     assert parent.stdout is not None
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    pid = int(parent.stdout.readline())
     os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
     try:
         _, errors = parent.communicate(timeout=30)
     finally:
         parent.kill()
     assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt")
-    assert len(pids) == 2 and all_gone(pids)
+    assert gone(pid)
 
 
 def test_exit_is_clean() -> None:
@@ -134,5 +147,4 @@ print(children.read_text())
         timeout=60,
     )
     assert process.returncode == 0 and process.stderr == ""
-    at_exit = [int(pid) for pid in process.stdout.splitlines()[1].split()]
-    assert len(at_exit) == 2 and all_gone(at_exit)
+    assert gone(int(process.stdout.splitlines()[1]))

@@ -1,4 +1,4 @@
-"""Google Research Football: the real engine in worker processes."""
+"""Google Research Football: the real engine in a worker process."""
 
 from qllm_exp.envs.grf.env import Config, check, make, tasks, versions
 

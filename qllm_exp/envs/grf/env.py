@@ -1,6 +1,6 @@
 """Google Research Football (Kurach et al., AAAI 2020, arXiv 1907.11180): academy scenarios in the real engine.
 
-The engine runs in worker processes (pool.py, worker.py); this file is the TeamEnv in front of them.
+The engine runs in a worker process (process.py, worker.py); this file is the TeamEnv in front of it.
 
 Agents: all of our players except the goalkeeper, who is an agent only under `goalkeeper=true`
 (academy_3_vs_1_with_keeper has 4 agents with the goalkeeper and 3 without). The two counterattacks have eleven players a
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step
-from qllm_exp.envs.grf.pool import WorkerError, WorkerPool
+from qllm_exp.envs.grf.process import WorkerError, WorkerProcess
 from qllm_exp.envs.grf.worker import ACTIONS, ACTIVE, MODE, OBS_DIM, PLAYERS, ScenarioInfo
 from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription, numbered_field
 from qllm_exp.envs.simulator import SimulatorEnv
@@ -58,6 +58,7 @@ class Config(schema.EnvConfig):
     built_when_planned: ClassVar[bool] = False
 
 
+ENGINE_VERSION = "2.10.2+headless.2"  # what launch/install_grf.sh installs; worker.py calls a function that it adds
 # The academy scenarios of gfootball 2.10.2; the list to use when it is not installed.
 _ACADEMY = (
     "academy_3_vs_1_with_keeper",
@@ -114,10 +115,15 @@ def tasks() -> list[str]:
 
 
 def check(config: Config) -> None:
-    """Raise UserError if gfootball is not installed or has no scenario `config.task`."""
+    """Raise UserError if this build of gfootball is not installed or has no scenario `config.task`."""
     choose("env.task", config.task, tasks())
     if _gfootball_folder() is None or not _is_installed("gfootball_engine"):
         raise UserError(f"env=grf needs the football engine, which is not installed. {_how_to_install()}")
+    if (installed := library_version("gfootball")) != ENGINE_VERSION:
+        raise UserError(
+            f"env=grf needs the football engine {ENGINE_VERSION}; {installed or 'another build'} is installed. "
+            f"{_how_to_install()}"
+        )
 
 
 def make(config: Config, num_envs: int, seed: int, device: torch.device) -> "FootballEnv":
@@ -156,10 +162,10 @@ def versions(config: Any) -> dict[str, str]:
 
 
 class FootballEnv(SimulatorEnv):
-    """N football matches, played by worker processes.
+    """N football matches, played by the threads of a worker process.
 
-    The engine's seed does not depend on the worker, so results do not depend on their number. Its lowest bit also decides
-    which team moves first.
+    A match does not depend on the thread that plays a step of it, so results do not depend on their number. The lowest bit
+    of the engine's seed also decides which team moves first.
 
     Args:
         config: the options, with a task that `check` accepts.
@@ -168,14 +174,14 @@ class FootballEnv(SimulatorEnv):
         device: device of all tensors.
 
     Raises:
-        WorkerError: a worker process died; names the worker, its matches and the cause. Also raised by `reset` and
-            `step`, which then close the environment.
+        WorkerError: the worker process died; names it and the cause. Also raised by `reset` and `step`, which then close
+            the environment.
     """
 
     def __init__(self, config: Config, num_envs: int, seed: int, device: torch.device) -> None:
         self.num_envs, self.device = num_envs, device
         self._mean_reward = config.reward == "mean"
-        self.pool = WorkerPool(
+        self.worker = WorkerProcess(
             num_envs,
             config.workers or len(os.sched_getaffinity(0)),
             scenario=config.task,
@@ -184,7 +190,7 @@ class FootballEnv(SimulatorEnv):
             checkpoints="checkpoints" in config.rewards,
             limit=config.episode_limit,
         )
-        scenario = self._scenario = self.pool.scenario_info
+        scenario = self._scenario = self.worker.scenario_info
         self.n_agents, self.n_actions, self.obs_dim = len(scenario.agents), len(ACTIONS), OBS_DIM
         self.episode_limit = min(config.episode_limit, scenario.duration)
         columns, fields = zip(*_state_fields(scenario), strict=True)
@@ -195,13 +201,13 @@ class FootballEnv(SimulatorEnv):
 
     def reset(self) -> Observation:
         """Start a new episode in every match."""
-        self.pool.reset(np.array(self._next_seeds()))
+        self.worker.reset(np.array(self._next_seeds()))
         return Observation(*self._observe())
 
     def step(self, actions: Tensor) -> Step:
         """Play the joint actions [N, n] in the matches whose episode has not ended."""
-        self.pool.step(actions.cpu().numpy())
-        arrays = self.pool.arrays
+        self.worker.step(actions.cpu().numpy())
+        arrays = self.worker.arrays
         reward = arrays.rewards.mean(1) if self._mean_reward else arrays.rewards.sum(1)
         obs, state, available = self._observe()
         terminated, truncated = self._tensor(arrays.terminated), self._tensor(arrays.truncated)
@@ -209,7 +215,7 @@ class FootballEnv(SimulatorEnv):
 
     def episode_metrics(self) -> dict[str, Tensor]:
         """'win': [N], 1 where our team scored more goals than the opponents; 'score': [N], the difference."""
-        scored, conceded = self._tensor(self.pool.arrays.goals.T).float()
+        scored, conceded = self._tensor(self.worker.arrays.goals.T).float()
         return {"win": (scored > conceded).float(), "score": scored - conceded}
 
     def observation_fields(self, agent: int) -> Sequence[StateField]:
@@ -217,12 +223,12 @@ class FootballEnv(SimulatorEnv):
         return list(_observation_fields(self._scenario, agent))
 
     def close(self) -> None:
-        """Stop the worker processes."""
-        self.pool.close()
+        """Stop the worker process."""
+        self.worker.close()
 
     def _observe(self) -> tuple[Tensor, Tensor, Tensor]:
         """Current obs [N, n, 115], state [N, state_dim] and available actions [N, n, 19]."""
-        obs = self.pool.arrays.obs
+        obs = self.worker.arrays.obs
         available = torch.ones(self.num_envs, self.n_agents, self.n_actions, dtype=torch.bool, device=self.device)
         return self._tensor(obs), self._tensor(obs[:, 0, self._columns]), available
 

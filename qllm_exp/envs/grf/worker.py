@@ -1,14 +1,16 @@
-"""A worker process of the football environment: plays its share of the matches, each in its own engine.
+"""The process that plays the matches of the football environment, each in its own engine, in several threads.
 
-The parent starts this file as a script (see pool.py) and not as a module of the package. A worker then loads neither
+The parent starts this file as a script (see process.py) and not as a module of the package. The process then loads neither
 torch nor gym, only numpy and the engine (30 MB, 0.2 s), and inherits no thread, lock or CUDA context. This file must
 therefore import nothing from qllm_exp.
+
+A thread takes the next match that has not played its step yet, so that no core waits while a match is left. The engine
+releases Python's lock during a step (97 % of the time), and its matches share only what does not change.
 
 A step (rewards, endings, restarts of a stalled game) follows gfootball 2.10.2: FootballEnvCore.step,
 CheckpointRewardWrapper and Simple115StateWrapper with fixed positions. The tests compare the two step by step.
 """
 
-import contextlib
 import faulthandler
 import gc
 import importlib
@@ -19,6 +21,10 @@ import os
 import signal
 import socket
 import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,6 +55,7 @@ ACTIONS: Final = (
 )
 OBS_DIM: Final = 115  # simple115v2
 PLAYERS: Final = 11  # players of a team that simple115v2 has room for
+BALL = slice(88, 90)  # columns of the ball's x and y
 ACTIVE, MODE = slice(97, 108), slice(108, 115)  # columns of the controlled player and the game mode; 0-96 are shared
 CHECKPOINTS, CHECKPOINT_REWARD = 10, 0.1
 # Steps without play after which the agents' actions are overridden to restart the game, as gfootball does: at _STALLED
@@ -81,9 +88,9 @@ class ScenarioInfo:
 
 
 class SharedArrays:
-    """Arrays in the memory that the parent and the workers share, with one row per match.
+    """Arrays in the memory that the parent and the worker share, with one row per match.
 
-    The parent writes `seeds` and `actions`. A worker writes the rows of its own matches in the other arrays.
+    The parent writes `seeds` and `actions`, the worker the other arrays.
 
     Args:
         num_envs: number of matches, N.
@@ -154,6 +161,7 @@ class Scenario:
     def __init__(self, engine: Any, name: str, goalkeeper: bool, attackers: int | None) -> None:
         self._engine = engine
         self._team = engine.e_Team.e_Left
+        self._building = threading.Lock()  # a configuration grows in this object, and matches build theirs in threads
         self._build_scenario = _scenario_module(name).build_scenario
         self._agents: list[int] = []
         config = self.build(0)
@@ -180,9 +188,9 @@ class Scenario:
         Args:
             seed: the engine's seed. Its lowest bit also decides which team moves first.
         """
-        self._config = self._engine.ScenarioConfig.make()
-        self._build_scenario(self)
-        config = self._config
+        with self._building:
+            config = self._config = self._engine.ScenarioConfig.make()
+            self._build_scenario(self)
         config.real_time = False
         config.left_agents, config.right_agents = len(self._agents), 0
         for i, player in enumerate(config.left_team):
@@ -252,8 +260,7 @@ class Match:
         self._ends_out_of_play = scenario.info.ends_out_of_play
         self._ends_on_turnover = scenario.info.ends_on_turnover
         self._duration: int = config.game_duration
-        team_sizes = (len(config.left_team), len(config.right_team))
-        self._padding = [[-1.0] * 2 * (PLAYERS - size) for size in team_sizes]
+        self._facts = np.zeros(6 + self._n, np.int32)
         self._env = engine.GameEnv()
         self._env.game_config.physics_steps_per_frame = 10
         self._env.start_game()
@@ -264,11 +271,10 @@ class Match:
         self._env.reset(self._scenario.build(seed), False)
         self._collected = [0] * self._n
         self._steps = self._stalled_steps = self._goal_difference = 0
-        self._mode = self._owner = self._last_owner = -1
-        self._controlled: list[int] = []
+        self._last_owner = -1
         self.terminated = self.truncated = False
         self.rewards[:] = 0.0
-        self._observe_in_play()
+        self._advance(0)
 
     def step(self, actions: list[int]) -> None:
         """Play one step.
@@ -281,9 +287,8 @@ class Match:
         perform = self._env.perform_action
         for agent, action in enumerate(actions):
             perform(self._engine_actions[action], True, agent)
-        self._env.step()
         previous_mode = self._mode if self._steps else -1  # the start of a scenario is not an interruption
-        self._observe_in_play()
+        self._advance(1)
         self._steps += 1
         self._update_ending(previous_mode)
         self._update_rewards()
@@ -296,43 +301,16 @@ class Match:
             return ACTIONS.index("right" if self._stalled_steps < _STALLED_LONG else "left")
         return ACTIONS.index("idle")
 
-    def _observe_in_play(self) -> None:
-        """Run the engine until the ball is in play, then observe."""
-        for _ in range(_MAX_WAIT_CALLS):
-            info = self._env.get_info()
-            if info.is_in_play:
-                return self._observe(info)
-            self._env.step()
-        raise RuntimeError(f"the football engine did not bring the ball into play within {_MAX_WAIT_CALLS} calls")
+    def _advance(self, steps: int) -> None:
+        """Run the engine for `steps` steps and on until the ball is in play, and observe."""
+        if not self._env.advance(steps, _MAX_WAIT_CALLS, self.obs, self._facts):
+            raise RuntimeError(f"the football engine did not bring the ball into play within {_MAX_WAIT_CALLS} calls")
+        self._read(self._facts.tolist())
 
-    def _observe(self, info: Any) -> None:
-        """Write simple115v2 observations, and keep what endings and rewards need."""
-        row: list[float] = []
-        for team, padding in zip((info.left_team, info.right_team), self._padding, strict=True):
-            directions: list[float] = []
-            for player in team:
-                position, direction = player.position, player.direction
-                row += (position[0], position[1])
-                directions += (direction[0], direction[1])
-            row += padding + directions + padding
-        ball, direction = info.ball_position, info.ball_direction
-        row += (ball[0], ball[1], ball[2], direction[0], direction[1], direction[2])
-        owner = info.ball_owned_team
-        row += (owner == -1, owner == 0, owner == 1)
-        self.obs[:, : ACTIVE.start] = row
-        controllers = info.left_controllers
-        controlled = [controllers[i].controlled_player for i in range(self._n)]
-        if controlled != self._controlled:
-            self._controlled = controlled
-            self.obs[:, ACTIVE] = [[player == i for i in range(PLAYERS)] for player in controlled]
-        mode = int(info.game_mode)
-        if mode != self._mode:
-            self._mode = mode
-            self.obs[:, MODE] = [mode == i for i in range(MODE.stop - MODE.start)]
-        self._ball = ball[0], ball[1]
-        self._owner, self._owner_player = owner, info.ball_owned_player
-        self.goals = info.left_goals, info.right_goals
-        self._clock = info.step
+    def _read(self, facts: list[int]) -> None:
+        """Keep what endings and rewards need of what the engine's `advance` reports."""
+        self._owner, self._owner_player, scored, conceded, self._mode, self._clock, *self._controlled = facts
+        self.goals = scored, conceded
 
     def _update_ending(self, previous_mode: int) -> None:
         """Decide whether the step ended the episode, and how.
@@ -370,7 +348,8 @@ class Match:
 
     def _circles_entered(self) -> int:
         """Number of the ten circles around the opponents' goal that the ball is in; their radii are 0.99 to 0.19."""
-        distance = ((self._ball[0] - 1) ** 2 + self._ball[1] ** 2) ** 0.5
+        x, y = self.obs[0, BALL].tolist()
+        distance = ((x - 1) ** 2 + y**2) ** 0.5
         return sum(distance <= 0.99 - 0.8 / (CHECKPOINTS - 1) * circle for circle in range(CHECKPOINTS))
 
 
@@ -394,33 +373,54 @@ def _scenario_module(name: str) -> Any:
     return importlib.import_module(f"{package}.{name}")
 
 
+def play(matches: list[Match], arrays: SharedArrays, turns: Iterator[int], reset: bool) -> None:
+    """Play the matches whose indices are left in `turns`, which other threads take from, too.
+
+    Args:
+        matches: all matches.
+        arrays: the memory shared with the parent.
+        turns: indices of the matches that are left.
+        reset: start an episode instead of playing a step.
+    """
+    for i in turns:
+        match = matches[i]
+        if reset:
+            match.reset(int(arrays.seeds[i]))
+        else:
+            match.step(arrays.actions[i].tolist())
+        arrays.goals[i] = match.goals
+        arrays.terminated[i], arrays.truncated[i] = match.terminated, match.truncated
+        arrays.playing[i] = not (match.terminated or match.truncated)
+
+
 def serve(connection: socket.socket, memory: int, job: dict[str, Any]) -> None:
     """Execute the parent's commands until it closes the connection or dies.
 
     Args:
         connection: socket to the parent. A command is one byte: 'r' resets, 's' steps. The reply is one byte, too.
         memory: file descriptor of the shared memory.
-        job: what to play: the arguments of `WorkerPool`, and the indices of this worker's 'matches'.
+        job: what to play: the arguments of `WorkerProcess`.
     """
     engine = importlib.import_module("gfootball_engine")
     scenario = Scenario(engine, job["scenario"], job["goalkeeper"], job["attackers"])
     connection.sendall(json.dumps(vars(scenario.info)).encode() + b"\n")
     arrays = SharedArrays(job["num_envs"], len(scenario.info.agents), memory)
-    matches = {
-        i: Match(engine, scenario, job["checkpoints"], job["limit"], arrays.obs[i], arrays.rewards[i])
-        for i in job["matches"]
-    }
+    matches = [
+        Match(engine, scenario, job["checkpoints"], job["limit"], obs, rewards)
+        for obs, rewards in zip(arrays.obs, arrays.rewards, strict=True)
+    ]
+    # The engine has installed a handler that calls exit, where a crash may wait for a lock forever.
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    faulthandler.enable()
+    helpers = ThreadPoolExecutor(max(1, job["threads"] - 1))  # starts a thread when there is work for it
     while command := connection.recv(1):
-        for i, match in matches.items():
-            if command == b"r":
-                match.reset(int(arrays.seeds[i]))
-            elif arrays.playing[i]:
-                match.step(arrays.actions[i].tolist())
-            else:
-                continue
-            arrays.goals[i] = match.goals
-            arrays.terminated[i], arrays.truncated[i] = match.terminated, match.truncated
-            arrays.playing[i] = not (match.terminated or match.truncated)
+        indices = [i for i in range(len(matches)) if command == b"r" or arrays.playing[i]]
+        turns = iter(indices)
+        count = min(job["threads"], len(indices)) - 1
+        helping = [helpers.submit(play, matches, arrays, turns, command == b"r") for _ in range(count)]
+        play(matches, arrays, turns, command == b"r")
+        for helper in helping:
+            helper.result()
         connection.sendall(b".")
 
 
@@ -429,12 +429,17 @@ def main() -> None:
     # The parent decides when to stop; Ctrl-C and a scheduler's warning signals reach the whole process group.
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    faulthandler.enable()
     gc.disable()  # the engine's objects are freed by reference counting; the search for cycles costs 5 % of a step
     connection = socket.socket(fileno=int(sys.argv[1]))
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent has died
+    status = 0
+    try:
         serve(connection, int(sys.argv[2]), json.loads(sys.argv[3]))
-    os._exit(0)  # the engine's own teardown is slow and there is nothing to save
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the parent has died
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    os._exit(status)  # the engine's own teardown is slow, other threads may be in it, and there is nothing to save
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
-"""env=grf on a machine without the football engine."""
+"""env=grf on a machine without the football engine, or with another build of it."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import headless_engine
 import pytest
+
+from qllm_exp.envs.grf import env
+from qllm_exp.errors import UserError
 
 # A process in which gfootball cannot be found, whether it is installed or not.
 WITHOUT_ENGINE = """
@@ -76,3 +82,20 @@ def test_an_unknown_scenario_is_refused_with_the_allowed_ones(without_engine: di
 def test_the_scenarios_are_listed_nevertheless(without_engine: dict[str, str]) -> None:
     assert len(without_engine["tasks"]) == 11
     assert {"academy_3_vs_1_with_keeper", "academy_counterattack_hard"} <= set(without_engine["tasks"])
+
+
+@pytest.mark.parametrize("installed", ["2.10.2", "2.10.2+headless.1"])
+def test_another_build_of_the_engine_is_refused(monkeypatch: pytest.MonkeyPatch, installed: str) -> None:
+    monkeypatch.setattr(env, "_gfootball_folder", lambda: Path("gfootball"))
+    monkeypatch.setattr(env, "tasks", lambda: ["academy_corner"])
+    monkeypatch.setattr(env, "_is_installed", lambda module: True)
+    monkeypatch.setattr(env, "library_version", lambda name: installed)
+    message = (
+        rf"needs the football engine {re.escape(env.ENGINE_VERSION)}; {re.escape(installed)} is installed\. Type: "
+    )
+    with pytest.raises(UserError, match=message):
+        env.check(env.Config(task="academy_corner"))
+
+
+def test_the_engine_that_is_needed_is_the_one_that_is_installed_here() -> None:
+    assert env.ENGINE_VERSION == headless_engine.VERSION
