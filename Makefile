@@ -37,7 +37,7 @@ slurm:  ## a real one-node Slurm to try sweeps on: installs what it needs and st
 
 # Makes the targets $(1), and compiles the football engine meanwhile where that has not been done. What fails of it is said afterwards.
 # A shell lets its background jobs ignore Ctrl-C: theirs is a group of its own, which is ended.
-beside_engine = if [ -z "$(wildcard .wheels/gfootball-*headless*)" ] && launch/install_grf.sh packages 2>/dev/null; then \
+beside_engine = if ! ls .wheels/gfootball-$$($(PYTHON) launch/headless_engine.py --version)-*.whl >/dev/null 2>&1 && launch/install_grf.sh packages 2>/dev/null; then \
     setsid launch/install_grf.sh wheel & engine=$$!; trap 'kill -- -$$engine' INT TERM; \
   fi; $(MAKE) --no-print-directory $(1); made=$$?; wait; exit $$made
 
