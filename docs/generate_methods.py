@@ -55,10 +55,11 @@ _CAPTIONS = {
 }
 
 
-# True of the runs in measured.csv, which has no column for it; index.md says the same.
-_MASKED_NOTE = (
-    "lbf was measured with `env.mask_ineffective=true`, which is easier than lbf as published (`false`, the default)."
-)
+# True of the runs in measured.csv, which has no columns for it; index.md says the same. By environment.
+_NOTES = {
+    "lbf": "lbf was measured with `env.mask_ineffective=true`, which is easier than lbf as published (`false`, the default).",
+    "mpe": "mpe was measured by VMAS's rules (`env.rules=vmas`, the default), not by PettingZoo's.",
+}
 
 
 def pages() -> dict[str, str]:
@@ -142,7 +143,7 @@ def _measured(group: str, name: str) -> str:
             CLOSE,
             "",
             "[The index](index.md) has all methods under the same settings, and explains the columns.",
-            *([_MASKED_NOTE] if any(row["env"] == "lbf" for row in mine) else []),
+            *(note for env, note in _NOTES.items() if any(row["env"] == env for row in mine)),
             *(f"\n![{_CAPTIONS[figure]}]({figure}.png)" for figure in shown),
         ]
     )

@@ -23,6 +23,7 @@ _GROUP_TYPES: dict[str, type] = {"train": schema.TrainConfig, "tracking": schema
 # its configuration nor in its name.
 _BEFORE_OPTION: dict[tuple[str, str], dict[str, Any]] = {
     ("env", "lbf"): {"mask_ineffective": True},
+    ("env", "mpe"): {"rules": "vmas"},
     ("env", "*"): {"state": "features"},
 }
 

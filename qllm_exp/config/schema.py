@@ -37,7 +37,8 @@ class EnvConfig:
     """Options of every environment. A user's own environment derives its Config from this class.
 
     `auto_num_envs` is the value of num_envs=auto for each kind of device. `built_when_planned` says whether a copy is built while
-    runs are planned, which finds options that no run can have; False where that starts processes or takes seconds.
+    runs are planned, which finds options that no run can have; False where that starts processes or takes seconds. `bundled_for`
+    has the options with which alone the bundled functions of the environment's tasks are used.
     """
 
     name: str = ""
@@ -48,6 +49,7 @@ class EnvConfig:
     state: str = one_of("features", "observations")
     auto_num_envs: ClassVar[dict[str, int]] = {"cpu": 128, "cuda": 1024}
     built_when_planned: ClassVar[bool] = True
+    bundled_for: ClassVar[dict[str, Any]] = {}
 
 
 @dataclass

@@ -61,8 +61,8 @@ def locate(run: schema.RunConfig) -> FunctionFile:
         run: the configuration of the run, with mixer=tfcaf.
 
     Raises:
-        UserError: llm=bundled has no function for the task, or the generation options are changed with llm=bundled, or
-            mixer.file is not the key of a stored function.
+        UserError: llm=bundled has no function for the task or its options, or the generation options are changed with
+            llm=bundled, or mixer.file is not the key of a stored function.
     """
     mixer = run.mixer
     assert isinstance(mixer, schema.FunctionMixerConfig)
@@ -78,7 +78,7 @@ def locate(run: schema.RunConfig) -> FunctionFile:
                 f"llm={run.llm.name} has one fixed function per task and does not support {options}. Remove the override, "
                 f"or choose a language model that generates functions: {models}."
             )
-        path = stored_function.bundled_path(run.env.name, run.env.task)
+        path = _bundled_path(run.env)
         if run.env.state != TeamEnv.state_kind:
             raise UserError(
                 f"llm={run.llm.name}: the bundled functions read env.state={TeamEnv.state_kind}, not env.state={run.env.state}. "
@@ -88,6 +88,19 @@ def locate(run: schema.RunConfig) -> FunctionFile:
         return FunctionFile(path)
     key = key_for(run)
     return FunctionFile(function_store(run).path(key), key)
+
+
+def _bundled_path(env: schema.EnvConfig) -> Path:
+    """Return the file of the function that ships with the package for a task. UserError if it is for other options than `env`'s."""
+    path = stored_function.bundled_path(env.name, env.task)
+    for name, value in env.bundled_for.items():
+        if getattr(env, name) != value:
+            raise UserError(
+                f"env.{name}={getattr(env, name)}: the bundled TFCAF for {env.name}/{env.task} was written for env.{name}={value}. "
+                f"Choose a language model that can write another (llm=openai, ...), or another mixer. To use it all the same: "
+                f"mixer.file={path}"
+            )
+    return path
 
 
 def find_function(name: str, run: schema.RunConfig) -> StoredFunction:

@@ -12,7 +12,16 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-OURS = ("qllm-mpe", "qllm-lbf", "epymarl-mpe", "epymarl-lbf", "jaxmarl-mpe", "grf")
+OURS = (
+    "qllm-mpe",
+    "qllm-lbf",
+    "epymarl-mpe",
+    "epymarl-mpe-pettingzoo",
+    "epymarl-mpe2",
+    "epymarl-lbf",
+    "jaxmarl-mpe",
+    "grf",
+)
 PEERS = {"jaxmarl": "jaxmarl_qmix.py", "benchmarl": "benchmarl_qmix.py"}
 PARTS = ("simulate", "act", "store", "update")
 # Environment steps per second of the published programs, training included, measured on another machine of this kind. QLLM's
@@ -84,6 +93,9 @@ def show(results: dict[str, list[dict]]) -> None:
         pairs = zip(results["jaxmarl-mpe"], results[peer], strict=True)
         ratios = [ours["env_steps_per_s"] / theirs["env_steps_per_s"] for ours, theirs in pairs]
         print(f"| env steps/s, {peer}'s setting on mpe | {spread(ratios)} |")
+    pairs = zip(results["epymarl-mpe-pettingzoo"], results["epymarl-mpe2"], strict=True)
+    ratios = [ours["env_steps_per_s"] / theirs["env_steps_per_s"] for ours, theirs in pairs]
+    print(f"| env steps/s of PettingZoo's simple_spread, env=mpe to env=pettingzoo | {spread(ratios)} |")
     pairs = zip(results["football"], results["gfootball"], strict=True)
     ratios = [ours["joint_steps_per_s"] / theirs["joint_steps_per_s"] for ours, theirs in pairs]
     print(f"| joint steps/s of football, gfootball as pip builds it, random actions | {spread(ratios)} |")

@@ -13,14 +13,16 @@ import time
 BEGIN = time.monotonic()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# name: (environment, mixer with its options, hidden width, episodes per batch, environment steps per update)
-SETTINGS = {
-    "qllm-mpe": ("mpe", {"name": "tfcaf"}, 128, 64, 200),
-    "qllm-lbf": ("lbf", {"name": "tfcaf"}, 128, 64, 400),
-    "epymarl-mpe": ("mpe", {"name": "qmix"}, 64, 32, 200),
-    "epymarl-lbf": ("lbf", {"name": "qmix"}, 64, 32, 400),
-    "jaxmarl-mpe": ("mpe", {"name": "qmix", "hypernet": 128}, 64, 32, 208),
-    "grf": ("grf", {"name": "qmix"}, 64, 32, 1200),
+# name: (environment and mixer with their options, hidden width, episodes per batch, environment steps per update)
+SETTINGS: dict[str, tuple[dict, dict, int, int, int]] = {
+    "qllm-mpe": ({"name": "mpe"}, {"name": "tfcaf"}, 128, 64, 200),
+    "qllm-lbf": ({"name": "lbf"}, {"name": "tfcaf"}, 128, 64, 400),
+    "epymarl-mpe": ({"name": "mpe"}, {"name": "qmix"}, 64, 32, 200),
+    "epymarl-mpe-pettingzoo": ({"name": "mpe", "rules": "pettingzoo"}, {"name": "qmix"}, 64, 32, 200),
+    "epymarl-mpe2": ({"name": "pettingzoo"}, {"name": "qmix"}, 64, 32, 200),
+    "epymarl-lbf": ({"name": "lbf"}, {"name": "qmix"}, 64, 32, 400),
+    "jaxmarl-mpe": ({"name": "mpe"}, {"name": "qmix", "hypernet": 128}, 64, 32, 208),
+    "grf": ({"name": "grf"}, {"name": "qmix"}, 64, 32, 1200),
 }
 
 
@@ -49,12 +51,13 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
 
     torch.set_num_threads(1)
     experiment.keep_freed_memory()
-    env_name, mixer, hidden, batch, steps_per_update = SETTINGS[setting]
+    env_options, mixer, hidden, batch, steps_per_update = SETTINGS[setting]
+    env_name = env_options["name"]
     task = config_class("env", env_name)().task
     function = {"file": str(bundled_path(env_name, task))} if mixer["name"] == "tfcaf" else {}
     run = load_run(
         {
-            "env": {"name": env_name, "num_envs": num_envs or "auto"},
+            "env": env_options | {"num_envs": num_envs or "auto"},
             "mixer": mixer | function,
             "algorithm": {"name": "q_learning"},
             "train": {"name": "fair", "hidden": hidden, "batch_episodes": batch, "steps_per_update": steps_per_update},

@@ -1,4 +1,4 @@
-"""VMAS tasks: the particle worlds (simple_spread, simple_adversary, simple_tag, ...) and every other VMAS scenario."""
+"""Particle environments: VMAS's (simple_spread, simple_tag, ..., and every other scenario), and three by PettingZoo's rules."""
 
 from qllm_exp.envs.mpe.env import Config, check, make, tasks, versions
 

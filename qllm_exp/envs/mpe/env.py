@@ -1,7 +1,8 @@
 """Tasks of the VMAS simulator (vmas 1.5, Bettini et al. 2022), with all copies of a task in one batch of tensors.
 
 The tasks are VMAS's version of the multi-agent particle environments (simple_spread, simple_tag, ...) and its own
-scenarios. VMAS's MPE differs from PettingZoo's in physics and rewards, so their returns must never be compared.
+scenarios. VMAS's MPE differs from PettingZoo's in physics and rewards, so their returns must never be compared;
+`env.rules=pettingzoo` has PettingZoo's rules (particle_tasks.py).
 In scenarios with two sides the opposing side is scripted (sides.py) and only the team's rewards are used.
 
 The scenario and its world are driven directly and not through `vmas.Environment`. The same calls in the same order give
@@ -17,7 +18,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import vmas
@@ -28,6 +29,7 @@ from vmas.simulator.scenario import BaseScenario
 from qllm_exp.config import schema
 from qllm_exp.envs.base import Observation, Step, TeamEnv
 from qllm_exp.envs.layout import StateField, TaskDescription, numbered_field, padded_fields
+from qllm_exp.envs.mpe import particle_tasks
 from qllm_exp.envs.mpe.observation import observation_fields
 from qllm_exp.envs.mpe.physics import CirclePhysics, is_circle_world
 from qllm_exp.envs.mpe.random import RandomStream
@@ -40,11 +42,13 @@ from qllm_exp.runs.versions import library_version
 
 @dataclass
 class Config(schema.EnvConfig):
-    """Options of the VMAS tasks."""
+    """Options of the particle environments."""
 
     name: str = "mpe"
     task: str = "simple_spread"
+    rules: str = schema.one_of("vmas", "pettingzoo")
     options: dict[str, Any] = field(default_factory=dict)
+    bundled_for: ClassVar[dict[str, Any]] = {"rules": "vmas"}
 
 
 _AXES = (("left", "right"), ("down", "up"))
@@ -56,7 +60,10 @@ def tasks() -> list[str]:
 
 
 def check(config: Any) -> None:
-    """Raise UserError if `config.task` is not a scenario of VMAS, or does not have one of `config.options`."""
+    """Raise UserError if the rules do not have `config.task`, or the task does not have one of `config.options`."""
+    if config.rules == "pettingzoo":
+        particle_tasks.check(config)
+        return
     choose("env.task", config.task, tasks())
     known = _option_names(config.task) if config.options else ()
     for name in config.options:
@@ -75,12 +82,14 @@ def make(config: Any, num_envs: int, seed: int, device: torch.device) -> TeamEnv
         UserError: see `check` and `MpeEnv`.
     """
     check(config)
+    if config.rules == "pettingzoo":
+        return particle_tasks.make(config, num_envs, seed, device)
     return MpeEnv(config, num_envs, seed, device)
 
 
 def versions(config: Any) -> dict[str, str]:
-    """The version of VMAS."""
-    return {"vmas": library_version("vmas")}
+    """The version of VMAS, unless it is not in use."""
+    return {} if config.rules == "pettingzoo" else {"vmas": library_version("vmas")}
 
 
 class MpeEnv(TeamEnv):

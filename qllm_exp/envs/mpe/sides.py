@@ -1,7 +1,10 @@
-"""VMAS scenarios with two sides: which side is the team, and the scripts that play the other side.
+"""Scenarios with two sides: which side is the team, and the scripts that play the other side.
 
-The scripts are deterministic functions of the world, vectorised over its copies. They use only the controls of VMAS's
-discrete actions: on each axis full force in one direction, none, or full force in the other direction.
+The scripts are deterministic functions of the world, vectorised over its copies. In VMAS they use only the controls of its
+discrete actions: on each axis full force in one direction, none, or full force in the other direction. By PettingZoo's rules
+(particles.py) the same aims are pursued with the five actions of these rules.
+
+Shapes: N copies, m opponents, k agents of the team, l landmarks, P pushes.
 """
 
 import functools
@@ -17,7 +20,7 @@ Script = Callable[[Any, Sequence[Any], Sequence[Any]], None]  # (world, opponent
 
 # Look-ahead of a fleeing agent: it chooses the push that, kept up for so many steps, takes it farthest from the nearest
 # chaser.
-_FLEE_STEPS = 3.0
+FLEE_STEPS = 3.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,40 @@ def _rest_points(world: Any, opponents: Sequence[Any], steps: float) -> tuple[Te
     return stacked, pushes
 
 
+def nearest_chaser(points: Tensor, chasers: Tensor) -> Tensor:
+    """Compute how far the nearest chaser is from where each push of an opponent leads, [N, m, P].
+
+    Args:
+        points: [N, m, P, 2] rest points of the opponents.
+        chasers: [N, k, 2] positions of the chasers.
+    """
+    distance: Tensor = torch.linalg.vector_norm(points.unsqueeze(-2) - chasers[:, None, None], dim=-1)
+    return distance.amin(-1)
+
+
+def guess_landmark(landmarks: Tensor, team: Tensor) -> Tensor:
+    """Return the position of the landmark that any agent of the team is nearest to, [N, 2].
+
+    Args:
+        landmarks: [N, l, 2] positions.
+        team: [N, k, 2] positions.
+    """
+    distance = torch.linalg.vector_norm(landmarks.unsqueeze(2) - team.unsqueeze(1), dim=-1)  # [N, l, k]
+    guess = distance.amin(-1).argmin(-1)  # [N]
+    return landmarks[torch.arange(len(guess), device=guess.device), guess]
+
+
+def miss_distance(points: Tensor, target: Tensor) -> Tensor:
+    """Compute how far from a target each push of an opponent leads, [N, m, P].
+
+    Args:
+        points: [N, m, P, 2] rest points of the opponents.
+        target: [N, 2] position.
+    """
+    distance: Tensor = torch.linalg.vector_norm(points - target[:, None, None], dim=-1)
+    return distance
+
+
 def _push(opponents: Sequence[Any], pushes: Tensor, choice: Tensor) -> None:
     """Apply a push at full force to each opponent.
 
@@ -91,21 +128,15 @@ def _push(opponents: Sequence[Any], pushes: Tensor, choice: Tensor) -> None:
 
 def flee(world: Any, opponents: Sequence[Any], team: Sequence[Any]) -> None:
     """Run from the chasers: head for the reachable point whose nearest chaser is farthest away."""
-    points, pushes = _rest_points(world, opponents, _FLEE_STEPS)
-    chasers = _positions(team)[:, None, None]  # [N, 1, 1, k, 2]
-    nearest_chaser = torch.linalg.vector_norm(points.unsqueeze(-2) - chasers, dim=-1).amin(-1)  # [N, m, 9]
-    _push(opponents, pushes, nearest_chaser.argmax(-1))
+    points, pushes = _rest_points(world, opponents, FLEE_STEPS)
+    _push(opponents, pushes, nearest_chaser(points, _positions(team)).argmax(-1))
 
 
 def guess_goal(world: Any, opponents: Sequence[Any], team: Sequence[Any]) -> None:
     """Go to the landmark that any team member is nearest to: the opponents do not know which landmark is the goal."""
-    landmarks = _positions(world.landmarks)  # [N, l, 2]
-    distance = torch.linalg.vector_norm(landmarks.unsqueeze(2) - _positions(team).unsqueeze(1), dim=-1)  # [N, l, k]
-    guess = distance.amin(-1).argmin(-1)  # [N]
-    target = landmarks[torch.arange(len(guess), device=guess.device), guess]
+    target = guess_landmark(_positions(world.landmarks), _positions(team))
     points, pushes = _rest_points(world, opponents, 1.0)
-    miss_distance = torch.linalg.vector_norm(points - target[:, None, None], dim=-1)  # [N, m, 9]
-    _push(opponents, pushes, miss_distance.argmin(-1))
+    _push(opponents, pushes, miss_distance(points, target).argmin(-1))
 
 
 def repeat_message(world: Any, opponents: Sequence[Any], team: Sequence[Any]) -> None:
@@ -117,10 +148,10 @@ def repeat_message(world: Any, opponents: Sequence[Any], team: Sequence[Any]) ->
 
 
 _FLEE_DESCRIPTION = (
-    f"The prey is part of the environment: it pushes where, {_FLEE_STEPS:.0f} steps of thrust ahead and inside the "
+    f"The prey is part of the environment: it pushes where, {FLEE_STEPS:.0f} steps of thrust ahead and inside the "
     "bounds, its nearest chaser would be farthest."
 )
-_GUESS_DESCRIPTION = (
+GUESS_DESCRIPTION = (
     "The adversary is part of the environment and is not told the goal: it goes to the landmark that any of the team's "
     "agents is nearest to, and brakes there."
 )
@@ -129,8 +160,8 @@ _GUESS_DESCRIPTION = (
 SIDES = {
     "simple_tag": Sides(True, flee, _FLEE_DESCRIPTION),
     "simple_world_comm": Sides(True, flee, _FLEE_DESCRIPTION),
-    "simple_adversary": Sides(False, guess_goal, _GUESS_DESCRIPTION),
-    "simple_push": Sides(False, guess_goal, _GUESS_DESCRIPTION),
+    "simple_adversary": Sides(False, guess_goal, GUESS_DESCRIPTION),
+    "simple_push": Sides(False, guess_goal, GUESS_DESCRIPTION),
     "simple_crypto": Sides(
         False, repeat_message, "The eavesdropper is part of the environment: it repeats the speaker's last word."
     ),

@@ -1,4 +1,4 @@
-"""The global state of a VMAS world: its fields, and how to read them."""
+"""The global state of a particle world: its fields, and how to read them from a VMAS world."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +19,33 @@ _FLAG = {0.0: "no", 1.0: "yes"}
 _HIDDEN_GOAL = {"simple_adversary": "goal", "simple_push": "goal", "simple_speaker_listener": "goal_b"}
 # Moving objects that are agents to VMAS but do not act, with their names in the state.
 _OBJECTS = {"Ball": "ball", "target": "target"}
+
+
+def position_field(kind: str, index: int | None, bound: float) -> StateField:
+    """Return the field of an entity's position.
+
+    Args:
+        kind: name of the entity in the state, e.g. 'agent'.
+        index: index among its kind; None where there is only one.
+        bound: of both coordinates, in metres.
+    """
+    return StateField(kind, index, "position", ("x", "y"), -bound, bound, "metres")
+
+
+def velocity_field(kind: str, index: int | None, max_speed: float) -> StateField:
+    """Return the field of an entity's velocity.
+
+    Args:
+        kind: name of the entity in the state, e.g. 'agent'.
+        index: index among its kind; None where there is only one.
+        max_speed: in metres per second.
+    """
+    return StateField(kind, index, "velocity", ("x", "y"), -max_speed, max_speed, "metres per second")
+
+
+def goal_field(landmark: int) -> StateField:
+    """Return the field that says whether a landmark is the goal, which its entities may not know."""
+    return StateField("landmark", landmark, "is_goal", ("flag",), 0.0, 1.0, special=_FLAG)
 
 
 class WorldState:
@@ -91,16 +118,10 @@ def _entity_readers(
     """
     state = entity.state
     bound = _position_range(world) if entity.movable else fixed_range
-    yield (
-        StateField(kind, index, "position", ("x", "y"), -bound, bound, "metres"),
-        lambda: state.pos,
-    )
+    yield position_field(kind, index, bound), lambda: state.pos
     if entity.movable:
         max_speed = min(limit if limit is not None else _INF for limit in (entity.max_speed, entity.v_range))
-        yield (
-            StateField(kind, index, "velocity", ("x", "y"), -max_speed, max_speed, "metres per second"),
-            lambda: state.vel,
-        )
+        yield velocity_field(kind, index, max_speed), lambda: state.vel
     if not isinstance(entity.shape, Sphere) or not isinstance(getattr(entity, "dynamics", Holonomic()), Holonomic):
         yield StateField(kind, index, "rotation", ("angle",), -_INF, _INF, "radians"), lambda: state.rot
         if entity.rotatable:
@@ -127,10 +148,7 @@ def _hidden_readers(task: str, world: Any, team: Sequence[Any]) -> Iterator[_Fie
     if task in _HIDDEN_GOAL:
         attribute = _HIDDEN_GOAL[task]
         for index, landmark in enumerate(world.landmarks):
-            yield (
-                StateField("landmark", index, "is_goal", ("flag",), 0.0, 1.0, special=_FLAG),
-                partial(_read_goal_flag, world, world.agents[0], attribute, landmark),
-            )
+            yield goal_field(index), partial(_read_goal_flag, world, world.agents[0], attribute, landmark)
     elif task == "simple_reference":
         for index in range(len(team)):
             partner = team[1 - index]  # who alone knows the agent's goal

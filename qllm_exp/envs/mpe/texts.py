@@ -1,4 +1,4 @@
-"""The VMAS scenarios in words: what the team is to achieve, and the reward that VMAS gives an agent at each step."""
+"""The scenarios in words: what the team is to achieve, and the reward that an agent gets at each step."""
 
 from typing import NamedTuple
 
@@ -151,3 +151,10 @@ TEXTS = {
         "How much better speed, distance and shelter became.",
     ),
 }
+
+# simple_tag on the unbounded plane of PettingZoo's rules.
+UNBOUNDED_TAG = ScenarioText(
+    "The agents are chasers who are to catch the prey, which is faster than they are. Round obstacles, which cannot be passed "
+    "through, stand at the landmarks. The plane has no border.",
+    "Every chaser gets the same: 10 for each pair of a chaser and a prey that touch.",
+)

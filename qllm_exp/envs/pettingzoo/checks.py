@@ -9,6 +9,7 @@ from qllm_exp.errors import UserError
 _OPPONENT = re.compile(r"adversary|opponent|enemy|^eve_")  # in names of agents that play against the others
 _COLOURS = {"red", "blue", "green", "black", "white"}  # names of armies
 _SCRIPTED = ("simple_adversary", "simple_tag", "simple_push", "simple_crypto", "simple_world_comm")  # in VMAS
+_SAME_RULES = ("simple_adversary", "simple_tag")  # tasks of env=mpe with env.rules=pettingzoo
 
 
 def check_names(task: str, agents: Sequence[str]) -> None:
@@ -25,9 +26,12 @@ def check_names(task: str, agents: Sequence[str]) -> None:
 def opponents_error(task: str, reason: str) -> UserError:
     """The error of an environment whose agents are not one team."""
     name = task.rpartition(".")[2].rpartition("_v")[0]
-    vmas = f"Use env=mpe env.task={name}, where the opposing side is scripted, or" if name in _SCRIPTED else "Use"
+    use = "Use"
+    if name in _SCRIPTED:
+        rules = " (with env.rules=pettingzoo: by the same rules)" if name in _SAME_RULES else ""
+        use = f"Use env=mpe env.task={name}, where the opposing side is scripted{rules}, or"
     return UserError(
-        f"env.task={task!r} has opponents ({reason}), but env=pettingzoo trains all agents as one team. {vmas} an environment of "
+        f"env.task={task!r} has opponents ({reason}), but env=pettingzoo trains all agents as one team. {use} an environment of "
         "your own whose possible_agents are one side and whose step() plays the other."
     )
 

@@ -1,7 +1,8 @@
 """PettingZoo parallel environments with discrete actions, selected by module path, e.g. mpe2.simple_spread_v3.
 
 The copies run one after the other in this process. PettingZoo's MPE (the package mpe2) and VMAS's are different
-simulations with different rewards: never compare the returns of `env=pettingzoo` and `env=mpe`.
+simulations with different rewards: never compare the returns of `env=pettingzoo` and `env=mpe`, unless the latter has
+`env.rules=pettingzoo`.
 """
 
 import importlib

@@ -12,7 +12,7 @@ from qllm_exp.envs.layout import StateField, StateLayout, TaskDescription, numbe
 
 _INF = float("inf")
 _SPREAD = "mpe2.simple_spread_v3"
-_SPREAD_ACTIONS: tuple[str, ...] = ("no push", "push left", "push right", "push down", "push up")
+MPE_ACTIONS: tuple[str, ...] = ("no push", "push left", "push right", "push down", "push up")
 _MAX_DOCUMENTATION = 4000  # characters of an environment's own documentation that are passed on
 
 
@@ -101,9 +101,9 @@ def describe(config: Any, env: Any, n_agents: int, n_actions: int) -> TaskDescri
     aggregate = "mean" if config.reward == "mean" else "sum"
     reward = f"Each step: the {aggregate} of the rewards that the environment gives its {n_agents} agents."
     if config.task == _SPREAD:
-        goal, agent_reward = _spread_texts(n_agents, config.options.get("local_ratio", 0.5))
-        reward = f"{reward} {agent_reward}"
-        actions = _SPREAD_ACTIONS
+        goal = _spread_goal(n_agents)
+        reward = f"{reward} {spread_reward(config.options.get('local_ratio', 0.5))}"
+        actions = MPE_ACTIONS
     else:
         goal = _documentation(config.task, env, n_agents)
         actions = tuple(f"action {action}" for action in range(n_actions))
@@ -118,19 +118,22 @@ def describe(config: Any, env: Any, n_agents: int, n_actions: int) -> TaskDescri
     )
 
 
-def _spread_texts(n_agents: int, local_ratio: float) -> tuple[str, str]:
-    """Goal of simple_spread, and the reward of one agent."""
-    goal = (
+def _spread_goal(n_agents: int) -> str:
+    """Goal of simple_spread."""
+    return (
         f"{n_agents} agents and {n_agents} landmarks lie in a plane. The agents are to cover all landmarks, each another "
         "one, without bumping into each other. The global state is what the agents see, one after the other: their own "
         "velocity and position, and where the landmarks and the other agents are relative to them."
     )
-    reward = (
+
+
+def spread_reward(local_ratio: float) -> str:
+    """Reward of one agent of simple_spread."""
+    return (
         f"Each agent gets {1 - local_ratio:g} times the team's part (minus the distance of each landmark to the agent "
         f"nearest to it, summed over the landmarks) plus {local_ratio:g} times its own part (-1 for each other agent "
         "that it overlaps)."
     )
-    return goal, reward
 
 
 def _documentation(task: str, env: Any, n_agents: int) -> str:

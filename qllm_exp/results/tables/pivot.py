@@ -37,6 +37,10 @@ _MASKED_NOTE = (
     "Runs with env.mask_ineffective=true (all lbf runs from before this option existed): actions without effect are "
     "unavailable, which makes lbf easier than as published (false, the default)."
 )
+_RULES_NOTE = (
+    "Runs with env.rules=pettingzoo: mpe by the rules of PettingZoo. Their returns cannot be compared with those of VMAS's rules "
+    "(vmas, the default)."
+)
 
 Labels = tuple[Any, ...]  # values of the keys of a row or column
 Place = tuple[Labels, Labels]  # row and column
@@ -136,7 +140,10 @@ def notes_on_records(records: Sequence[Record], metric: str = "final") -> list[s
         records: finished runs.
         metric: 'final', 'absolute' or 'win_rate'.
     """
-    notes = [_MASKED_NOTE] if any(record.settings.get("env.mask_ineffective") is True for record in records) else []
+    marked = {("env.mask_ineffective", True): _MASKED_NOTE, ("env.rules", "pettingzoo"): _RULES_NOTE}
+    notes = [
+        note for (key, value), note in marked.items() if any(record.settings.get(key) == value for record in records)
+    ]
     if metric == "absolute":
         choosing_error, absolute_error = (
             _standard_error([getattr(run, kind) for run in records]) for kind in ("final", "absolute")

@@ -320,6 +320,16 @@ def test_the_features_that_every_run_had_as_its_state_do_not_define_it(name):
     assert load_run(load.with_older_defaults(older)).env.state == "features"
 
 
+def test_the_rules_of_mpe_are_in_the_name_of_a_run_only_where_they_are_not_vmas():
+    default, other = (composed("mixer=qmix", "env=mpe", *rules) for rules in ([], ["env.rules=pettingzoo"]))
+    assert "rules" not in load.identity(load_run(default), None)["env"]
+    assert load.identity(load_run(other), None)["env"]["rules"] == "pettingzoo"
+    assert run_name(load_run(default), None) != run_name(load_run(other), None)
+    older = to_dict(load_run(default))
+    older["env"].pop("rules")
+    assert load_run(load.with_older_defaults(older)).env.rules == "vmas"
+
+
 def test_the_configuration_of_a_run_from_before_an_option_existed_says_what_it_did():
     older = to_dict(load_run(composed("mixer=qmix")))
     older["env"].pop("mask_ineffective")

@@ -100,6 +100,21 @@ def test_explain_opens_no_module_and_writes_nowhere_that_only_the_file_names(
     assert "evilmod" not in sys.modules and sorted(os.listdir(tmp_path)) == ["evilmod", "x.json"]
 
 
+def test_a_bundled_function_is_not_used_with_other_rules_in_silence() -> None:
+    from qllm_exp.config.compose import compose_run
+    from qllm_exp.credit.stored_function import bundled_path
+    from qllm_exp.errors import UserError
+    from qllm_exp.generation import provide
+
+    command, bundled = ["mixer=tfcaf", "env=mpe"], bundled_path("mpe", "simple_spread")
+    assert provide.locate(compose_run(command)).path == bundled
+    message = f"for mpe/simple_spread was written for env.rules=vmas.*mixer.file={bundled}"
+    with pytest.raises(UserError, match=message):
+        provide.locate(compose_run([*command, "env.rules=pettingzoo"]))
+    named = compose_run([*command, "env.rules=pettingzoo", f"mixer.file={bundled}"])
+    assert provide.locate(named).path == bundled
+
+
 def test_a_run_does_not_use_a_function_of_another_task_in_silence(tmp_path: Path) -> None:
     from qllm_exp.config.compose import compose_run
     from qllm_exp.credit.stored_function import bundled_path

@@ -119,6 +119,16 @@ def test_runs_with_masked_actions_are_said_to_be_easier_than_published(tmp_path:
     assert sheet.columns == ["qmix mask_ineffective=False", "vdn mask_ineffective=True"]
 
 
+def test_runs_by_the_rules_of_pettingzoo_are_named_and_not_to_be_compared_with_others(tmp_path: Path) -> None:
+    make_run(tmp_path, run_config("qmix", env="mpe", task="simple_spread"), -400.0)
+    assert "env.rules" not in notes(comparison(collect([tmp_path]))[0])
+    options = {"rules": "pettingzoo"}
+    make_run(tmp_path, run_config("qmix", env="mpe", task="simple_spread", env_options=options), -100.0)
+    sheet, _ = comparison(collect([tmp_path]))
+    assert sheet.columns == ["qmix rules=pettingzoo", "qmix rules=vmas"]
+    assert "Runs with env.rules=pettingzoo" in notes(sheet) and "cannot be compared" in notes(sheet)
+
+
 def test_rows_are_tasks_and_columns_methods_in_a_fixed_order(tmp_path: Path) -> None:
     for mixer in ("none", "qmix", "tfcaf", "vdn"):
         make_run(tmp_path, run_config(mixer), 1.0, program=1 if mixer == "tfcaf" else None)
