@@ -72,10 +72,10 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
     while trainer.updates < 10:
         trainer.cycle()
     trainer.timer.seconds.clear()
-    steps, updates, begin = trainer.env_steps, trainer.updates, time.perf_counter()
+    steps, updates, begin, processor = trainer.env_steps, trainer.updates, time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < seconds:
         trainer.cycle()
-    wall = time.perf_counter() - begin
+    wall, processor = time.perf_counter() - begin, time.process_time() - processor
     evaluation = time.perf_counter()
     trainer.evaluate(100, "bench")
     evaluation = time.perf_counter() - evaluation
@@ -85,6 +85,7 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
         "name": "qllm_exp",
         "setting": setting,
         "env_steps_per_s": (trainer.env_steps - steps) / wall,
+        "env_steps_per_processor_s": (trainer.env_steps - steps) / processor,
         "updates_per_s": updates / wall,
         "ms_per_update": {
             part: 1000 * s / max(updates, 1) for part, s in trainer.timer.seconds.items() if part != "evaluate"
