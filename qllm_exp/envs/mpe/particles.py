@@ -4,7 +4,8 @@ Physics, starts and observations are those of the package, in double precision l
 tasks. There are these deviations:
 
 1. Where the package has two sides, one of them is the team, and the other is scripted.
-2. The global state lists positions and velocities, as by VMAS's rules. The package's is all agents' observations in a row.
+2. The global state lists positions and velocities, as by VMAS's rules. The package's is all agents' observations in a row, as
+   with `env.state=observations`.
 3. No force acts between bodies at exactly the same place. The package divides by zero there.
 
 Shapes: N copies (num_envs), n agents of the team (n_agents), o opponents, M = n + o moving bodies (the team first), L landmarks.

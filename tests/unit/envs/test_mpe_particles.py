@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qllm_exp.envs import make_env
+from qllm_exp.envs import TeamEnv, make_env
 from qllm_exp.envs.mpe import check
 from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.envs.mpe.particles import ParticleEnv
+from qllm_exp.envs.pettingzoo.env import Config as PettingzooConfig
 from qllm_exp.errors import UserError
 
 TASKS = ["simple_spread", "simple_adversary", "simple_tag"]
@@ -23,6 +24,11 @@ def build(task: str, num_envs: int = 1, seed: int = 0, **settings: Any) -> Parti
     env = make_env(MpeConfig(task=task, rules="pettingzoo", **settings), num_envs, seed)
     assert isinstance(env, ParticleEnv)
     return env
+
+
+def build_state(task: str, options: dict[str, Any], num_envs: int = 1) -> TeamEnv:
+    """The environment with all observations in a row as its global state."""
+    return make_env(MpeConfig(task=task, rules="pettingzoo", state="observations", options=options), num_envs, 0)
 
 
 def stay(env: ParticleEnv) -> Tensor:
@@ -42,6 +48,41 @@ def test_the_global_state_has_the_columns_of_the_other_rules(task: str) -> None:
         (field.label, field.components, field.start, field.unit) for field in vmas.layout
     ]
     assert ours.n_agents == vmas.n_agents
+
+
+def test_the_observations_in_a_row_have_the_names_that_the_package_itself_has() -> None:
+    rows = build_state("simple_spread", {"N": 4})
+    package = make_env(PettingzooConfig(options={"N": 4}), 1, 0)
+    assert [(field.label, field.start) for field in rows.layout] == [
+        (field.label, field.start) for field in package.layout
+    ]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_names_of_an_observation_say_what_is_in_its_columns(task: str) -> None:
+    env, rows = build(task, 3), build_state(task, {}, 3)
+    env.reset(), rows.reset()
+    for _ in range(3):
+        state, observed = env.step(stay(env) + 2).state, rows.step(stay(env) + 2).state
+
+    def feature(entity: str, name: str) -> Tensor:
+        kind, _, index = entity.rpartition("_")
+        return state[:, env.layout.find(kind, name, int(index)).columns]
+
+    for field in rows.layout:
+        own = feature(f"agent_{field.index}", "position")
+        if field.name.startswith("message"):
+            expected = torch.zeros(3, 2)
+        elif field.name == "offset_to_goal":
+            flags = torch.stack([feature(f"landmark_{k}", "is_goal") for k in range(2)])
+            expected = (flags * torch.stack([feature(f"landmark_{k}", "position") for k in range(2)])).sum(0) - own
+        elif field.name.startswith("offset_to_"):
+            expected = feature(field.name.removeprefix("offset_to_"), "position") - own
+        elif field.name.startswith("velocity_of_"):
+            expected = feature(field.name.removeprefix("velocity_of_"), "velocity")
+        else:
+            expected = feature(f"agent_{field.index}", field.name)
+        torch.testing.assert_close(observed[:, field.columns], expected)
 
 
 def test_the_columns_hold_what_their_names_say() -> None:
