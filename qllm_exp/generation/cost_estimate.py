@@ -36,7 +36,7 @@ def expected_requests(prompts: Prompts, options: GenerationConfig) -> list[Reque
             add(f"round-{number}-advice", prompts.evaluator_system, 2 * past_rounds, advice_question, "")
         for k in range(1, options.candidates + 1):
             add(f"round-{number}-coder-{k}", prompts.coder_system, past_rounds, question, _ANSWER)
-        if options.evaluator and options.selection == "evaluator" and options.candidates > 1:
+        if options.evaluator and options.candidates > 1:
             choice_question = prompts.evaluator_choice([_SOURCE] * options.candidates)
             add(f"round-{number}-choice", prompts.evaluator_system, 2 * past_rounds, choice_question, "")
     return requests

@@ -345,15 +345,6 @@ def test_a_budget_that_the_next_calls_could_exceed_stops_the_generation(tmp_path
         assert code == 2 and "stops before it could exceed tfcaf.budget_usd=0.01" in err and not server.calls
 
 
-def test_candidates_are_ranked_by_short_training_if_configured(tmp_path: Path) -> None:
-    sources = iter([block(WEIGHED), block(MEAN)])
-    with Loopback(script(lambda call: next(sources))) as server:
-        probe = ["tfcaf.selection=probe", "tfcaf.probe.total_steps=2000", *TINY]
-        code, _, err = generate(server, tmp_path / "cache", *SMALL, *probe)
-        assert code == 0 and len(server.calls) == 2, err
-    assert "best return of short training (2,000 steps, 1 seed; 1: " in stored_in(tmp_path / "cache")["verdict"]
-
-
 def test_a_stored_function_is_listed_shown_explained_and_used_by_its_key(tmp_path: Path) -> None:
     cache = f"tfcaf.cache={tmp_path / 'cache'}"
     (tmp_path / "mine.py").write_text(WEIGHED.replace("credit_assignment", "QLLMNetwork"))

@@ -212,24 +212,6 @@ def test_an_evaluator_that_is_off_is_never_called() -> None:
     assert outcome.verdict.count("candidate 1, the first one accepted") == 3
 
 
-def test_short_training_chooses_the_best_return_and_records_its_budget() -> None:
-    returns = iter([[0.1, 0.9, 0.5], [0.2, 0.1, 0.0]])
-    ranked: list[list[str]] = []
-
-    def rank(candidates: Sequence[Accepted]) -> list[float]:
-        ranked.append([candidate.source for candidate in candidates])
-        return next(returns)
-
-    model = Model()
-    outcome = run(model, replace(DEFAULT, rounds=2, selection="probe"), rank=rank)
-    assert outcome.accepted.source == "source of round-2-coder-1\n" and len(ranked) == 2
-    assert (
-        "candidate 2, best return of short training (50,000 steps, 1 seed; 1: 0.100, 2: 0.900, 3: 0.500)"
-        in outcome.verdict
-    )
-    assert "round-1-choice" not in model.requests and "round-2-advice" in model.requests
-
-
 def test_the_transcript_has_every_call_with_its_cost() -> None:
     outcome = run(Model(), replace(DEFAULT, rounds=1))
     assert [row["call"] for row in outcome.transcript] == [*(f"round-1-coder-{k}" for k in (1, 2, 3)), "round-1-choice"]
