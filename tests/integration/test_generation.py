@@ -17,7 +17,6 @@ from loopback_llm import DROP, Answer, Call, Loopback, failure
 from verdicts import Verdicts
 
 from qllm_exp.generation import provide, verify
-from qllm_exp.sweep import prepare
 from qllm_exp.tfcaf import main
 
 KEY = "sk-planted-7f3a9c21d4e8b605"
@@ -35,12 +34,11 @@ SMALL = ["tfcaf.candidates=2", "tfcaf.rounds=1"]
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within this process too, verify equal sources for a task once, and fork short training runs."""
+    """Within this process too, verify equal sources for a task once."""
     folder = tmp_path_factory.getbasetemp() / "verdicts"
     folder.mkdir(exist_ok=True)
     for module in (provide, verify):
         monkeypatch.setattr(module, "verify_all", Verdicts(folder))
-    monkeypatch.setattr(prepare, "subprocess", commands.Subprocess())
 
 
 def block(source: str) -> str:
