@@ -1,29 +1,30 @@
 """A search without a language model and without training: scripted answers, and runs whose returns follow from their function."""
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from verdicts import Verdicts
 
 from qllm_exp.config.compose import compose_run
 from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.config.schema import RunConfig
 from qllm_exp.credit import stored_function
+from qllm_exp.credit.program import Program
+from qllm_exp.credit.refused import Refused
 from qllm_exp.envs import make_env
+from qllm_exp.envs.base import TeamEnv
 from qllm_exp.experiment import build_algorithm
 from qllm_exp.generation import provide
+from qllm_exp.generation.verify import Accepted
 from qllm_exp.llm import Backend, CallFailed, Reply, Request
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import Sweep
-from qllm_exp.search import procedure
+from qllm_exp.search import procedure, trainings
 from qllm_exp.search.search_directory import SearchDirectory
 from qllm_exp.sweep.launcher import Work
+from qllm_exp.sweep.plan import Plan, plan_configs
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.training.checkpoint import to_bytes
 from qllm_exp.utils.files import strict_json, write_atomically
@@ -107,6 +108,7 @@ class Launcher:
 
     Attributes:
         started: names of all runs that were started.
+        configs: configurations of the runs, which take longer to read than everything else here.
     """
 
     waits = True
@@ -114,6 +116,7 @@ class Launcher:
     def __init__(self, value: Callable[[RunDirectory], float | None] = share_of) -> None:
         self.value = value
         self.started: list[str] = []
+        self.configs: dict[Path, RunConfig] = {}
 
     def options(self) -> dict[str, Any]:
         return {"name": "local"}
@@ -136,7 +139,7 @@ class Launcher:
 
     def end(self, directory: RunDirectory) -> None:
         """Write what a run leaves behind."""
-        run, last = directory.read_config(), self.value(directory)
+        run, last = self.configs[directory.path], self.value(directory)
         if last is None:
             directory.set_status_from_outside("failed", error="Training diverged: at step 100")
             return
@@ -157,10 +160,32 @@ class Launcher:
         directory.finish({"final_return": last, "absolute_return": last, "env_steps": steps, "wall_s": 36.0})
 
 
-@pytest.fixture(scope="session")
-def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
-    """Verdicts on the sources of these tests, each verified once."""
-    return Verdicts(tmp_path_factory.mktemp("verdicts"))
+def accept_all(sources: Sequence[str], env: TeamEnv, enforce: bool) -> list[Accepted | Refused]:
+    """Accept sources with two weights in them, without a sandbox: the program is their weighted sum of two agents' Qs."""
+    return [Accepted(source, "credit_assignment", weighted_sum(source, env.state_dim), True, ()) for source in sources]
+
+
+def weighted_sum(source: str, state_dim: int) -> Program:
+    """Return the program of the first two decimal numbers of a source as weights."""
+    first, second = (float(number) for number in re.findall(r"\d+\.\d+", source)[:2])
+    operations = [
+        ["slice.Tensor", [{"ref": 0}, 1, 0, 1], {}],
+        ["mul.Tensor", [{"ref": 3}, first], {}],
+        ["slice.Tensor", [{"ref": 0}, 1, 1, 2], {}],
+        ["mul.Tensor", [{"ref": 5}, second], {}],
+        ["add.Tensor", [{"ref": 4}, {"ref": 6}], {}],
+    ]
+    sizes = {"n_agents": 2, "state_dim": state_dim}
+    return Program({"version": 1, **sizes, "constants": [], "operations": operations, "output": 7})
+
+
+class Probes:
+    """Accepts every program."""
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def check(self, program: Program) -> tuple[bool, tuple[str, ...]]:
+        return True, ()
 
 
 class Searches:
@@ -169,12 +194,12 @@ class Searches:
     Args:
         folder: of cache and runs.
         monkeypatch: replaces model and verification.
-        verify_all: verifies sources.
     """
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, verify_all: Any) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
-        monkeypatch.setattr(procedure, "verify_all", verify_all)
+        monkeypatch.setattr(procedure, "verify_all", accept_all)
+        monkeypatch.setattr(procedure, "Probe", Probes)
 
     def config(self, *overrides: str) -> RunConfig:
         folders = [f"dir={self.folder / 'runs'}", f"tfcaf.cache={self.folder / 'cache'}"]
@@ -184,21 +209,17 @@ class Searches:
         """Run a search under the claim of the store, as the command does, and return its directory."""
         run, model, launcher = self.config(*overrides), model or Model(), launcher or Launcher()
         self.monkeypatch.setattr(procedure.llm, "make_backend", lambda config: model)
+
+        def plan(configs: Sequence[RunConfig], *others: Any) -> Plan:
+            planned = plan_configs(configs, *others)
+            launcher.configs |= {ready.directory.path: ready.config for ready in planned.runs}
+            return planned
+
+        self.monkeypatch.setattr(trainings, "plan_configs", plan)
         provide.provide(run, lambda checked: procedure.search(checked, launcher))
         return SearchDirectory(procedure.search_path(run))
 
 
 @pytest.fixture
-def searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdicts: Verdicts) -> Searches:
-    return Searches(tmp_path, monkeypatch, verdicts)
-
-
-def log_bytes(directory: SearchDirectory) -> str:
-    """Return a hash of the log, and the log itself where a test fails."""
-    text = directory.log.read_text()
-    return f"{hashlib.sha256(text.encode()).hexdigest()} {json.dumps(text)}"
-
-
-def no_threads() -> None:
-    """One thread, as in a run."""
-    torch.set_num_threads(1)
+def searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searches:
+    return Searches(tmp_path, monkeypatch)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -128,16 +127,6 @@ def test_eight_processes_are_one_search(tmp_path: Path) -> None:
     directory = SearchDirectory(folder)
     names = [(row["function"], row["stage"], row["seed"]) for row in directory.of_kind("training")]
     assert len(names) == len(set(names)) and KEY not in "".join(map(str, directory.rows))
-
-
-def test_resume_refuses_options_and_folders_that_are_no_search(tmp_path: Path) -> None:
-    for words, message in (
-        (["--resume", str(tmp_path)], r"is not the directory of a search: it has no search\.json"),
-        (["--resume", str(tmp_path), "env=mpe"], r"so env=mpe cannot change it"),
-    ):
-        process = start(*words)
-        _, err = process.communicate(60)
-        assert process.wait() == 2 and re.search(message, err), err
 
 
 def test_an_ablation_searches_and_trains_in_one_command(tmp_path: Path) -> None:
