@@ -207,8 +207,12 @@ class Searches:
 
     def run(self, *overrides: str, model: Model | None = None, launcher: Launcher | None = None) -> SearchDirectory:
         """Run a search under the claim of the store, as the command does, and return its directory."""
-        run, model, launcher = self.config(*overrides), model or Model(), launcher or Launcher()
-        self.monkeypatch.setattr(procedure.llm, "make_backend", lambda config: model)
+        scripted = model or Model()
+        self.monkeypatch.setattr(procedure.llm, "make_backend", lambda config: scripted)
+        return self.search(self.config(*overrides), launcher or Launcher())
+
+    def search(self, run: RunConfig, launcher: Launcher) -> SearchDirectory:
+        """Run a search with the models that `make_backend` makes."""
 
         def plan(configs: Sequence[RunConfig], *others: Any) -> Plan:
             planned = plan_configs(configs, *others)

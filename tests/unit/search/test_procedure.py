@@ -138,8 +138,8 @@ def test_a_search_killed_at_any_step_ends_with_the_same_log(
         with monkeypatch.context() as patch:
             directory, _, launcher, _ = kill_at(Searches(folder, patch), patch, at)
         assert directory is not None and directory.log.read_text() == expected, at
-        finished = [name for name in launcher.started if launcher.started.count(name) > 1]
-        assert len(finished) <= 1, "only the run that was in progress starts again"
+        repeated = {name for name in launcher.started if launcher.started.count(name) > 1}
+        assert len(repeated) <= 1, "only the run that was in progress starts again"
 
 
 def test_no_call_is_paid_twice_after_a_kill(searches: Searches, monkeypatch: pytest.MonkeyPatch) -> None:
