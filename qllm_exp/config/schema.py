@@ -116,6 +116,9 @@ class SearchConfig:
     archive: int = number(12, 1)
     parents: int = number(2, 1, 8)
     tolerance: float = number(1e-4, 0, 1)
+    models: list[str] = field(default_factory=list)
+    exploration: float = number(0.5, 0)
+    dollar_weight: float = number(0.2, 0)
     tune: str = one_of("none", "gradient")
     reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
 

@@ -16,7 +16,7 @@ _NEEDS = {
     "mixer.embed": ("mixer.variant", "mono"),
 }
 _EVOLUTION = ("islands", "migration", "archive", "parents", *(f"reflection.{f.name}" for f in fields(ReflectionConfig)))
-_ALL_SEARCHES = ("generations", "steps", "seeds", "kept", "tolerance", "tune")
+_ALL_SEARCHES = ("generations", "steps", "seeds", "kept", "tolerance", "tune", "models", "exploration", "dollar_weight")
 _PROCEDURE = ("tfcaf.rounds", "tfcaf.evaluator", "tfcaf.memory")  # of QLLM's procedure, which a search does not run
 _ON_POLICY = ("coma", "ippo", "lica", "mappo", "pqn")  # one update per rollout, on its episodes: nothing is replayed
 _REPLAY = ("train.batch_episodes", "train.buffer_episodes", "train.steps_per_update")

@@ -15,6 +15,7 @@ import torch
 
 from qllm_exp import llm
 from qllm_exp.config import registry, schema
+from qllm_exp.config.compose import compose_run
 from qllm_exp.config.load import identifying_options, identity, unused_in
 from qllm_exp.credit import stored_function
 from qllm_exp.credit.program_json import canonical_json
@@ -132,7 +133,8 @@ def find_function(name: str, run: schema.RunConfig) -> StoredFunction:
 
 def check_backend(run: schema.RunConfig) -> None:
     """Raise a UserError if the run's llm cannot be called, e.g. because a key is missing. Makes no call."""
-    llm.make_backend(run.llm).check()
+    for config in (run.llm, *further_models(run).values()):
+        llm.make_backend(config).check()
 
 
 def function_store(run: schema.RunConfig) -> Store:
@@ -210,8 +212,31 @@ def request_for(run: schema.RunConfig) -> dict[str, Any]:
         procedure = {name: value for name, value in flatten(procedure).items() if f"tfcaf.{name}" not in unused}
         request["training"] = _training(run)
         request["templates"] = template_hash(SEARCH_TEMPLATES)
-    model = {name: value for name, value in identifying_options(run.llm).items() if name != "name"}
-    return request | {"procedure": procedure, "llm": model}
+        if run.tfcaf.search.models:
+            request["models"] = {name: _model(config) for name, config in further_models(run).items()}
+    return request | {"procedure": procedure, "llm": _model(run.llm)}
+
+
+def _model(config: schema.LlmConfig) -> dict[str, Any]:
+    """Return what defines a language model and how it is asked."""
+    return {name: value for name, value in identifying_options(config).items() if name != "name"}
+
+
+def further_models(run: schema.RunConfig) -> dict[str, schema.LlmConfig]:
+    """Return the configurations of `tfcaf.search.models` by name, with the options of their YAML files; {} without a search.
+
+    Raises:
+        UserError: a name is not a choice of llm that can be called, or is named twice.
+    """
+    names = run.tfcaf.search.models if run.tfcaf.search.method != "none" else []
+    callable_names = [name for name in registry.choices("llm") if name not in ("bundled", run.llm.name)]
+    for name in names:
+        if name not in callable_names or names.count(name) > 1:
+            raise UserError(
+                f"tfcaf.search.models={names}: {name!r} is not allowed.{nearest(name, callable_names)} Allowed, each once, beside "
+                f"llm={run.llm.name}: {', '.join(callable_names)}."
+            )
+    return {name: compose_run([f"llm={name}"]).llm for name in names}
 
 
 def _training(run: schema.RunConfig) -> dict[str, Any]:

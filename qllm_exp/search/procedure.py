@@ -41,6 +41,7 @@ from qllm_exp.mixers.tfcaf import SMALLEST, TrainableTfcaf
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.search.archive import BASELINES, Archive, Member, stage_returns
 from qllm_exp.search.behaviour import Behaviours, distance
+from qllm_exp.search.models import Models, candidate_of, choose_models
 from qllm_exp.search.reflection import BASELINE_NAMES, Reflection
 from qllm_exp.search.search_directory import Row, SearchDirectory
 from qllm_exp.search.trainings import Trainings
@@ -95,7 +96,10 @@ class _Search:
         self._directory = SearchDirectory(search_path(run))
         self._directory.create(run, self._key)
         self._journal = provide.function_store(run).journal(self._key)
-        self._ledger = Ledger(llm.make_backend(run.llm), self._journal, run.tfcaf.budget_usd)
+        configs = {run.llm.name: run.llm} | provide.further_models(run)
+        self._models = list(configs)
+        backends = Models({name: llm.make_backend(config) for name, config in configs.items()}, self._model_of)
+        self._ledger = Ledger(backends, self._journal, run.tfcaf.budget_usd)
         self._prompts = provide.prompts_for(run)
         self._trainings = Trainings(run, self._key, self._directory, launcher)
         with provide.small_environment(run) as env:
@@ -164,7 +168,11 @@ class _Search:
             keys = [member.key for member in archive.members]
             distances = {(a, b): distance(behaviours[a], behaviours[b]) for a in keys for b in keys}
         rows: list[Row] = []
-        for k in range(1, self._run.tfcaf.candidates + 1):
+        candidates, options = self._run.tfcaf.candidates, self._options
+        models = choose_models(
+            self._directory.rows, archive, self._models, candidates, options.exploration, options.dollar_weight
+        )
+        for k in range(1, candidates + 1):
             island, parents = (k - 1) % self._options.islands, list[Member]()
             if distances:
                 rng = random.Random(f"{self._run.tfcaf.sample}/{generation}/{k}")
@@ -175,11 +183,18 @@ class _Search:
                     "name": f"generation-{generation}-candidate-{k}",
                     "generation": generation,
                     "island": island,
+                    "model": models[k - 1],
                     "parents": [parent.key for parent in parents],
                     "text": reflection.request(parents, archive),
                 }
             )
         return rows
+
+    def _model_of(self, call: str) -> str:
+        """Return the name of the language model of a call."""
+        (row,) = self._directory.of_kind("question", name=candidate_of(call))
+        name: str = row["model"]
+        return name
 
     def _known_behaviours(self) -> dict[str, Tensor]:
         """Return the behaviours of all functions of the archive, by key."""

@@ -9,7 +9,7 @@ answers of the language model are in the journal of the function store (generati
 
 Rows of the log, by 'kind':
 
-question    'name' of the call, 'generation', 'island', 'parents' (keys), 'text': the request, before it is sent
+question    'name' of the call, 'generation', 'island', 'model', 'parents' (keys), 'text': the request, before it is sent
 call        a call with its answer and outcome, as in the transcript of a stored function
 candidate   what became of a question: 'name', 'generation', 'island', 'parents', 'key' of the function ('' if it was refused),
             'reason' of the refusal, 'tuned': whether it is its parent with trained constants
