@@ -6,11 +6,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qllm_exp.config import schema
 from qllm_exp.config.compose import compose_run
+from qllm_exp.config.device import resolve_device
+from qllm_exp.config.load import with_num_envs
 from qllm_exp.config.overrides import search_path_override
 from qllm_exp.errors import UserError
 from qllm_exp.utils.command_line import parse_subcommand
@@ -178,8 +181,6 @@ def _generate(parsed_args: argparse.Namespace) -> int:
 
 def _search(parsed_args: argparse.Namespace) -> int:
     """Search for the function of a task, or find the stored one."""
-    from dataclasses import replace
-
     from qllm_exp.config.compose import compose_launcher
     from qllm_exp.generation import provide
     from qllm_exp.search import search
@@ -213,6 +214,8 @@ def _dry_run(run: schema.RunConfig) -> int:
     from qllm_exp.generation import provide
     from qllm_exp.generation.cost_estimate import describe_cost
 
+    device = resolve_device(run.device)
+    run = with_num_envs(replace(run, device=device), device.partition(":")[0])  # the key of a search depends on it
     prompts = provide.prompts_for(run)
     for title, text in (
         ("coder, system", prompts.coder_system),

@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from qllm_exp.config.schema import GenerationConfig
+from qllm_exp.config.schema import GenerationConfig, SearchConfig
 from qllm_exp.credit.refused import Refused
 from qllm_exp.errors import UserError
 from qllm_exp.generation.coder_evaluator import Outcome, generate
+from qllm_exp.generation.cost_estimate import expected_requests
 from qllm_exp.generation.prompt_rendering import MAX_ANSWER, Prompts
 from qllm_exp.generation.verify import Accepted
 from qllm_exp.llm import CallFailed, Reply, Request
@@ -225,3 +226,14 @@ def test_the_transcript_says_which_tokens_are_estimates() -> None:
     model.estimated = True
     outcome = run(model, replace(DEFAULT, rounds=1))
     assert all(row["usage"] == "estimated" for row in outcome.transcript)
+
+
+def test_the_cost_estimate_of_a_search_has_a_call_per_candidate_with_its_parents() -> None:
+    search = SearchConfig(method="evolve", generations=3, parents=2)
+    requests = expected_requests(PROMPTS, replace(DEFAULT, candidates=4, search=search))
+    assert [request.name for request in requests] == [
+        f"generation-{g}-candidate-{k}" for g in (1, 2, 3) for k in (1, 2, 3, 4)
+    ]
+    lengths = [len(request.messages[-1]["content"]) for request in requests]
+    assert lengths[:4] == [len(PROMPTS.coder_request)] * 4 and min(lengths[4:]) > 10_000
+    assert len(expected_requests(PROMPTS, DEFAULT)) == 14
