@@ -1,4 +1,4 @@
-"""The command `tfcaf`: where `explain` writes, what `verify` says of a function for another state, what `search --resume` refuses."""
+"""The command `tfcaf`: where `explain` writes, what `verify` says of a function for another state, what `search` refuses."""
 
 from pathlib import Path
 from typing import Any

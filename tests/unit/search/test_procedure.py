@@ -123,7 +123,7 @@ def kill_at(
     return directory, model, launcher, step.number
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2, 3))])
 def test_a_search_killed_at_any_step_ends_with_the_same_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
