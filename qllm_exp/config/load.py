@@ -118,9 +118,7 @@ def with_older_defaults(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(options, dict) and name in (options.get("name"), "*"):
             config = config | {group: before | options}
     procedure = config.get("tfcaf")
-    if (
-        isinstance(procedure, dict) and "selection" in procedure
-    ):  # before searches, short trainings could choose in each round
+    if isinstance(procedure, dict) and "selection" in procedure:  # before there were searches
         kept = {name: value for name, value in procedure.items() if name not in ("selection", "probe")}
         method = "best_of" if procedure["selection"] == "probe" else "none"
         config = config | {"tfcaf": {"search": {"method": method}} | kept}
