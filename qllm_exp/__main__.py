@@ -42,11 +42,12 @@ def run(composed: DictConfig) -> float:
     Returns:
         The return of the last evaluation, so that any Hydra sweeper can optimise it.
     """
+    from qllm_exp.search import search
     from qllm_exp.sweep.single_run import run_one
 
     try:
         overrides.check_single_run(HydraConfig.get())
-        return run_one(composed)
+        return run_one(composed, search)
     except UserError as error:
         print(f"error: {inert_lines(error)}", file=sys.stderr)
         sys.exit(1 if isinstance(error, RunFailed) else 2)

@@ -16,6 +16,9 @@ class UserError(Exception):
     """An error that the user can fix. The message says what is wrong, what is allowed and what to type instead."""
 
 
+DIVERGED = "Training diverged"  # start of the message of a run whose parameters are no longer numbers
+
+
 class RunFailed(UserError):
     """A run failed; other runs of its sweep may have finished."""
 

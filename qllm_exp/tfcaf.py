@@ -1,4 +1,4 @@
-"""The command `python -m qllm_exp.tfcaf`: generate, list, show, explain, verify and import credit-assignment functions."""
+"""The command `python -m qllm_exp.tfcaf`: generate, search, list, show, explain, verify and import credit-assignment functions."""
 
 import argparse
 import json
@@ -6,11 +6,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qllm_exp.config import schema
 from qllm_exp.config.compose import compose_run
+from qllm_exp.config.device import resolve_device
+from qllm_exp.config.load import with_num_envs
 from qllm_exp.config.overrides import search_path_override
 from qllm_exp.errors import UserError
 from qllm_exp.utils.command_line import parse_subcommand
@@ -23,12 +26,13 @@ if TYPE_CHECKING:  # torch is imported only when a command needs it
 
 _DESCRIPTION = """\
 Training-free credit-assignment functions (TFCAFs): Python functions that a language model writes and that take the place
-of a trained mixing network. This command generates, lists, shows, explains, verifies and imports them.
+of a trained mixing network. This command generates and searches, lists, shows, explains, verifies and imports them.
 """
 _EPILOG = """\
 examples:
   %(prog)s generate env=lbf llm=openai --dry-run       prompts and cost estimate, without a call
   %(prog)s generate env=lbf llm=openai                 generate the function, or find the stored one
+  %(prog)s search env=lbf llm=openai                   generations of functions, chosen and improved by their returns
   %(prog)s list                                        keys of all stored and bundled functions
   %(prog)s show lbf/8x8-2p-2f-coop-2s --transcript     the calls that led to a bundled function
   %(prog)s explain 3f9a2c --output figures             figures and tables of its credit
@@ -40,6 +44,7 @@ exit codes: 0 done, 1 refused by verification, 2 invalid command or no function,
 """
 _COMMANDS = {
     "generate": "generate the function of a task with a language model, or find the stored one; print its file",
+    "search": "search for a function by the returns of trainings, or continue a search; print the file of the best function",
     "list": "list all stored and bundled functions",
     "show": "print the source of a function and its origin",
     "explain": "write figures and tables of the credit that a function assigns",
@@ -77,6 +82,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--output", type=Path, metavar="FILE", help="also write the stored function to this file"
     )
     commands["show"].add_argument("--prompt", action="store_true", help="print the prompts instead")
+    commands["search"].add_argument(
+        "--resume",
+        type=Path,
+        metavar="FOLDER",
+        help="continue the search of this directory, e.g. runs/search_1a2b3c4d; options of the search need not be repeated",
+    )
     commands["show"].add_argument(
         "--transcript", action="store_true", help="print every call with its answer and its outcome instead"
     )
@@ -123,6 +134,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "generate": _generate,
+        "search": _search,
         "list": _list,
         "show": _show,
         "explain": _explain,
@@ -167,11 +179,43 @@ def _generate(parsed_args: argparse.Namespace) -> int:
     return 0
 
 
+def _search(parsed_args: argparse.Namespace) -> int:
+    """Search for the function of a task, or find the stored one."""
+    from qllm_exp.config.compose import compose_launcher
+    from qllm_exp.generation import provide
+    from qllm_exp.search import search
+    from qllm_exp.search.search_directory import SearchDirectory
+    from qllm_exp.sweep.launch import make_launcher
+    from qllm_exp.sweep.prepare import check
+
+    options = compose_launcher(parsed_args.overrides)
+    launcher = make_launcher(options | {"wait": True} if options["name"] == "slurm" else options)
+    if parsed_args.resume is None:
+        run = _run(["tfcaf.search.method=evolve", *parsed_args.overrides])
+    else:
+        others = [text for text in parsed_args.overrides if not text.startswith(("hydra/launcher=", "hydra.launcher."))]
+        if others:
+            raise UserError(
+                f"--resume continues a search with its own options, so {others[0]} cannot change it. Remove the override (allowed: "
+                "hydra/launcher=... and its options), or start another search without --resume."
+            )
+        run = SearchDirectory(parsed_args.resume).read_config()
+        run = replace(run, dir=str(parsed_args.resume.resolve().parent))
+    print(
+        provide.provide(
+            check(run, launcher.device_resolver(), launcher.memory), lambda checked: search(checked, launcher)
+        )
+    )
+    return 0
+
+
 def _dry_run(run: schema.RunConfig) -> int:
     """Print the prompts and the cost estimate of a generation."""
     from qllm_exp.generation import provide
     from qllm_exp.generation.cost_estimate import describe_cost
 
+    device = resolve_device(run.device)
+    run = with_num_envs(replace(run, device=device), device.partition(":")[0])  # the key of a search depends on it
     prompts = provide.prompts_for(run)
     for title, text in (
         ("coder, system", prompts.coder_system),

@@ -58,9 +58,11 @@ def generate(overrides: Sequence[str]) -> "StoredFunction":
     from qllm_exp.config.compose import compose_run
     from qllm_exp.credit import stored_function
     from qllm_exp.generation import provide
+    from qllm_exp.search import search
+    from qllm_exp.sweep.local import Local
     from qllm_exp.sweep.prepare import check, prepare
 
-    prepared = prepare(check(compose_run(["mixer=tfcaf", *overrides])))
+    prepared = prepare(check(compose_run(["mixer=tfcaf", *overrides])), lambda run: search(run, Local()))
     return stored_function.load(provide.locate(prepared.config).path)
 
 

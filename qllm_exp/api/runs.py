@@ -61,9 +61,11 @@ def run(overrides: Sequence[str] = ()) -> "RunResult":
         125.0
     """
     from qllm_exp.experiment import RunResult
+    from qllm_exp.search import search
+    from qllm_exp.sweep.local import Local
     from qllm_exp.sweep.prepare import check, prepare
 
-    prepared = prepare(check(compose(overrides)))
+    prepared = prepare(check(compose(overrides)), lambda run: search(run, Local()))
     directory = prepared.directory
     directory.create(prepared.config, prepared.tfcaf)
     process = subprocess.run([sys.executable, "-m", "qllm_exp.experiment", str(directory.path)], check=False)

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
@@ -56,6 +57,7 @@ _FIELD_NAMES = {  # what PyMARL, EPyMARL, CleanRL and RLlib call an option
     "tags": "sweep.tags",
     "wandb": "tracking",
     "seeds": "seed",
+    "selection": "tfcaf.search.method",
 }
 
 
@@ -80,6 +82,28 @@ def compose_run(overrides: Sequence[str]) -> schema.RunConfig:
             return load_run(compose("config", to_hydra_arguments(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain_error(error, overrides, CONF)) from None
+
+
+def compose_launcher(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return 'name' and options of the launcher that a command line chooses: local or slurm.
+
+    Args:
+        overrides: as on the command line, e.g. ['hydra/launcher=slurm', 'hydra.launcher.partition=cpu'].
+
+    Raises:
+        UserError: as `compose_run`.
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    try:
+        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            config = compose("config", to_hydra_arguments(overrides), return_hydra_config=True)
+            options = cast(dict[str, Any], OmegaConf.to_container(config.hydra.launcher, resolve=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain_error(error, overrides, CONF)) from None
+    target = options.pop("_target_").rpartition(".")[2]
+    return {"name": target.removesuffix("Launcher").lower()} | options
 
 
 def explain_error(error: Exception, overrides: Iterable[str], conf: Path) -> str:

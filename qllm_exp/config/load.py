@@ -25,6 +25,7 @@ _BEFORE_OPTION: dict[tuple[str, str], dict[str, Any]] = {
     ("env", "lbf"): {"mask_ineffective": True},
     ("env", "mpe"): {"rules": "vmas"},
     ("env", "*"): {"state": "features"},
+    ("mixer", "tfcaf"): {"trainable_constants": False},
 }
 
 
@@ -116,6 +117,11 @@ def with_older_defaults(config: dict[str, Any]) -> dict[str, Any]:
         options = config.get(group)
         if isinstance(options, dict) and name in (options.get("name"), "*"):
             config = config | {group: before | options}
+    procedure = config.get("tfcaf")
+    if isinstance(procedure, dict) and "selection" in procedure:  # before there were searches
+        kept = {name: value for name, value in procedure.items() if name not in ("selection", "probe")}
+        method = "best_of" if procedure["selection"] == "probe" else "none"
+        config = config | {"tfcaf": {"search": {"method": method}} | kept}
     return config
 
 

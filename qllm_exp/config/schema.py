@@ -9,6 +9,10 @@ from typing import Any, ClassVar
 
 from qllm_exp.config import registry
 
+SEARCH_SEEDS = range(
+    1_000_000, 2_000_000
+)  # of the runs of searches; no other run may have them, so no table chooses by them
+
 
 def one_of(default: str, *allowed: str) -> Any:
     """Return a text field with a closed set of values.
@@ -74,6 +78,7 @@ class FunctionMixerConfig(MixerConfig):
 
     file: str = ""
     igm: str = one_of("auto", "enforce", "relax")
+    trainable_constants: bool = False
 
 
 @dataclass
@@ -84,11 +89,38 @@ class LlmConfig:
 
 
 @dataclass
-class ProbeConfig:
-    """Short training runs that rank candidates, with selection=probe."""
+class ReflectionConfig:
+    """What the coder is told about the trainings of a parent; each part can be left out."""
 
-    total_steps: int = number(50_000, 1)
-    seeds: int = number(1, 1)
+    returns: bool = True
+    baselines: bool = True
+    q_tot: bool = True
+    credit: bool = True
+    columns: bool = True
+    gradients: bool = True
+    gate: bool = True
+    remarks: bool = True
+
+
+@dataclass
+class SearchConfig:
+    """Options of a search that sees returns: candidates are trained, and what training did leads to the next ones."""
+
+    method: str = one_of("none", "best_of", "evolve")
+    generations: int = number(6, 1, 1000)
+    steps: list[int] = field(default_factory=lambda: [20_000, 100_000, 500_000])
+    seeds: list[int] = field(default_factory=lambda: [1, 1, 3])
+    kept: float = number(0.5, 0, 1)
+    islands: int = number(2, 1, 64)
+    migration: int = number(3, 0)
+    archive: int = number(12, 1)
+    parents: int = number(2, 1, 8)
+    tolerance: float = number(1e-4, 0, 1)
+    models: list[str] = field(default_factory=list)
+    exploration: float = number(0.5, 0)
+    dollar_weight: float = number(0.2, 0)
+    tune: str = one_of("none", "gradient")
+    reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
 
 
 @dataclass
@@ -98,13 +130,12 @@ class GenerationConfig:
     candidates: int = number(3, 1, 64)
     rounds: int = number(3, 1, 64)
     evaluator: bool = True
-    selection: str = one_of("evaluator", "probe")
     error_feedback: bool = True
     state_description: bool = True
     retries: int = number(3, 0, 100)
     memory: int = number(10, 2)
     sample: int = number(0, 0)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     budget_usd: float | None = number(None, 0, identity=False)
     cache: str = field(default="", metadata={"identity": False})
 
@@ -169,9 +200,10 @@ class WandbConfig(TrackingConfig):
 
 @dataclass
 class SweepConfig:
-    """Options of the sweep that a run belongs to."""
+    """Options of the sweep that a run belongs to. `search` is the key of the search that trains the run; '' for any other."""
 
     name: str = ""
+    search: str = ""
     tags: list[str] = field(default_factory=list)
     max_failures: int = number(0, 0)
     dry_run: bool = False

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ MAX_TOTAL_ROW_ELEMENTS = 131_072  # of all values together, for each row of the 
 MAX_DIMENSIONS = 8
 _PROBE_BATCH = 64
 _LARGE_BATCH = 4_096
+_UNCHANGED: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class _Step(NamedTuple):
@@ -76,7 +78,7 @@ class Program:
         self.n_agents: int = self._data["n_agents"]
         self.state_dim: int = self._data["state_dim"]
         self.hash = hashlib.sha256(program_json.canonical_json(self._data).encode()).hexdigest()
-        self._plans: dict[torch.device, _Plan] = {}
+        self._plans: dict[tuple[torch.device, frozenset[int]], _Plan] = {}
         self._batches: set[int] = set()  # batch sizes for which all values are known to be small enough
         self._check_sizes()
 
@@ -90,12 +92,13 @@ class Program:
         copy: dict[str, Any] = json.loads(program_json.canonical_json(self._data))
         return copy
 
-    def __call__(self, agents_q: Tensor, global_state: Tensor) -> Tensor:
-        """Compute the team value divided by n_agents. Differentiable in both inputs.
+    def __call__(self, agents_q: Tensor, global_state: Tensor, constants: Mapping[int, Tensor] = _UNCHANGED) -> Tensor:
+        """Compute the team value divided by n_agents. Differentiable in all arguments.
 
         Args:
             agents_q: [B, n_agents], float32. The program runs on its device.
             global_state: [B, state_dim], float32.
+            constants: values in place of constants, by the number of the constant as in `constants`.
 
         Returns:
             global_q [B, 1], float32.
@@ -113,8 +116,11 @@ class Program:
             )
         if batch not in self._batches:
             self._check_batch(batch)
-        plan = self._plans.get(agents_q.device) or self._plan(agents_q.device)
+        replaced = frozenset(constants)
+        plan = self._plans.get((agents_q.device, replaced)) or self._plan(agents_q.device, replaced)
         values = plan.initial.copy()
+        for number, tensor in constants.items():
+            values[number] = tensor
         values[AGENTS_Q], values[GLOBAL_STATE] = batch_innermost(agents_q), batch_innermost(global_state)
         values[BATCH_SIZE] = batch
         for call, arguments, slot in plan.steps:
@@ -149,7 +155,9 @@ class Program:
         """Number of the value of the first operation."""
         return FIRST_CONSTANT + len(self._data["constants"])
 
-    def weights_and_bias(self, global_state: Tensor) -> tuple[Tensor, Tensor]:
+    def weights_and_bias(
+        self, global_state: Tensor, constants: Mapping[int, Tensor] = _UNCHANGED
+    ) -> tuple[Tensor, Tensor]:
         """Compute w and b of a program that is affine in q: f(q, s) = sum_i w_i(s) q_i + b(s).
 
         b is f at q = 0, and w is the gradient there. That takes one call, whose backward pass visits only what depends
@@ -157,15 +165,50 @@ class Program:
 
         Args:
             global_state: [B, state_dim].
+            constants: as for a call of the program.
 
         Returns:
-            w [B, n_agents] and b [B, 1], without gradient.
+            w [B, n_agents] and b [B, 1]; differentiable in `constants` only.
         """
+        differentiable = bool(constants) and torch.is_grad_enabled()
         q = torch.zeros(global_state.shape[0], self.n_agents, device=global_state.device, requires_grad=True)
         with torch.enable_grad():
-            bias = self(q, global_state.detach())
-            (weights,) = torch.autograd.grad(bias.sum(), q, materialize_grads=True)
-        return weights, bias.detach()
+            bias = self(q, global_state.detach(), constants)
+            (weights,) = torch.autograd.grad(bias.sum(), q, materialize_grads=True, create_graph=differentiable)
+        return (weights, bias) if differentiable else (weights.detach(), bias.detach())
+
+    @property
+    def constants(self) -> dict[int, Tensor]:
+        """The finite float32 constants by their number among the values, on the CPU."""
+        cpu = torch.device("cpu")
+        decoded = {
+            number: program_json.decode_constant(constant, cpu)
+            for number, constant in enumerate(self._data["constants"], start=FIRST_CONSTANT)
+            if constant["dtype"] == "float32"
+        }
+        return {number: tensor for number, tensor in decoded.items() if bool(tensor.isfinite().all())}
+
+    def with_literals_as_constants(self, smallest: float) -> "Program":
+        """Return a program that computes the same, with the numbers of its arithmetic as constants.
+
+        Args:
+            smallest: numbers closer to 0 stay as they are, such as the 1e-6 that keeps a divisor from 0.
+
+        Raises:
+            Refused: the program has more numbers than a program may have constants; the stage is 'program'.
+        """
+        return Program(program_json.literals_to_constants(self._data, smallest))
+
+    def with_constants(self, constants: Mapping[int, Tensor]) -> "Program":
+        """Return the program with other values of constants.
+
+        Args:
+            constants: new values by number, of the shapes and dtypes of the old ones.
+        """
+        data = self.to_json()
+        for number, tensor in constants.items():
+            data["constants"][number - FIRST_CONSTANT] = program_json.encode_constant(tensor)
+        return Program(data)
 
     def is_affine(self, states: Tensor, tolerance: float = 1e-4) -> bool:
         """Check whether f is affine in q, numerically.
@@ -240,14 +283,19 @@ class Program:
             steps.append(_Step(step_name, call, tuple(slot_of(argument) for argument in arguments), slot))
         return initial, steps
 
-    def _plan(self, device: torch.device) -> _Plan:
-        """Compile for a device: precompute what does not depend on the inputs, and merge equal steps."""
+    def _plan(self, device: torch.device, replaced: frozenset[int]) -> _Plan:
+        """Compile for a device: precompute what does not depend on the inputs, and merge equal steps.
+
+        Args:
+            device: the device.
+            replaced: numbers of constants that are inputs too.
+        """
         # Precomputed values outlive this call. Created outside inference mode, autograd can use them in later calls.
         with torch.inference_mode(False), torch.no_grad():
             initial, steps = self._compile(device)
             output: int = self._data["output"]
             if not self._writes_in_place():  # else a value may change after it was computed
-                from_inputs = {AGENTS_Q, GLOBAL_STATE, BATCH_SIZE}
+                from_inputs = {AGENTS_Q, GLOBAL_STATE, BATCH_SIZE, *replaced}
                 duplicates: dict[int, int] = {}  # slot to the slot that holds the same value
                 computed: dict[tuple[str, tuple[int, ...]], int] = {}
                 remaining = []
@@ -263,7 +311,7 @@ class Program:
                     computed.setdefault((name, inputs), slot)
                 steps, output = remaining, duplicates.get(output, output)
         plan = _Plan(initial, [(step.call, _getter(step.inputs), step.slot) for step in steps], output)
-        self._plans[device] = plan
+        self._plans[device, replaced] = plan
         return plan
 
     def _writes_in_place(self) -> bool:

@@ -88,6 +88,55 @@ def decode_constant(constant: dict[str, Any], device: torch.device) -> Tensor:
     return data.reshape(constant["shape"]).to(device)
 
 
+_ARITHMETIC = {"add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor"}  # (tensor, number)
+
+
+def literals_to_constants(data: dict[str, Any], smallest: float) -> dict[str, Any]:
+    """Return a program in which the numbers of sums, differences, products and quotients are constants, all with a gradient.
+
+    Args:
+        data: the JSON of a checked program.
+        smallest: numbers closer to 0 stay as they are.
+    """
+    operations: list[list[Any]] = []
+    numbers: list[float] = []
+    old_first = FIRST_CONSTANT + len(data["constants"])
+    for name, arguments, keywords in data["operations"]:
+        operand = arguments[0].get("ref", 0) if arguments and isinstance(arguments[0], dict) else 0
+        if name == "detach.default" and FIRST_CONSTANT <= operand < old_first:  # as torch traces a tensor of numbers
+            operations.append(["alias.default", arguments, keywords])
+            continue
+        literal: Any = arguments[1] if len(arguments) == 2 and not keywords else None
+        # An integer beside a tensor of integers keeps it one; only a quotient is a fraction in any case.
+        is_number = isinstance(literal, float) or (type(literal) is int and name == "div.Tensor")
+        if not is_number or name not in {*_ARITHMETIC, "rsub.Scalar"} or abs(literal) < smallest:
+            operations.append([name, arguments, keywords])
+            continue
+        constant = {"new": len(numbers)}
+        numbers.append(float(literal))
+        if name == "rsub.Scalar":
+            operations.append(["sub.Tensor", [constant, arguments[0]], {}])
+        else:
+            operations.append([name, [arguments[0], constant], {}])
+
+    def renumbered(argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [renumbered(element) for element in argument]
+        if isinstance(argument, dict) and "new" in argument:
+            return {"ref": old_first + argument["new"]}
+        if isinstance(argument, dict) and argument.get("ref", 0) >= old_first:
+            return {"ref": argument["ref"] + len(numbers)}
+        return argument
+
+    constants = [{"dtype": "float32", "shape": [], "data": [number]} for number in numbers]
+    output = data["output"]
+    return data | {
+        "constants": [*data["constants"], *constants],
+        "operations": [[name, renumbered(arguments), keywords] for name, arguments, keywords in operations],
+        "output": output + len(numbers) if output >= old_first else output,
+    }
+
+
 def check_program(data: Any) -> dict[str, Any]:
     """Check the JSON of a program against the rules above.
 

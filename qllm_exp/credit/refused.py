@@ -11,7 +11,8 @@ class Refused(Exception):
 
     Args:
         stage: the gate that refused the function: 'answer' (no code in the answer), 'static', 'run', 'trace',
-            'convert', 'program', 'limits' (time or memory) or 'probe'; see generation/verify.py.
+            'convert', 'program', 'limits' (time or memory) or 'probe'; see generation/verify.py. In a search also 'novelty': it
+            computes the same as an earlier function.
         reason: what is wrong and what to write instead, phrased so that a language model can act on it.
 
     Attributes:

@@ -12,6 +12,7 @@ _ANSWER = "x" * 6000  # a coder's answer of typical length in characters, with i
 _SOURCE = "x" * 3500  # the function in that answer
 _ADVICE = "x" * 300  # the evaluator's advice
 _ANSWER_TOKENS = 2000  # tokens of a typical answer
+_PARENT = "x" * 6000  # a function in a request to improve it, with what training did
 
 
 def expected_requests(prompts: Prompts, options: GenerationConfig) -> list[Request]:
@@ -28,6 +29,13 @@ def expected_requests(prompts: Prompts, options: GenerationConfig) -> list[Reque
         past = remembered_pairs * [_message("user", question), _message("assistant", answer)]
         requests.append(Request((_message("system", system), *past, _message("user", question)), name))
 
+    if options.search.method != "none":
+        for number in range(1, options.search.generations + 1):
+            shown = options.search.parents if options.search.method == "evolve" and number > 1 else 0
+            for k in range(1, options.candidates + 1):
+                question = prompts.coder_request + shown * _PARENT
+                add(f"generation-{number}-candidate-{k}", prompts.coder_system, 0, question, "")
+        return requests
     for number in range(1, options.rounds + 1):
         past_rounds = number - 1
         question = prompts.coder_request if number == 1 else prompts.coder_advice(_ADVICE)
@@ -36,7 +44,7 @@ def expected_requests(prompts: Prompts, options: GenerationConfig) -> list[Reque
             add(f"round-{number}-advice", prompts.evaluator_system, 2 * past_rounds, advice_question, "")
         for k in range(1, options.candidates + 1):
             add(f"round-{number}-coder-{k}", prompts.coder_system, past_rounds, question, _ANSWER)
-        if options.evaluator and options.selection == "evaluator" and options.candidates > 1:
+        if options.evaluator and options.candidates > 1:
             choice_question = prompts.evaluator_choice([_SOURCE] * options.candidates)
             add(f"round-{number}-choice", prompts.evaluator_system, 2 * past_rounds, choice_question, "")
     return requests
@@ -51,7 +59,7 @@ def describe_cost(prompts: Prompts, options: GenerationConfig, llm: Any) -> str:
         llm: the `llm` group of the configuration.
     """
     requests = expected_requests(prompts, options)
-    coder_calls = options.rounds * options.candidates
+    coder_calls = sum("-coder-" in request.name or "-candidate-" in request.name for request in requests)
     evaluator_calls = len(requests) - coder_calls
     max_calls = coder_calls * (1 + options.retries) + 2 * evaluator_calls
     worst_usd = make_backend(llm).worst_case_usd(requests)

@@ -38,6 +38,17 @@ _FOLLOW_UPS = (
     "evaluator_advice",
     "evaluator_repair",
 )
+SEARCH_TEMPLATES = (  # of the requests of a search that sees returns
+    "search_request",
+    "search_parent",
+    "search_returns",
+    "search_q_tot",
+    "search_credit",
+    "search_columns",
+    "search_gradients",
+    "search_gate",
+    "search_remarks",
+)
 
 
 @dataclass(frozen=True)
@@ -62,15 +73,15 @@ class Prompts:
 
     def coder_advice(self, advice: str) -> str:
         """Render the request to the coder for a better version of its last function, with the evaluator's advice."""
-        return _fill("coder_advice", advice=advice.strip())
+        return fill("coder_advice", advice=advice.strip())
 
     def coder_next(self) -> str:
         """Render the request to the coder for a better version of its last function, without advice."""
-        return _fill("coder_next")
+        return fill("coder_next")
 
     def coder_retry(self, reason: str) -> str:
         """Render the request to the coder to repair a refused function."""
-        return _fill("coder_retry", reason=reason)
+        return fill("coder_retry", reason=reason)
 
     def evaluator_choice(self, sources: Sequence[str]) -> str:
         """Render the request to the evaluator to choose one of the sources."""
@@ -78,15 +89,15 @@ class Prompts:
             f"Candidate {i}:\n\n```python\n{source.strip()}\n```" for i, source in enumerate(sources, start=1)
         )
         example = json.dumps([0] * (len(sources) - 1) + [1])
-        return _fill("evaluator_choice", n_candidates=len(sources), candidates=listing, example=example)
+        return fill("evaluator_choice", n_candidates=len(sources), candidates=listing, example=example)
 
     def evaluator_advice(self, source: str) -> str:
         """Render the request to the evaluator for one sentence of advice on the function chosen last."""
-        return _fill("evaluator_advice", source=source.strip())
+        return fill("evaluator_advice", source=source.strip())
 
     def evaluator_repair(self, reason: str) -> str:
         """Render the request to the evaluator to repeat an answer that cannot be read."""
-        return _fill("evaluator_repair", reason=reason)
+        return fill("evaluator_repair", reason=reason)
 
 
 def render(env: TeamEnv, igm: bool | None = None, state_description: bool = True) -> Prompts:
@@ -102,22 +113,22 @@ def render(env: TeamEnv, igm: bool | None = None, state_description: bool = True
     facts = {
         "env": task.env,
         "task": task.task,
-        "goal": _wrap(f"Goal. {task.goal}"),
-        "reward": _wrap(f"Reward. {task.reward}"),
-        "episode": _wrap(f"Episode. {task.episode}"),
+        "goal": wrap(f"Goal. {task.goal}"),
+        "reward": wrap(f"Reward. {task.reward}"),
+        "episode": wrap(f"Episode. {task.episode}"),
         "n_agents": env.n_agents,
         "first_agent": 0,
         "last_agent": env.n_agents - 1,
         "actions": "\n".join(f"  {index:>2}  {meaning}" for index, meaning in enumerate(task.actions)),
         "state_dim": env.state_dim,
-        "state": _fill("state", table=state_table(env.layout)) if state_description else _fill("state_unknown"),
+        "state": fill("state", table=state_table(env.layout)) if state_description else fill("state_unknown"),
         "igm_rule": textwrap.indent(_read_template("igm_on" if monotonic else "igm_off"), "    ").strip(),
     }
-    facts["task_text"] = _fill("task", **facts).rstrip()
+    facts["task_text"] = fill("task", **facts).rstrip()
     return Prompts(
-        coder_system=_fill("coder_system", **facts),
-        coder_request=_fill("coder_request", **facts),
-        evaluator_system=_fill("evaluator_system", **facts),
+        coder_system=fill("coder_system", **facts),
+        coder_request=fill("coder_request", **facts),
+        evaluator_system=fill("evaluator_system", **facts),
     )
 
 
@@ -135,11 +146,11 @@ def state_table(layout: StateLayout) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     rows.insert(1, tuple("-" * len(title) for title in rows[0]))
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    notes = [_wrap(f"{mark} {text}") for text, mark in marks.items()]
+    notes = [wrap(f"{mark} {text}") for text, mark in marks.items()]
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
-def _wrap(text: str) -> str:
+def wrap(text: str) -> str:
     """Wrap a text to the width of the templates; its own line breaks are kept."""
     return "\n".join(textwrap.fill(line, _WIDTH, break_long_words=False) for line in text.strip().splitlines())
 
@@ -276,6 +287,13 @@ def _read_template(name: str) -> str:
     return (resources.files(__package__) / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
 
 
-def _fill(name: str, **facts: object) -> str:
+def template_hash(names: Sequence[str]) -> str:
+    """Return the SHA-256 of templates, 64 hex digits."""
+    return hashlib.sha256(
+        json.dumps({name: _read_template(name) for name in names}, sort_keys=True).encode()
+    ).hexdigest()
+
+
+def fill(name: str, **facts: object) -> str:
     """Fill in all placeholders of a template; raises KeyError if a fact is missing."""
     return Template(_read_template(name)).substitute(facts).strip() + "\n"

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -15,7 +15,8 @@ import torch
 
 from qllm_exp import llm
 from qllm_exp.config import registry, schema
-from qllm_exp.config.load import identifying_options
+from qllm_exp.config.compose import compose_run
+from qllm_exp.config.load import identifying_options, identity, unused_in
 from qllm_exp.credit import stored_function
 from qllm_exp.credit.program_json import canonical_json
 from qllm_exp.credit.stored_function import StoredFunction
@@ -23,17 +24,20 @@ from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
 from qllm_exp.errors import UserError, nearest
 from qllm_exp.generation import coder_evaluator
-from qllm_exp.generation.coder_evaluator import Ranker
+from qllm_exp.generation.coder import NoCandidateAccepted
 from qllm_exp.generation.ledger import Ledger
-from qllm_exp.generation.prompt_rendering import Prompts, render
+from qllm_exp.generation.prompt_rendering import SEARCH_TEMPLATES, Prompts, render, template_hash
 from qllm_exp.generation.store import Store
 from qllm_exp.generation.verify import Accepted, verify_all
+from qllm_exp.runs.dotted_keys import flatten
 from qllm_exp.utils.files import cache_folder, nearest_path
 from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the request that a key is computed from
+
+Search = Callable[[schema.RunConfig], StoredFunction]  # a configuration to the function that a search finds for it
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,8 @@ def find_function(name: str, run: schema.RunConfig) -> StoredFunction:
 
 def check_backend(run: schema.RunConfig) -> None:
     """Raise a UserError if the run's llm cannot be called, e.g. because a key is missing. Makes no call."""
-    llm.make_backend(run.llm).check()
+    for config in (run.llm, *further_models(run).values()):
+        llm.make_backend(config).check()
 
 
 def function_store(run: schema.RunConfig) -> Store:
@@ -198,10 +203,49 @@ def request_for(run: schema.RunConfig) -> dict[str, Any]:
     API keys and addresses are not part of it.
     """
     procedure = identifying_options(run.tfcaf)
-    if run.tfcaf.selection != "probe":
-        del procedure["probe"]
-    model = {name: value for name, value in identifying_options(run.llm).items() if name != "name"}
-    return {"version": VERSION, "prompts": prompts_for(run).hash, "procedure": procedure, "llm": model}
+    request: dict[str, Any] = {"version": VERSION, "prompts": prompts_for(run).hash}
+    if run.tfcaf.search.method == "none":
+        del procedure["search"]
+        procedure["selection"] = "evaluator"  # as before searches: functions keep their keys
+    else:
+        unused = unused_in(run)
+        procedure = {name: value for name, value in flatten(procedure).items() if f"tfcaf.{name}" not in unused}
+        request["training"] = _training(run)
+        request["templates"] = template_hash(SEARCH_TEMPLATES)
+        if run.tfcaf.search.models:
+            request["models"] = {name: _model(config) for name, config in further_models(run).items()}
+    return request | {"procedure": procedure, "llm": _model(run.llm)}
+
+
+def _model(config: schema.LlmConfig) -> dict[str, Any]:
+    """Return what defines a language model and how it is asked."""
+    return {name: value for name, value in identifying_options(config).items() if name != "name"}
+
+
+def further_models(run: schema.RunConfig) -> dict[str, schema.LlmConfig]:
+    """Return the configurations of `tfcaf.search.models` by name, with the options of their YAML files; {} without a search.
+
+    Raises:
+        UserError: a name is not a choice of llm that can be called, or is named twice.
+    """
+    names = run.tfcaf.search.models if run.tfcaf.search.method != "none" else []
+    callable_names = [name for name in registry.choices("llm") if name not in ("bundled", run.llm.name)]
+    for name in names:
+        if name not in callable_names or names.count(name) > 1:
+            raise UserError(
+                f"tfcaf.search.models={names}: {name!r} is not allowed.{nearest(name, callable_names)} Allowed, each once, beside "
+                f"llm={run.llm.name}: {', '.join(callable_names)}."
+            )
+    return {name: compose_run([f"llm={name}"]).llm for name in names}
+
+
+def _training(run: schema.RunConfig) -> dict[str, Any]:
+    """Return what defines the trainings of a search, whose lengths, evaluations and seeds are its own."""
+    training = identity(run, None)
+    del training["seed"]
+    for name in ("total_steps", "evaluation"):
+        del training["train"][name]
+    return training
 
 
 def key_for(run: schema.RunConfig) -> str:
@@ -209,17 +253,17 @@ def key_for(run: schema.RunConfig) -> str:
     return hashlib.sha256(canonical_json(request_for(run)).encode()).hexdigest()
 
 
-def provide(run: schema.RunConfig, rank: Ranker | None = None) -> Path:
-    """Return the file of the run's function; generate the function if it does not exist.
+def provide(run: schema.RunConfig, search: Search | None = None) -> Path:
+    """Return the file of the run's function; generate the function, or search for it, if it does not exist.
 
     If several processes request the same function, one generates it and the others wait.
 
     Args:
         run: the configuration of the run, with mixer=tfcaf.
-        rank: for tfcaf.selection=probe: returns of a short training with each candidate.
+        search: searches for the function, with tfcaf.search.method=best_of or evolve. None: this command starts no search.
 
     Raises:
-        UserError: the generation failed, in this process or in the one that it waited for.
+        UserError: the generation failed, in this process or in the one that it waited for; or a search would have to start.
     """
     file = locate(run)
     if file.exists or not file.key:
@@ -234,11 +278,22 @@ def provide(run: schema.RunConfig, rank: Ranker | None = None) -> Path:
             owner,
         )
 
-    store.get_or_generate(file.key, lambda: _generate(run, file.key, store, rank), log_waiting)
+    method = run.tfcaf.search.method
+    if method != "none" and search is None:
+        raise UserError(
+            f"tfcaf.search.method={method}: the function of this search is not stored yet (key {file.key[:12]}). Search for it "
+            f"first, with the same options: python -m qllm_exp.tfcaf search env={run.env.name} env.task={run.env.task} "
+            f"llm={run.llm.name} tfcaf.search.method={method} ..."
+        )
+
+    def generate() -> StoredFunction:
+        return _generate(run, file.key, store) if search is None or method == "none" else search(run)
+
+    store.get_or_generate(file.key, generate, log_waiting)
     return file.path
 
 
-def _generate(run: schema.RunConfig, key: str, store: Store, rank: Ranker | None) -> StoredFunction:
+def _generate(run: schema.RunConfig, key: str, store: Store) -> StoredFunction:
     """Run the coder-evaluator procedure for a run."""
     options, prompts = run.tfcaf, prompts_for(run)
     log.info(
@@ -254,9 +309,9 @@ def _generate(run: schema.RunConfig, key: str, store: Store, rank: Ranker | None
         enforce = igm_enforced(run, env)
         try:
             outcome = coder_evaluator.generate(
-                prompts, options, ledger, lambda sources: verify_all(sources, env, enforce), rank
+                prompts, options, ledger, lambda sources: verify_all(sources, env, enforce)
             )
-        except coder_evaluator.NoCandidateAccepted:
+        except NoCandidateAccepted:
             with suppress(OSError):
                 store.journal(key).unlink(missing_ok=True)  # so that the same command starts a new generation
             raise
@@ -278,25 +333,59 @@ def _stored_function(
     run: schema.RunConfig, key: str, prompts: Prompts, outcome: coder_evaluator.Outcome, env: TeamEnv
 ) -> StoredFunction:
     """Build the stored function from the outcome of the procedure."""
-    rows = outcome.transcript
-    prices = [row["cost_usd"] for row in rows if row["answer"]]
-    models = sorted({row["model"] for row in rows if row["answer"]})
+    return generated_function(
+        run,
+        key,
+        env,
+        _function_fields(outcome.accepted, env),
+        {"coder": prompts.coder_system, "evaluator": prompts.evaluator_system},
+        outcome.transcript,
+        "; ".join([outcome.verdict, *outcome.accepted.notes]),
+    )
+
+
+def generated_function(
+    run: schema.RunConfig,
+    key: str,
+    env: TeamEnv,
+    function_fields: dict[str, Any],
+    prompts: dict[str, str],
+    transcript: Sequence[dict[str, Any]],
+    verdict: str,
+    cost: dict[str, Any] | None = None,
+) -> StoredFunction:
+    """Build the stored function of a procedure, with the cost of its calls.
+
+    Args:
+        run: the configuration that the function was generated for.
+        key: its key.
+        env: its task.
+        function_fields: fields of the stored function that describe the function itself.
+        prompts: system prompts by role.
+        transcript: the calls.
+        verdict: how the function was chosen.
+        cost: further costs beside those of the calls.
+    """
+    answered = [row for row in transcript if row["answer"]]
+    prices = [row["cost_usd"] for row in answered]
+    models = sorted({row["model"] for row in answered})
     return StoredFunction(
-        **_function_fields(outcome.accepted, env),
-        prompt_hash=prompts.hash,
+        **function_fields,
+        prompt_hash=prompts_for(run).hash,
         key=key,
         request=request_for(run),
         provenance=_provenance(", ".join(models), describe_procedure(run.tfcaf), env),
-        prompts={"coder": prompts.coder_system, "evaluator": prompts.evaluator_system},
-        transcript=rows,
+        prompts=prompts,
+        transcript=tuple(transcript),
         cost={
-            "calls": len(rows),
-            "tokens_in": sum(row["tokens_in"] for row in rows),
-            "tokens_out": sum(row["tokens_out"] for row in rows),
+            "calls": len(transcript),
+            "tokens_in": sum(row["tokens_in"] for row in transcript),
+            "tokens_out": sum(row["tokens_out"] for row in transcript),
             "usd": None if None in prices else sum(prices),
-            **({"usage": "estimated"} if any("usage" in row for row in rows) else {}),
+            **({"usage": "estimated"} if any("usage" in row for row in transcript) else {}),
+            **(cost or {}),
         },
-        verdict="; ".join([outcome.verdict, *outcome.accepted.notes]),
+        verdict=verdict,
     )
 
 
@@ -341,10 +430,14 @@ def _provenance(model: str, procedure: str, env: TeamEnv) -> dict[str, str]:
 
 def describe_procedure(options: schema.GenerationConfig) -> str:
     """Describe the procedure briefly, e.g. '3 rounds of 3 candidates, no evaluator'."""
-    parts = [f"{count(options.rounds, 'round')} of {count(options.candidates, 'candidate')}"]
-    if options.selection == "probe":
-        parts.append("chosen by short training")
-    if not options.evaluator:
+    search, candidates = options.search, count(options.candidates, "candidate")
+    if search.method == "none":
+        parts = [f"{count(options.rounds, 'round')} of {candidates}"]
+    else:
+        parts = [f"{search.method}, {count(search.generations, 'generation')} of {candidates}"]
+        if search.tune != "none":
+            parts.append(f"constants tuned by {search.tune}")
+    if search.method == "none" and not options.evaluator:
         parts.append("no evaluator")
     if not options.error_feedback:
         parts.append("no error feedback")

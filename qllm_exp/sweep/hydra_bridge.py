@@ -12,6 +12,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from qllm_exp.config.compose import explain_error
+from qllm_exp.config.schema import RunConfig
+from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import RunFailed, UserError
 from qllm_exp.sweep.fast_compose import Overrides
 from qllm_exp.sweep.launch import LaunchResult, launch
@@ -25,6 +27,7 @@ def launch_jobs(
     arguments: Sequence[str],
     job_overrides: Sequence[Sequence[str]],
     make_launcher: Callable[[bool], Launcher],
+    search: Callable[[RunConfig, Launcher], StoredFunction],
 ) -> tuple[list[JobReturn], int]:
     """Launch the runs that a Hydra sweeper requests.
 
@@ -37,6 +40,7 @@ def launch_jobs(
         job_overrides: overrides of each job.
         make_launcher: returns the launcher. Its argument says whether the sweeper is the package's own GridSweeper; any other
             sweeper needs the results of the runs before it can continue.
+        search: searches for the function of a configuration, with a launcher that waits for the trainings.
 
     Returns:
         The result of each job for Hydra, and the exit code of the sweep.
@@ -55,9 +59,12 @@ def launch_jobs(
     def explain(error: Exception, overrides: tuple[str, ...]) -> str:
         return explain_error(error, overrides, conf)
 
+    def provide_by_search(run: RunConfig) -> StoredFunction:
+        return search(run, make_launcher(False))
+
     hydra_state = Singleton.get_state()
     try:
-        result = launch(combinations, compose, explain, make_launcher(is_whole), arguments, is_whole)
+        result = launch(combinations, compose, explain, make_launcher(is_whole), arguments, is_whole, provide_by_search)
     finally:
         Singleton.set_state(hydra_state)
     return _job_returns(job_overrides, len(repeated), result), result.exit_code

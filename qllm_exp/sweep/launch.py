@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from qllm_exp.config.schema import RunConfig
 from qllm_exp.errors import UserError, choose
+from qllm_exp.generation.provide import Search
 from qllm_exp.results.summary import summarise
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import FINISHED, QUEUED, RUNNING
@@ -53,6 +54,7 @@ def launch(
     launcher: Launcher,
     arguments: Sequence[str],
     is_whole: bool = True,
+    search: Search | None = None,
 ) -> LaunchResult:
     """Plan a sweep, print the plan, run what is not finished, and show the comparison.
 
@@ -63,6 +65,7 @@ def launch(
         launcher: where the runs take place.
         arguments: arguments of the command, as typed.
         is_whole: False if these are some runs of a sweep that another Hydra sweeper controls.
+        search: as for `make_plan`.
 
     Raises:
         UserError: the sweep cannot start.
@@ -74,7 +77,7 @@ def launch(
         functions, runs = len(plan.pending), sum(plan.pending.values())
         log.info("  first, a language model writes %s used by %s", count(functions, "function"), count(runs, "run"))
 
-    plan = make_plan(combinations, compose, explain, resolve, announce_generation, launcher.memory)
+    plan = make_plan(combinations, compose, explain, resolve, announce_generation, launcher.memory, search)
     if plan.sweep.dry_run and not is_whole:
         raise UserError("--dry-run needs hydra/sweeper=grid: other sweepers choose their runs one after another.")
     if not is_whole:  # one sweep directory for all runs of the other sweeper
@@ -86,8 +89,26 @@ def launch(
     if plan.sweep.dry_run:
         log.info("--dry-run: nothing was started")
         return LaunchResult(plan, [])
-    runs = {run.directory.path: run for run in plan.runs}
     command = shlex.join(["python", "-m", "qllm_exp", *arguments])
+    sweep, outcomes, failures = run_plan(plan, launcher, command)
+    directories = [run.directory for run in plan.runs]
+    if is_whole:
+        conclude(sweep, directories, outcomes, failures, launcher.waits)
+    return LaunchResult(plan, outcomes, exit_code(directories, outcomes, launcher.waits))
+
+
+def run_plan(plan: Plan, launcher: Launcher, command: str) -> tuple[Sweep, list[RunOutcome], FailureLimit]:
+    """Write the record of a planned sweep, and start the runs that are not finished.
+
+    Args:
+        plan: the runs.
+        launcher: where the runs take place.
+        command: the command, for the record.
+
+    Returns:
+        The sweep, the outcomes of the runs that have ended, and the count of the failed ones.
+    """
+    runs = {run.directory.path: run for run in plan.runs}
     names = [path.name for path in runs]
     sweep = Sweep.create(plan.folder, names, launcher.options(), plan.sweep.max_failures, command)
     failures = sweep.failure_limit()
@@ -99,11 +120,7 @@ def launch(
         sweep_config = replace(run.config.sweep, name=plan.name)
         directory.create(replace(run.config, sweep=sweep_config), run.tfcaf)
 
-    outcomes = _start(launcher, sweep, plan, create, failures)
-    directories = [run.directory for run in plan.runs]
-    if is_whole:
-        conclude(sweep, directories, outcomes, failures, launcher.waits)
-    return LaunchResult(plan, outcomes, exit_code(directories, outcomes, launcher.waits))
+    return sweep, _start(launcher, sweep, plan, create, failures), failures
 
 
 def _start(

@@ -18,6 +18,7 @@ from qllm_exp.config import schema
 from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.config.load import run_name, unused_in
 from qllm_exp.errors import UserError
+from qllm_exp.generation.provide import Search
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import FINISHED, NEW, QUEUED, RUNNING, RunState, state_of
 from qllm_exp.runs.slurm_queue import Queue
@@ -99,6 +100,7 @@ def make_plan(
     resolve: DeviceResolver = resolve_device,
     before_generation: Callable[[Plan], None] = lambda plan: None,
     memory: MemoryReader = available_memory,
+    search: Search | None = None,
 ) -> Plan:
     """Compose and check every combination, then provide the credit-assignment functions that the runs need.
 
@@ -111,6 +113,7 @@ def make_plan(
         resolve: maps a configured device to the device of the machine that will train the run.
         before_generation: called before a language model is called, with the plan of the runs that need no new function.
         memory: returns the memory of the machine that will train a run.
+        search: searches for a function, with tfcaf.search.method=best_of or evolve.
 
     Raises:
         UserError: some runs cannot start; the message lists all errors.
@@ -144,13 +147,36 @@ def make_plan(
         before_generation(plan)
         if plan.sweep.dry_run:
             return plan
-    plan = _plan_of(combinations, checked, queue, checked[0])
+    plan = _plan_of(combinations, checked, queue, checked[0], search)
     plan.generated = list(dict.fromkeys(path for path in missing if path is not None))
     return plan
 
 
+def plan_configs(
+    configs: Sequence[schema.RunConfig],
+    resolve: DeviceResolver = resolve_device,
+    memory: MemoryReader = available_memory,
+) -> Plan:
+    """Check configurations that need no new function, and plan them as one sweep.
+
+    Args:
+        configs: at least one configuration; their `sweep` and `dir` agree.
+        resolve: as for `make_plan`.
+        memory: as for `make_plan`.
+
+    Raises:
+        UserError: a run cannot start.
+    """
+    checked = [check(config, resolve, memory) for config in configs]
+    return _plan_of([()] * len(checked), checked, Queue.query(Path(checked[0].dir)), checked[0])
+
+
 def _plan_of(
-    combinations: Sequence[Overrides], checked: Sequence[schema.RunConfig], queue: Queue, first: schema.RunConfig
+    combinations: Sequence[Overrides],
+    checked: Sequence[schema.RunConfig],
+    queue: Queue,
+    first: schema.RunConfig,
+    search: Search | None = None,
 ) -> Plan:
     """Return the plan of checked runs. A missing credit-assignment function is generated here, once.
 
@@ -159,6 +185,7 @@ def _plan_of(
         checked: configuration of each run.
         queue: the jobs that Slurm has.
         first: the configuration whose `sweep` and `dir` hold for the whole sweep.
+        search: as for `make_plan`.
     """
     plan = Plan(sweep=first.sweep, dir=Path(first.dir))
     index_of: dict[Path, int] = {}
@@ -167,7 +194,7 @@ def _plan_of(
         tuple[Overrides, Overrides]
     ] = []  # pairs of combinations that describe the same run, the later one first
     for overrides, config in zip(combinations, checked, strict=True):
-        run = prepare(config)
+        run = prepare(config, search)
         path = run.directory.path
         if path in index_of:
             same.append((overrides, first_overrides[index_of[path]]))

@@ -1,9 +1,6 @@
 """Turn a checked configuration into a run that is ready to start: device resolved, function at hand, directory named."""
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,8 +11,6 @@ from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.config.load import run_name, with_num_envs
 from qllm_exp.errors import UserError, error_line
 from qllm_exp.generation import provide
-from qllm_exp.generation.coder_evaluator import Ranker
-from qllm_exp.generation.verify import Accepted
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.tracking import wandb_login
 from qllm_exp.utils.memory import Memory, available_memory
@@ -61,6 +56,12 @@ def check(
     from qllm_exp.credit import stored_function
     from qllm_exp.envs import env_module
 
+    if run.seed in schema.SEARCH_SEEDS and not run.sweep.search:
+        first, last = schema.SEARCH_SEEDS[0], schema.SEARCH_SEEDS[-1]
+        raise UserError(
+            f"seed={run.seed} is reserved: a search chooses functions by runs with seeds from {first} to {last}, and no table may "
+            "repeat them. Use another seed, e.g. seed=0."
+        )
     run = replace(run, device=resolve(run.device))
     run = with_num_envs(run, run.device.partition(":")[0])
     check_combination(run.algorithm.name, run.mixer.name)
@@ -148,14 +149,18 @@ def missing_function(run: schema.RunConfig) -> Path | None:
     return source.path if source.key and not source.exists else None
 
 
-def prepare(run: schema.RunConfig) -> PreparedRun:
+def prepare(run: schema.RunConfig, search: provide.Search | None = None) -> PreparedRun:
     """Provide the credit-assignment function of a checked run, and name its directory.
 
     A function that does not exist yet is generated, which calls a language model.
+
+    Args:
+        run: the configuration.
+        search: as for `provide.provide`.
     """
     text, tfcaf_hash = None, None
     if isinstance(run.mixer, schema.FunctionMixerConfig):
-        path = provide.provide(run, probe_ranker(run))
+        path = provide.provide(run, search)
         tfcaf_hash = _check_fits(run, path)
         text = _read_text(path, path.stat().st_mtime_ns)
     name = run_name(run, tfcaf_hash)
@@ -196,43 +201,3 @@ def _check_fits(run: schema.RunConfig, path: Path) -> str:
                 function.check_written_for(env)
         _FITTING[key] = function.program.hash
     return _FITTING[key]
-
-
-def probe_ranker(run: schema.RunConfig) -> Ranker:
-    """Return the ranker of `tfcaf.selection=probe`: it scores each candidate by short training runs with it.
-
-    The score is the mean, over `tfcaf.probe.seeds` runs, of the return of the last evaluation.
-    """
-
-    def rank(candidates: Sequence[Accepted]) -> list[float]:
-        with tempfile.TemporaryDirectory(prefix="qllm_exp-") as folder:
-            return [
-                _probe_return(run, candidate, Path(folder) / str(number)) for number, candidate in enumerate(candidates)
-            ]
-
-    return rank
-
-
-def _probe_return(run: schema.RunConfig, candidate: Accepted, folder: Path) -> float:
-    """Train with a candidate for `tfcaf.probe.total_steps`, and return the mean final return over the seeds."""
-    assert isinstance(run.mixer, schema.FunctionMixerConfig)
-    file = folder / "candidate.json"
-    with provide.small_environment(run) as env:
-        provide.import_function(candidate, env, "a candidate").save(file)
-    steps = run.tfcaf.probe.total_steps
-    evaluation = replace(run.train.evaluation, every=steps, absolute_episodes=1)
-    train = replace(run.train, total_steps=steps, evaluation=evaluation)
-    mixer = replace(run.mixer, file=str(file))
-    returns = []
-    for seed in range(run.tfcaf.probe.seeds):
-        probe = replace(run, mixer=mixer, train=train, seed=seed, dir=str(folder), device="auto")
-        prepared = prepare(check(probe))
-        prepared.directory.create(prepared.config, prepared.tfcaf)
-        command = [sys.executable, "-m", "qllm_exp.experiment", str(prepared.directory.path)]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
-        result = prepared.directory.result()
-        if result is None:
-            lines = process.stderr.strip().splitlines() or ["no error message"]
-            raise UserError(f"A short training run for tfcaf.selection=probe failed: {lines[-1]}")
-        returns.append(float(result["final_return"]))
-    return sum(returns) / len(returns)

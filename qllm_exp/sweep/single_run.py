@@ -2,17 +2,21 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from qllm_exp.config.schema import RunConfig
+from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import UserError
 from qllm_exp.experiment import FAILED as EXIT_FAILED
 from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.experiment import execute
 from qllm_exp.results.summary import summarise
 from qllm_exp.sweep.launch import print_plan
+from qllm_exp.sweep.launcher import Launcher
 from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.plan import make_plan
 from qllm_exp.utils.text import inert_lines
@@ -20,13 +24,14 @@ from qllm_exp.utils.text import inert_lines
 log = logging.getLogger(__name__)
 
 
-def run_one(composed: DictConfig) -> float:
+def run_one(composed: DictConfig, search: Callable[[RunConfig, Launcher], StoredFunction]) -> float:
     """Train a run. A finished run is not trained again; an interrupted one is resumed.
 
     Exits with FAILED if the run fails, with INTERRUPTED if it is stopped at a checkpoint.
 
     Args:
         composed: the configuration, as Hydra composed it.
+        search: searches for the function of a configuration, with a launcher for the trainings.
 
     Returns:
         The return of the last evaluation; NaN after --dry-run.
@@ -39,7 +44,9 @@ def run_one(composed: DictConfig) -> float:
     typed: Any = ()
     if HydraConfig.initialized():
         typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    plan = make_plan([tuple(typed)], lambda _: composed, lambda error, _: str(error))
+    plan = make_plan(
+        [tuple(typed)], lambda _: composed, lambda error, _: str(error), search=lambda run: search(run, Local())
+    )
     if plan.sweep.dry_run:
         print_plan(plan, Local())
         log.info("--dry-run: nothing was started")

@@ -15,7 +15,7 @@ import torch
 from qllm_exp.algorithms.base import Algorithm
 from qllm_exp.config.schema import TrainConfig
 from qllm_exp.envs.base import TeamEnv
-from qllm_exp.errors import RunFailed
+from qllm_exp.errors import DIVERGED, RunFailed
 from qllm_exp.runs.metrics import MetricsRow
 from qllm_exp.training.checkpoint import CheckpointStore
 from qllm_exp.training.evaluation import EvaluationResult, evaluate
@@ -197,7 +197,7 @@ class Trainer:
         parameters = self.algorithm.policy_state_dict().values()
         if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
             raise RunFailed(
-                f"Training diverged: at step {self.env_steps} parameters of the policy are NaN or infinite. "
+                f"{DIVERGED}: at step {self.env_steps} parameters of the policy are NaN or infinite. "
                 f"Lower train.learning_rate ({self.config.learning_rate:g}), or check the environment's states and rewards "
                 "for NaN."
             )

@@ -17,7 +17,6 @@ from loopback_llm import DROP, Answer, Call, Loopback, failure
 from verdicts import Verdicts
 
 from qllm_exp.generation import provide, verify
-from qllm_exp.sweep import prepare
 from qllm_exp.tfcaf import main
 
 KEY = "sk-planted-7f3a9c21d4e8b605"
@@ -35,12 +34,11 @@ SMALL = ["tfcaf.candidates=2", "tfcaf.rounds=1"]
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within this process too, verify equal sources for a task once, and fork short training runs."""
+    """Within this process too, verify equal sources for a task once."""
     folder = tmp_path_factory.getbasetemp() / "verdicts"
     folder.mkdir(exist_ok=True)
     for module in (provide, verify):
         monkeypatch.setattr(module, "verify_all", Verdicts(folder))
-    monkeypatch.setattr(prepare, "subprocess", commands.Subprocess())
 
 
 def block(source: str) -> str:
@@ -343,15 +341,6 @@ def test_a_budget_that_the_next_calls_could_exceed_stops_the_generation(tmp_path
     with Loopback(script(lambda call: block(WEIGHED))) as server:
         code, _, err = generate(server, tmp_path / "cache", *SMALL, "llm.max_tokens=1000", "tfcaf.budget_usd=0.01")
         assert code == 2 and "stops before it could exceed tfcaf.budget_usd=0.01" in err and not server.calls
-
-
-def test_candidates_are_ranked_by_short_training_if_configured(tmp_path: Path) -> None:
-    sources = iter([block(WEIGHED), block(MEAN)])
-    with Loopback(script(lambda call: next(sources))) as server:
-        probe = ["tfcaf.selection=probe", "tfcaf.probe.total_steps=2000", *TINY]
-        code, _, err = generate(server, tmp_path / "cache", *SMALL, *probe)
-        assert code == 0 and len(server.calls) == 2, err
-    assert "best return of short training (2,000 steps, 1 seed; 1: " in stored_in(tmp_path / "cache")["verdict"]
 
 
 def test_a_stored_function_is_listed_shown_explained_and_used_by_its_key(tmp_path: Path) -> None:

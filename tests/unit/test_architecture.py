@@ -25,6 +25,7 @@ FLOORS = (
     ("explain",),
     ("results",),
     ("sweep",),
+    ("search",),
     ("tfcaf", "check", "cluster"),
     ("api",),
     ("__init__",),

@@ -1,4 +1,4 @@
-"""The command `tfcaf`: where `explain` writes, and what `verify` says of a function for another state."""
+"""The command `tfcaf`: where `explain` writes, what `verify` says of a function for another state, what `search` refuses."""
 
 from pathlib import Path
 from typing import Any
@@ -77,3 +77,18 @@ def test_verify_says_how_wide_the_states_are_to_a_function_for_another_one(
     )
     assert tfcaf.main([*command, "env.state=observations"]) == 0
     assert capsys.readouterr().out == "accepted for mpe/simple_tag, IGM gate on: affine in the agents' Qs\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "is not the directory of a search: it has no search.json"),
+        (["env=mpe"], "so env=mpe cannot change it"),
+        (["hydra/launcher=local", "hydra.launcher.n_jobs=2"], "is not the directory of a search"),
+    ],
+)
+def test_resume_refuses_options_of_a_search_and_folders_that_are_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert tfcaf.main(["search", "--resume", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err

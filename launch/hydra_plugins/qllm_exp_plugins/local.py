@@ -21,10 +21,11 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs, and return their results; `exit_code` holds the exit code of the sweep."""
+        from qllm_exp.search import search
         from qllm_exp.sweep.hydra_bridge import launch_jobs
         from qllm_exp.sweep.local import Local
 
         returns, self.exit_code = launch_jobs(
-            self.context, self.config, self.arguments, job_overrides, lambda is_grid: Local(**self.options)
+            self.context, self.config, self.arguments, job_overrides, lambda is_grid: Local(**self.options), search
         )
         return returns

@@ -23,6 +23,7 @@ class SlurmLauncher(Launcher):
         """Submit the jobs, and return their results as far as they are known; `exit_code` holds the exit code of the sweep."""
         from omegaconf import OmegaConf
 
+        from qllm_exp.search import search
         from qllm_exp.sweep.hydra_bridge import launch_jobs
         from qllm_exp.sweep.slurm import Slurm
 
@@ -33,5 +34,7 @@ class SlurmLauncher(Launcher):
                 return Slurm(**options)
             return Slurm(**{**options, "wait": True})  # other sweepers need the results
 
-        returns, self.exit_code = launch_jobs(self.context, self.config, self.arguments, job_overrides, make_launcher)
+        returns, self.exit_code = launch_jobs(
+            self.context, self.config, self.arguments, job_overrides, make_launcher, search
+        )
         return returns

@@ -13,7 +13,7 @@ from qllm_exp.errors import UserError
         (["train.lr=1e-3"], "Did you mean 'train.learning_rate'?"),
         (["gamma=0.9"], "Did you mean 'train.gamma'?"),
         (["t_max=1000"], "Did you mean 'train.total_steps'?"),
-        (["total_steps=1000"], "Did you mean 'train.total_steps' or 'tfcaf.probe.total_steps'?"),
+        (["total_steps=1000"], "Did you mean 'train.total_steps'?"),
         (["epsilon_anneal_time=5"], "Did you mean 'algorithm.epsilon_steps'?"),
         (["train.gama=0.9"], "Did you mean 'train.gamma'?"),
         (["mixer=vdn", "mixer.embed=64"], "It is an option of mixer=qatten or mixer=qfix or mixer=qmix or "),

@@ -341,6 +341,14 @@ def test_the_configuration_of_a_run_from_before_an_option_existed_says_what_it_d
     assert load.with_older_defaults(elsewhere) == elsewhere
 
 
+def test_a_run_from_before_searches_is_read_with_the_method_that_chose_its_function():
+    older = to_dict(load_run(composed("mixer=tfcaf", "llm=openai")))
+    del older["tfcaf"]["search"]
+    for selection, method in (("evaluator", "none"), ("probe", "best_of")):
+        older["tfcaf"] |= {"selection": selection, "probe": {"total_steps": 50_000, "seeds": 1}}
+        assert load_run(load.with_older_defaults(older)).tfcaf.search.method == method
+
+
 def test_the_function_defines_a_run_not_its_path():
     run = load_run(composed("mixer=tfcaf"))
     moved = dataclasses.replace(run, mixer=dataclasses.replace(run.mixer, file="moved.json"))

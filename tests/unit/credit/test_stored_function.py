@@ -362,7 +362,7 @@ class RecordedModel:
 def test_bundled_functions_are_reproduced_from_the_recorded_answers_to_the_current_prompts(path: Path) -> None:
     """Fails when a prompt, a task's description, a state layout or the procedure has changed, which makes the function stale."""
     stored = load(path)
-    options = schema.GenerationConfig(**{**stored.request["procedure"], "probe": schema.ProbeConfig()})
+    options = schema.GenerationConfig(**{k: v for k, v in stored.request["procedure"].items() if k != "selection"})
     llm = FolderConfig(**{"path": "answers", **stored.request["llm"]})
     env_config = config_class("env", stored.env)(task=stored.task)
     run = schema.RunConfig(env=env_config, mixer=TfcafConfig(), llm=llm, tfcaf=options)

@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from qllm_exp.config.schema import GenerationConfig
+from qllm_exp.config.schema import GenerationConfig, SearchConfig
 from qllm_exp.credit.refused import Refused
 from qllm_exp.errors import UserError
 from qllm_exp.generation.coder_evaluator import Outcome, generate
+from qllm_exp.generation.cost_estimate import expected_requests
 from qllm_exp.generation.prompt_rendering import MAX_ANSWER, Prompts
 from qllm_exp.generation.verify import Accepted
 from qllm_exp.llm import CallFailed, Reply, Request
@@ -212,24 +213,6 @@ def test_an_evaluator_that_is_off_is_never_called() -> None:
     assert outcome.verdict.count("candidate 1, the first one accepted") == 3
 
 
-def test_short_training_chooses_the_best_return_and_records_its_budget() -> None:
-    returns = iter([[0.1, 0.9, 0.5], [0.2, 0.1, 0.0]])
-    ranked: list[list[str]] = []
-
-    def rank(candidates: Sequence[Accepted]) -> list[float]:
-        ranked.append([candidate.source for candidate in candidates])
-        return next(returns)
-
-    model = Model()
-    outcome = run(model, replace(DEFAULT, rounds=2, selection="probe"), rank=rank)
-    assert outcome.accepted.source == "source of round-2-coder-1\n" and len(ranked) == 2
-    assert (
-        "candidate 2, best return of short training (50,000 steps, 1 seed; 1: 0.100, 2: 0.900, 3: 0.500)"
-        in outcome.verdict
-    )
-    assert "round-1-choice" not in model.requests and "round-2-advice" in model.requests
-
-
 def test_the_transcript_has_every_call_with_its_cost() -> None:
     outcome = run(Model(), replace(DEFAULT, rounds=1))
     assert [row["call"] for row in outcome.transcript] == [*(f"round-1-coder-{k}" for k in (1, 2, 3)), "round-1-choice"]
@@ -243,3 +226,14 @@ def test_the_transcript_says_which_tokens_are_estimates() -> None:
     model.estimated = True
     outcome = run(model, replace(DEFAULT, rounds=1))
     assert all(row["usage"] == "estimated" for row in outcome.transcript)
+
+
+def test_the_cost_estimate_of_a_search_has_a_call_per_candidate_with_its_parents() -> None:
+    search = SearchConfig(method="evolve", generations=3, parents=2)
+    requests = expected_requests(PROMPTS, replace(DEFAULT, candidates=4, search=search))
+    assert [request.name for request in requests] == [
+        f"generation-{g}-candidate-{k}" for g in (1, 2, 3) for k in (1, 2, 3, 4)
+    ]
+    lengths = [len(request.messages[-1]["content"]) for request in requests]
+    assert lengths[:4] == [len(PROMPTS.coder_request)] * 4 and min(lengths[4:]) > 10_000
+    assert len(expected_requests(PROMPTS, DEFAULT)) == 14

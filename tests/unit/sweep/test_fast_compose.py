@@ -30,7 +30,7 @@ AXES = {
     "env.num_envs": ["auto", "16"],
     "algorithm.td_lambda": ["0", "0.5", "1.0"],
     "llm.temperature": ["null", "0.5"],
-    "tfcaf.probe.seeds": ["1", "3"],
+    "tfcaf.search.generations": ["1", "3"],
     "tfcaf.budget_usd": ["null", "2"],
     "sweep.tags": ["[]", "[a,b]"],
     "device": ["cpu", "auto"],
@@ -76,7 +76,7 @@ REFERENCES = {  # key: references that make sense as its value, and the value in
     "train.steps_per_update": ["${train.batch_episodes}", "${env.episode_limit}"],
     "train.learning_rate": ["${algorithm.td_lambda}", "1e-3"],
     "env.episode_limit": ["${train.batch_episodes}", "20"],
-    "tfcaf.probe.seeds": ["${tfcaf.rounds}", "2"],
+    "tfcaf.search.generations": ["${tfcaf.rounds}", "2"],
 }
 
 

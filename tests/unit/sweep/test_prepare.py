@@ -142,3 +142,13 @@ def test_what_fits_is_what_is_stored() -> None:
     check_memory(size, 3, train, True, Memory(size.nbytes * 6, "here"))
     with pytest.raises(UserError, match=r"env\.num_envs=3 does not fit.*lower env\.num_envs to 2 or less"):
         check_memory(size, 3, train, True, Memory(size.nbytes * 5, "here"))
+
+
+def test_seeds_of_searches_are_refused_for_other_runs() -> None:
+    run = run_config("vdn", seed=1_000_003)
+    with pytest.raises(
+        UserError, match=r"seed=1000003 is reserved: .* from 1000000 to 1999999, .* Use another seed, e\.g\. seed=0"
+    ):
+        prepare.check(run)
+    assert prepare.check(replace(run, sweep=schema.SweepConfig(search="a" * 64))).seed == 1_000_003
+    assert [prepare.check(replace(run, seed=seed)).seed for seed in (999_999, 2_000_000)] == [999_999, 2_000_000]

@@ -63,7 +63,7 @@ def launched(monkeypatch, results, overrides=("seed=0,1",)):
     def directory(number, result):
         return SimpleNamespace(path=Path(f"run{number}"), result=lambda: result)
 
-    def launch(combinations, compose, explain, launcher, arguments, is_whole):
+    def launch(combinations, compose, explain, launcher, arguments, is_whole, search):
         assert [combination[1:] for combination in combinations] == [("seed=0",), ("seed=1",)] * 2
         directories = [
             directory(number, None if result is None else {"final_return": result})
@@ -77,7 +77,7 @@ def launched(monkeypatch, results, overrides=("seed=0,1",)):
     monkeypatch.setattr(hydra_bridge, "launch", launch)
     config = sweep_config(*SEARCH, *overrides)
     trials = [["train.gamma=0.9"], ["train.gamma=0.99"]]
-    returns, code = hydra_bridge.launch_jobs(None, config, [], trials, lambda is_grid: None)
+    returns, code = hydra_bridge.launch_jobs(None, config, [], trials, lambda is_grid: None, lambda run, launcher: None)
     assert code == 0 and [job_return.overrides for job_return in returns] == trials
     return returns
 

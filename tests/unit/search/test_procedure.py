@@ -1,0 +1,336 @@
+"""The search with a scripted model: what is asked, trained, logged and stored, and that nothing is paid for twice."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import Launcher, Model, Searches, answer, searches, share_of, shares, source
+
+from qllm_exp.credit import stored_function
+from qllm_exp.errors import UserError
+from qllm_exp.generation import provide
+from qllm_exp.llm import Request
+from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.sweep_directory import run_folders
+from qllm_exp.search.search_directory import SearchDirectory
+
+__all__ = ["searches"]  # a fixture
+
+
+def test_the_best_return_is_stored_under_the_key_with_all_that_the_search_cost(searches: Searches) -> None:
+    launcher = Launcher()
+    directory = searches.run(launcher=launcher)
+    run = searches.config()
+    function = stored_function.load(provide.locate(run).path)
+    assert function.source == source(0.72), "candidate 3 of generation 3 gives agent 0 the largest share"
+    assert function.key == provide.key_for(run) and function.request["procedure"]["search.method"] == "evolve"
+    assert [row["call"] for row in function.transcript] == [
+        f"generation-{g}-candidate-{k}" for g in (1, 2, 3) for k in (1, 2, 3)
+    ]
+    # Per generation 3 candidates in stage 1, 2 of them with 2 seeds in stage 2; the baselines once per stage and seed.
+    trainings = 3 * (3 + 2 * 2) + 2 * (1 + 2)
+    assert len(launcher.started) == len(set(launcher.started)) == trainings == len(directory.of_kind("training"))
+    steps = 3 * (3 * 100 + 4 * 200) + 2 * (100 + 2 * 200)
+    assert function.cost == {
+        **{"calls": 9, "tokens_in": 900, "tokens_out": 90, "usd": pytest.approx(0.09)},
+        **{"trainings": trainings, "env_steps": steps, "core_hours": pytest.approx(trainings * 0.01)},
+    }
+    assert "chosen: generation-3-candidate-3, improved from" in function.verdict
+    assert "best return 0.648 after 200 steps (vdn 0.450, qmix 0.450), mean of 2 seeds" in function.verdict
+
+
+def test_successive_halving_trains_the_better_part_longer(searches: Searches) -> None:
+    directory = searches.run("tfcaf.search.generations=1", "tfcaf.search.kept=0.3")
+    keys = {row["name"][-1]: row["key"] for row in directory.of_kind("candidate")}
+    late = {row["function"] for row in directory.of_kind("training", stage=1)}
+    assert late == {keys["3"], "vdn", "qmix"}
+    assert {row["function"] for row in directory.of_kind("training", stage=0)} == {*keys.values(), "vdn", "qmix"}
+
+
+def test_runs_of_a_search_are_marked_have_seeds_of_their_own_and_are_in_no_table(searches: Searches) -> None:
+    directory = searches.run("tfcaf.search.generations=1", "tfcaf.sample=2")
+    configs = [directory.run(row["run"]).read_config() for row in directory.of_kind("training")]
+    assert {config.seed for config in configs} == {1_002_000, 1_002_001}
+    key = provide.key_for(searches.config("tfcaf.search.generations=1", "tfcaf.sample=2"))
+    assert {config.sweep.search for config in configs} == {key}
+    with pytest.raises(UserError, match="holds no runs and no sweeps"):
+        run_folders(directory.path.parent)
+    assert len(run_folders(directory.runs)) == len(configs), "a folder that is named is read"
+
+
+def test_a_search_is_found_again_without_a_call_or_a_training(searches: Searches) -> None:
+    searches.run("tfcaf.search.generations=1")
+    model, launcher = Model(), Launcher()
+    searches.run("tfcaf.search.generations=1", model=model, launcher=launcher)
+    assert not model.calls and not launcher.started
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Step:
+    """Counts the steps of a search at which a process can be killed, and ends it at one of them."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.number = at, 0
+
+    def __call__(self) -> None:
+        self.number += 1
+        if self.number == self.at:
+            raise Killed
+
+
+def kill_at(
+    searches: Searches, monkeypatch: pytest.MonkeyPatch, at: int
+) -> tuple[SearchDirectory | None, Model, Launcher, int]:
+    """Run a search that is killed at a step and started again; `at` beyond the last step: it is never killed."""
+    step, append, end = Step(at), SearchDirectory.append, Launcher.end
+    model, launcher = Model(), Launcher()
+
+    def killed_append(self: SearchDirectory, rows: Any) -> None:
+        step()
+        append(self, rows)
+
+    def killed_end(self: Launcher, directory: RunDirectory) -> None:
+        step()
+        end(self, directory)
+
+    def killed_answer(request: Request) -> str:
+        if model.calls[-1] == request.name:  # after the other answers of the batch
+            step()
+        return shares(request)
+
+    monkeypatch.setattr(SearchDirectory, "append", killed_append)
+    monkeypatch.setattr(Launcher, "end", killed_end)
+    model.script = killed_answer
+    options = [
+        "tfcaf.search.generations=2",
+        "tfcaf.candidates=2",
+        "tfcaf.search.tune=gradient",
+        "tfcaf.search.seeds=[1,1]",
+        "tfcaf.search.reflection.baselines=false",
+    ]
+    directory = None
+    for _ in range(2):
+        try:
+            directory = searches.run(*options, model=model, launcher=launcher)
+            break
+        except Killed:
+            model.calls = []  # a call that was not answered when the process ended
+    return directory, model, launcher, step.number
+
+
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2, 3))])
+def test_a_search_killed_at_any_step_ends_with_the_same_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """The steps: each line of the log, each end of a run and each batch of answers, before it is on the disk."""
+    with monkeypatch.context() as patch:
+        whole, _, whole_launcher, steps = kill_at(Searches(tmp_path / "whole", patch), patch, 10_000)
+    assert whole is not None and steps > 20
+    expected = whole.log.read_text()
+    assert whole_launcher.started
+    for at in range(1 + part, steps + 1, 4):
+        folder = tmp_path / f"killed-{at}"
+        with monkeypatch.context() as patch:
+            directory, _, launcher, _ = kill_at(Searches(folder, patch), patch, at)
+        assert directory is not None and directory.log.read_text() == expected, at
+        repeated = {name for name in launcher.started if launcher.started.count(name) > 1}
+        assert len(repeated) <= 1, "only the run that was in progress starts again"
+
+
+def test_no_call_is_paid_twice_after_a_kill(searches: Searches, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, append = Step(4), SearchDirectory.append  # the first generation is logged, trained, and the second is asked
+
+    def killed_append(self: SearchDirectory, rows: Any) -> None:
+        if rows[0]["kind"] == "call":
+            step()
+        append(self, rows)
+
+    monkeypatch.setattr(SearchDirectory, "append", killed_append)
+    model = Model()
+    options = ["tfcaf.search.generations=5", "tfcaf.search.seeds=[1,1]"]
+    with pytest.raises(Killed):
+        searches.run(*options, model=model)
+    asked = list(model.calls)
+    searches.run(*options, model=model)
+    assert len(asked) == 12 and len(model.calls) == len(set(model.calls)) == 15
+
+
+def test_a_torn_line_of_the_log_is_dropped(searches: Searches) -> None:
+    directory = searches.run("tfcaf.search.generations=1")
+    expected = directory.log.read_bytes()
+    directory.log.write_bytes(expected[:-20])
+    provide.locate(searches.config("tfcaf.search.generations=1")).path.unlink()
+    model, launcher = Model(), Launcher()
+    again = searches.run("tfcaf.search.generations=1", model=model, launcher=launcher)
+    assert again.log.read_bytes() == expected and not launcher.started and not model.calls
+
+
+def test_a_function_that_computes_the_same_is_refused_before_it_is_trained_and_the_coder_is_told(
+    searches: Searches,
+) -> None:
+    head = "import torch\n\ndef credit_assignment(agents_q, global_state):\n"
+    same = f"{head}    return agents_q @ torch.tensor([[0.65], [0.35]])\n"
+
+    def script(request: Request) -> str:
+        if request.name == "generation-1-candidate-2":
+            return answer(source(0.65))
+        if request.name == "generation-1-candidate-3":
+            return answer(same)
+        return answer(source(0.5)) if request.name == "generation-1-candidate-3-attempt-2" else answer(source(0.8))
+
+    model, launcher = Model(script), Launcher()
+    directory = searches.run("tfcaf.search.generations=1", model=model, launcher=launcher)
+    repair = model.requests["generation-1-candidate-3-attempt-2"].messages[-1]["content"]
+    assert (
+        "it computes the same as another function of this generation: Q_tot and the credit of every agent agree"
+        in repair
+    )
+    refused = next(row for row in directory.of_kind("candidate") if row["name"] == "generation-1-candidate-3")
+    assert refused["key"] == "" and "the sum of the individual values (VDN)" in refused["reason"]
+    assert len({row["function"] for row in directory.of_kind("training")}) == 2 + 2
+
+
+def test_best_of_asks_the_first_question_every_time(searches: Searches) -> None:
+    model = Model()
+    directory = searches.run("tfcaf.search.method=best_of", model=model)
+    assert all(
+        request.messages == model.requests["generation-1-candidate-1"].messages for request in model.requests.values()
+    )
+    assert not any(row["parents"] for row in directory.of_kind("candidate"))
+
+
+def test_evolve_shows_earlier_functions_of_the_island_in_a_fresh_conversation(searches: Searches) -> None:
+    model = Model()
+    directory = searches.run("tfcaf.search.migration=0", model=model)
+    by_key = {row["key"]: row for row in directory.of_kind("candidate")}
+    for row in directory.of_kind("candidate"):
+        assert bool(row["parents"]) == (row["generation"] > 1)
+        assert all(
+            by_key[key]["island"] == row["island"] and by_key[key]["generation"] < row["generation"]
+            for key in row["parents"]
+        )
+        messages = model.requests[row["name"]].messages
+        assert [message["role"] for message in messages] == ["system", "user"]
+        assert all(directory.function(key).source.strip() in messages[1]["content"] for key in row["parents"])
+
+
+def test_equal_answers_give_equal_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = [Searches(tmp_path / name, monkeypatch).run().log.read_text() for name in "ab"]
+    assert logs[0] == logs[1]
+
+
+def test_a_diverged_training_counts_as_the_worst_and_is_told(searches: Searches) -> None:
+    model = Model()
+    launcher = Launcher(lambda directory: None if abs(share_of(directory) - 0.66) < 1e-4 else share_of(directory))
+    directory = searches.run(
+        "tfcaf.search.generations=2", "tfcaf.search.parents=3", "tfcaf.search.islands=1", model=model, launcher=launcher
+    )
+    (row,) = [row for row in directory.of_kind("training") if row["return"] is None]
+    assert row["stage"] == 0 and row["curve"] == []
+    assert "1 of 1 training diverged" in model.requests["generation-2-candidate-1"].messages[1]["content"]
+
+
+def test_constants_are_tuned_into_a_function_of_its_own_with_its_parent(searches: Searches) -> None:
+    directory = searches.run("tfcaf.search.generations=1", "tfcaf.search.tune=gradient")
+    (row,) = directory.of_kind("candidate", tuned=True)
+    tuned, parent = directory.function(row["key"]), directory.function(row["parents"][0])
+    assert tuned.source == parent.source == source(0.66) and tuned.provenance["parent"] == parent.key
+    before, after = (function.program.with_literals_as_constants(0.0).constants for function in (parent, tuned))
+    ratios = [float(after[number] / before[number]) for number in before]
+    assert ratios == pytest.approx([1.10517, 1.0], rel=1e-4), (
+        "theta = 0.1 and 0, and c = c_0 exp(theta) with the gate on"
+    )
+    assert [entry["stage"] for entry in directory.of_kind("training", function=tuned.key)] == [1, 1]
+    stored = stored_function.load(
+        provide.locate(searches.config("tfcaf.search.generations=1", "tfcaf.search.tune=gradient")).path
+    )
+    assert stored.program == tuned.program and "0.66 is 0.7294" in stored.verdict
+
+
+@pytest.mark.parametrize(
+    ("overrides", "script", "value", "message"),
+    [
+        (
+            ["tfcaf.budget_usd=0.02"],
+            shares,
+            share_of,
+            r"stops before it could exceed tfcaf\.budget_usd=0\.02: 0\.0000 USD is spent",
+        ),
+        (
+            [],
+            shares,
+            lambda directory: 0.0,
+            r"No training of 100 environment steps on lbf/5x5-2p-1f has received any reward",
+        ),
+        ([], shares, lambda directory: 1.0, r"All 5 functions have the return 0\.900 after 100 environment steps"),
+        (
+            [],
+            lambda request: answer(source(0.8)),
+            share_of,
+            "All 3 candidates of the first generation compute the same function",
+        ),
+        ([], lambda request: "no code", share_of, "No credit-assignment function was accepted"),
+        (["tfcaf.search.steps=[200,100]"], shares, share_of, r"tfcaf\.search\.steps=\[200, 100\] is not allowed"),
+        (["tfcaf.search.seeds=[1]"], shares, share_of, r"tfcaf\.search\.seeds=\[1\] is not allowed"),
+    ],
+)
+def test_bad_input_is_one_error_that_says_what_to_change(
+    searches: Searches, overrides: list[str], script: Any, value: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        searches.run(*overrides, model=Model(script), launcher=Launcher(value))
+
+
+def test_a_run_that_needs_a_search_names_the_command(searches: Searches) -> None:
+    with pytest.raises(UserError, match=r"python -m qllm_exp\.tfcaf search env=lbf env\.task=5x5-2p-1f"):
+        provide.provide(searches.config())
+
+
+def test_the_key_of_a_search_depends_on_what_it_trains_and_that_of_a_generation_does_not(searches: Searches) -> None:
+    run = searches.config()
+    other = replace(run, train=replace(run.train, gamma=0.5))
+    assert provide.key_for(run) != provide.key_for(other)
+    assert provide.key_for(run) == provide.key_for(replace(run, seed=3, train=replace(run.train, total_steps=7)))
+    none = [
+        searches.config("tfcaf.search.method=none", option) for option in ("train.gamma=0.5", "tfcaf.search.kept=0.1")
+    ]
+    assert len({provide.key_for(config) for config in none}) == 1
+    assert provide.request_for(none[0])["procedure"].keys() == {
+        *(
+            "candidates",
+            "rounds",
+            "evaluator",
+            "selection",
+            "error_feedback",
+            "state_description",
+            "retries",
+            "memory",
+            "sample",
+        )
+    }, "as before searches, so that functions keep their keys"
+
+
+def test_the_request_to_improve_has_every_part_of_the_reflection_unless_it_is_switched_off(searches: Searches) -> None:
+    parts = {
+        "returns": "Return after each tenth",
+        "baselines": "QMIX  ",
+        "q_tot": "Q_tot against the return that followed",
+        "credit": "Share of the credit",
+        "columns": "no agent's credit depends on",
+        "gradients": "Norm of the gradient in training",
+        "gate": "Negative weights before the IGM gate",
+    }
+    for name in (None, *parts):
+        model = Model()
+        off = [] if name is None else [f"tfcaf.search.reflection.{name}=false"]
+        searches.run("tfcaf.search.generations=2", *off, model=model)
+        text = model.requests["generation-2-candidate-1"].messages[1]["content"]
+        missing = {part for part, words in parts.items() if not re.search(re.escape(words), text)}
+        assert missing == ({name} if name not in (None, "returns") else {"returns", "baselines"} if name else set()), (
+            name
+        )
