@@ -1,6 +1,6 @@
 """PQN, parallelised Q-networks (Gallici et al. 2024, arXiv 2407.04811): Q-learning without replay buffer and target network.
 
-    y_t  = r_t + gamma (1 - terminated_t) [(1 - lambda) max_a Q_tot(s_{t+1}, a) + lambda y_{t+1}]      Q(lambda), (Peng 1994)
+    y_t  = r_t + gamma (1 - terminated_t) [(1 - lambda) max_a Q_tot(s_{t+1}, a) + lambda y_{t+1}]      Q(lambda) (Peng and Williams 1994)
     loss = mean over the steps of episodes [(Q_tot(s_t, a_t) - y_t)^2],   no gradient through y_t
 
 y_t bootstraps from the last state of an episode that was truncated. A rollout is one episode in every environment copy. An
@@ -36,8 +36,8 @@ Where `train=paper` differs from the settings of the authors' files for SMAX, an
 1. The authors normalise batches on SMAX, and the inputs too; their files for other environments normalise layers, as here.
 2. The learning rate is constant; on SMAX the authors' falls to 0 linearly. Rewards are as they are; on SMAX the authors
    multiply them by 10.
-3. An update follows 128 whole episodes (mpe: 256), which the authors' 128 parallel steps on SMAX are about, while they learn
-   after 16 steps on MPE.
+3. An update follows 128 whole episodes (mpe: 256). The authors' follows 128 steps of 128 copies on SMAX, about as much, and 16
+   steps of 256 copies on MPE, less than an episode each. On SMAX theirs also replays the 4 steps before (MEMORY_WINDOW).
 4. Evaluations have 100 episodes every 50,000 steps, those of the authors 128 (MPE: 512) every 500,000 (MPE: 100,000).
 """
 

@@ -26,12 +26,14 @@ _GRF_ATTACK = ("academy_counterattack_easy", "academy_counterattack_hard")  # th
 def unused_options(value: Callable[[str], Any]) -> set[str]:
     """Return the dotted keys of options that have no effect in a run.
 
-    Only options of the package's own choices are judged: a user's algorithm may read what it wants.
+    Only options of the package's own choices are judged: a user's algorithm or mixer may read what it wants.
 
     Args:
         value: returns the value of a dotted key; None if the run has no such option.
     """
     unused = {key for key, (other, needed) in _NEEDS.items() if value(other) not in (None, needed)}
+    if value("mixer.name") != "qfix":
+        unused.discard("mixer.embed")
     if value("algorithm.epsilon_start") == value("algorithm.epsilon_end"):
         unused.add("algorithm.epsilon_steps")
     method = value("tfcaf.search.method")

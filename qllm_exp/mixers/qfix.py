@@ -54,7 +54,7 @@ class Config(schema.MixerConfig):
     hypernet: int = schema.number(64, 1)
 
 
-_EPSILON = 1e-10  # keeps w above its bound where the network's output is the bound
+_EPSILON = 1e-10  # keeps w above 0 in QFIX; in Q+FIX, rounding may leave w at -1
 
 
 class Qfix(Mixer):

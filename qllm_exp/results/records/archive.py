@@ -70,7 +70,7 @@ def _unpack(path: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
 
             def read(name: str) -> bytes:
                 if sizes.get(name, 0) > _MAX_FILE_BYTES:

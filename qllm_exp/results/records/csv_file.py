@@ -60,6 +60,12 @@ def read(path: Path, mapping: SourceMapping) -> list[ExternalRun]:
         steps, returns = check_curve(
             place, [row["env_step"] for row in evaluations], [row["return_mean"] for row in evaluations]
         )
+        wins: tuple[float, ...] = ()
+        if "win_mean" in names:
+            place = f"{path}: {method} on {env}/{task}, seed {seed}: {names['win_mean']}"
+            _, wins = check_curve(place, steps, [row["win_mean"] for row in evaluations])
+            if not all(0 <= win <= 1 for win in wins):
+                raise UserError(f"{place} is not between 0 and 1. Write shares, not percentages.")
         runs.append(
             ExternalRun(
                 path=path.joinpath(*(part.replace("/", "-") for part in (env, task, method, f"seed_{seed}"))),
@@ -71,7 +77,7 @@ def read(path: Path, mapping: SourceMapping) -> list[ExternalRun]:
                 steps=steps,
                 returns=returns,
                 unit=mapping.unit or _UNKNOWN_UNIT,
-                win_rates=tuple(row["win_mean"] for row in evaluations) if "win_mean" in names else (),
+                win_rates=wins,
             )
         )
     return runs

@@ -81,8 +81,9 @@ def _read_run(path: Path, names: tuple[str, str, str, str], content: Any, mappin
         )
     numbers, means = check_curve(f"{place}/{metric}", steps, [_mean(values) for values in returns])
     absolute = _absolute(place, content.get(ABSOLUTE), metric)
-    is_benchmarl = metric == _BENCHMARL_RETURN
-    unit = mapping.unit or (_BENCHMARL_UNIT if is_benchmarl else f"{metric}; {_UNKNOWN_UNIT}")
+    is_benchmarl = any(_BENCHMARL_RETURN in evaluation for evaluation in evaluations)
+    is_mean = metric == _BENCHMARL_RETURN
+    unit = mapping.unit or (_BENCHMARL_UNIT if is_mean else f"{metric}; {_UNKNOWN_UNIT}")
     values_text = count(episodes.pop(), "value")
     return ExternalRun(
         path=path.joinpath(*(part.replace("/", "-") for part in names)),
