@@ -1,6 +1,6 @@
 """PQN, parallelised Q-networks (Gallici et al. 2024, arXiv 2407.04811): Q-learning without replay buffer and target network.
 
-    y_t  = r_t + gamma (1 - terminated_t) [(1 - lambda) max_a Q_tot(s_{t+1}, a) + lambda y_{t+1}]      Q(lambda) (Peng and Williams 1994)
+    y_t  = r_t + gamma (1 - terminated_t) [(1 - lambda) max_a Q_tot(s_{t+1}, a) + lambda y_{t+1}]   Q(lambda) (Peng, Williams 1994)
     loss = mean over the steps of episodes [(Q_tot(s_t, a_t) - y_t)^2],   no gradient through y_t
 
 y_t bootstraps from the last state of an episode that was truncated. A rollout is one episode in every environment copy. An

@@ -127,6 +127,11 @@ def test_an_option_has_an_effect_in_a_run_without_the_option_that_could_leave_it
         assert run_name(compose_run(choices), None) != run_name(compose_run([*choices, override]), None)
 
 
+def test_an_option_of_a_users_own_mixer_is_never_without_effect():
+    options = {"mixer.name": "mine", "mixer.variant": "a", "mixer.embed": 64}
+    assert "mixer.embed" not in unused_options(options.get)
+
+
 def test_an_option_of_a_users_own_algorithm_is_never_without_effect():
     options = flatten(to_dict(compose_run(["mixer=vdn"]))) | {"algorithm.name": "my_algorithm"}
     assert all(key.startswith("tfcaf.search.") for key in unused_options(options.get))

@@ -113,6 +113,13 @@ def test_the_highest_episode_of_benchmarl_is_not_the_absolute_metric() -> None:
         record.score("absolute_return")
 
 
+def test_with_another_metric_the_highest_episode_of_benchmarl_is_not_the_absolute_metric_either(tmp_path: Path) -> None:
+    shutil.copy(BENCHMARL / "qmix_simple_spread_seed0.json", tmp_path / "qmix.json")
+    (tmp_path / "map.yaml").write_text("source: qmix.json\nmetric: agents_return\n")
+    record = only_record(tmp_path / "map.yaml")
+    assert record.program == "benchmarl" and "absolute_return" not in record.result
+
+
 def test_the_absolute_metric_of_mava_is_read(tmp_path: Path) -> None:
     path = marl_eval_file(tmp_path, {"step_0": step(10, 1.0), "absolute_metrics": {"mean_episode_return": [0.5]}})
     record = only_record(path)
@@ -341,6 +348,10 @@ def test_a_mapping_that_does_not_fit_is_refused(tmp_path: Path, mapping: str, me
         (CSV.replace("mappo,0,100", "mappo,0,0"), "step 0.* follows step 0"),
         (CSV.split("\n")[0], "has no row"),
         ("", "Columns of the file: none"),
+        (
+            "env,task,method,seed,env_step,return_mean,win_mean\nx,a,b,0,1,1,85\n",
+            r"win_mean is not between 0 and 1\. Write shares",
+        ),
     ],
 )
 def test_a_csv_file_that_does_not_fit_is_refused(tmp_path: Path, csv: str, message: str) -> None:
