@@ -348,15 +348,18 @@ def test_a_mapping_that_does_not_fit_is_refused(tmp_path: Path, mapping: str, me
         (CSV.replace("mappo,0,100", "mappo,0,0"), "step 0.* follows step 0"),
         (CSV.split("\n")[0], "has no row"),
         ("", "Columns of the file: none"),
-        (
-            "env,task,method,seed,env_step,return_mean,win_mean\nx,a,b,0,1,1,85\n",
-            r"win_mean is not between 0 and 1\. Write shares",
-        ),
     ],
 )
 def test_a_csv_file_that_does_not_fit_is_refused(tmp_path: Path, csv: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         collect([mapped(tmp_path, csv)])
+
+
+def test_win_rates_in_percent_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.csv"
+    path.write_text("env,task,method,seed,env_step,return_mean,win_mean\nx,a,b,0,1,1,85\n")
+    with pytest.raises(UserError, match=r"win_mean is not between 0 and 1\. Write shares, not percentages"):
+        collect([path])
 
 
 # Files that do not fit
