@@ -99,7 +99,7 @@ class Pqn(ValueBased):
     def minibatches(self, rollout: EpisodeBatch) -> list[EpisodeBatch]:
         """Divide the episodes of a rollout at random into minibatches of almost equal size, at most one per episode."""
         episodes = rollout.mask.shape[1]
-        parts = torch.randperm(episodes, generator=self.generator).to(self.device)
+        parts = torch.randperm(episodes, generator=self.generator).to(self.device, non_blocking=True)
         return [
             EpisodeBatch(*(values.index_select(1, part) for values in rollout))
             for part in parts.tensor_split(min(self.config.minibatches, episodes))

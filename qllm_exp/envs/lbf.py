@@ -187,7 +187,7 @@ def sample_start(board: Board, num_envs: int, generator: torch.Generator) -> tup
 
     agents = torch.stack((player_cell // size, player_cell % size, player_level), -1).float()
     foods = torch.stack((food_cell // size, food_cell % size, food_level), -1).float()
-    absent = torch.tensor(_ABSENT, device=device)
+    absent = torch.tensor(_ABSENT).to(device, non_blocking=True)
     return agents, foods.where((food_cell < size * size).unsqueeze(-1), absent)
 
 

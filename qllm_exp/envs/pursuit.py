@@ -301,7 +301,9 @@ class Pursuit(TeamEnv):
 
     def _planes(self, cells: Tensor) -> Tensor:
         """Return which cells are among these [N, K], as a mask [N, C + 1] in which C is False."""
-        return one_hot(cells, self._outside + 1).any(1).index_fill(1, self._rows.new_tensor([self._outside]), False)
+        planes = one_hot(cells, self._outside + 1).any(1)
+        planes[:, self._outside] = False
+        return planes
 
     def _shifted(self, shifts: Any, torus: bool, may_leave: bool = False) -> Tensor:
         """Return for each cell, and for C, the cells that lie at some shifts from it.

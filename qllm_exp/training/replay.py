@@ -163,7 +163,7 @@ class ReplayBuffer:
         """
         steps = int(self._host_lengths[slots.numpy()].max())
         episodes = self.episodes
-        slots = slots.to(episodes.lengths.device)
+        slots = slots.to(episodes.lengths.device, non_blocking=True)  # else the host waits for the GPU's last update
         lengths = episodes.lengths[slots]
         return EpisodeBatch(
             obs=episodes.obs[: steps + 1].index_select(1, slots),

@@ -46,7 +46,7 @@ def _positions(entities: Sequence[Any]) -> Tensor:
 @functools.cache
 def _pushes(device: torch.device) -> Tensor:
     """Every combination of -1, 0, 1 on the two axes, [9, 2]. No push comes first, so that it wins ties."""
-    return torch.tensor(list(itertools.product((0.0, -1.0, 1.0), repeat=2)), device=device)
+    return torch.tensor(list(itertools.product((0.0, -1.0, 1.0), repeat=2))).to(device, non_blocking=True)
 
 
 def _rest_points(world: Any, opponents: Sequence[Any], steps: float) -> tuple[Tensor, Tensor]:

@@ -37,8 +37,10 @@ def sample_start(battle_map: Map, num_envs: int, generator: torch.Generator) -> 
         return torch.cat((drawn, drawn), 1), reflection.where(
             reflected, _sample_surrounding(num_envs, allies, enemies, generator)
         )
-    types = torch.tensor([letters.index(letter) for letter in battle_map.allies + battle_map.enemies], device=device)
-    place = torch.tensor([[MAP_SIZE / 4, _CENTRE]] * allies + [[MAP_SIZE * 3 / 4, _CENTRE]] * enemies, device=device)
+    types = torch.tensor([letters.index(letter) for letter in battle_map.allies + battle_map.enemies])
+    place = torch.tensor([[MAP_SIZE / 4, _CENTRE]] * allies + [[MAP_SIZE * 3 / 4, _CENTRE]] * enemies)
+    # A blocking copy would wait for the GPU to finish the episodes before.
+    types, place = (values.to(device, non_blocking=True) for values in (types, place))
     return types.repeat(num_envs, 1), place + _spread(num_envs, battle_map.size, generator)
 
 
@@ -58,7 +60,8 @@ def _sample_surrounding(num_envs: int, allies: int, enemies: int, generator: tor
     is_ally = torch.arange(units, device=device) < allies
     inside = (is_ally == allies_inside).unsqueeze(2)
     share = torch.rand(num_envs, len(_CORNERS), 1, generator=generator, device=device)
-    groups = share * _CENTRE + (1 - share) * torch.tensor(_CORNERS, device=device)
+    corners = torch.tensor(_CORNERS).to(device, non_blocking=True)
+    groups = share * _CENTRE + (1 - share) * corners
     group = torch.randint(len(_CORNERS), (num_envs, units, 1), generator=generator, device=device)
     outside = groups.gather(1, group.expand(-1, -1, 2))
     centre = torch.full_like(outside, _CENTRE)
