@@ -28,6 +28,8 @@ from qllm_exp.training.replay import EpisodeStorage, Experience, ReplayBuffer
 from qllm_exp.training.rollout import rollout
 from qllm_exp.training.timer import Timer
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 3  # shorter than the interval at which a rollout looks whether all copies are done, which waits for the GPU
 COPIES = 3
 ENVIRONMENTS: dict[str, Callable[[], EnvConfig]] = {
