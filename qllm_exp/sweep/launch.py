@@ -123,6 +123,7 @@ def run_plan(plan: Plan, launcher: Launcher, command: str) -> tuple[Sweep, list[
     names = [run.directory.path.name for run in plan.runs]
     sweep = Sweep.create(plan.folder, names, launcher.options(), plan.sweep.max_failures, command)
     failures = sweep.failure_limit()
+    _remove_checkpoints(plan)
     return sweep, _start(launcher, sweep, plan, failures), failures
 
 
@@ -148,13 +149,12 @@ def run_groups(
     def record(part: Plan) -> Sweep:
         names = [run.directory.path.name for run in part.runs]
         options, decide = launcher.options(), asdict(groups.decide)
-        return Sweep.create(
-            plan.folder, names, options, plan.sweep.max_failures, command, decide, groups.report()
-        )
+        return Sweep.create(plan.folder, names, options, plan.sweep.max_failures, command, decide, groups.report())
 
     part = groups.needed()
     sweep = record(part)
     failures = sweep.failure_limit()
+    _remove_checkpoints(plan)
     outcomes: list[RunOutcome] = []
     started: set[Path] = set()
     while True:
@@ -189,8 +189,6 @@ def _start(
         sweep_config = replace(run.config.sweep, name=plan.name)
         directory.create(replace(run.config, sweep=sweep_config), run.tfcaf)
 
-    for run in plan.runs_in(FINISHED):
-        _remove_checkpoint(run.directory)
     for run in plan.to_run:
         run.directory.stop_request.unlink(missing_ok=True)
     directories = [run.directory for run in plan.to_run]
@@ -309,10 +307,11 @@ def conclude(
         log.info("%s not started: sweep.max_failures=%d was reached", count(remaining, "run"), failures.limit)
 
 
-def _remove_checkpoint(directory: RunDirectory) -> None:
-    """Remove the checkpoint of a finished run whose process was killed before it could do so."""
-    if directory.checkpoint.exists() and not directory.owner():
-        shutil.rmtree(directory.checkpoint, ignore_errors=True)
+def _remove_checkpoints(plan: Plan) -> None:
+    """Remove the checkpoints of finished runs whose processes were killed before they could do so."""
+    for directory in (run.directory for run in plan.runs_in(FINISHED)):
+        if directory.checkpoint.exists() and not directory.owner():
+            shutil.rmtree(directory.checkpoint, ignore_errors=True)
 
 
 def _generation_cost(functions: Sequence[Path]) -> str:

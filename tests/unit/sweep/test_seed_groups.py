@@ -1,7 +1,7 @@
 """sweep.seeds=auto: which runs are needed by now, from what is on disk, and what is refused."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from qllm_exp.results.tables.table import comparison
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import NEW, RunState
 from qllm_exp.runs.sweep_directory import Sweep
-from qllm_exp.sweep.launch import _start_groups
+from qllm_exp.sweep.launch import run_groups
 from qllm_exp.sweep.launcher import NEXT_GROUP, Work
 from qllm_exp.sweep.plan import Plan
 from qllm_exp.sweep.pool import RunOutcome
@@ -119,6 +119,9 @@ class Recorder:
                 make_run(self.folder, config, score(config))
         return [RunOutcome(d, "no" if d.path.name in self.failing else "") for d in work.directories]
 
+    def options(self) -> dict[str, str]:
+        return {"name": "local"}
+
     def max_parallel(self, device: str) -> int:
         return 1
 
@@ -127,14 +130,8 @@ class Recorder:
 
 def start(groups: SeedGroups, launcher: Recorder) -> tuple[list[RunOutcome], Plan]:
     launcher.runs = groups.plan.runs
-
-    def record(part: Plan) -> Sweep:
-        names = [run.directory.path.name for run in part.runs]
-        return Sweep.create(groups.plan.folder, names, {"name": "local"}, 0, "c", {"most": 12}, groups.report())
-
-    failures = record(groups.needed()).failure_limit()
-    create: Callable[[RunDirectory], None] = lambda directory: None  # noqa: E731
-    return _start_groups(launcher, record, groups, create, failures, ["-m", "sweep.seeds=auto"])  # type: ignore[arg-type]
+    _, outcomes, _ = run_groups(groups, launcher, "c", ["-m", "sweep.seeds=auto"])  # type: ignore[arg-type]
+    return outcomes, groups.needed()
 
 
 def test_one_group_after_another_starts_until_all_is_decided_and_a_run_that_fails_starts_once(tmp_path: Path) -> None:
