@@ -94,6 +94,11 @@ def launch(
         part = groups.needed()
     if not plan.pending:
         print_plan(part, launcher)
+    if groups is not None:
+        log.info(
+            "  seeds: further groups follow while pairs of methods are undecided, %s at most",
+            count(len(plan.runs), "run"),
+        )
     if plan.sweep.dry_run:
         log.info("--dry-run: nothing was started")
         return LaunchResult(plan, [])

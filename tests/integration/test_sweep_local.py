@@ -106,7 +106,7 @@ def test_seeds_in_groups_killed_and_started_again_give_the_same_decisions(tmp_pa
 
     args = [*TINY, *AUTO, "sweep.name=auto"]
     text = call(tmp_path / "whole", *args)
-    assert "6 runs: 0 finished" in text and "12 runs: 6 finished" in text
+    assert "6 runs: 0 finished" in text and "undecided, 12 runs at most" in text and "12 runs: 6 finished" in text
     table = (sweep_of(tmp_path / "whole") / "table.md").read_text()
     assert "Cost: 12 runs instead of 12 with 6 seeds each (0 % fewer)." in table
     for results in (2, 7):  # in the first group, and in the second
@@ -430,7 +430,7 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
         ([*AUTO, "seed=0-4"], "sweep.seeds=auto chooses the seeds. Remove seed=0,1,2,3,4"),
         ([*AUTO, "sweep.decide.most=2"], "sweep.decide.most=2 is smaller than sweep.decide.first=3"),
         ([*AUTO, "mixer=vdn"], "sweep.seeds=auto compares methods, and flaky_env/climbing has only vdn"),
-        ([*AUTO, "sweep.decide.first=1"], "sweep.decide.first=1 is not allowed"),
+        ([*AUTO, "sweep.decide.first=1"], "sweep.decide.first=1 is out of bounds. Allowed: at least 2"),
         ([*AUTO, "hydra/sweeper=basic"], "sweep.seeds=auto needs hydra/sweeper=grid"),
     ]:
         text = call(tmp_path / "r", *TINY, *args, expected_code=2)
