@@ -397,6 +397,7 @@ hydra: {sweeper: {params: {mixer: [qmix, vdn], train.evaluation.every: "${train.
             "tags": [config.mixer.name, "quick"],
             "max_failures": 0,
             "dry_run": False,
+            "search": "",
             "seeds": "listed",
             "decide": {"level": 0.05, "first": 5, "step": 5, "most": 20},
         }
