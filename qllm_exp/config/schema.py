@@ -199,6 +199,16 @@ class WandbConfig(TrackingConfig):
 
 
 @dataclass
+class DecideConfig:
+    """How many seeds sweep.seeds=auto gives to methods that are compared."""
+
+    level: float = number(0.05, 0, 0.5)
+    first: int = number(5, 2)
+    step: int = number(5, 1)
+    most: int = number(20, 2)
+
+
+@dataclass
 class SweepConfig:
     """Options of the sweep that a run belongs to. `search` is the key of the search that trains the run; '' for any other."""
 
@@ -207,6 +217,8 @@ class SweepConfig:
     tags: list[str] = field(default_factory=list)
     max_failures: int = number(0, 0)
     dry_run: bool = False
+    seeds: str = one_of("listed", "auto")
+    decide: DecideConfig = field(default_factory=DecideConfig)
 
 
 def _default(group: str, name: str) -> Any:

@@ -141,6 +141,8 @@ def _copy_sweeps(runs: Path, collection: Collection, folders: Sequence[Path]) ->
                 "command": _without_folder(sweep.record.command),
                 "started": sweep.record.started,
                 "runs": exported,
+                "decide": sweep.record.decide,
+                "decisions": sweep.record.decisions,
             }
             target = runs / sweep.path.absolute().name
             while target.exists():  # sweeps of several folders may have one name

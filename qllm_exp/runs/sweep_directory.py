@@ -36,6 +36,8 @@ class SweepRecord:
         runs: names of the run directories.
         launcher: 'name' of the launcher, and its options.
         max_failures: number of failed runs after which no further run starts; 0: no limit.
+        decide: options of sweep.seeds=auto; {} if the seeds were listed.
+        decisions: with sweep.seeds=auto, lines on the pairs of methods that are decided, and on the cost.
     """
 
     command: str = ""
@@ -43,6 +45,8 @@ class SweepRecord:
     runs: list[str] = field(default_factory=list)
     launcher: dict[str, Any] = field(default_factory=dict)
     max_failures: int = 0
+    decide: dict[str, Any] = field(default_factory=dict)
+    decisions: list[str] = field(default_factory=list)
 
 
 class Sweep:
@@ -68,7 +72,14 @@ class Sweep:
 
     @classmethod
     def create(
-        cls, path: Path, runs: Sequence[str], launcher: dict[str, Any], max_failures: int, command: str
+        cls,
+        path: Path,
+        runs: Sequence[str],
+        launcher: dict[str, Any],
+        max_failures: int,
+        command: str,
+        decide: dict[str, Any] | None = None,
+        decisions: Sequence[str] = (),
     ) -> "Sweep":
         """Write the record of a sweep. If there is one already, its runs are kept.
 
@@ -78,9 +89,11 @@ class Sweep:
             launcher: 'name' of the launcher, and its options.
             max_failures: number of failed runs after which no further run starts; 0: no limit.
             command: the command, as typed.
+            decide: options of sweep.seeds=auto; None if the seeds were listed.
+            decisions: lines on the decisions that are known by now.
 
         Raises:
-            UserError: the directory belongs to a run, or cannot be written.
+            UserError: the directory belongs to a run or to a sweep with other options of sweep.seeds=auto, or cannot be written.
         """
         if path.name in runs or (path / CONFIG).exists():
             raise UserError(
@@ -90,9 +103,11 @@ class Sweep:
         try:
             path.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(path / ".record.lock"):  # two sweeps of one name may start in the same second
-                known = cls(path).record.runs if (path / RECORD).exists() else []
-                all_runs = list(dict.fromkeys([*known, *runs]))
-                record = SweepRecord(command, started, all_runs, launcher, max_failures)
+                known = cls(path).record if (path / RECORD).exists() else SweepRecord(decide=decide or {})
+                if known.decide != (decide or {}):
+                    raise UserError(_other_seeds(path, known.decide, decide or {}))
+                all_runs = list(dict.fromkeys([*known.runs, *runs]))
+                record = SweepRecord(command, started, all_runs, launcher, max_failures, known.decide, list(decisions))
                 write_object(path / RECORD, asdict(record))
         except OSError as error:
             raise UserError(
@@ -171,6 +186,18 @@ class Sweep:
     @property
     def _lock_path(self) -> Path:
         return self.path / ".sweep.lock"
+
+
+def _other_seeds(path: Path, known: dict[str, Any], decide: dict[str, Any]) -> str:
+    """Return the message for a sweep whose seeds were chosen in another way when it began."""
+
+    def text(options: dict[str, Any]) -> str:
+        return f"sweep.seeds=auto sweep.decide={options}" if options else "seeds that were listed"
+
+    return (
+        f"{path} was begun with {text(known)}, and cannot be continued with {text(decide)}: the error level of "
+        "sweep.seeds=auto holds for the options with which the first scores were seen. Choose another sweep.name."
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from qllm_exp.config.compose import explain_error
+from qllm_exp.config.load import load_run
 from qllm_exp.config.schema import RunConfig
 from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import RunFailed, UserError
@@ -19,6 +20,7 @@ from qllm_exp.sweep.fast_compose import Overrides
 from qllm_exp.sweep.launch import LaunchResult, launch
 from qllm_exp.sweep.launcher import Launcher
 from qllm_exp.sweep.repetitions import is_grid, repetitions
+from qllm_exp.sweep.seed_groups import AUTO, all_seeds, without_seeds
 
 
 def launch_jobs(
@@ -46,10 +48,15 @@ def launch_jobs(
         The result of each job for Hydra, and the exit code of the sweep.
     """
     is_whole = is_grid(config)
+    is_auto = config.sweep.seeds == AUTO
     conf = next(Path(source.path) for source in config.hydra.runtime.config_sources if source.provider == "main")
-    repeated = repetitions(config)
-    combinations = [(*overrides, *repetition) for overrides in job_overrides for repetition in repeated]
-    _check_launcher_references(config, combinations)
+    if is_auto and not is_whole:
+        raise UserError(
+            "sweep.seeds=auto needs hydra/sweeper=grid: another sweeper chooses settings, and compares no methods. List the seeds."
+        )
+    if is_auto:
+        typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        job_overrides = without_seeds(job_overrides, typed)
 
     def compose(overrides: tuple[str, ...]) -> Any:
         composed = context.config_loader.load_sweep_config(config, list(overrides))
@@ -64,6 +71,11 @@ def launch_jobs(
 
     hydra_state = Singleton.get_state()
     try:
+        repeated = (
+            all_seeds(load_run(compose(tuple(job_overrides[0]))).sweep.decide) if is_auto else repetitions(config)
+        )
+        combinations = [(*overrides, *repetition) for overrides in job_overrides for repetition in repeated]
+        _check_launcher_references(config, combinations)
         result = launch(combinations, compose, explain, make_launcher(is_whole), arguments, is_whole, provide_by_search)
     finally:
         Singleton.set_state(hydra_state)

@@ -1,11 +1,12 @@
 """Run a sweep, from its combinations of overrides to its table and curves: plan it, print the plan, start it, compare the runs."""
 
 import logging
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,21 @@ from qllm_exp.errors import UserError, choose
 from qllm_exp.generation.provide import Search
 from qllm_exp.results.summary import summarise
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import FINISHED, QUEUED, RUNNING
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING
 from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.fast_compose import Overrides
-from qllm_exp.sweep.launcher import Launcher, Work
+from qllm_exp.sweep.launcher import NEXT_GROUP, Launcher, Work
 from qllm_exp.sweep.plan import Plan, make_plan, short_hash
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.sweep.prepare import PreparedRun
 from qllm_exp.sweep.progress import failure_report, python_command
+from qllm_exp.sweep.seed_groups import AUTO, SeedGroups
 from qllm_exp.sweep.time_estimate import estimate
 from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
 
+_TO_START = (NEW, INTERRUPTED, FAILED, DEAD)
 MAX_LISTED = 50  # runs that --dry-run lists
 
 
@@ -84,14 +87,28 @@ def launch(
         plan.sweep = replace(plan.sweep, name=plan.sweep.name or f"sweep_{short_hash(shlex.join(arguments))}")
     if plan.generated:
         log.info("%s", _generation_cost(plan.generated))
+    groups = SeedGroups(plan, combinations) if plan.sweep.seeds == AUTO and not plan.pending else None
+    part = plan
+    if groups is not None:
+        plan.sweep = replace(plan.sweep, name=plan.name)  # the name is a hash of all runs
+        part = groups.needed()
     if not plan.pending:
-        print_plan(plan, launcher)
+        print_plan(part, launcher)
+    if groups is not None:
+        log.info(
+            "  seeds: further groups follow while pairs of methods are undecided, %s at most",
+            count(len(plan.runs), "run"),
+        )
     if plan.sweep.dry_run:
         log.info("--dry-run: nothing was started")
         return LaunchResult(plan, [])
     command = shlex.join(["python", "-m", "qllm_exp", *arguments])
-    sweep, outcomes, failures = run_plan(plan, launcher, command)
-    directories = [run.directory for run in plan.runs]
+    if groups is None:
+        sweep, outcomes, failures = run_plan(plan, launcher, command)
+    else:
+        sweep, outcomes, failures = run_groups(groups, launcher, command, arguments)
+        part = groups.needed()
+    directories = [run.directory for run in part.runs]
     if is_whole:
         conclude(sweep, directories, outcomes, failures, launcher.waits)
     return LaunchResult(plan, outcomes, exit_code(directories, outcomes, launcher.waits))
@@ -108,25 +125,75 @@ def run_plan(plan: Plan, launcher: Launcher, command: str) -> tuple[Sweep, list[
     Returns:
         The sweep, the outcomes of the runs that have ended, and the count of the failed ones.
     """
-    runs = {run.directory.path: run for run in plan.runs}
-    names = [path.name for path in runs]
+    names = [run.directory.path.name for run in plan.runs]
     sweep = Sweep.create(plan.folder, names, launcher.options(), plan.sweep.max_failures, command)
     failures = sweep.failure_limit()
-    for run in plan.runs_in(FINISHED):
-        _remove_checkpoint(run.directory)
+    _remove_checkpoints(plan)
+    return sweep, _start(launcher, sweep, plan, failures), failures
+
+
+def run_groups(
+    groups: SeedGroups, launcher: Launcher, command: str, arguments: Sequence[str]
+) -> tuple[Sweep, list[RunOutcome], FailureLimit]:
+    """Start one group of seeds after another, and write the decisions into the record of the sweep.
+
+    A run that fails is not started again, so no later group of its task starts. A launcher that does not wait starts one group,
+    and the command again once its runs have ended; that command, which no user typed, starts new runs only.
+
+    Args:
+        groups: the groups.
+        launcher: where the runs take place.
+        command: the command, for the record.
+        arguments: arguments of the command, as typed.
+
+    Returns:
+        As `run_plan`.
+    """
+    plan = groups.plan
+
+    def record(part: Plan) -> Sweep:
+        names = [run.directory.path.name for run in part.runs]
+        options, decide = launcher.options(), asdict(groups.decide)
+        return Sweep.create(plan.folder, names, options, plan.sweep.max_failures, command, decide, groups.report())
+
+    part = groups.needed()
+    sweep = record(part)
+    failures = sweep.failure_limit()
+    _remove_checkpoints(plan)
+    outcomes: list[RunOutcome] = []
+    started: set[Path] = set()
+    while True:
+        states = (NEW,) if os.environ.get(NEXT_GROUP) else _TO_START
+        if launcher.waits:
+            states = (*states, RUNNING, QUEUED)
+        kept = [
+            (run, run_state)
+            for run, run_state in zip(part.runs, part.states, strict=True)
+            if run_state.state in states and run.directory.path not in started
+        ]
+        if not kept:
+            return record(part), outcomes, failures
+        if started:
+            print_plan(part, launcher)
+        started |= {run.directory.path for run, _ in kept}
+        new = replace(part, runs=[run for run, _ in kept], states=[run_state for _, run_state in kept])
+        outcomes += _start(launcher, record(part), new, failures, arguments)
+        if not launcher.waits:
+            return sweep, outcomes, failures
+        part = groups.needed()
+
+
+def _start(
+    launcher: Launcher, sweep: Sweep, plan: Plan, failures: FailureLimit, next_command: Sequence[str] = ()
+) -> list[RunOutcome]:
+    """Start the runs that are not finished, and return the outcomes of those that have ended."""
+    runs = {run.directory.path: run for run in plan.runs}
 
     def create(directory: RunDirectory) -> None:
         run = runs[directory.path]
         sweep_config = replace(run.config.sweep, name=plan.name)
         directory.create(replace(run.config, sweep=sweep_config), run.tfcaf)
 
-    return sweep, _start(launcher, sweep, plan, create, failures), failures
-
-
-def _start(
-    launcher: Launcher, sweep: Sweep, plan: Plan, create: Callable[[RunDirectory], None], failures: FailureLimit
-) -> list[RunOutcome]:
-    """Start the runs that are not finished, and return the outcomes of those that have ended."""
     for run in plan.to_run:
         run.directory.stop_request.unlink(missing_ok=True)
     directories = [run.directory for run in plan.to_run]
@@ -136,7 +203,7 @@ def _start(
         return []
     device = _device(run.config for run in plan.to_run)
     statuses = {run_state.directory.path: run_state.status for run_state in plan.states}
-    return launcher.start(sweep, Work(directories, failures, create, running, queued, device, statuses))
+    return launcher.start(sweep, Work(directories, failures, create, running, queued, device, statuses, next_command))
 
 
 def exit_code(directories: Sequence[RunDirectory], outcomes: Sequence[RunOutcome], waited: bool) -> int:
@@ -245,10 +312,11 @@ def conclude(
         log.info("%s not started: sweep.max_failures=%d was reached", count(remaining, "run"), failures.limit)
 
 
-def _remove_checkpoint(directory: RunDirectory) -> None:
-    """Remove the checkpoint of a finished run whose process was killed before it could do so."""
-    if directory.checkpoint.exists() and not directory.owner():
-        shutil.rmtree(directory.checkpoint, ignore_errors=True)
+def _remove_checkpoints(plan: Plan) -> None:
+    """Remove the checkpoints of finished runs whose processes were killed before they could do so."""
+    for directory in (run.directory for run in plan.runs_in(FINISHED)):
+        if directory.checkpoint.exists() and not directory.owner():
+            shutil.rmtree(directory.checkpoint, ignore_errors=True)
 
 
 def _generation_cost(functions: Sequence[Path]) -> str:

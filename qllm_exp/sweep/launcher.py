@@ -11,6 +11,8 @@ from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.utils.memory import Memory
 
+NEXT_GROUP = "QLLM_EXP_NEXT_GROUP"  # environment variable of a command that a launcher runs as `Work.next_command`
+
 
 class Launcher(Protocol):
     """Starts the runs of a sweep."""
@@ -60,6 +62,8 @@ class Work:
         queued: runs of the same sweep that are in Slurm's queue.
         device: 'cuda' if the runs share the GPUs, else 'cpu'.
         statuses: content of status.json of the runs to start when they were planned; {} if there was none.
+        next_command: arguments of the command that a launcher which does not wait runs once all of these runs have ended; ()
+            for none.
     """
 
     directories: Sequence[RunDirectory]
@@ -69,3 +73,4 @@ class Work:
     queued: Sequence[RunDirectory] = ()
     device: str = "cpu"
     statuses: Mapping[Path, dict[str, Any]] = field(default_factory=dict)
+    next_command: Sequence[str] = ()

@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -248,7 +248,8 @@ def _finished_with(run: PreparedRun, steps: float | None, path: Path) -> bool:
 
 def _check_common_values(runs: Sequence[schema.RunConfig]) -> None:
     """Raise UserError if runs of one sweep differ in an option that holds for the whole sweep."""
-    for key in ("dir", "sweep.name", "sweep.max_failures", "sweep.dry_run"):
+    decide = (f"sweep.decide.{option.name}" for option in fields(schema.DecideConfig))
+    for key in ("dir", "sweep.name", "sweep.max_failures", "sweep.dry_run", "sweep.seeds", *decide):
         values = list(dict.fromkeys(attrgetter(key)(run) for run in runs))
         if len(values) > 1:
             raise UserError(f"{key} must have a single value in a sweep, not {', '.join(map(str, values))}.")

@@ -19,6 +19,7 @@ from qllm_exp.sweep.launch import print_plan
 from qllm_exp.sweep.launcher import Launcher
 from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.plan import make_plan
+from qllm_exp.sweep.seed_groups import AUTO
 from qllm_exp.utils.text import inert_lines
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,10 @@ def run_one(composed: DictConfig, search: Callable[[RunConfig, Launcher], Stored
     """
     from qllm_exp.training.trainer import Interrupted
 
+    if composed.sweep.seeds == AUTO:
+        raise UserError(
+            "sweep.seeds=auto is for sweeps: add -m, and several methods to compare, e.g. mixer=tfcaf,qmix."
+        )
     typed: Any = ()
     if HydraConfig.initialized():
         typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)

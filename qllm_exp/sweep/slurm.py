@@ -30,7 +30,7 @@ from qllm_exp.runs.run_directory import DiskFull, RunDirectory
 from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import JOBS, PACKS, Queue
 from qllm_exp.runs.sweep_directory import Sweep, exclusive_lock
-from qllm_exp.sweep.launcher import Work
+from qllm_exp.sweep.launcher import NEXT_GROUP, Work
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.sweep.progress import outcome_line, python_command
 from qllm_exp.utils.files import is_disk_full, write_atomically
@@ -44,6 +44,7 @@ POLL_S = 2.0  # seconds between reads of the run directories, while waiting
 QUERY_S = 10.0  # seconds between queries of Slurm's queue, while waiting
 GONE_S = 20.0  # a run that is neither running, queued nor ended for this long is dead; shared file systems have delays
 DEFAULT_ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
+NEXT_MINUTES = 60  # time limit of the job that plans the next group of seeds
 SUBMIT_LOCK = f".submit.{os.getuid()}.lock"  # in the folder of the run directories; held while this user submits runs
 
 
@@ -143,7 +144,9 @@ class Slurm:
         """
         folder = sweep.path.parent
         with exclusive_lock(folder / SUBMIT_LOCK, lambda: log.info("waiting: another process submits to %s", folder)):
-            rejected = self._submit_all(sweep, work)
+            rejected, job_ids = self._submit_all(sweep, work)
+            if work.next_command and job_ids and not self.wait:
+                self._submit_next(sweep, work.next_command, job_ids)
         path = shlex.quote(str(sweep.path))
         log.info("status: %s -m qllm_exp status %s    (also: watch, logs, cancel, retry)", python_command(), path)
         if not self.wait:
@@ -158,7 +161,7 @@ class Slurm:
             )
             sys.exit(EXIT_INTERRUPTED)
 
-    def _submit_all(self, sweep: Sweep, work: Work) -> list[RunOutcome]:
+    def _submit_all(self, sweep: Sweep, work: Work) -> tuple[list[RunOutcome], list[str]]:
         """Submit the runs that no other process has submitted or started since they were planned.
 
         No other process submits meanwhile.
@@ -168,7 +171,7 @@ class Slurm:
             work: the runs.
 
         Returns:
-            Outcomes of the runs that could not be submitted.
+            Outcomes of the runs that could not be submitted, and the ids of the jobs.
 
         Raises:
             UserError: nothing could be submitted.
@@ -180,19 +183,59 @@ class Slurm:
             log.info("%s not submitted: another process submitted or started them meanwhile", count(taken, "run"))
         packs = list(_split(directories, self.runs_per_job))
         rejected: list[RunOutcome] = []
+        job_ids: list[str] = []
         for array in _split(packs, _max_array_size()):
             try:
-                self._submit(sweep, array, work)
+                job_ids.append(self._submit(sweep, array, work))
             except UserError as error:
                 if array[0] is packs[0]:
                     raise
                 log.info("%s", error)  # a part of the sweep is submitted already
                 for pack in array:
                     rejected += [RunOutcome(directory, f"not submitted: {error}", failed=True) for directory in pack]
-        return rejected
+        return rejected, job_ids
 
-    def _submit(self, sweep: Sweep, packs: Sequence[Sequence[RunDirectory]], work: Work) -> None:
-        """Submit one array of jobs.
+    def _submit_next(self, sweep: Sweep, arguments: Sequence[str], job_ids: Sequence[str]) -> None:
+        """Submit a small job that runs a command of this package on a compute node, once other jobs have ended in any way.
+
+        Args:
+            sweep: the sweep; the job writes its log there.
+            arguments: arguments of the command.
+            job_ids: ids of the jobs.
+        """
+        from qllm_exp.sweep.slurm_submit import job_environment
+
+        log_file = (sweep.path / JOBS / "next_%j.log").absolute()
+        options: dict[str, Any] = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "mem": None if self.mem_gb_per_run is None else f"{math.ceil(self.mem_gb_per_run * 1024)}M",
+            **self.sbatch,
+            "dependency": f"afterany:{':'.join(job_ids)}",
+            "job-name": f"{sweep.path.name}.next",
+            "time": min(to_minutes(self.time), NEXT_MINUTES),
+            "output": log_file,
+        }
+        python = self.python or shlex.quote(sys.executable)
+        lines = [*self.setup, f"{python} -m qllm_exp {shlex.join(arguments)}"]
+        script = "\n".join(["#!/bin/bash", *lines, ""])
+        command = ["sbatch", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+        environment = job_environment(os.environ, {"additional_parameters": options}) | {NEXT_GROUP: "1"}
+        process = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=environment)
+        if process.returncode == 0:
+            log.info(
+                "once these runs have ended, a job of its own runs this command again, for the next group of seeds"
+            )
+        else:
+            reason = " ".join(process.stderr.split()) or "no error message"
+            log.info(
+                "the job that starts the next group of seeds was rejected (%s); type this command again then", reason
+            )
+
+    def _submit(self, sweep: Sweep, packs: Sequence[Sequence[RunDirectory]], work: Work) -> str:
+        """Submit one array of jobs, and return its id.
 
         Args:
             sweep: the sweep that the runs belong to.
@@ -244,6 +287,7 @@ class Slurm:
             reason = " ".join(dict.fromkeys(errors[-6:])) or "no error message"
             raise UserError(f"sbatch rejected the sweep: {reason}")
         log.info("Slurm job %s: %s in %s", job_id, count(len(directories), "run"), count(len(packs), "task"))
+        return job_id
 
     def _job_parameters(self, name: str, at_once: int) -> dict[str, Any]:
         """Return submitit's parameters of a job.

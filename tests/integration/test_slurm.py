@@ -208,6 +208,17 @@ def test_the_submitting_process_may_be_killed_as_soon_as_the_jobs_are_there(clus
     assert set(cluster.states().values()) == {"finished"}
 
 
+def test_one_group_of_seeds_follows_another_without_a_process_that_waits(cluster):
+    groups = ["sweep.seeds=auto", "sweep.decide.first=3", "sweep.decide.step=3", "sweep.decide.most=6"]
+    text = cluster.sweep(*TINY, "mixer=vdn,qmix", *groups, "hydra.launcher.runs_per_job=3", "hydra.launcher.at_once=3")
+    assert "6 runs" in text and "a job of its own runs this command again" in text, text
+    cluster.until_empty()
+    logs = "\n".join(path.read_text() for path in cluster.path.glob("jobs/next_*.log"))
+    assert len(cluster.runs()) == 12 and set(cluster.states().values()) == {"finished"}, logs
+    table = (cluster.path / "table.md").read_text()
+    assert "Cost: 12 runs instead of 12 with 6 seeds each" in table, "by the job after the last group"
+
+
 def test_a_dead_run_is_reported_with_the_last_lines_of_its_logs(cluster):
     cluster.sweep(*LONG, FLAKY_ENV_PAUSE=PAUSE)
     cluster.until(cluster.training)

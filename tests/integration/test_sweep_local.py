@@ -25,6 +25,7 @@ LONG = [
     *("env.num_envs=16", "train.batch_episodes=4", "train.total_steps=16000", "train.evaluation.every=8000"),
     *("train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"),
 ]
+AUTO = ["mixer=vdn,qmix", "sweep.seeds=auto", "sweep.decide.first=3", "sweep.decide.step=3", "sweep.decide.most=6"]
 PAUSE = {"FLAKY_ENV_PAUSE": "0.02"}  # half a second per rollout, twenty seconds per long run
 
 
@@ -97,6 +98,26 @@ def checkpoint_steps(run: Path) -> int:
 def checkpoint_times(folder: Path) -> list[float]:
     """Return when the checkpoints of a folder's runs were written."""
     return sorted(path.stat().st_mtime for path in folder.glob("*/checkpoint/state.pt"))
+
+
+def test_seeds_in_groups_killed_and_started_again_give_the_same_decisions(tmp_path):
+    def decisions(folder):
+        return json.loads((sweep_of(folder) / "sweep.json").read_text())["decisions"]
+
+    args = [*TINY, *AUTO, "sweep.name=auto"]
+    text = call(tmp_path / "whole", *args)
+    assert "6 runs: 0 finished" in text and "undecided, 12 runs at most" in text and "12 runs: 6 finished" in text
+    table = (sweep_of(tmp_path / "whole") / "table.md").read_text()
+    assert "Cost: 12 runs instead of 12 with 6 seeds each (0 % fewer)." in table
+    for results in (2, 7):  # in the first group, and in the second
+        process = start(tmp_path / "r", *args, **PAUSE)
+        until(lambda: len(list((tmp_path / "r").glob("*/result.json"))) >= results)  # noqa: B023
+        kill_all(process)
+    call(tmp_path / "r", *args)
+    assert decisions(tmp_path / "r") == decisions(tmp_path / "whole") != []
+    for whole, killed in zip(runs(tmp_path / "whole"), runs(tmp_path / "r"), strict=True):
+        assert whole.name == killed.name and run_outcome(whole) == run_outcome(killed)
+    assert "12 finished, 0 running, 0 queued, 0 to run" in call(tmp_path / "r", *args)
 
 
 @pytest.mark.timeout(900)
@@ -376,6 +397,9 @@ hydra: {sweeper: {params: {mixer: [qmix, vdn], train.evaluation.every: "${train.
             "tags": [config.mixer.name, "quick"],
             "max_failures": 0,
             "dry_run": False,
+            "search": "",
+            "seeds": "listed",
+            "decide": {"level": 0.05, "first": 5, "step": 5, "most": 20},
         }
     assert sweep_of(tmp_path / "typed").name == "climbing"
 
@@ -404,11 +428,18 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
         (["sweep.max_failures=1,2"], "sweep.max_failures must have a single value in a sweep, not 1, 2"),
         (["hydra/sweeper=basic", "--dry-run"], "--dry-run needs hydra/sweeper=grid"),
         (["seed=0,"], "cannot be parsed. Write KEY=VALUE"),
+        ([*AUTO, "seed=0-4"], "sweep.seeds=auto chooses the seeds. Remove seed=0,1,2,3,4"),
+        ([*AUTO, "sweep.decide.most=2"], "sweep.decide.most=2 is smaller than sweep.decide.first=3"),
+        ([*AUTO, "mixer=vdn"], "sweep.seeds=auto compares methods, and flaky_env/climbing has only vdn"),
+        ([*AUTO, "sweep.decide.first=1"], "sweep.decide.first=1 is out of bounds. Allowed: at least 2"),
+        ([*AUTO, "hydra/sweeper=basic"], "sweep.seeds=auto needs hydra/sweeper=grid"),
     ]:
         text = call(tmp_path / "r", *TINY, *args, expected_code=2)
         assert message in text and "Traceback" not in text, text
     text = call(tmp_path / "r", *TINY, "hydra/launcher=slurm", sweep=False, expected_code=2)
     assert "hydra/launcher=slurm is for sweeps: add -m" in text
+    text = call(tmp_path / "r", *TINY, "sweep.seeds=auto", sweep=False, expected_code=2)
+    assert "sweep.seeds=auto is for sweeps: add -m" in text
     assert not runs(tmp_path / "r")
 
 

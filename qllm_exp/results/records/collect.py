@@ -15,7 +15,7 @@ from qllm_exp.results.records.reader import EVALUATION_EVERY, FUNCTION, Method, 
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import Queue
-from qllm_exp.runs.sweep_directory import run_folders
+from qllm_exp.runs.sweep_directory import RECORD, Sweep, run_folders, sweeps_in
 from qllm_exp.utils.text import count
 
 __all__ = ["Collection", "Record", "UnfinishedRun", "collect", "filter_runs"]
@@ -64,10 +64,12 @@ class Collection:
     Attributes:
         finished: records of the finished runs.
         unfinished: all other runs.
+        decisions: lines of the sweeps with sweep.seeds=auto on the pairs of methods that are decided.
     """
 
     finished: list[Record]
     unfinished: list[UnfinishedRun]
+    decisions: list[str] = field(default_factory=list)
 
     def counts(self) -> str:
         """Return '30 runs: 27 finished, 1 failed, 2 running'."""
@@ -127,7 +129,16 @@ def collect(paths: Iterable[Path], queue: Queue | None = None) -> Collection:
         replace(record, method=name, differs=differs) for record, (name, differs) in zip(records, names, strict=True)
     ]
     _check_seeds(named)
-    return Collection(named, _unify_task_names([method.task for method in methods], unfinished))
+    decisions = [line for sweep in _sweeps(own_paths) for line in sweep.record.decisions]
+    return Collection(named, _unify_task_names([method.task for method in methods], unfinished), decisions)
+
+
+def _sweeps(paths: Iterable[Path]) -> list[Sweep]:
+    """Return the sweeps that are named, or lie in the named folders."""
+    sweeps: list[Sweep] = []
+    for path in paths:
+        sweeps += [Sweep(path)] if (path / RECORD).exists() else sweeps_in(path)
+    return sweeps
 
 
 def _run_copies(paths: Iterable[Path]) -> list[list[Path]]:
@@ -263,6 +274,7 @@ def filter_runs(collection: Collection, conditions: Sequence[str]) -> Collection
                 for run, value in unfinished
                 if value in selected or (value is None and (key != keys.METHOD or run.method in bases))
             ],
+            collection.decisions,
         )
     return collection
 

@@ -116,8 +116,8 @@ def notes_on_resumed(records: Sequence[Record]) -> list[str]:
 
 
 def notes_on_runs(collection: Collection) -> list[str]:
-    """Return the footnotes on runs that are missing and on runs that were resumed with other software or hardware."""
-    return [*notes_on_missing(collection), *notes_on_resumed(collection.finished)]
+    """Return the footnotes on runs that are missing, that were resumed with other software or hardware, and on decisions."""
+    return [*notes_on_missing(collection), *notes_on_resumed(collection.finished), *collection.decisions]
 
 
 def _list_names(names: Sequence[str], separator: str = ", ") -> str:
