@@ -111,7 +111,7 @@ def test_the_score_of_a_subgoal_combines_the_individual_q_and_a_share_of_q_tot(m
         b = batch(seed=seed)
         observations = b.packed_observations()
         inputs = observations.pack(algo.inputs.sequence_inputs(b.obs, b.actions))
-        values = algo._q_values(b, inputs, observations)
+        values = algo.q_values(b, inputs, observations)
         batch_goals = subgoals(algo.subgoal_score(b, values), b.mask).tolist()
         assert batch_goals == goals_by_hand(algo, b, values.online.detach(), values.target)
         goals += batch_goals

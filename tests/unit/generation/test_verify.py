@@ -354,7 +354,7 @@ def test_equal_operations_are_computed_once() -> None:
     )
     states, q = task_states(Counting(), 7), torch.randn(7, N)
     torch.testing.assert_close(twice(q, states), q.mean(1, keepdim=True) * states[:, 2:3] ** 2)
-    assert len(twice._plans[q.device].steps) == 4
+    assert len(twice._plans[q.device, frozenset()].steps) == 4
 
 
 BODIES = {
