@@ -42,6 +42,7 @@ To train with a stored function: python -m qllm_exp env=lbf mixer=tfcaf mixer.fi
 
 exit codes: 0 done, 1 refused by verification, 2 invalid command or no function, 3 interrupted
 """
+_BUDGET = "tfcaf.budget_usd="  # the option that a search may be resumed with
 _COMMANDS = {
     "generate": "generate the function of a task with a language model, or find the stored one; print its file",
     "search": "search for a function by the returns of trainings, or continue a search; print the file of the best function",
@@ -86,7 +87,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--resume",
         type=Path,
         metavar="FOLDER",
-        help="continue the search of this directory, e.g. runs/search_1a2b3c4d; options of the search need not be repeated",
+        help="continue the search of this directory, e.g. runs/search_1a2b3c4d; options of the search need not be repeated; "
+        "tfcaf.budget_usd=... may raise its budget",
     )
     commands["show"].add_argument(
         "--transcript", action="store_true", help="print every call with its answer and its outcome instead"
@@ -184,6 +186,7 @@ def _search(parsed_args: argparse.Namespace) -> int:
     from qllm_exp.config.compose import compose_launcher
     from qllm_exp.generation import provide
     from qllm_exp.search import search
+    from qllm_exp.search.procedure import search_path
     from qllm_exp.search.search_directory import SearchDirectory
     from qllm_exp.sweep.launch import make_launcher
     from qllm_exp.sweep.prepare import check
@@ -193,19 +196,27 @@ def _search(parsed_args: argparse.Namespace) -> int:
     if parsed_args.resume is None:
         run = _run(["tfcaf.search.method=evolve", *parsed_args.overrides])
     else:
-        others = [text for text in parsed_args.overrides if not text.startswith(("hydra/launcher=", "hydra.launcher."))]
+        allowed = ("hydra/launcher=", "hydra.launcher.", _BUDGET)
+        others = [text for text in parsed_args.overrides if not text.startswith(allowed)]
         if others:
             raise UserError(
                 f"--resume continues a search with its own options, so {others[0]} cannot change it. Remove the override (allowed: "
-                "hydra/launcher=... and its options), or start another search without --resume."
+                f"hydra/launcher=... and its options, {_BUDGET}...), or start another search without --resume."
             )
         run = SearchDirectory(parsed_args.resume).read_config()
         run = replace(run, dir=str(parsed_args.resume.resolve().parent))
-    print(
-        provide.provide(
-            check(run, launcher.device_resolver(), launcher.memory), lambda checked: search(checked, launcher)
-        )
-    )
+        budgets = [text for text in parsed_args.overrides if text.startswith(_BUDGET)]
+        if budgets:
+            run = replace(run, tfcaf=replace(run.tfcaf, budget_usd=_run(budgets).tfcaf.budget_usd))
+    run = check(run, launcher.device_resolver(), launcher.memory)
+    if parsed_args.resume is not None and not provide.locate(run).exists:
+        path = search_path(run)
+        if path.resolve() != parsed_args.resume.resolve():
+            raise UserError(
+                f"{parsed_args.resume} cannot be resumed: its configuration now belongs to {path}. The folder was renamed, or this "
+                "version of the package has other prompts or options. Restore the name, or install the version that began it."
+            )
+    print(provide.provide(run, lambda checked: search(checked, launcher)))
     return 0
 
 

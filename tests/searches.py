@@ -145,7 +145,12 @@ class Launcher:
             return
         steps = run.train.total_steps
         rows = [
-            {"kind": "evaluation", "env_step": steps * point // 10, "return_mean": last * point / 10}
+            {
+                "kind": "evaluation",
+                "env_step": steps * point // 10,
+                "env_step_exact": steps * point // 10,
+                "return_mean": last * point / 10,
+            }
             for point in range(11)
         ]
         training = {"kind": "training", "env_step": steps, "grad_norm": 2.0}

@@ -27,6 +27,7 @@ from qllm_exp.generation import coder_evaluator
 from qllm_exp.generation.coder import NoCandidateAccepted
 from qllm_exp.generation.ledger import Ledger
 from qllm_exp.generation.prompt_rendering import SEARCH_TEMPLATES, Prompts, render, template_hash
+from qllm_exp.generation.search_options import check_search_options
 from qllm_exp.generation.store import Store
 from qllm_exp.generation.verify import Accepted, verify_all
 from qllm_exp.runs.dotted_keys import flatten
@@ -132,7 +133,12 @@ def find_function(name: str, run: schema.RunConfig) -> StoredFunction:
 
 
 def check_backend(run: schema.RunConfig) -> None:
-    """Raise a UserError if the run's llm cannot be called, e.g. because a key is missing. Makes no call."""
+    """Raise a UserError if the run's llm cannot be called, e.g. because a key is missing, or its search has wrong options.
+
+    Makes no call.
+    """
+    if run.tfcaf.search.method != "none":
+        check_search_options(run.tfcaf.search)
     for config in (run.llm, *further_models(run).values()):
         llm.make_backend(config).check()
 
@@ -240,7 +246,12 @@ def further_models(run: schema.RunConfig) -> dict[str, schema.LlmConfig]:
 
 
 def _training(run: schema.RunConfig) -> dict[str, Any]:
-    """Return what defines the trainings of a search, whose lengths, evaluations and seeds are its own."""
+    """Return what defines the trainings of a search, whose lengths, evaluations and seeds are its own.
+
+    A search trains its candidates as they are written, whatever the runs that use its function do with the constants.
+    """
+    if isinstance(run.mixer, schema.FunctionMixerConfig):
+        run = replace(run, mixer=replace(run.mixer, trainable_constants=False))
     training = identity(run, None)
     del training["seed"]
     for name in ("total_steps", "evaluation"):

@@ -40,8 +40,14 @@ class Member:
 
     @property
     def score(self) -> tuple[int, float]:
-        """The last stage and the return there, by which functions are compared: a function of a later stage has won earlier."""
+        """The last stage and the return there: a function of a later stage has won earlier."""
         return (max(self.returns), self.returns[max(self.returns)]) if self.returns else (-1, -math.inf)
+
+    @property
+    def rank(self) -> tuple[bool, int, float]:
+        """The order of functions: that of the scores, with a function that has diverged below all that have not."""
+        stage, value = self.score
+        return value > -math.inf, stage, value
 
 
 def stage_returns(rows: Sequence[Row], function: str) -> dict[int, float]:
@@ -88,7 +94,7 @@ class Archive:
     @property
     def best(self) -> Member:
         """The best function; of equal ones the first."""
-        return max(self.members, key=lambda member: member.score)
+        return max(self.members, key=_rank)
 
     def population(self, island: int, generation: int) -> list[Member]:
         """Return the possible parents on an island, the best first.
@@ -105,12 +111,12 @@ class Archive:
                 if member.generation == number:
                     populations[member.island].append(member)
             if migration and number % migration == 0 and count > 1:
-                bests = [max(members, key=_score) if members else None for members in populations]
+                bests = [max(members, key=_rank) if members else None for members in populations]
                 for origin, best in enumerate(bests):
                     target = populations[(origin + 1) % count]
                     if best is not None and best not in target:
                         target.append(best)
-            populations = [sorted(members, key=_score, reverse=True)[:room] for members in populations]
+            populations = [sorted(members, key=_rank, reverse=True)[:room] for members in populations]
         return populations[island]
 
     def choose_parents(
@@ -133,7 +139,7 @@ class Archive:
         pool = self.population(island, generation - 1)
         if not pool:
             earlier = [member for member in self.members if member.generation < generation]
-            pool = sorted(earlier, key=_score, reverse=True)[: self._options.archive]
+            pool = sorted(earlier, key=_rank, reverse=True)[: self._options.archive]
         closest = [min((distances[a.key, b.key] for b in pool if b is not a), default=0.0) for a in pool]
         largest = max(closest, default=0.0) or 1.0
         weights = [(1 + gap / largest) / place for place, gap in enumerate(closest, start=1)]
@@ -145,5 +151,5 @@ class Archive:
         return parents
 
 
-def _score(member: Member) -> tuple[int, float]:
-    return member.score
+def _rank(member: Member) -> tuple[bool, int, float]:
+    return member.rank

@@ -4,7 +4,7 @@ The value of model m, after n_m of N candidates, is that of UCB1 (Auer et al. 20
 
     r_m + c sqrt(2 ln N / n_m) - w d_m / max d
 
-r_m is the mean reward of its candidates. The reward of a candidate is the share of the other candidates with a lower score, and
+r_m is the mean reward of its candidates. The reward of a candidate is the share of the other candidates with a lower rank, and
 0 if it was refused. d_m is the mean price of its candidates, repairs included; c and w are `tfcaf.search.exploration` and
 `tfcaf.search.dollar_weight`. A model without a candidate comes first.
 """
@@ -95,12 +95,12 @@ def choose_models(
 def _rewards(rows: Sequence[Row], archive: Archive, names: Sequence[str]) -> dict[str, list[float]]:
     """Return the rewards of the candidates of each model."""
     models = {row["name"]: row["model"] for row in rows if row["kind"] == "question"}
-    scores = {member.key: member.score for member in archive.members}
+    ranks = {member.key: member.rank for member in archive.members}
     rewards: dict[str, list[float]] = {name: [] for name in names}
     for row in rows:
         if row["kind"] == "candidate" and not row["tuned"]:
-            others = [score for key, score in scores.items() if key != row["key"]]
-            lower = sum(score < scores[row["key"]] for score in others) if row["key"] else 0
+            others = [rank for key, rank in ranks.items() if key != row["key"]]
+            lower = sum(rank < ranks[row["key"]] for rank in others) if row["key"] else 0
             rewards[models[row["name"]]].append(lower / len(others) if others else float(bool(row["key"])))
     return rewards
 

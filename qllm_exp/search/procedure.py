@@ -12,7 +12,6 @@ Related work: Eureka (arXiv 2310.12931), LERO (arXiv 2503.21807), FunSearch (Rom
 """
 
 import hashlib
-import itertools
 import logging
 import math
 import random
@@ -24,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from qllm_exp import llm
-from qllm_exp.config.schema import RunConfig, SearchConfig
+from qllm_exp.config.schema import RunConfig
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.program_json import canonical_json
 from qllm_exp.credit.refused import Refused
@@ -36,8 +35,9 @@ from qllm_exp.generation import provide
 from qllm_exp.generation.coder import Coder, NoCandidateAccepted, message, no_candidate_message
 from qllm_exp.generation.ledger import Ledger
 from qllm_exp.generation.probes import Probe
+from qllm_exp.generation.search_options import check_search_options
 from qllm_exp.generation.verify import Accepted, verify_all
-from qllm_exp.mixers.tfcaf import SMALLEST, TrainableTfcaf
+from qllm_exp.mixers.tfcaf import SMALLEST, TrainableTfcaf, make_from_function
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.search.archive import BASELINES, Archive, Member, stage_returns
 from qllm_exp.search.behaviour import Behaviours, distance
@@ -51,20 +51,7 @@ from qllm_exp.utils.text import count
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 60.0  # processor seconds of the probes of a function with trained constants
-
-
-def check_options(options: SearchConfig) -> None:
-    """Raise UserError if the stages of a search do not fit together."""
-    steps, seeds = options.steps, options.seeds
-    if not steps or any(a >= b for a, b in itertools.pairwise(steps)) or steps[0] < 1:
-        raise UserError(
-            f"tfcaf.search.steps={steps} is not allowed. Allowed: increasing numbers of environment steps, e.g. [20000,100000]."
-        )
-    if len(seeds) != len(steps) or min(seeds) < 1 or max(seeds) > 999:
-        raise UserError(
-            f"tfcaf.search.seeds={seeds} is not allowed. Allowed: a number of seeds from 1 to 999 for each of the "
-            f"{count(len(steps), 'stage')} of tfcaf.search.steps={steps}."
-        )
+_ANOTHER_SEARCH = "With another option it is another search, which requests its functions again."
 
 
 def search_path(run: RunConfig) -> Path:
@@ -80,10 +67,10 @@ def search(run: RunConfig, launcher: Launcher) -> StoredFunction:
         launcher: where the trainings take place; it waits for them.
 
     Raises:
-        UserError: an option is wrong, the budget does not allow a generation, no candidate was accepted, a training failed, or
-            the trainings do not tell functions apart.
+        UserError: an option is wrong, the budget does not allow a generation, no candidate was accepted, no request was answered,
+            a training failed, all functions diverged, or the trainings do not tell functions apart.
     """
-    check_options(run.tfcaf.search)
+    check_search_options(run.tfcaf.search)
     return _Search(run, launcher).run()
 
 
@@ -150,6 +137,12 @@ class _Search:
                 )
                 for name, new in written.items()
             }
+        if generation > 1 and not any(row["answer"] for row in coder.transcript):
+            reason = next(iter(reasons.values())).rstrip(".")
+            raise UserError(
+                f"No request of generation {generation} was answered: {reason}. The search keeps all that it has. The same command "
+                f"requests them again: {self._directory.resume_command}"
+            )
         calls: list[Row] = [{"kind": "call", "generation": generation, **row} for row in coder.transcript]
         candidates = [
             _candidate_row(row, key=keys.get(row["name"], ""), reason=reasons.get(row["name"], "")) for row in questions
@@ -232,10 +225,14 @@ class _Search:
         return verdict
 
     def _describe(self, key: str) -> str:
-        """Return what a known function is, for a refusal."""
+        """Return what a known function is, for a refusal, with its return only where requests have returns."""
         for member in self._archive.members:
             if member.key == key and member.returns:
                 stage, value = member.score
+                if self._options.method != "evolve" or not self._options.reflection.returns:
+                    return "an earlier function"
+                if value == -math.inf:
+                    return f"an earlier function, whose training diverged within {self._options.steps[stage]:,} steps"
                 return f"an earlier function, whose return is {value:.3f} after {self._options.steps[stage]:,} steps"
         return "another function of this generation"
 
@@ -248,12 +245,8 @@ class _Search:
             self._directory.restart()
             listed = [f"candidate {name.rpartition('-')[2]}: {reason}" for name, reason in reasons.items()]
             raise NoCandidateAccepted(no_candidate_message(self._run.tfcaf, listed))
-        repeated = {row["call"] for row in transcript if row["outcome"].startswith("refused (novelty)")}
-        if (
-            len(keys) == 1
-            and candidates > 1
-            and all(any(call.startswith(name) for call in repeated) for name in reasons)
-        ):
+        repeated = {candidate_of(row["call"]) for row in transcript if row["outcome"].startswith("refused (novelty)")}
+        if len(keys) == 1 and candidates > 1 and repeated.issuperset(reasons):
             raise UserError(
                 f"All {candidates} candidates of the first generation compute the same function, so that there is nothing to "
                 "choose from. Raise llm.temperature or tfcaf.retries, or choose another llm."
@@ -272,38 +265,48 @@ class _Search:
         reflection = self._options.reflection
         baselines = BASELINES if reflection.baselines and reflection.returns else ()
         for stage in range(len(self._options.steps)):
+            if not functions:
+                log.warning("generation %d: all its functions diverged in training", generation)
+                return
             self._trainings.train([*functions, *baselines], stage)
             if generation == 1 and stage == 0:
                 self._check_told_apart()
             returns = {key: stage_returns(self._directory.rows, key)[stage] for key in functions}
             left = max(1, math.ceil(self._options.kept * len(functions)))
-            functions = sorted(functions, key=lambda key: returns[key], reverse=True)[:left]
+            best = sorted(functions, key=lambda key: returns[key], reverse=True)[:left]
+            functions = [key for key in best if returns[key] > -math.inf]
 
     def _check_told_apart(self) -> None:
         """Raise UserError if the first trainings do not tell any functions apart."""
         rows = self._directory.of_kind("training", stage=0)
         steps, task = self._options.steps[0], f"{self._run.env.name}/{self._run.env.task}"
-        values = {value for row in rows for value in row["curve"]}
-        if values == {0.0}:
+        if all(row["return"] is None for row in rows):
             raise UserError(
-                f"No training of {steps:,} environment steps on {task} has received any reward, neither with a candidate nor with "
-                f"{' or '.join(BASELINE_NAMES.values())}, so that returns choose nothing. Raise the first of "
-                "tfcaf.search.steps, or choose an easier task."
+                f"All trainings of {steps:,} environment steps on {task} diverged. Lower train.learning_rate. {_ANOTHER_SEARCH}"
             )
         functions = {row["function"] for row in rows}
+        values = {value for row in rows for value in row["curve"]}
+        if values == {0.0}:
+            baselines = [name for baseline, name in BASELINE_NAMES.items() if baseline in functions]
+            neither = f", neither with a candidate nor with {' or '.join(baselines)}" if baselines else ""
+            raise UserError(
+                f"No training of {steps:,} environment steps on {task} has received any reward{neither}, so that returns choose "
+                f"nothing. Raise the first of tfcaf.search.steps, or choose an easier task. {_ANOTHER_SEARCH}"
+            )
         if len(functions) > 1 and len({row["return"] for row in rows}) == 1:
             raise UserError(
                 f"All {len(functions)} functions have the return {rows[0]['return']:.3f} after {steps:,} environment steps on "
                 f"{task}, so that returns choose nothing. Raise the first of tfcaf.search.steps, or, if this is the best possible "
-                "return, lower it or choose a harder task."
+                f"return, lower it or choose a harder task. {_ANOTHER_SEARCH}"
             )
 
     def _tune(self, generation: int) -> None:
         """Train the constants of the best function of a generation, and then the function with these constants."""
         members = [member for member in self._archive.members if member.generation == generation and not member.tuned]
+        members = [member for member in members if member.score[1] > -math.inf]
         if not members:
             return
-        best = max(members, key=lambda member: member.score)
+        best = max(members, key=lambda member: member.rank)
         if not self._directory.of_kind("candidate", generation=generation, tuned=True):
             name = f"generation-{generation}-tuned"
             key, reason = self._tuned(best)
@@ -319,6 +322,11 @@ class _Search:
         try:
             if not function.program.with_literals_as_constants(SMALLEST).constants:
                 return "", "it has no number to train"
+            with provide.small_environment(self._run) as env:
+                try:
+                    make_from_function(function, "enforce" if self._enforce else "relax", env, trainable_constants=True)
+                except UserError as error:  # e.g. numbers that are only compared with: no gradient reaches them
+                    return "", str(error)
             directory = self._trainings.train_constants(parent.key)
             if directory.result() is None:
                 return "", "training with trainable constants diverged"
@@ -372,6 +380,11 @@ class _Search:
         """Build the stored function of the search: its best function, with all calls and costs."""
         archive = self._archive
         best = archive.best
+        if best.score[1] == -math.inf:
+            raise UserError(
+                "All functions of the search diverged in training. Lower train.learning_rate, or raise "
+                f"tfcaf.search.generations. {_ANOTHER_SEARCH}"
+            )
         function = self._directory.function(best.key)
         candidates = self._directory.of_kind("candidate", tuned=False)
         refused = sum(not row["key"] for row in candidates)

@@ -26,6 +26,7 @@ from qllm_exp.mixers.tfcaf import Tfcaf
 from qllm_exp.runs.metrics import read_rows
 from qllm_exp.search.archive import BASELINES, PLAIN_SUM, Archive, Member, stage_returns
 from qllm_exp.search.search_directory import Row, SearchDirectory
+from qllm_exp.training.trainer import LOG_EVERY
 from qllm_exp.utils.text import count
 
 BASELINE_NAMES = {PLAIN_SUM: "the plain sum (VDN)", "qmix": "QMIX"}
@@ -80,10 +81,14 @@ class Reflection:
         )
 
     def _comparison(self, best: Member) -> str:
-        """Return a line with the best return of the search and those of the baselines."""
+        """Return a line with the best return of the search and those of the baselines, if requests have returns."""
+        if not self._parts.returns:
+            return "The returns of the trainings are not part of these figures."
         stage, value = best.score
         steps = self._run.tfcaf.search.steps[stage]
         line = f"The best return of the search so far is {value:.3f}, after {steps:,} steps"
+        if value == -math.inf:
+            line = f"Every function of the search so far has diverged within {steps:,} steps"
         baselines = [
             f"{BASELINE_NAMES[name]} {returns[stage]:.3f}"
             for name in BASELINES
@@ -126,6 +131,13 @@ class Reflection:
             if curves:
                 means = [fmean(values) for values in zip(*curves, strict=True)]
                 lines.append(f"  {name:<20}{'  '.join(f'{mean:.3f}' for mean in means)}")
+        own = [row for row in rows if row["function"] == key and row["curve"]]
+        different = min((row.get("evaluations", len(row["curve"])) for row in own), default=0)
+        if own and different < len(own[0]["curve"]):
+            lines.append(
+                f"  (A rollout is longer than a tenth of this training, so that neighbours can be one evaluation: {different} are "
+                "different.)"
+            )
         seeds = count(search.seeds[stage], "seed")
         return (
             fill("search_returns", steps=f"{search.steps[stage]:,}", seeds=seeds, curves="\n".join(lines))
@@ -146,17 +158,19 @@ class Reflection:
         assert isinstance(mixer, Tfcaf)
         played = play_evaluation(self._env, algorithm, 0, _EPISODES)
         states = torch.cat([episode.episode.states[:-1] for episode in played])
-        spread = states[torch.linspace(0, len(states) - 1, min(_STATES, len(states))).long()]
+        qs = torch.cat([episode.qs for episode in played if episode.qs is not None])
+        spread = torch.linspace(0, len(states) - 1, min(_STATES, len(states))).long()
+        train = self._run.train
         texts = [
-            _q_tot(played, mixer, self._run.train.gamma) if parts.q_tot else "",
+            _q_tot(played, mixer, train.gamma, train.standardise_rewards) if parts.q_tot else "",
             _credit(played) if parts.credit else "",
         ]
         if parts.columns and len(spread) > 1:
-            texts.append(self._fields_without_effect(mixer, spread))
+            texts.append(self._fields_without_effect(mixer, states[spread], qs[spread]))
         if parts.gradients:
             rows: Any = read_rows(directory.metrics, "training")
             norms = [float(row["grad_norm"]) for row in rows if "grad_norm" in row]
-            texts.append(_gradients(norms, self._run.train.grad_norm_clip))
+            texts.append(_gradients(norms, train.grad_norm_clip))
         if parts.gate and mixer.affine and self._enforce:
             weights, _ = function.program.weights_and_bias(states)
             shares = (weights < -_NO_EFFECT).float().mean(0).tolist()
@@ -164,19 +178,33 @@ class Reflection:
             texts.append(wrap(fill("search_gate", shares=listed)))
         return texts
 
-    def _fields_without_effect(self, mixer: Mixer, states: Tensor) -> str:
-        """Return the fields of the state that the credit of no agent depends on; '' if there are none."""
+    def _fields_without_effect(self, mixer: Mixer, states: Tensor, qs: Tensor) -> str:
+        """Return the fields of the state that the credit of no agent depends on; '' if there are none.
+
+        Args:
+            mixer: the trained function.
+            states: [M, S] states of the trained team.
+            qs: [M, n] individual Qs in these states, at which the credit of a function that is not affine is taken.
+        """
 
         def credit_in(states: Tensor) -> Tensor:
-            return credit(mixer, torch.zeros(len(states), self._env.n_agents), states)
+            return credit(mixer, qs, states)
 
         rows = dependence(credit_in, self._env.layout, states, draws=2, curves=0).by_grouping("field")
         fields = [row.label for row in rows if max(row.by_agent) <= _NO_EFFECT]
         return wrap(fill("search_columns", fields=", ".join(sorted(fields)))) if fields else ""
 
 
-def _q_tot(played: Sequence[PlayedEpisode], mixer: Mixer, gamma: float) -> str:
-    """Return Q_tot against the discounted return that followed, over all steps and by parts of an episode."""
+def _q_tot(played: Sequence[PlayedEpisode], mixer: Mixer, gamma: float, standardised: bool) -> str:
+    """Return Q_tot against the discounted return that followed, over all steps and by parts of an episode.
+
+    Args:
+        played: episodes of the trained team.
+        mixer: the trained function.
+        gamma: discount factor.
+        standardised: whether Q_tot was learned from standardised rewards.
+    """
+    label = "Q_tot (of standardised rewards)" if standardised else "Q_tot"
     values, returns = [], []
     for episode in played:
         assert episode.qs is not None
@@ -189,7 +217,7 @@ def _q_tot(played: Sequence[PlayedEpisode], mixer: Mixer, gamma: float) -> str:
     )
     lines = [
         f"  {name:<34}{'  '.join(f'{value:8.3f}' for value in _by_parts(series))}"
-        for name, series in (("Q_tot (of standardised rewards)", values), ("return that followed", returns))
+        for name, series in ((label, values), ("return that followed", returns))
     ]
     return fill(
         "search_q_tot",
@@ -234,9 +262,15 @@ def _by_parts(series: Sequence[Tensor]) -> list[float]:
 
 
 def _gradients(norms: Sequence[float], clip: float) -> str:
-    """Return the norm of the gradient in training, early, late and at most; '' if there was no update."""
+    """Return the norm of the gradient in training, early, late and at most; '' if there was no update.
+
+    Args:
+        norms: means over the updates between two rows of metrics.
+        clip: the norm at which gradients are clipped.
+    """
     if not norms:
         return ""
     third = max(1, len(norms) // 3)
     early, late = f"{fmean(norms[:third]):.3g}", f"{fmean(norms[-third:]):.3g}"
-    return fill("search_gradients", clip=f"{clip:g}", early=early, late=late, largest=f"{max(norms):.3g}")
+    largest = f"{max(norms):.3g} (the largest mean over about {LOG_EVERY:,} environment steps)"
+    return fill("search_gradients", clip=f"{clip:g}", early=early, late=late, largest=largest)

@@ -14,11 +14,12 @@ call        a call with its answer and outcome, as in the transcript of a stored
 candidate   what became of a question: 'name', 'generation', 'island', 'parents', 'key' of the function ('' if it was refused),
             'reason' of the refusal, 'tuned': whether it is its parent with trained constants
 training    'function': its key or a baseline ('vdn', 'qmix'), 'stage', 'seed', 'return' (null: diverged), 'curve' of ten returns,
-            'run': name of the run directory, 'env_steps'
+            'evaluations': how many of them are different ones, 'run': name of the run directory, 'env_steps'
 """
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ class SearchDirectory:
     def runs(self) -> Path:
         """Folder of the run directories of the trainings."""
         return self.path / "runs"
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the search."""
+        return f"python -m qllm_exp.tfcaf search --resume {shlex.quote(str(self.path))}"
 
     def run(self, name: str) -> RunDirectory:
         """Return the directory of a training."""

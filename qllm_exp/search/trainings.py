@@ -3,8 +3,9 @@
 Stage by stage the trainings become longer and the candidates fewer (successive halving, Jamieson and Talwalkar 2016), so that bad
 candidates cost little. The plain sum and QMIX are trained once in every stage with the same seeds and steps.
 
-The score of a training is the mean of its last three of ten evaluations, since a single evaluation varies more than candidates
-differ.
+The score of a training is the mean of its last three evaluations, since a single evaluation varies more than candidates differ.
+There are up to ten; fewer where a rollout is longer than a tenth of the training, since one evaluation then stands for several
+points of the curve.
 """
 
 import logging
@@ -28,7 +29,7 @@ from qllm_exp.utils.text import count
 log = logging.getLogger(__name__)
 
 POINTS = 10  # evaluations of a training that the log keeps
-_SCORED = 3  # of them, the last ones, whose mean is the score
+_SCORED = 3  # different evaluations, the last ones, whose mean is the score
 _SEEDS_PER_SAMPLE = 1_000
 _TUNING_SEED = _SEEDS_PER_SAMPLE - 1  # no stage has so many seeds
 
@@ -69,15 +70,17 @@ class Trainings:
         configs = [self._config(function, stage, seed) for function, seed in missing]
         rows: list[Row] = []
         for (function, seed), directory in zip(missing, self._start(configs), strict=True):
-            curve = _curve(directory)
+            evaluations = _evaluations(directory)
+            different = {row["env_step_exact"]: row["return_mean"] for row in evaluations}
             rows.append(
                 {
                     "kind": "training",
                     "function": function,
                     "stage": stage,
                     "seed": seed,
-                    "return": fmean(curve[-_SCORED:]) if curve else None,
-                    "curve": curve,
+                    "return": fmean(list(different.values())[-_SCORED:]) if different else None,
+                    "curve": [row["return_mean"] for row in evaluations],
+                    "evaluations": len(different),
                     "run": directory.path.name,
                     "env_steps": steps,
                 }
@@ -109,7 +112,9 @@ class Trainings:
         run, steps = self._run, self._options.steps[stage]
         evaluation = replace(run.train.evaluation, every=max(1, steps // POINTS), absolute_episodes=1)
         assert isinstance(run.mixer, schema.FunctionMixerConfig)
-        mixer: schema.MixerConfig = replace(run.mixer, file=str(self._directory.function_path(function)))
+        file = str(self._directory.function_path(function))
+        # Candidates are trained as they are written, whatever the runs that use the result do.
+        mixer: schema.MixerConfig = replace(run.mixer, file=file, trainable_constants=False)
         if function in BASELINES:
             mixer = config_class("mixer", function)()
         return replace(
@@ -125,7 +130,7 @@ class Trainings:
     def _start(self, configs: Sequence[schema.RunConfig]) -> list[RunDirectory]:
         """Train what is not finished, and return the directory of each configuration."""
         plan = plan_configs(configs, self._launcher.device_resolver(), self._launcher.memory)
-        command = f"python -m qllm_exp.tfcaf search --resume {self._directory.path}"
+        command = self._directory.resume_command
         run_plan(plan, self._launcher, command)
         directories = [plan.runs[index].directory for index in plan.run_index]
         unfinished = [directory for directory in directories if directory.result() is None]
@@ -144,10 +149,13 @@ def _has_diverged(directory: RunDirectory) -> bool:
     return str(directory.status().get("error", "")).startswith(DIVERGED)
 
 
-def _curve(directory: RunDirectory) -> list[float]:
-    """Return the returns of the evaluations during a training, without the one before the first step; [] if it diverged."""
+def _evaluations(directory: RunDirectory) -> list[EvaluationRow]:
+    """Return the evaluations of a training at the points of its curve, without the one before the first step; [] if it diverged.
+
+    The points that one rollout has passed have the same evaluation: the same `env_step_exact` and return.
+    """
     if directory.result() is None:
         return []
     rows: Any = read_rows(directory.metrics, "evaluation")
     evaluations = cast(list[EvaluationRow], rows)
-    return [row["return_mean"] for row in evaluations if row["env_step"] > 0]
+    return [row for row in evaluations if row["env_step"] > 0]

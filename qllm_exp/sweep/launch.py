@@ -77,8 +77,7 @@ def launch(
 
     def announce_generation(plan: Plan) -> None:
         print_plan(plan, launcher)
-        functions, runs = len(plan.pending), sum(plan.pending.values())
-        log.info("  first, a language model writes %s used by %s", count(functions, "function"), count(runs, "run"))
+        log.info("  %s", pending_functions(plan))
 
     plan = make_plan(combinations, compose, explain, resolve, announce_generation, launcher.memory, search)
     if plan.sweep.dry_run and not is_whole:
@@ -317,6 +316,16 @@ def _remove_checkpoints(plan: Plan) -> None:
     for directory in (run.directory for run in plan.runs_in(FINISHED)):
         if directory.checkpoint.exists() and not directory.owner():
             shutil.rmtree(directory.checkpoint, ignore_errors=True)
+
+
+def pending_functions(plan: Plan) -> str:
+    """Return a line about the functions of a plan that a language model has yet to write."""
+    functions, runs = count(len(plan.pending), "function"), count(sum(plan.pending.values()), "run")
+    line = f"first, a language model writes {functions} used by {runs}"
+    if not plan.searches:
+        return line
+    of_searches = f"for {plan.searches} of these functions, a search also trains its candidates first"
+    return f"{line}; {of_searches}, which the time above leaves out"
 
 
 def _generation_cost(functions: Sequence[Path]) -> str:

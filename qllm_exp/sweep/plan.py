@@ -42,6 +42,7 @@ class Plan:
         without_effect: one line for each option that was typed and has no effect in some runs.
         other_lengths: a line on new runs of which another length is finished; '' if there are none.
         pending: files of the functions that a language model has yet to write, and the number of combinations that need each.
+        searches: number of them that a search looks for, which trains its candidates.
         generated: files of the functions that a language model has written for this sweep.
         sweep: options of the sweep.
         dir: the folder for run directories and sweep directories.
@@ -54,6 +55,7 @@ class Plan:
     without_effect: list[str] = field(default_factory=list)
     other_lengths: str = ""
     pending: dict[Path, int] = field(default_factory=dict)
+    searches: int = 0
     generated: list[Path] = field(default_factory=list)
     sweep: schema.SweepConfig = field(default_factory=schema.SweepConfig)
     dir: Path = Path("runs")
@@ -144,6 +146,9 @@ def make_plan(
             checked[0],
         )
         plan.pending = Counter(path for path in missing if path is not None)
+        plan.searches = len(
+            {path for path, run in zip(missing, checked, strict=True) if path and run.tfcaf.search.method != "none"}
+        )
         before_generation(plan)
         if plan.sweep.dry_run:
             return plan

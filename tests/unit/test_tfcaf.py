@@ -8,7 +8,15 @@ from report_pages import give_function
 from run_folders import make_run, run_config
 
 from qllm_exp import tfcaf
+from qllm_exp.config import schema
+from qllm_exp.config.compose import compose_run
+from qllm_exp.credit.stored_function import StoredFunction
+from qllm_exp.errors import UserError
 from qllm_exp.explain import explain, policy
+from qllm_exp.generation.provide import key_for
+from qllm_exp.search.procedure import search_path
+from qllm_exp.search.search_directory import SearchDirectory
+from qllm_exp.sweep.prepare import check
 
 
 @pytest.fixture
@@ -84,6 +92,7 @@ def test_verify_says_how_wide_the_states_are_to_a_function_for_another_one(
     [
         ([], "is not the directory of a search: it has no search.json"),
         (["env=mpe"], "so env=mpe cannot change it"),
+        (["env=mpe"], "hydra/launcher=... and its options, tfcaf.budget_usd=...)"),
         (["hydra/launcher=local", "hydra.launcher.n_jobs=2"], "is not the directory of a search"),
     ],
 )
@@ -92,3 +101,41 @@ def test_resume_refuses_options_of_a_search_and_folders_that_are_none(
 ) -> None:
     assert tfcaf.main(["search", "--resume", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> SearchDirectory:
+    """The directory of a search that has not written anything but its configuration."""
+    options = [
+        "env=lbf",
+        "env.task=5x5-2p-1f",
+        "env.num_envs=4",
+        "mixer=tfcaf",
+        "llm=folder",
+        f"llm.path={tmp_path / 'llm'}",
+    ]
+    folders = [f"dir={tmp_path / 'runs'}", f"tfcaf.cache={tmp_path / 'cache'}"]
+    run = check(compose_run([*options, *folders, "tfcaf.search.method=evolve", "tfcaf.budget_usd=1"]))
+    directory = SearchDirectory(search_path(run))
+    directory.create(run, key_for(run))
+    return directory
+
+
+def test_a_search_is_resumed_with_a_higher_budget_and_only_where_its_key_puts_it(
+    begun: SearchDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budgets: list[float | None] = []
+
+    def search(run: schema.RunConfig, launcher: Any) -> StoredFunction:
+        budgets.append(run.tfcaf.budget_usd)
+        raise UserError("stopped here")
+
+    monkeypatch.setattr("qllm_exp.search.search", search)
+    for words in ([], ["tfcaf.budget_usd=2.5"], ["tfcaf.budget_usd=null"]):
+        assert tfcaf.main(["search", "--resume", str(begun.path), *words]) == 2
+        assert "stopped here" in capsys.readouterr().err
+    assert budgets == [1.0, 2.5, None]
+    renamed = begun.path.rename(begun.path.with_name("renamed"))
+    assert tfcaf.main(["search", "--resume", str(renamed)]) == 2
+    assert f"renamed cannot be resumed: its configuration now belongs to {begun.path}" in capsys.readouterr().err
+    assert len(budgets) == 3

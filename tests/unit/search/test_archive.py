@@ -80,3 +80,10 @@ def test_an_island_without_a_function_takes_those_of_all() -> None:
     rows = candidate("a", 1, 0, 0.9)
     assert [m.key for m in Archive(rows, OPTIONS).choose_parents(1, 2, {("a", "a"): 0.0}, random.Random(0))] == ["a"]
     assert Archive([], OPTIONS).choose_parents(0, 1, {}, random.Random(0)) == []
+
+
+def test_a_function_that_diverged_in_a_later_stage_is_below_one_that_did_not_get_there() -> None:
+    rows = [*candidate("a", 1, 0, 0.1, 0.6), *candidate("b", 1, 0, 0.9, 0.9, None), *candidate("c", 1, 0, 0.0)]
+    archive = Archive(rows, replace(OPTIONS, islands=1, migration=0))
+    assert archive.best.key == "a"
+    assert [member.key for member in archive.population(0, 1)] == ["a", "c", "b"]

@@ -52,6 +52,12 @@ def test_a_model_that_costs_more_must_win_more() -> None:
     assert chosen(rows, 1, dollar_weight=0.3) == ["b"] and chosen(rows, 1, dollar_weight=0.4) == ["a"]
 
 
+def test_a_model_whose_candidates_diverge_late_earns_nothing() -> None:
+    rows = [*tried("a", 1, 0.1, 0.0), *tried("b", 2, 0.9, 0.0)]
+    rows.append({"kind": "training", "function": "key2", "stage": 1, "seed": 0, "return": None})
+    assert chosen(rows, 1, exploration=0.0) == ["a"]
+
+
 def test_requests_go_to_their_models_and_answers_come_back_in_order() -> None:
     backends = {
         "a": Model(lambda request: f"a {request.name}"),

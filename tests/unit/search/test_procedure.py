@@ -1,6 +1,8 @@
 """The search with a scripted model: what is asked, trained, logged and stored, and that nothing is paid for twice."""
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,18 @@ from typing import Any
 import pytest
 from searches import Launcher, Model, Searches, answer, searches, share_of, shares, source
 
+from qllm_exp.config.compose import compose_run
 from qllm_exp.credit import stored_function
+from qllm_exp.credit.program import Program
 from qllm_exp.errors import UserError
 from qllm_exp.generation import provide
-from qllm_exp.llm import Request
+from qllm_exp.generation.verify import Accepted
+from qllm_exp.llm import CallFailed, Reply, Request
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import run_folders
+from qllm_exp.search import procedure, trainings
 from qllm_exp.search.search_directory import SearchDirectory
+from qllm_exp.utils.files import strict_json
 
 __all__ = ["searches"]  # a fixture
 
@@ -265,7 +272,25 @@ def test_constants_are_tuned_into_a_function_of_its_own_with_its_parent(searches
             [],
             shares,
             lambda directory: 0.0,
-            r"No training of 100 environment steps on lbf/5x5-2p-1f has received any reward",
+            r"has received any reward, neither with a candidate nor with the plain sum \(VDN\) or QMIX, so that",
+        ),
+        (
+            ["tfcaf.search.reflection.baselines=false"],
+            shares,
+            lambda directory: 0.0,
+            r"No training of 100 environment steps on lbf/5x5-2p-1f has received any reward, so that .* another search",
+        ),
+        (
+            [],
+            shares,
+            lambda directory: None,
+            r"All trainings of 100 environment steps on lbf/5x5-2p-1f diverged\. Lower train\.learning_rate\.",
+        ),
+        (
+            ["tfcaf.search.generations=1"],
+            shares,
+            lambda directory: None if directory.tfcaf.exists() else 0.5,
+            r"All functions of the search diverged in training\. Lower train\.learning_rate, or raise tfcaf\.search\.generations",
         ),
         ([], shares, lambda directory: 1.0, r"All 5 functions have the return 0\.900 after 100 environment steps"),
         (
@@ -284,6 +309,158 @@ def test_bad_input_is_one_error_that_says_what_to_change(
 ) -> None:
     with pytest.raises(UserError, match=message):
         searches.run(*overrides, model=Model(script), launcher=Launcher(value))
+
+
+def test_a_function_that_diverged_is_not_trained_further_and_is_not_the_result(searches: Searches) -> None:
+    """Candidate 1 diverges in the first stage, candidate 3 in the last one."""
+    launcher = Launcher()
+
+    def value(directory: RunDirectory) -> float | None:
+        share, steps = share_of(directory), launcher.configs[directory.path].train.total_steps
+        return None if abs(share - 0.64) < 1e-4 or (steps == 200 and abs(share - 0.66) < 1e-4) else share
+
+    launcher.value = value
+    directory = searches.run("tfcaf.search.generations=1", "tfcaf.search.kept=1", launcher=launcher)
+    keys = {row["name"][-1]: row["key"] for row in directory.of_kind("candidate")}
+    assert {row["function"] for row in directory.of_kind("training", stage=0)} == {*keys.values(), "vdn", "qmix"}
+    assert {row["function"] for row in directory.of_kind("training", stage=1)} == {keys["2"], keys["3"], "vdn", "qmix"}
+    function = stored_function.load(
+        provide.locate(searches.config("tfcaf.search.generations=1", "tfcaf.search.kept=1")).path
+    )
+    assert function.source == source(0.65)
+
+
+def test_candidates_are_trained_as_written_and_one_search_serves_runs_with_trained_constants(
+    searches: Searches,
+) -> None:
+    options = ["tfcaf.search.generations=1", "mixer.trainable_constants=true"]
+    assert provide.key_for(searches.config(*options)) == provide.key_for(searches.config(options[0]))
+    launcher = Launcher()
+    searches.run(*options, launcher=launcher)
+    assert launcher.configs
+    assert not any(getattr(config.mixer, "trainable_constants", False) for config in launcher.configs.values())
+
+
+class LongRollouts(Launcher):
+    """Each rollout passes two points of the curve, which have one evaluation."""
+
+    def end(self, directory: RunDirectory) -> None:
+        super().end(directory)
+        rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+        later = [row for row in rows if row["kind"] == "evaluation" and row["env_step"]][1::2]
+        for row in rows:
+            if row["kind"] == "evaluation" and row["env_step"]:
+                same = next(other for other in later if other["env_step"] >= row["env_step"])
+                row |= {"env_step_exact": same["env_step"], "return_mean": same["return_mean"]}
+        directory.metrics.write_text("".join(strict_json(row) + "\n" for row in rows))
+
+
+def test_an_evaluation_that_several_points_share_counts_once_and_the_coder_is_told(searches: Searches) -> None:
+    model = Model()
+    directory = searches.run("tfcaf.search.generations=2", model=model, launcher=LongRollouts())
+    row = directory.of_kind("training")[0]
+    assert len(row["curve"]) == 10 and row["evaluations"] == 5
+    assert row["return"] == pytest.approx(0.64 * (0.6 + 0.8 + 1.0) / 3)
+    assert (
+        "neighbours can be one evaluation: 5 are different"
+        in model.requests["generation-2-candidate-1"].messages[1]["content"]
+    )
+
+
+class Outage(Model):
+    """Does not answer while it is out."""
+
+    out = False
+
+    def ask(self, requests: Sequence[Request]) -> list[Reply | CallFailed]:
+        return [CallFailed("the server is down.") for _ in requests] if self.out else super().ask(requests)
+
+
+def test_a_generation_without_any_answer_is_requested_again_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches, model = Searches(tmp_path / "a b", monkeypatch), Outage()
+    train = trainings.Trainings.train
+
+    def train_and_go_out(self: trainings.Trainings, functions: Sequence[str], stage: int) -> None:
+        train(self, functions, stage)
+        model.out = True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings.Trainings, "train", train_and_go_out)
+        with pytest.raises(UserError, match=r"No request of generation 2 was answered: .*the server is down") as error:
+            searches.run("tfcaf.search.generations=2", model=model)
+    path = procedure.search_path(searches.config("tfcaf.search.generations=2"))
+    assert str(error.value).endswith(f"search --resume '{path}'")
+    model.out = False
+    directory = searches.run("tfcaf.search.generations=2", model=model)
+    assert all(row["key"] for row in directory.of_kind("candidate")) and len(model.calls) == len(set(model.calls)) == 6
+
+
+@pytest.mark.parametrize(
+    ("option", "is_told"),
+    [
+        ("tfcaf.search.parents=1", True),
+        ("tfcaf.search.method=best_of", False),
+        ("tfcaf.search.reflection.returns=false", False),
+    ],
+)
+def test_a_return_is_in_no_message_to_the_coder_where_requests_have_none(
+    searches: Searches, option: str, is_told: bool
+) -> None:
+    def script(request: Request) -> str:
+        repeats = request.name == "generation-2-candidate-1"
+        return answer(source(0.64)) if repeats else shares(request)
+
+    model = Model(script)
+    searches.run("tfcaf.search.generations=2", option, model=model)
+    refusal = model.requests["generation-2-candidate-1-attempt-2"].messages[-1]["content"]
+    assert "it computes the same as an earlier function" in refusal
+    assert ("whose return is 0.576 after 100 steps" in refusal) == is_told
+    texts = [message["content"] for request in model.requests.values() for message in request.messages[1:]]
+    assert any("return of the search so far is" in text for text in texts) == is_told
+
+
+def test_candidate_10_does_not_stand_for_candidate_1(searches: Searches) -> None:
+    """Candidate 1 has no code, and candidates 3 to 10 repeat candidate 2: the generation has not only one function."""
+    model = Model(lambda request: "no code" if "candidate-1-" in f"{request.name}-" else answer(source(0.8)))
+    directory = searches.run("tfcaf.search.generations=1", "tfcaf.candidates=10", "tfcaf.retries=0", model=model)
+    assert [row["name"][-1] for row in directory.of_kind("candidate") if row["key"]] == ["2"]
+
+
+def test_a_function_whose_constants_no_gradient_reaches_is_not_tuned(
+    searches: Searches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def larger_one(source: str, env: Any) -> Program:
+        operations = [
+            ["slice.Tensor", [{"ref": 0}, 1, 0, 1], {}],
+            ["slice.Tensor", [{"ref": 0}, 1, 1, 2], {}],
+            ["sub.Tensor", [{"ref": 3}, float(re.findall(r"\d+\.\d+", source)[0])], {}],
+            ["gt.Scalar", [{"ref": 5}, 0.0], {}],
+            ["where.self", [{"ref": 6}, {"ref": 3}, {"ref": 4}], {}],
+        ]
+        sizes = {"n_agents": 2, "state_dim": env.state_dim}
+        return Program({"version": 1, **sizes, "constants": [], "operations": operations, "output": 7})
+
+    def accept(sources: Sequence[str], env: Any, enforce: bool) -> list[Accepted]:
+        return [Accepted(text, "credit_assignment", larger_one(text, env), False, ()) for text in sources]
+
+    monkeypatch.setattr(procedure, "verify_all", accept)
+    options = [
+        "tfcaf.search.generations=1",
+        "tfcaf.search.tune=gradient",
+        "mixer.igm=relax",
+        "tfcaf.search.tolerance=0",
+    ]
+    directory = searches.run(*options)
+    (row,) = directory.of_kind("candidate", tuned=True)
+    assert row["key"] == "" and "cannot be differentiated" in row["reason"]
+
+
+def test_wrong_options_of_a_search_are_found_before_any_call(searches: Searches) -> None:
+    with pytest.raises(UserError, match=r"tfcaf\.search\.steps=\[200, 100\] is not allowed"):
+        provide.check_backend(searches.config("tfcaf.search.steps=[200,100]"))
+    provide.check_backend(searches.config("tfcaf.search.steps=[200,100]", "tfcaf.search.method=none"))
 
 
 def test_a_run_that_needs_a_search_names_the_command(searches: Searches) -> None:
@@ -313,6 +490,15 @@ def test_the_key_of_a_search_depends_on_what_it_trains_and_that_of_a_generation_
             "sample",
         )
     }, "as before searches, so that functions keep their keys"
+
+
+def test_the_sweep_of_the_guide_uses_the_function_of_its_search() -> None:
+    guide = Path(__file__).parents[3] / "docs/pages/guide/credit-assignment-functions.md"
+    text = re.sub(r"\\\n *", "", guide.read_text().partition("\n## Search\n")[2].partition("\n## ")[0])
+    (search,) = re.findall(r"^qllm-exp tfcaf search (env=.+)$", text, re.MULTILINE)
+    (sweep,) = re.findall(r"^qllm-exp -m (env=.+) seed=0-4$", text, re.MULTILINE)
+    runs = [compose_run(["mixer=tfcaf", "tfcaf.search.method=evolve", *words.split()]) for words in (search, sweep)]
+    assert len({provide.key_for(run) for run in runs}) == 1
 
 
 def test_the_request_to_improve_has_every_part_of_the_reflection_unless_it_is_switched_off(searches: Searches) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from qllm_exp.config.compose import CONF
+from qllm_exp.sweep.launch import pending_functions
 from qllm_exp.sweep.plan import Plan, make_plan
 
 
@@ -47,3 +48,16 @@ def test_folders_that_are_no_runs_do_not_matter(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "status.json").write_text(json.dumps(status))
     assert planned(tmp_path, 1000).other_lengths == ""
+
+
+def test_the_plan_counts_the_functions_that_a_search_looks_for(tmp_path: Path) -> None:
+    options = ["mixer=tfcaf", "llm=folder", f"llm.path={tmp_path}", f"tfcaf.cache={tmp_path}", "sweep.dry_run=true"]
+    plan = planned(tmp_path, 1000, *options, "tfcaf.search.method=best_of")
+    assert len(plan.pending) == plan.searches == 1
+    assert pending_functions(plan) == (
+        "first, a language model writes 1 function used by 1 run; for 1 of these functions, a search also trains its candidates "
+        "first, which the time above leaves out"
+    )
+    without = planned(tmp_path, 1000, *options)
+    assert len(without.pending) == 1 and without.searches == 0
+    assert pending_functions(without) == "first, a language model writes 1 function used by 1 run"
