@@ -51,9 +51,8 @@ _MAX_CONFIG_BYTES = 2**20
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HEARTBEAT_LIMIT_S = 60.0  # a running run whose heartbeat is older than this is dead
 WATCH_S = 12.0  # seconds of watching, longer than two heartbeats, before a run of another machine is taken over
-_CLOCKS: dict[
-    Path, tuple[float, float]
-] = {}  # by folder: when its file system was asked, and its clock minus the monotonic one
+# By folder: when the clock of its file system was read, and that clock minus the monotonic one.
+_CLOCKS: dict[Path, tuple[float, float]] = {}
 _MAX_CLOCK_DIFFERENCE_S = 900.0  # of two machines; if the file of a heartbeat is younger by more, it is a copy
 
 
@@ -288,11 +287,11 @@ class RunDirectory:
     def _now(self) -> float:
         """Return the time by the clock of the file system, in seconds since 1970; by the clock here if it is read-only.
 
-        The file system is asked once a second for all runs of a folder.
+        The clock is read once a second for all runs of a folder.
         """
         folder, now = self.path.parent, time.monotonic()
-        asked, difference = _CLOCKS.get(folder, (-math.inf, 0.0))
-        if now - asked >= 1:
+        read_at, difference = _CLOCKS.get(folder, (-math.inf, 0.0))
+        if now - read_at >= 1:
             try:
                 difference = file_system_time_ns(folder) / 1e9 - now
             except OSError:

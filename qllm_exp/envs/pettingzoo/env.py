@@ -311,20 +311,20 @@ class PettingzooEnv(SimulatorEnv):
         state = self._read_state(copy)
         self._states[copy] = self._flat("state()", state, self._states.shape[1])
 
-    def _flat(self, what: str, value: Any, size: int | None = None) -> npt.NDArray[np.float32]:
+    def _flat(self, name: str, value: Any, size: int | None = None) -> npt.NDArray[np.float32]:
         """Return the numbers of an array that the environment returned.
 
         Args:
-            what: what the array is, for the message.
+            name: of the array, for the message.
             value: the array.
             size: how many numbers its space has; None: any number.
         """
         try:
             numbers = np.asarray(value, np.float32).reshape(-1)
         except (TypeError, ValueError):
-            raise self._error(f"{what} is not an array of numbers, but a {type(value).__name__}") from None
+            raise self._error(f"{name} is not an array of numbers, but a {type(value).__name__}") from None
         if size is not None and numbers.size != size:
-            raise self._error(f"{what} has {numbers.size:,} numbers, but its space has {size:,}")
+            raise self._error(f"{name} has {numbers.size:,} numbers, but its space has {size:,}")
         return numbers
 
     def _views(self, copy: int) -> list[npt.NDArray[np.float32]]:

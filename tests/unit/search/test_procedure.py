@@ -162,9 +162,9 @@ def test_no_call_is_paid_twice_after_a_kill(searches: Searches, monkeypatch: pyt
     options = ["tfcaf.search.generations=5", "tfcaf.search.seeds=[1,1]"]
     with pytest.raises(Killed):
         searches.run(*options, model=model)
-    asked = list(model.calls)
+    first_calls = list(model.calls)
     searches.run(*options, model=model)
-    assert len(asked) == 12 and len(model.calls) == len(set(model.calls)) == 15
+    assert len(first_calls) == 12 and len(model.calls) == len(set(model.calls)) == 15
 
 
 def test_a_torn_line_of_the_log_is_dropped(searches: Searches) -> None:
