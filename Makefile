@@ -20,7 +20,8 @@ install: .venv/installed  ## the package into .venv, with everything a run needs
 	@echo "installing into .venv (once)"
 	@$(PIP) torch
 	@$(PIP) -e '.[pettingzoo]'
-	@$(BIN)/python -c 'from qllm_exp.networks import gru_kernel as a; from qllm_exp.envs.smax import kernel as b; print(a.status(), b.SOURCE.status())'
+	@$(BIN)/python -c 'from qllm_exp.networks import gru_kernel as a; from qllm_exp.envs.smax import kernel as b; \
+	  print(f"kernel of the network: {a.status()}\nkernel of smax: {b.SOURCE.status()}")'
 	@touch $@
 
 dev: .venv/dev  ## ... and with what the tests need
