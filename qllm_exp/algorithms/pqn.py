@@ -15,10 +15,9 @@ the first gradients come from few, correlated episodes, and its first steps are 
 The publication combines PQN with VDN [mixer=vdn] in its experiments with several agents; every other mixer can be combined with
 it just as well.
 
-An update takes 15 (lbf) or 14 times (mpe) as long as an update of Q-learning with QMIX on the same number of episodes
-(tests/bench/updates.py), with 3.1 times its floating-point operations. It has 16 gradient steps on small minibatches, and the
-compiled recurrent network has no layer normalisation, so torch's own operations run. There is one update per rollout, while
-Q-learning has one per 200 steps: with episodes of 50 steps, 8 on as many steps.
+An update takes 5.2 (lbf) or 6.1 times (mpe) as long as an update of Q-learning with QMIX on the same number of episodes
+(tests/bench/updates.py), with 3.1 times its floating-point operations: it has 16 gradient steps, on small minibatches. There is
+one update per rollout, while Q-learning has one per 200 steps: with episodes of 50 steps, 8 on as many steps.
 
 Deviations from the publication, and from the authors' code for several agents (`pqn_vdn_rnn` in JaxMARL and purejaxql):
 1. A rollout has whole episodes, and the agents' memory starts at the first step of each. The authors' has a fixed number of

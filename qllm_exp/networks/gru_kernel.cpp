@@ -1,4 +1,5 @@
-// Linear + ReLU -> GRU -> Linear over whole sequences of many short rows, single precision, one thread.
+// Linear + ReLU -> GRU -> Linear over whole sequences of many short rows, single precision, one thread; with layer
+// normalisation before the ReLU if dims[4] is 1.
 //
 // Rows are processed in blocks. One block passes through all time steps, so that its activations stay in the L2 cache.
 // Sequences may have different lengths. Rows are sorted by them, longest first, so the rows that have a step t are the
@@ -9,8 +10,10 @@
 // Notation: T steps, R rows, M steps of all rows together, I inputs, H hidden units, A actions; P panels of W lanes that
 // cover H, Hp = P * W; b rows of a block that have a step, m steps of all rows of a block together.
 // Order of the parameters: fc_in.weight [H, I], fc_in.bias, weight_ih [3H, H], weight_hh [3H, H], bias_ih,
-// bias_hh, fc_out.weight [A, H], fc_out.bias; order of the gates: reset, update, candidate.
+// bias_hh, fc_out.weight [A, H], fc_out.bias, and norm.weight [H], norm.bias if there is a normalisation; order of the
+// gates: reset, update, candidate.
 
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -34,7 +37,7 @@ constexpr int64_t BLOCK = 96;  // rows that pass through all time steps together
 typedef float V __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t N __attribute__((vector_size(W * 4)));
 
-enum { FC_IN, FC_IN_BIAS, WEIGHT_IH, WEIGHT_HH, BIAS_IH, BIAS_HH, FC_OUT, FC_OUT_BIAS };
+enum { FC_IN, FC_IN_BIAS, WEIGHT_IH, WEIGHT_HH, BIAS_IH, BIAS_HH, FC_OUT, FC_OUT_BIAS, NORM, NORM_BIAS };
 
 inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
@@ -116,9 +119,11 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Shape {
     int64_t T, I, H, A, Hp, Ap;  // Ap: A rounded up to whole vectors
-    const int64_t* sizes;        // [T], not increasing
-    int64_t R, block;            // block: rows of every block but the last, an equal share rounded up to whole tiles
-    Shape(const int64_t* d, const int64_t* sizes) : T(d[0]), I(d[1]), H(d[2]), A(d[3]), sizes(sizes), R(sizes[0]) {
+    bool normalised;
+    const int64_t* sizes;  // [T], not increasing
+    int64_t R, block;      // block: rows of every block but the last, an equal share rounded up to whole tiles
+    Shape(const int64_t* d, const int64_t* sizes)
+        : T(d[0]), I(d[1]), H(d[2]), A(d[3]), normalised(d[4]), sizes(sizes), R(sizes[0]) {
         Hp = divide_up(H, W) * W;
         Ap = divide_up(A, W) * W;
         const int64_t share = divide_up(divide_up(R, divide_up(R, BLOCK)), ROWS) * ROWS;
@@ -129,6 +134,7 @@ struct Shape {
         const int64_t left = sizes[t] - first;
         return left < 0 ? 0 : left < block ? left : block;
     }
+    int64_t saved_per_step() const { return (normalised ? 7 : 6) * Hp; }
     int64_t steps_of_block(int64_t first) const {
         int64_t m = 0;
         for (int64_t t = 0; t < T; ++t) m += rows(first, t);
@@ -138,16 +144,17 @@ struct Shape {
 
 // Activations that the forward pass saves for the backward pass, for the rows of one block.
 struct Saved {
-    // x and h: [m, Hp]. gates: [m, P, 4, W] with r, z, n and W_hn h + b_hn
-    float *x = nullptr, *h = nullptr, *gates = nullptr;
+    // x and h: [m, Hp]. gates: [m, P, 4, W] with r, z, n and W_hn h + b_hn. raw: [m, Hp], what is normalised to x, or null
+    float *x = nullptr, *h = nullptr, *gates = nullptr, *raw = nullptr;
 
     // Null if nothing is saved. Otherwise `all` moves on to the activations of the next block.
-    Saved(float*& all, int64_t m, int64_t Hp) {
+    Saved(float*& all, int64_t m, const Shape& s) {
         if (!all) return;
         x = all;
-        h = x + m * Hp;
-        gates = h + m * Hp;
-        all = gates + m * 4 * Hp;
+        h = x + m * s.Hp;
+        gates = h + m * s.Hp;
+        raw = s.normalised ? gates + m * 4 * s.Hp : nullptr;
+        all += m * s.saved_per_step();
     }
 };
 
@@ -252,6 +259,63 @@ void pack_cell(const float* from, int64_t H, float* to) {
                 for (int64_t k = 0; k < H; ++k) at[k * 3 * W] = row[k];
             }
 }
+
+// ---- layer normalisation ----------------------------------------------------------------------------------------
+
+inline float sum_of(V v) {
+    float sum = 0.0f;
+    for (int lane = 0; lane < W; ++lane) sum += v[lane];
+    return sum;
+}
+
+// Parameters of a normalisation over H units, padded with zeros to Hp. used: [Hp], 1 for the H units.
+struct Norm {
+    static constexpr float EPSILON = 1e-5f;  // that of torch.nn.LayerNorm
+    int64_t H, Hp;
+    float *weight, *bias, *used;
+    Norm(const Shape& s, const float* const* params, float* zeros) : H(s.H), Hp(s.Hp) {
+        weight = zeros;
+        bias = weight + Hp;
+        used = bias + Hp;
+        for (int64_t j = 0; s.normalised && j < H; ++j) {
+            weight[j] = params[NORM][j];
+            bias[j] = params[NORM_BIAS][j];
+            used[j] = 1.0f;
+        }
+    }
+    // Write a row [Hp], whose padding is zero, with mean 0 and variance 1. Returns 1 / standard deviation.
+    float standardise(const float* row, float* to) const {
+        V sum{}, squares{};
+        for (int64_t j = 0; j < Hp; j += W) sum += load(row + j);
+        const float mean = sum_of(sum) / H;
+        for (int64_t j = 0; j < Hp; j += W) {
+            const V centred = (load(row + j) - mean) * load(used + j);
+            squares += centred * centred;
+            store(to + j, centred);
+        }
+        const float scale = 1.0f / std::sqrt(sum_of(squares) / H + EPSILON);
+        for (int64_t j = 0; j < Hp; j += W) store(to + j, load(to + j) * scale);
+        return scale;
+    }
+    // Overwrite dx [Hp], the gradient of a row after normalisation and ReLU, with that of the row before them; add to the
+    // gradients of weight and bias [Hp]. room: [Hp].
+    void backward(const float* row, const float* x, float* dx, float* d_weight, float* d_bias, float* room) const {
+        const float scale = standardise(row, room);
+        V sum{}, projection{};
+        for (int64_t j = 0; j < Hp; j += W) {
+            const V standard = load(room + j), down = load(x + j) > 0.0f ? load(dx + j) : V{};
+            const V inner = down * load(weight + j);
+            store(d_weight + j, load(d_weight + j) + down * standard);
+            store(d_bias + j, load(d_bias + j) + down);
+            store(dx + j, inner);
+            sum += inner;
+            projection += inner * standard;
+        }
+        const float mean = sum_of(sum) / H, along = sum_of(projection) / H;
+        for (int64_t j = 0; j < Hp; j += W)
+            store(dx + j, (load(dx + j) - (mean + load(room + j) * along)) * load(used + j) * scale);
+    }
+};
 
 // ---- forward --------------------------------------------------------------------------------------------------
 
@@ -363,7 +427,7 @@ int64_t qllm_recurrent_saved_size(const int64_t* dims, const int64_t* sizes) {
     const Shape s(dims, sizes);
     int64_t M = 0;
     for (int64_t t = 0; t < s.T; ++t) M += sizes[t];
-    return M * 6 * s.Hp;
+    return M * s.saved_per_step();
 }
 
 // Compute q [M, A] from inputs [M, I]. sizes [T]: rows that have each step. h_first and saved may be null, as may h_last
@@ -372,7 +436,7 @@ int qllm_recurrent_forward(const int64_t* dims, const int64_t* sizes, const floa
                            const float* h_first, float* h_last, float* q, float* saved) {
     const Shape s(dims, sizes);
     const int64_t H = s.H, Hp = s.Hp, rows = s.block * Hp;
-    if (!scratch.reserve(s.I * Hp + 2 * Hp * 3 * H + H * s.Ap + 5 * Hp + 3 * rows + s.block * s.Ap)) return 1;
+    if (!scratch.reserve(s.I * Hp + 2 * Hp * 3 * H + H * s.Ap + 8 * Hp + 4 * rows + s.block * s.Ap)) return 1;
     const auto padded = [&](int64_t floats) { return H == Hp ? scratch.take(floats) : scratch.zeros(floats); };
     float *fc_in = padded(s.I * Hp), *cell_input = padded(Hp * 3 * H), *cell_hidden = padded(Hp * 3 * H);
     float *fc_out = scratch.zeros(H * s.Ap), *in_bias = scratch.zeros(Hp), *cell_bias = scratch.zeros(4 * Hp);
@@ -390,12 +454,13 @@ int qllm_recurrent_forward(const int64_t* dims, const int64_t* sizes, const floa
         at[3 * W] = hh[2 * H];
     }
     const Cell cell{H, Hp, cell_input, cell_hidden, cell_bias};
-    float *x_here = scratch.take(rows), *h_here[2] = {scratch.take(rows), scratch.take(rows)};
+    const Norm norm(s, params, scratch.zeros(3 * Hp));
+    float *x_here = scratch.take(rows), *raw_here = scratch.take(rows), *h_here[2] = {scratch.take(rows), scratch.take(rows)};
     float* q_here = scratch.take(s.block * s.Ap);
     for (int64_t first = 0; first < s.R; first += s.block) {
         const int64_t all_rows = s.rows(first, 0);
         const bool keeps = saved;
-        const Saved keep(saved, keeps ? s.steps_of_block(first) : 0, Hp);
+        const Saved keep(saved, keeps ? s.steps_of_block(first) : 0, s);
         const float* h = nullptr;
         if (h_first) {
             std::memset(h_here[1], 0, all_rows * Hp * sizeof(float));
@@ -410,10 +475,19 @@ int qllm_recurrent_forward(const int64_t* dims, const int64_t* sizes, const floa
             float* x = keeps ? keep.x + kept * Hp : x_here;
             float* h_next = keeps ? keep.h + kept * Hp : h_here[t % 2];
             float* gates = keeps ? keep.gates + kept * 4 * Hp : nullptr;
-            product<false>(b, Hp, s.I, inputs + at * s.I, s.I, fc_in, 0, x, Hp, false);
+            float* raw = !s.normalised ? x : keeps ? keep.raw + kept * Hp : raw_here;
+            product<false>(b, Hp, s.I, inputs + at * s.I, s.I, fc_in, 0, raw, Hp, false);
             for (int64_t i = 0; i < b; ++i)
+                for (int64_t j = 0; j < Hp; j += W) {
+                    const V sum = load(raw + i * Hp + j) + load(in_bias + j);
+                    store(raw + i * Hp + j, s.normalised ? sum : at_least(0.0f, sum));
+                }
+            for (int64_t i = 0; s.normalised && i < b; ++i) {
+                float* to = x + i * Hp;
+                norm.standardise(raw + i * Hp, to);
                 for (int64_t j = 0; j < Hp; j += W)
-                    store(x + i * Hp + j, at_least(0.0f, load(x + i * Hp + j) + load(in_bias + j)));
+                    store(to + j, at_least(0.0f, load(to + j) * load(norm.weight + j) + load(norm.bias + j)));
+            }
             for (int64_t p = 0; p < Hp / W; ++p) cell_rows(cell, p, b, x, h, h_next, gates);
             h = h_next;
             product<false>(b, s.Ap, H, h, Hp, fc_out, 0, q_here, s.Ap, false);
@@ -436,7 +510,7 @@ int qllm_recurrent_backward(const int64_t* dims, const int64_t* sizes, const flo
     const Shape s(dims, sizes);
     const int64_t H = s.H, Hp = s.Hp, weight = 3 * Hp * Hp;
     const int64_t rows = s.block < BLOCK ? BLOCK : s.block;  // of the steps whose weight gradients are summed together
-    if (!scratch.reserve(4 * weight + (s.I + 2 * s.A + 5 + s.block + 6 * rows) * Hp)) return 1;
+    if (!scratch.reserve(4 * weight + (s.I + 2 * s.A + 11 + s.block + 6 * rows) * Hp)) return 1;
     float *to_input = scratch.zeros(weight), *to_hidden = scratch.zeros(weight);
     float* from_q = scratch.zeros(s.A * Hp);
     for (int64_t gate = 0; gate < 3; ++gate) {  // order of gate_gradients: n, r, z for x; r, z, n for h
@@ -449,11 +523,13 @@ int qllm_recurrent_backward(const int64_t* dims, const int64_t* sizes, const flo
     float *d_gate_bias = scratch.zeros(4 * Hp), *d_in_bias = scratch.zeros(Hp);
     float *dh = scratch.take(s.block * Hp), *dx = scratch.take(rows * Hp), *d = scratch.take(rows * 4 * Hp);
     float* h_before = scratch.take(rows * Hp);  // hidden states before the steps that are summed together
+    const Norm norm(s, params, scratch.zeros(3 * Hp));
+    float *d_norm = scratch.zeros(3 * Hp), *d_norm_bias = d_norm + Hp, *standard = d_norm_bias + Hp;
     std::memset(grads[FC_OUT_BIAS], 0, s.A * sizeof(float));
 
     for (int64_t first = 0; first < s.R; first += s.block) {
         const int64_t m = s.steps_of_block(first);
-        const Saved keep(saved, m, Hp);
+        const Saved keep(saved, m, s);
         std::memset(dh, 0, s.rows(first, 0) * Hp * sizeof(float));
         int64_t at = first, kept = m, stop = 0;  // as in the forward pass, for step `stop`
         for (; stop < s.T && s.rows(first, stop); ++stop) at += sizes[stop];
@@ -476,10 +552,13 @@ int qllm_recurrent_backward(const int64_t* dims, const int64_t* sizes, const flo
                 gate_gradients(b, Hp, keep.gates + kept * 4 * Hp, before, dh, d_here, d_gate_bias);
                 product<false>(b, Hp, 3 * Hp, d_here, 4 * Hp, to_input, 0, dx_here, Hp, false);
                 if (t) product<false>(b, Hp, 3 * Hp, d_here + Hp, 4 * Hp, to_hidden, 0, dh, Hp, true);
+                for (int64_t i = 0; s.normalised && i < b; ++i)
+                    norm.backward(keep.raw + (kept + i) * Hp, x + i * Hp, dx_here + i * Hp, d_norm, d_norm_bias, standard);
                 for (int64_t j = 0; j < Hp; j += W) {
                     V sum{};
                     for (int64_t i = 0; i < b; ++i) {
-                        const V down = load(x + i * Hp + j) > 0.0f ? load(dx_here + i * Hp + j) : V{};
+                        const V after = load(dx_here + i * Hp + j);
+                        const V down = s.normalised || load(x + i * Hp + j) > 0.0f ? after : V{};
                         store(dx_here + i * Hp + j, down);
                         sum += down;
                     }
@@ -506,6 +585,10 @@ int qllm_recurrent_backward(const int64_t* dims, const int64_t* sizes, const flo
     for (int64_t j = 0; j < H; ++j) {
         for (int64_t k = 0; k < s.I; ++k) grads[FC_IN][j * s.I + k] = d_in[k * Hp + j];
         grads[FC_IN_BIAS][j] = d_in_bias[j];
+        if (s.normalised) {
+            grads[NORM][j] = d_norm[j];
+            grads[NORM_BIAS][j] = d_norm_bias[j];
+        }
         for (int64_t gate = 0; gate < 3; ++gate) {
             const int64_t row = gate * H + j, ih = (gate + 1) % 3 * Hp + j, hh = gate * Hp + j;
             std::memcpy(grads[WEIGHT_IH] + row * H, d_ih + ih * Hp, H * sizeof(float));

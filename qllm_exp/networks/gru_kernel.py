@@ -46,7 +46,7 @@ def _workspace(floats: int) -> Tensor:
 
 
 def _dims(inputs: Tensor, sizes: Tensor, params: Sequence[Tensor]) -> Any:
-    """[T, I, H, A] of a call, as a C array.
+    """[T, I, H, A, 1 with a normalisation or 0] of a call, as a C array.
 
     Raises:
         ValueError: The shape of a tensor is not the one that the compiled code reads.
@@ -55,10 +55,12 @@ def _dims(inputs: Tensor, sizes: Tensor, params: Sequence[Tensor]) -> Any:
     n_inputs = inputs.shape[-1]
     weight, bias = (3 * hidden, hidden), (3 * hidden,)
     expected = [(hidden, n_inputs), (hidden,), weight, weight, bias, bias, (n_actions, hidden), (n_actions,)]
+    normalised = len(params) > len(expected)
+    expected += [(hidden,), (hidden,)] if normalised else []
     shapes = [tuple(p.shape) for p in params]
     if shapes != expected:
         raise ValueError(f"inputs {tuple(inputs.shape)} do not fit parameters of shapes {shapes}: expected {expected}")
-    return (ctypes.c_int64 * 4)(len(sizes), n_inputs, hidden, n_actions)
+    return (ctypes.c_int64 * 5)(len(sizes), n_inputs, hidden, n_actions, normalised)
 
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:
@@ -145,7 +147,8 @@ def unroll(inputs: Tensor, sizes: Tensor, params: Sequence[Tensor]) -> Tensor:
     Args:
         inputs: [M, I].
         sizes: Number of rows that have each step, [T] int64, positive and not increasing.
-        params: Weight and bias of fc_in; weight_ih, weight_hh, bias_ih, bias_hh of the cell; weight and bias of fc_out.
+        params: Weight and bias of fc_in; weight_ih, weight_hh, bias_ih, bias_hh of the cell; weight and bias of fc_out; and of the
+            layer normalisation before the ReLU if there is one.
 
     Returns:
         [M, A].

@@ -21,8 +21,7 @@ class RecurrentAgent(nn.Module):
         n_inputs: Number of inputs I.
         n_actions: Number of outputs A.
         hidden: Hidden units H.
-        layer_norm: Whether the first layer's outputs are normalised before the ReLU. The compiled kernel cannot do this, so
-            torch's own operations run.
+        layer_norm: Whether the first layer's outputs are normalised before the ReLU.
     """
 
     def __init__(self, n_inputs: int, n_actions: int, hidden: int, layer_norm: bool = False) -> None:
@@ -87,8 +86,7 @@ class RecurrentAgent(nn.Module):
     def _uses_kernel(self, inputs: Tensor) -> bool:
         """Whether the compiled kernel can handle this call. The kernel does not compute gradients of the inputs."""
         return (
-            isinstance(self.norm, nn.Identity)
-            and inputs.device.type == "cpu"
+            inputs.device.type == "cpu"
             and inputs.dtype == self.fc_in.weight.dtype == torch.float32
             and inputs.numel() > 0
             and not (inputs.requires_grad and torch.is_grad_enabled())
@@ -98,7 +96,10 @@ class RecurrentAgent(nn.Module):
     def _kernel_parameters(self) -> list[Tensor]:
         """All parameters in the order that the compiled kernel expects."""
         first, last = self.fc_in, self.fc_out
-        return [first.weight, first.bias, *self._gru_parameters(), last.weight, last.bias]
+        parameters = [first.weight, first.bias, *self._gru_parameters(), last.weight, last.bias]
+        if isinstance(self.norm, nn.LayerNorm):
+            parameters += [self.norm.weight, self.norm.bias]
+        return parameters
 
     def _gru_parameters(self) -> list[Tensor]:
         cell = self.gru

@@ -32,9 +32,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def agent(n_inputs: int, n_actions: int, hidden: int) -> RecurrentAgent:
+def agent(n_inputs: int, n_actions: int, hidden: int, layer_norm: bool = False) -> RecurrentAgent:
     torch.manual_seed(n_inputs * 1000 + hidden)
-    return RecurrentAgent(n_inputs, n_actions, hidden)
+    module = RecurrentAgent(n_inputs, n_actions, hidden, layer_norm)
+    if isinstance(module.norm, nn.LayerNorm):  # other values than its first ones, 1 and 0
+        nn.init.uniform_(module.norm.weight, -1.5, 1.5)
+        nn.init.uniform_(module.norm.bias, -0.5, 0.5)
+    return module
 
 
 class Twin(nn.Module):
@@ -44,6 +48,7 @@ class Twin(nn.Module):
         super().__init__()
         hidden = agent.gru.hidden_size
         self.fc_in = nn.Linear(agent.fc_in.in_features, hidden)
+        self.norm = nn.LayerNorm(hidden) if isinstance(agent.norm, nn.LayerNorm) else nn.Identity()
         self.gru = nn.GRUCell(hidden, hidden)
         self.fc_out = nn.Linear(hidden, agent.fc_out.out_features)
         self.load_state_dict(agent.state_dict())
@@ -53,7 +58,7 @@ class Twin(nn.Module):
         hidden = torch.zeros(inputs.shape[1], self.gru.hidden_size, dtype=torch.float64)
         q = []
         for x in inputs.double():
-            hidden = self.gru(F.relu(self.fc_in(x)), hidden)
+            hidden = self.gru(F.relu(self.norm(self.fc_in(x))), hidden)
             q.append(self.fc_out(hidden))
         return torch.stack(q)
 
@@ -85,29 +90,33 @@ def test_the_compiled_network_is_in_use() -> None:
     assert gru_kernel.status().startswith("native (")
 
 
-@settings(max_examples=20, deadline=None)
-@example(hidden=64, n_inputs=21, n_actions=5, rows=97, steps=26)
-@example(hidden=100, n_inputs=115, n_actions=19, rows=5, steps=3)
-@example(hidden=1, n_inputs=1, n_actions=1, rows=1, steps=1)
+@settings(max_examples=30, deadline=None)
+@example(hidden=64, n_inputs=21, n_actions=5, rows=97, steps=26, layer_norm=False)
+@example(hidden=64, n_inputs=21, n_actions=5, rows=97, steps=26, layer_norm=True)
+@example(hidden=100, n_inputs=115, n_actions=19, rows=5, steps=3, layer_norm=True)
+@example(hidden=1, n_inputs=1, n_actions=1, rows=1, steps=1, layer_norm=False)
+@example(hidden=1, n_inputs=1, n_actions=1, rows=1, steps=1, layer_norm=True)
 @given(
     hidden=st.sampled_from([1, 7, 16, 48, 64, 100]),
     n_inputs=st.sampled_from([1, 3, 21, 115]),
     n_actions=st.sampled_from([1, 5, 16, 19]),
     rows=st.sampled_from([1, 2, 5, 24, 97, 200]),
     steps=st.sampled_from([1, 2, 5, 9]),
+    layer_norm=st.booleans(),
 )
 def test_q_and_gradients_equal_torch_in_double_precision(
-    hidden: int, n_inputs: int, n_actions: int, rows: int, steps: int
+    hidden: int, n_inputs: int, n_actions: int, rows: int, steps: int, layer_norm: bool
 ) -> None:
-    module = agent(n_inputs, n_actions, hidden)
+    module = agent(n_inputs, n_actions, hidden, layer_norm)
     assert_matches_twin(module, torch.randn(steps, rows, n_inputs, generator=torch.Generator().manual_seed(steps)))
 
 
 @pytest.mark.usefixtures("plain_torch")
+@pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize(("hidden", "rows", "steps"), [(7, 5, 3), (64, 96, 26), (16, 1, 1)])
-def test_plain_torch_equals_torch_in_double_precision(hidden: int, rows: int, steps: int) -> None:
+def test_plain_torch_equals_torch_in_double_precision(hidden: int, rows: int, steps: int, layer_norm: bool) -> None:
     assert gru_kernel.status().startswith("torch (")
-    module, inputs = agent(4, 5, hidden), torch.randn(steps, rows, 4)
+    module, inputs = agent(4, 5, hidden, layer_norm), torch.randn(steps, rows, 4)
     assert_matches_twin(module, inputs)
     state = module.initial_hidden(rows, "cpu")
     for x, expected in zip(inputs, module.unroll(inputs), strict=True):
@@ -131,13 +140,16 @@ def assert_packed_rows_match_twin(module: RecurrentAgent, inputs: Tensor, packin
         assert (gradient.double() - other).abs().max() <= GRADIENT_TOLERANCE * max(other.abs().max().item(), 1e-3)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("hidden", [7, 64])
 @pytest.mark.parametrize(("rows", "steps"), [(2, 3), (5, 40), (64, 26), (97, 9), (300, 12)])
-def test_sequences_of_different_lengths_equal_torch_in_double_precision(hidden: int, rows: int, steps: int) -> None:
+def test_sequences_of_different_lengths_equal_torch_in_double_precision(
+    hidden: int, rows: int, steps: int, layer_norm: bool
+) -> None:
     inputs = torch.randn(steps, rows, 9, generator=torch.Generator().manual_seed(steps))
     packing = packed(rows, rows, steps)
     assert packing.index is not None
-    assert_packed_rows_match_twin(agent(9, 5, hidden), inputs, packing)
+    assert_packed_rows_match_twin(agent(9, 5, hidden, layer_norm), inputs, packing)
 
 
 @pytest.mark.usefixtures("plain_torch")
@@ -154,10 +166,11 @@ def test_a_sequence_has_the_same_bits_whatever_the_lengths_of_the_others(rows: i
     assert torch.equal(q, packing.pack(module.unroll(inputs))[0])
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("hidden", [7, 64])
 @pytest.mark.parametrize("rows", [1, 5, 97])
-def test_acting_evaluating_and_training_see_the_same_bits(hidden: int, rows: int) -> None:
-    module, inputs = agent(9, 5, hidden), torch.randn(6, rows, 9)
+def test_acting_evaluating_and_training_see_the_same_bits(hidden: int, rows: int, layer_norm: bool) -> None:
+    module, inputs = agent(9, 5, hidden, layer_norm), torch.randn(6, rows, 9)
     q = module.unroll(inputs)
     assert q.requires_grad
     with torch.no_grad():
@@ -171,16 +184,18 @@ def test_acting_evaluating_and_training_see_the_same_bits(hidden: int, rows: int
         state = next_state
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("rows", [3, 96, 200])
-def test_repeated_calls_give_the_same_bits(rows: int) -> None:
-    module, inputs = agent(9, 5, 64), torch.randn(7, rows, 9)
+def test_repeated_calls_give_the_same_bits(rows: int, layer_norm: bool) -> None:
+    module, inputs = agent(9, 5, 64, layer_norm), torch.randn(7, rows, 9)
     first = gradients(module.unroll(inputs), module)
     gradients(module.unroll(torch.full_like(inputs, torch.nan)), module)  # leaves NaN in memory that is used again
     assert all(torch.equal(a, b) for a, b in zip(first, gradients(module.unroll(inputs), module), strict=True))
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
-    module, inputs = agent(9, 5, 64), torch.randn(7, 130, 9)
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_a_row_does_not_depend_on_the_others(layer_norm: bool) -> None:
+    module, inputs = agent(9, 5, 64, layer_norm), torch.randn(7, 130, 9)
     q = module.unroll(inputs)
     for rows in ([0], [3, 4, 129], list(range(97))):
         assert torch.equal(module.unroll(inputs[:, rows]), q[:, rows])
@@ -214,9 +229,9 @@ def test_a_parameter_changed_between_forward_and_backward_is_refused() -> None:
         torch.autograd.backward(q.sum())
 
 
-@pytest.mark.parametrize("trained", [["gru.weight_hh"], ["fc_in.bias", "fc_out.weight"], ["gru.bias_ih"]])
+@pytest.mark.parametrize("trained", [["gru.weight_hh"], ["fc_in.bias", "fc_out.weight"], ["gru.bias_ih"], ["norm.bias"]])
 def test_gradients_reach_the_parameters_that_are_trained(trained: list[str]) -> None:
-    module, inputs = agent(9, 5, 16), torch.randn(4, 5, 9)
+    module, inputs = agent(9, 5, 16, layer_norm=True), torch.randn(4, 5, 9)
     expected = dict(zip(dict(module.named_parameters()), gradients(module.unroll(inputs), module), strict=True))
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in trained)
@@ -273,8 +288,9 @@ def test_saturated_gates_have_their_limits(size: float) -> None:
     assert all(torch.isfinite(g).all() for g in gradients(q, module))
 
 
-def test_a_nan_stays_in_its_row_and_is_never_lost() -> None:
-    module, inputs = agent(6, 5, 16), torch.randn(4, 9, 6)
+@pytest.mark.parametrize(("hidden", "layer_norm"), [(16, False), (16, True), (7, True)])
+def test_a_nan_stays_in_its_row_and_is_never_lost(hidden: int, layer_norm: bool) -> None:
+    module, inputs = agent(6, 5, hidden, layer_norm), torch.randn(4, 9, 6)
     clean = module.unroll(inputs)
     inputs[1, 2, 3] = torch.nan
     q = module.unroll(inputs)
@@ -306,6 +322,8 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     module = agent(6, 5, 16)
     with pytest.raises(ValueError, match="do not fit"):
         module.unroll(torch.zeros(4, 9, 7))
+    with pytest.raises(ValueError, match="do not fit"):
+        gru_kernel.unroll(torch.zeros(18, 6), torch.tensor([18]), [*module._kernel_parameters(), torch.ones(16)])
     with pytest.raises(ValueError, match="hidden"):
         module.step(torch.zeros(9, 6), torch.zeros(8, 16))
     with pytest.raises(TypeError, match="float32 on cpu"):
