@@ -229,7 +229,9 @@ def test_a_parameter_changed_between_forward_and_backward_is_refused() -> None:
         torch.autograd.backward(q.sum())
 
 
-@pytest.mark.parametrize("trained", [["gru.weight_hh"], ["fc_in.bias", "fc_out.weight"], ["gru.bias_ih"], ["norm.bias"]])
+@pytest.mark.parametrize(
+    "trained", [["gru.weight_hh"], ["fc_in.bias", "fc_out.weight"], ["gru.bias_ih"], ["norm.bias"]]
+)
 def test_gradients_reach_the_parameters_that_are_trained(trained: list[str]) -> None:
     module, inputs = agent(9, 5, 16, layer_norm=True), torch.randn(4, 5, 9)
     expected = dict(zip(dict(module.named_parameters()), gradients(module.unroll(inputs), module), strict=True))
