@@ -17,6 +17,7 @@ from qllm_exp.config import help, overrides
 from qllm_exp.config.compose import explain_error
 from qllm_exp.config.registry import CONF
 from qllm_exp.errors import RunFailed, UserError, nearest, user_traceback
+from qllm_exp.utils.start_time import rest_collector, wake_collector
 from qllm_exp.utils.text import inert_lines
 
 _COMMANDS = {
@@ -86,10 +87,13 @@ def main() -> int:
         Exit code. Of runs: 0 all are finished or submitted, 1 a run failed or is dead, 2 nothing was started, 3 some are not
         finished, e.g. interrupted at a checkpoint.
     """
+    rest_collector()  # a run wakes it earlier
     try:
         return _command(sys.argv[1:])
     except Exception as error:
         return _report(error)
+    finally:
+        wake_collector()
 
 
 def _command(arguments: list[str]) -> int:

@@ -21,6 +21,7 @@ from qllm_exp.runs.run_directory import Busy, DiskFull, RunDirectory
 from qllm_exp.tracking.sidecar import Sidecar
 from qllm_exp.utils.files import is_disk_full, write_atomically
 from qllm_exp.utils.memory import Memory, available_memory
+from qllm_exp.utils.start_time import wake_collector
 from qllm_exp.utils.text import inert_lines
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: 
     try:
         env = make_env(run.env, int(run.env.num_envs), derive(run.seed, "environment"), run.device)
         algorithm = build_algorithm(run, directory, env)
+        wake_collector()
         check_memory(episode_size(env), env.num_envs, run.train, algorithm.on_policy, _memory(run.device))
         progress = _ProgressReport(directory, run, show)
         trainer = Trainer(run.train, env, algorithm, run.seed, directory.append, progress, stop)

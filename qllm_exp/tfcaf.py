@@ -17,7 +17,6 @@ from qllm_exp.config.load import with_num_envs
 from qllm_exp.config.overrides import search_path_override
 from qllm_exp.errors import UserError
 from qllm_exp.utils.command_line import parse_subcommand
-from qllm_exp.utils.start_time import without_collection
 from qllm_exp.utils.text import inert, inert_lines
 
 if TYPE_CHECKING:  # torch is imported only when a command needs it
@@ -374,8 +373,7 @@ def _explain_folder(run: Path | None, file: Path | None, name: str) -> Path:
 
 def _verify(parsed_args: argparse.Namespace) -> int:
     """Verify a Python file."""
-    with without_collection():  # half of the time of one verification is the start
-        return _verify_file(parsed_args, store=False)
+    return _verify_file(parsed_args, store=False)
 
 
 def _import(parsed_args: argparse.Namespace) -> int:

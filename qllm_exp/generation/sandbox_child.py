@@ -17,7 +17,7 @@ import tempfile
 from typing import Any, BinaryIO, NoReturn, TextIO
 
 from qllm_exp.generation import confinement
-from qllm_exp.utils.start_time import without_collection
+from qllm_exp.utils.start_time import rest_collector, wake_collector
 
 MAX_RECORD = 4 << 20  # bytes that a candidate may return
 _MAX_DESCRIPTOR = 1 << 16  # far beyond those of this process, which get the lowest free numbers
@@ -42,13 +42,14 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     missing = [] if confinement.enter_namespaces() else [confinement.NAMESPACES]
 
-    with without_collection():
-        import torch
+    rest_collector()
+    import torch
 
-        from qllm_exp.generation.tracing import warm_up
+    from qllm_exp.generation.tracing import warm_up
 
-        torch.set_num_threads(1)
-        warm_up()
+    torch.set_num_threads(1)
+    warm_up()
+    wake_collector()
     print(json.dumps({"ready": True}), file=output, flush=True)
     for source in request["sources"]:
         print(json.dumps(_run_in_fork(source, request, missing)), file=output, flush=True)

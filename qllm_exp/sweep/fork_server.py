@@ -25,6 +25,7 @@ from qllm_exp.experiment import BUSY, DISK_FULL, PARENT
 from qllm_exp.experiment import FAILED as EXIT_FAILED
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.utils.files import is_disk_full
+from qllm_exp.utils.start_time import rest_collector, wake_collector
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -209,6 +210,7 @@ def _report(handle: int, **fields: int) -> None:
 
 
 def _import_what_runs_need() -> None:
+    rest_collector()
     import torch
 
     from qllm_exp.algorithms import q_learning  # noqa: F401
@@ -222,6 +224,7 @@ def _import_what_runs_need() -> None:
 
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # the first optimiser imports torch's compiler
     software()  # a worker uses the files as they were imported here, whatever is edited later
+    wake_collector()
 
 
 def _run_worker(request: dict[str, Any]) -> None:
