@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +98,19 @@ class ForkServer:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | ONE_THREAD, start_new_session=True
         )
 
-    def start(self, directory: RunDirectory, cores: frozenset[int] | None, gpu: str) -> Worker:
+    def start(self, directory: RunDirectory, cores: frozenset[int] | None, environment: Mapping[str, str]) -> Worker:
         """Start a run. Its output goes to console.txt in its directory.
 
         Args:
             directory: the run's directory.
             cores: CPU cores that the run may use; None: all.
-            gpu: value of CUDA_VISIBLE_DEVICES; '' leaves the variable as it is.
+            environment: environment variables that the run gets besides those of this process.
         """
         self._worker_count += 1
         request = {
             "number": self._worker_count,
             "path": str(directory.path.absolute()),
-            "gpu": gpu,
+            "environment": dict(environment),
             "cores": sorted(cores or ()),
         }
         assert self._process.stdin is not None
@@ -233,8 +234,7 @@ def _run_worker(request: dict[str, Any]) -> None:
     try:
         os.setsid()
         os.environ[PARENT] = str(os.getppid())
-        if request["gpu"]:
-            os.environ["CUDA_VISIBLE_DEVICES"] = request["gpu"]
+        os.environ.update(request["environment"])
         if request["cores"]:
             os.sched_setaffinity(0, request["cores"])
         directory = RunDirectory(Path(request["path"]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qllm_exp.config.device import DeviceResolver
+from qllm_exp.errors import UserError
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.pool import RunOutcome
@@ -74,3 +75,21 @@ class Work:
     device: str = "cpu"
     statuses: Mapping[Path, dict[str, Any]] = field(default_factory=dict)
     next_command: Sequence[str] = ()
+
+
+def check_option(launcher: Launcher, name: str, is_valid: bool, allowed: str) -> None:
+    """Raise UserError if the value of an option of a launcher is not valid.
+
+    Args:
+        launcher: the launcher.
+        name: name of the option.
+        is_valid: whether its value is valid.
+        allowed: the allowed values, for the message.
+    """
+    if not is_valid:
+        raise UserError(f"hydra.launcher.{name}={getattr(launcher, name)!r} is not allowed. Allowed: {allowed}.")
+
+
+def is_integer_from(value: Any, low: int) -> bool:
+    """Return True for a whole number that is not below `low`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low

@@ -5,15 +5,15 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
 from qllm_exp.config.device import DeviceResolver, resolve_device
-from qllm_exp.errors import UserError
 from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
-from qllm_exp.sweep.launcher import Work
+from qllm_exp.sweep.launcher import Work, check_option, is_integer_from
+from qllm_exp.sweep.mps import mps_daemons
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import Display
 from qllm_exp.utils.memory import Memory, available_memory
@@ -27,22 +27,25 @@ class Local:
     """Trains runs on this machine, each in its own process.
 
     Attributes:
-        n_jobs: number of runs at a time; 0: one per core, or one per GPU for runs on GPUs.
+        n_jobs: number of runs at a time; 0: one per core, or `runs_per_gpu` per GPU for runs on GPUs.
+        runs_per_gpu: largest number of runs that share a GPU; 0: one, or no limit if `n_jobs` is given.
+        mps: runs share a GPU through NVIDIA's MPS.
         waits: `start` returns when the runs have ended.
     """
 
     n_jobs: int = 0
+    runs_per_gpu: int = 0
+    mps: bool = False
     waits = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_jobs, int) or self.n_jobs < 0:
-            raise UserError(
-                f"hydra.launcher.n_jobs={self.n_jobs!r} is not allowed. Allowed: whole numbers from 0; 0: one run per core."
-            )
+        check_option(self, "n_jobs", is_integer_from(self.n_jobs, 0), "whole numbers from 0; 0: one run per core")
+        check_option(self, "runs_per_gpu", is_integer_from(self.runs_per_gpu, 0), "whole numbers from 0; 0: one run")
+        check_option(self, "mps", isinstance(self.mps, bool), "true, false")
 
     def options(self) -> dict[str, Any]:
         """Return the launcher's 'name' and its options, for the record of the sweep."""
-        return {"name": "local", "n_jobs": self.n_jobs}
+        return {"name": "local", **asdict(self)}
 
     def device_resolver(self) -> DeviceResolver:
         """Return the function that maps a configured device to one of this machine."""
@@ -54,7 +57,7 @@ class Local:
 
     def max_parallel(self, device: str) -> int:
         """Return the number of runs at a time, for runs on 'cuda' or 'cpu'."""
-        return len(make_slots(self.n_jobs, device))
+        return len(make_slots(self.n_jobs, device, self.runs_per_gpu))
 
     def start(self, sweep: Sweep, work: Work) -> list[RunOutcome]:
         """Train the runs, wait for those that another process trains already, and return all outcomes.
@@ -66,12 +69,12 @@ class Local:
             work: the runs.
         """
         directories = [*work.directories, *work.running]
-        slots = make_slots(self.n_jobs, work.device)
+        slots = make_slots(self.n_jobs, work.device, self.runs_per_gpu)
         if work.queued:
             log.info("  %s in Slurm's queue, left to Slurm", count(len(work.queued), "run"))
         display = Display(len(directories), len(slots))
         pool = Pool(directories, slots, _FailureMarker(display, work.failures), work.create, work.failures.may_start)
-        with sweep.lock(), _signals_raise_interrupt():
+        with sweep.lock(), mps_daemons(slots, self.mps) as pool.slots, _signals_raise_interrupt():
             try:
                 return pool.run()
             except KeyboardInterrupt:

@@ -5,6 +5,7 @@ On this machine a pool has the runs of a whole sweep; within a Slurm job it has 
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -31,10 +32,18 @@ class Slot:
     Attributes:
         cores: CPU cores that the run may use; None: all.
         gpu: its GPU, as CUDA_VISIBLE_DEVICES names it; '' leaves the variable as it is.
+        mps_pipe: folder of the MPS daemon of that GPU; '': the run uses the GPU without such a daemon.
     """
 
     cores: frozenset[int] | None = None
     gpu: str = ""
+    mps_pipe: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables that the run gets besides those of the pool."""
+        variables = {"CUDA_VISIBLE_DEVICES": self.gpu, "CUDA_MPS_PIPE_DIRECTORY": self.mps_pipe}
+        return {name: value for name, value in variables.items() if value}
 
 
 @dataclass(frozen=True)
@@ -198,7 +207,7 @@ class Pool:
             self._fork_server = None
         if self._fork_server is None:
             self._fork_server = ForkServer()
-        return self._fork_server.start(directory, slot.cores, slot.gpu)
+        return self._fork_server.start(directory, slot.cores, slot.environment)
 
     def _check(self, run: ActiveRun, slot: Slot) -> RunOutcome | None:
         """Return the outcome of a run; None while it is in progress."""
@@ -236,17 +245,20 @@ class Pool:
         self.disk_full |= outcome.disk_full
 
 
-def make_slots(count: int, device: str) -> list[Slot]:
+def make_slots(count: int, device: str, runs_per_gpu: int = 0) -> list[Slot]:
     """Divide the cores and GPUs of this machine, or of this Slurm job, among runs.
 
     Args:
-        count: number of runs at a time; 0: one per core, or one per GPU for runs on GPUs.
+        count: number of runs at a time; 0: one per core, or `runs_per_gpu` per GPU for runs on GPUs.
         device: 'cuda': the runs share the GPUs in turn; anything else, such as 'cuda:1': CUDA_VISIBLE_DEVICES is not set.
+        runs_per_gpu: largest number of runs that share a GPU; 0: one, or no limit if `count` is given.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     gpus = list_gpus() if device == "cuda" else []
     if not count:
-        count = min(len(gpus), len(cores)) if gpus else len(cores)
+        count = min(len(gpus) * max(runs_per_gpu, 1), len(cores)) if gpus else len(cores)
+    elif gpus and runs_per_gpu:
+        count = min(count, len(gpus) * runs_per_gpu)
     cores_per_run = len(cores) // count
     core_sets: list[frozenset[int] | None]
     if cores_per_run == 0 or not hasattr(os, "sched_setaffinity"):
@@ -259,7 +271,8 @@ def make_slots(count: int, device: str) -> list[Slot]:
 def list_gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
 
-    Asks the driver's own tool, nvidia-smi, not torch.
+    Asks the driver's own tool, nvidia-smi, not torch. In the place of a GPU that is partitioned (MIG) stand its instances: CUDA
+    would use only the first of them.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -268,8 +281,13 @@ def list_gpus() -> list[str]:
         process = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    lines = process.stdout.splitlines() if process.returncode == 0 else []
-    return [str(i) for i in range(sum(line.startswith("GPU ") for line in lines))]
+    gpus: list[list[str]] = []  # of each GPU: its name, then its instances
+    for line in process.stdout.splitlines() if process.returncode == 0 else []:
+        if match := re.match(r"GPU \d+: .*\(UUID: (\S+)\)", line):
+            gpus.append([match[1]])
+        elif match := re.match(r"\s+MIG .*\(UUID: (\S+)\)", line):
+            gpus[-1].append(match[1])
+    return [name for names in gpus for name in names[1:] or names]
 
 
 def _outcome(directory: RunDirectory, code: int) -> RunOutcome:

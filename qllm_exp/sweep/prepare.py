@@ -95,7 +95,7 @@ def _check_built(run: schema.RunConfig, memory: MemoryReader) -> None:
 
     key = repr(replace(run.env, num_envs=1))
     if key not in _SIZES:
-        _SIZES[key] = _built_size(run.env, run.device)
+        _SIZES[key] = _built_size(run.env)
     size, num_envs = _SIZES[key], int(run.env.num_envs)
     if run.device.startswith("cuda") or size.nbytes * max(run.train.buffer_episodes, num_envs) < _SMALL:
         return
@@ -107,13 +107,16 @@ def _check_built(run: schema.RunConfig, memory: MemoryReader) -> None:
         check_memory(size, num_envs, run.train, True, memory())
 
 
-def _built_size(config: schema.EnvConfig, device: str) -> Any:
-    """Return the size of an episode of an environment, from one copy that is built on the device of the run and closed again."""
+def _built_size(config: schema.EnvConfig) -> Any:
+    """Return the size of an episode of an environment, from one copy that is built and closed again.
+
+    It is built on the CPU: a machine that submits jobs may lack the GPUs that they have, and a sweep needs none of its own.
+    """
     from qllm_exp.envs import make_env
     from qllm_exp.training.replay import episode_size
 
     try:
-        env = make_env(replace(config, num_envs=1), 1, 0, device)
+        env = make_env(replace(config, num_envs=1), 1, 0)
         try:
             return episode_size(env)
         finally:

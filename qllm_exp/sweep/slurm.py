@@ -30,7 +30,7 @@ from qllm_exp.runs.run_directory import DiskFull, RunDirectory
 from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import JOBS, PACKS, Queue
 from qllm_exp.runs.sweep_directory import Sweep, exclusive_lock
-from qllm_exp.sweep.launcher import NEXT_GROUP, Work
+from qllm_exp.sweep.launcher import NEXT_GROUP, Work, check_option, is_integer_from
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.sweep.progress import outcome_line, python_command
 from qllm_exp.utils.files import is_disk_full, write_atomically
@@ -45,6 +45,9 @@ QUERY_S = 10.0  # seconds between queries of Slurm's queue, while waiting
 GONE_S = 20.0  # a run that is neither running, queued nor ended for this long is dead; shared file systems have delays
 DEFAULT_ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
 NEXT_MINUTES = 60  # time limit of the job that plans the next group of seeds
+GRES = re.compile(
+    r"[a-z]\w*(:[\w.-]+)*(,[a-z]\w*(:[\w.-]+)*)*", re.IGNORECASE
+)  # generic resources, as sbatch names them
 SUBMIT_LOCK = f".submit.{os.getuid()}.lock"  # in the folder of the run directories; held while this user submits runs
 
 
@@ -53,12 +56,15 @@ class Slurm:
     """Trains runs in jobs of a Slurm cluster. conf/hydra/launcher/slurm.yaml documents the options."""
 
     runs_per_job: int = 1
-    at_once: int = 1
+    at_once: int = 0
     array_parallelism: int = 256
     time: Any = "4:00:00"
     cpus_per_run: int = 1
     mem_gb_per_run: float | None = 4.0
     gpus_per_job: int = 0
+    gres: str | None = None
+    runs_per_gpu: int = 0
+    mps: bool = False
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -71,20 +77,61 @@ class Slurm:
     wait: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("runs_per_job", "at_once", "array_parallelism", "cpus_per_run"):
-            self._check(name, _is_integer_from(getattr(self, name), 1), "whole numbers from 1")
-        for name in ("gpus_per_job", "stop_before_s", "max_timeouts"):
-            self._check(name, _is_integer_from(getattr(self, name), 0), "whole numbers from 0")
+        for name in ("runs_per_job", "array_parallelism", "cpus_per_run"):
+            check_option(self, name, is_integer_from(getattr(self, name), 1), "whole numbers from 1")
+        for name in ("at_once", "gpus_per_job", "runs_per_gpu", "stop_before_s", "max_timeouts"):
+            check_option(self, name, is_integer_from(getattr(self, name), 0), "whole numbers from 0")
         memory = self.mem_gb_per_run
-        self._check("mem_gb_per_run", memory is None or _is_positive(memory), "a number of GB, e.g. 4 or 1.5, or null")
+        is_memory = memory is None or _is_positive(memory)
+        check_option(self, "mem_gb_per_run", is_memory, "a number of GB, e.g. 4 or 1.5, or null")
         is_list = isinstance(self.setup, (list, tuple))
-        self._check("setup", is_list, "a list of commands, e.g. 'setup=[\"module load gcc\"]'")
-        self._check("sbatch", isinstance(self.sbatch, dict), "options by name, e.g. 'sbatch={mail-type:FAIL}'")
+        check_option(self, "setup", is_list, "a list of commands, e.g. 'setup=[\"module load gcc\"]'")
+        check_option(self, "sbatch", isinstance(self.sbatch, dict), "options by name, e.g. 'sbatch={mail-type:FAIL}'")
+        check_option(self, "mps", isinstance(self.mps, bool), "true, false")
+        is_gres = self.gres is None or GRES.fullmatch(str(self.gres)) is not None
+        check_option(self, "gres", is_gres, "NAME[:TYPE][:COUNT], separated by commas, e.g. gpu:1g.10gb:2 or shard:4")
+        self._check_gpus()
         to_minutes(self.time)
 
-    def _check(self, name: str, is_valid: bool, allowed: str) -> None:
-        if not is_valid:
-            raise UserError(f"hydra.launcher.{name}={getattr(self, name)!r} is not allowed. Allowed: {allowed}.")
+    def _check_gpus(self) -> None:
+        """Raise UserError where options that concern GPUs contradict each other."""
+        if "gres" in self.sbatch:
+            raise UserError(
+                f"hydra.launcher.sbatch={{gres:{self.sbatch['gres']}}}: this option of sbatch has a name of its own here. "
+                f"Use hydra.launcher.gres={self.sbatch['gres']}."
+            )
+        of_gres = gpus_of_gres(self.gres)
+        if self.gpus_per_job and of_gres:
+            raise UserError(
+                f"hydra.launcher.gres={self.gres} and gpus_per_job={self.gpus_per_job} both request GPUs. "
+                "Use hydra.launcher.gpus_per_job=0, or leave gres out."
+            )
+        if self.mps and not self._gpus:
+            raise UserError(
+                "hydra.launcher.mps=true: the jobs have no GPU. Use hydra/launcher=slurm_gpu, or hydra.launcher.gpus_per_job=1."
+            )
+        if self.mps and "mps" in of_gres:
+            raise UserError(
+                f"hydra.launcher.gres={self.gres}: for this resource the cluster runs MPS itself. "
+                "Use hydra.launcher.mps=false."
+            )
+        room = self._gpus * self.runs_per_gpu
+        if room and self.at_once > room:
+            raise UserError(
+                f"hydra.launcher.at_once={self.at_once} is not allowed: with runs_per_gpu={self.runs_per_gpu}, "
+                f"{count(room, 'run')} at a time fit on {count(self._gpus, 'GPU')}. "
+                f"Use hydra.launcher.runs_per_gpu={math.ceil(self.at_once / self._gpus)}, or at_once={room}."
+            )
+
+    @property
+    def _gpus(self) -> int:
+        """Number of GPUs of a job."""
+        return self.gpus_per_job or sum(gpus_of_gres(self.gres).values())
+
+    @property
+    def _runs_at_once(self) -> int:
+        """Number of runs of a job that train at the same time, if it has as many."""
+        return self.at_once or max(1, self._gpus * self.runs_per_gpu, self._gpus)
 
     @property
     def waits(self) -> bool:
@@ -109,13 +156,13 @@ class Slurm:
         return self._resolve_device
 
     def _resolve_device(self, device: str) -> str:
-        if device.startswith("cuda") and not self.gpus_per_job:
+        if device.startswith("cuda") and not self._gpus:
             raise UserError(
                 f"device={device}: the jobs have no GPU. "
                 "Use hydra/launcher=slurm_gpu, or hydra.launcher.gpus_per_job=1."
             )
         if device == "auto":
-            return "cuda" if self.gpus_per_job else "cpu"
+            return "cuda" if self._gpus else "cpu"
         return device
 
     def memory(self) -> Memory | None:
@@ -127,7 +174,7 @@ class Slurm:
 
     def max_parallel(self, device: str) -> int:
         """Return the largest number of runs at a time, which does not depend on the device."""
-        return self.array_parallelism * min(self.at_once, self.runs_per_job)
+        return self.array_parallelism * min(self._runs_at_once, self.runs_per_job)
 
     def start(self, sweep: Sweep, work: Work) -> list[RunOutcome]:
         """Submit runs. With `wait`, also wait for them and for the runs that are running or queued already.
@@ -249,7 +296,7 @@ class Slurm:
 
         token = secrets.token_hex(3)
         folder = (sweep.path / JOBS / token).absolute()
-        at_once = min(self.at_once, max(map(len, packs)))
+        at_once = min(self._runs_at_once, max(map(len, packs)))
         parameters = self._job_parameters(f"{sweep.path.name}.{token}", at_once)
         submission = {
             "parameters": parameters,
@@ -257,6 +304,7 @@ class Slurm:
                 "at_once": at_once,
                 "cores": at_once * self.cpus_per_run,
                 "device": work.device,
+                "mps": self.mps,
                 "failures": str(work.failures.folder.relative_to(sweep.path)),
                 "max_failures": work.failures.limit,
             },
@@ -316,7 +364,7 @@ class Slurm:
             "stderr_to_stdout": True,
             # Newer versions of Slurm do not pass the number of CPUs of a batch job on to its steps.
             "srun_args": [f"--cpus-per-task={cpus}"],
-            "additional_parameters": {"requeue": True, **self.sbatch},
+            "additional_parameters": {"requeue": True, **({"gres": self.gres} if self.gres else {}), **self.sbatch},
         }
         specified = {key: value for key, value in parameters.items() if value is not None}
         return specified | {"wckey": None}  # submitit sets a wckey by default
@@ -381,8 +429,21 @@ def _run_sbatch(folder: Path, environment: Mapping[str, str]) -> tuple[str, list
     return job_id, errors.strip().splitlines()
 
 
-def _is_integer_from(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+def gpus_of_gres(gres: str | None) -> dict[str, int]:
+    """Return the number of GPUs that generic resources request, by the name of the resource: gpu, shard or mps.
+
+    An instance of a partitioned GPU (MIG) counts as a GPU. Shards, and shares of the cluster's own MPS, are of one GPU.
+
+    Args:
+        gres: NAME[:TYPE][:COUNT], separated by commas; None: nothing is requested.
+    """
+    gpus: dict[str, int] = {}
+    for name, *rest in (resource.split(":") for resource in (gres or "").split(",")):
+        if name == "gpu":
+            gpus[name] = gpus.get(name, 0) + (int(rest[-1]) if rest and rest[-1].isdigit() else 1)
+        elif name in ("shard", "mps"):
+            gpus[name] = 1
+    return gpus
 
 
 def _is_positive(value: Any) -> bool:

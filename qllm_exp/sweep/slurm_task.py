@@ -17,6 +17,7 @@ from submitit.helpers import DelayedSubmission
 from qllm_exp.runs.progress_bar import LINE_EVERY_S
 from qllm_exp.runs.run_state import FAILED, NEW
 from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
+from qllm_exp.sweep.mps import mps_daemons
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import live_line, outcome_line
 
@@ -37,6 +38,7 @@ class Pack:
         device: 'cuda' if the runs share the GPUs, else 'cpu'.
         failures: name of the folder of the command's failed runs, in the directory of the sweep.
         max_failures: number of failed runs of the command after which no further run starts; 0: no limit.
+        mps: runs share a GPU through NVIDIA's MPS.
     """
 
     sweep: str
@@ -46,6 +48,7 @@ class Pack:
     device: str
     failures: str = ""
     max_failures: int = 0
+    mps: bool = False
     _pool: Pool | None = field(default=None, repr=False)
 
     def __call__(self) -> str:
@@ -82,7 +85,8 @@ class Pack:
             pool.stop_requested = True
 
         signal.signal(signal.SIGTERM, stop)
-        outcomes = pool.run()
+        with mps_daemons(slots, self.mps) as pool.slots:
+            outcomes = pool.run()
         if terminated:
             self._requeue_if_preempted()
         limit = f"sweep.max_failures={self.max_failures} was reached"

@@ -27,11 +27,11 @@ def _free_pair() -> int:
 def slurm(tmp_path_factory, worker_id):
     """Start Slurm, and return the environment variables of its clients.
 
-    It has four CPUs, whatever the machine has, so that several jobs run at a time.
+    It has four CPUs, whatever the machine has, so that several jobs run at a time, and claims to have two GPUs.
     """
     folder = tmp_path_factory.mktemp("slurm")
     port = _free_pair()
-    environment = os.environ | {"SLURM_LOCAL_PORT": str(port), "SLURM_LOCAL_CPUS": "4"}
+    environment = os.environ | {"SLURM_LOCAL_PORT": str(port), "SLURM_LOCAL_CPUS": "4", "SLURM_LOCAL_GPUS": "2"}
     subprocess.run([TOOL, "start", folder], env=environment, check=True, timeout=60)
     yield {"SLURM_CONF": f"{folder}/slurm.conf"}
     subprocess.run([TOOL, "stop", folder], env=environment, check=True, timeout=120)

@@ -11,7 +11,10 @@ from pathlib import Path
 import commands
 import psutil
 import pytest
+from programs import MPS_CONTROL, write_program
 from run_folders import run_outcome
+
+from qllm_exp.sweep.mps import QUIT_S
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -311,6 +314,28 @@ def test_jobs_inherit_no_variable_of_the_allocation_that_submits_them(cluster, t
     cluster.until_empty()
     assert set(cluster.states().values()) == {"finished"}
     assert "stale" not in seen.read_text() and f"SLURM_CONF={cluster.environment['SLURM_CONF']}" in seen.read_text()
+
+
+def test_parts_of_a_gpu_and_mps_reach_the_job(cluster, tmp_path, monkeypatch):
+    """Runs on device=cuda fail here, but the daemon runs before them and is stopped after them."""
+    seen, calls, programs = tmp_path / "variables", tmp_path / "calls", tmp_path / "bin"
+    write_program(programs, "nvidia-smi", "echo 'GPU 0: NVIDIA A100 (UUID: GPU-5a)'", monkeypatch)
+    args = [*TINY, "device=cuda", "seed=0-1", "hydra.launcher.runs_per_job=2", "hydra.launcher.runs_per_gpu=2"]
+    args += ["hydra.launcher.gres=shard:3", "hydra.launcher.mps=true"]
+    cluster.sweep(*args, f"hydra.launcher.setup=['env > {seen}']", PATH=os.environ["PATH"])
+    cluster.until_empty()
+    assert "SLURM_SHARDS_ON_NODE=3\n" in seen.read_text() and "SLURM_CPUS_PER_TASK=2\n" in seen.read_text()
+    assert set(cluster.states().values()) == {"dead"}
+    assert "hydra.launcher.mps=true: there is no nvidia-cuda-mps-control on" in cluster.status()[1]
+    write_program(programs, "nvidia-cuda-mps-control", MPS_CONTROL.format(calls=calls), monkeypatch)
+    cluster.python("launch.retry", cluster.path, expected_code=0, PATH=os.environ["PATH"])
+    cluster.until_empty()
+    assert set(cluster.states().values()) == {"failed"}
+    (started, stopped) = calls.read_text().splitlines()
+    pipe = started.split()[-1]
+    assert (
+        started == f"start GPU-5a {pipe}" and stopped == f"quit -t {QUIT_S} GPU-5a {pipe}" and not Path(pipe).exists()
+    )
 
 
 @pytest.mark.parametrize(

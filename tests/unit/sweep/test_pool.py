@@ -6,9 +6,12 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
+from programs import write_program
 from run_folders import run_config
 
 from qllm_exp.cluster import retry
@@ -18,6 +21,7 @@ from qllm_exp.runs import run_directory, run_state, sweep_directory
 from qllm_exp.runs.run_directory import Busy, DiskFull, RunDirectory
 from qllm_exp.runs.slurm_queue import Job, Queue
 from qllm_exp.sweep import pool
+from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.progress import outcome_line
 from qllm_exp.sweep.slurm import Slurm, to_minutes
 from qllm_exp.utils import files
@@ -51,6 +55,62 @@ def test_runs_get_gpus_in_turn(machine):
     assert {slot.gpu for slot in pool.make_slots(4, "cuda:1")} == {""}
     machine(3, "")
     assert [slot.gpu for slot in pool.make_slots(0, "cuda")] == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "runs_per_gpu", "gpus"),
+    [
+        (0, 0, ["0", "1"]),
+        (0, 2, ["0", "1", "0", "1"]),
+        (0, 9, ["0", "1"] * 4),  # one per core at most
+        (3, 2, ["0", "1", "0"]),
+        (5, 2, ["0", "1", "0", "1"]),  # a limit beside that of n_jobs
+        (5, 0, ["0", "1", "0", "1", "0"]),
+    ],
+)
+def test_runs_that_share_a_gpu(machine, n_jobs, runs_per_gpu, gpus):
+    machine(8, "0,1")
+    launcher = Local(n_jobs=n_jobs, runs_per_gpu=runs_per_gpu)
+    slots = pool.make_slots(launcher.n_jobs, "cuda", launcher.runs_per_gpu)
+    assert [slot.gpu for slot in slots] == gpus and launcher.max_parallel("cuda") == len(gpus)
+    assert launcher.max_parallel("cpu") == (n_jobs or 8), "no limit for runs on the CPU"
+
+
+NVIDIA_SMI = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-11aa)
+  MIG 3g.20gb     Device  0: (UUID: MIG-22bb)
+  MIG 1g.5gb      Device  1: (UUID: MIG-33cc)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-44dd)
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "gpus"),
+    [
+        (NVIDIA_SMI, ["MIG-22bb", "MIG-33cc", "GPU-44dd"]),
+        ("GPU 0: Tesla V100 (UUID: GPU-11aa)\nGPU 1: Tesla V100 (UUID: GPU-22bb)\n", ["GPU-11aa", "GPU-22bb"]),
+        ("No devices found.\n", []),
+    ],
+)
+def test_the_driver_lists_gpus_and_instances_of_partitioned_gpus(tmp_path, monkeypatch, output, gpus):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    write_program(tmp_path / "bin", "nvidia-smi", f"cat <<'LIST'\n{output}LIST", monkeypatch)
+    assert pool.list_gpus() == gpus
+
+
+def test_a_worker_gets_the_environment_of_its_slot(tmp_path):
+    slot = pool.Slot(gpu="GPU-5a", mps_pipe="/pipe")
+    assert pool.Slot().environment == {} and pool.Slot(gpu="3").environment == {"CUDA_VISIBLE_DEVICES": "3"}
+    code = f"""
+import json, os
+from qllm_exp import experiment
+from qllm_exp.sweep.fork_server import _run_worker
+experiment.main = lambda arguments: print(json.dumps(dict(os.environ))) or 0
+_run_worker({{"path": {str(tmp_path)!r}, "cores": [], "environment": {slot.environment!r}}})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    environment = json.loads((tmp_path / "console.txt").read_text())
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-5a" and environment["CUDA_MPS_PIPE_DIRECTORY"] == "/pipe"
 
 
 def state_with(directory, queue=None, **status):
@@ -241,9 +301,33 @@ def test_a_job_requests_resources_for_the_runs_at_a_time():
     parameters = launcher._job_parameters("name", 4)
     assert (parameters["cpus_per_task"], parameters["mem"], parameters["gpus_per_node"]) == (8, "6144MB", 1)
     assert parameters["srun_args"] == ["--cpus-per-task=8"]
-    assert parameters["additional_parameters"]["requeue"] is True
-    with pytest.raises(UserError, match=r"hydra\.launcher\.at_once=0"):
-        Slurm(at_once=0)
+    assert parameters["additional_parameters"] == {"requeue": True}
+    with pytest.raises(UserError, match=r"hydra\.launcher\.at_once=-1"):
+        Slurm(at_once=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "at_once"),
+    [
+        ({}, 1),
+        ({"gpus_per_job": 2}, 2),
+        ({"gpus_per_job": 2, "runs_per_gpu": 3}, 6),
+        ({"gpus_per_job": 2, "runs_per_gpu": 3, "at_once": 5}, 5),
+        ({"gpus_per_job": 1, "at_once": 4}, 4),
+        ({"gres": "gpu:1g.10gb:2", "runs_per_gpu": 2}, 4),
+        ({"gres": "gpu:a100", "runs_per_gpu": 2}, 2),
+        ({"gres": "gpu:2,lscratch:100", "runs_per_gpu": 2}, 4),
+        ({"gres": "shard:4", "runs_per_gpu": 3}, 3),
+        ({"gres": "lscratch:100"}, 1),
+    ],
+)
+def test_runs_at_a_time_by_the_gpus_of_a_job(options, at_once):
+    launcher = Slurm(runs_per_job=8, array_parallelism=10, **options)
+    assert launcher.max_parallel("cuda") == 10 * at_once
+    gres = options.get("gres")
+    assert launcher._job_parameters("name", at_once)["additional_parameters"].get("gres") == gres
+    has_gpu = "gpus_per_job" in options or (gres or "").startswith(("gpu", "shard"))
+    assert launcher._resolve_device("auto") == ("cuda" if has_gpu else "cpu")
 
 
 def test_runs_and_sweeps_work_on_a_file_system_without_locks(tmp_path, monkeypatch):
@@ -271,8 +355,49 @@ def test_retry_parses_options_as_a_sweep_does():
 
 @pytest.mark.parametrize(
     "option",
-    [{"mem_gb_per_run": "4G"}, {"gpus_per_job": "a100:1"}, {"setup": "module load gcc"}, {"stop_before_s": -1}],
+    [
+        *({"mem_gb_per_run": "4G"}, {"gpus_per_job": "a100:1"}, {"setup": "module load gcc"}, {"stop_before_s": -1}),
+        *({"runs_per_gpu": -1}, {"mps": "yes"}, {"gres": ""}, {"gres": "gpu:"}, {"gres": 2}),
+    ],
 )
 def test_invalid_job_options_are_rejected(option):
-    with pytest.raises(UserError, match=next(iter(option))):
+    with pytest.raises(UserError, match=rf"{next(iter(option))}=.* is not allowed. Allowed: "):
         Slurm(**option)
+
+
+@pytest.mark.parametrize("option", [{"runs_per_gpu": 1.5}, {"mps": 1}, {"n_jobs": True}])
+def test_invalid_options_of_this_machine_are_rejected(option):
+    with pytest.raises(UserError, match=rf"{next(iter(option))}=.* is not allowed. Allowed: "):
+        Local(**option)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpus_per_job": 1, "gres": "gpu:1"}, "gres=gpu:1 and gpus_per_job=1 both request GPUs. .*gpus_per_job=0"),
+        ({"sbatch": {"gres": "shard:2"}}, "Use hydra.launcher.gres=shard:2"),
+        ({"mps": True}, "mps=true: the jobs have no GPU. Use hydra/launcher=slurm_gpu"),
+        ({"mps": True, "gres": "lscratch:9"}, "mps=true: the jobs have no GPU"),
+        ({"mps": True, "gres": "mps:50"}, "the cluster runs MPS itself. Use hydra.launcher.mps=false"),
+        (
+            {"at_once": 8, "gpus_per_job": 1, "runs_per_gpu": 4},
+            "at_once=8 is not allowed: with runs_per_gpu=4, 4 runs at a time fit on 1 GPU. Use .*runs_per_gpu=8, or at_once=4",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other_are_rejected(options, message):
+    with pytest.raises(UserError, match=message):
+        Slurm(**options)
+
+
+def test_the_job_that_plans_the_next_group_has_no_gpu(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "1", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    sweep = sweep_directory.Sweep.create(tmp_path / "sweep", ["run"], {"name": "slurm"}, 0, "")
+    Slurm(gres="gpu:1", sbatch={"mail-type": "FAIL"})._submit_next(sweep, ["-m"], ["7"])
+    assert "--mail-type=FAIL" in commands[0] and not [word for word in commands[0] if "gres" in word]

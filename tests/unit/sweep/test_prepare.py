@@ -92,6 +92,15 @@ def test_each_environment_is_built_once_and_expensive_ones_are_not(monkeypatch: 
     assert len(built) == 2 and not config_class("env", "grf").built_when_planned
 
 
+@pytest.mark.parametrize("env", ["lbf", "matrix", "mpe", "pettingzoo", "pursuit", "smax"])
+def test_jobs_on_gpus_are_planned_where_there_is_no_gpu(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, devices = env_module(env), []
+    make = module.make
+    monkeypatch.setattr(module, "make", lambda *arguments: devices.append(arguments[-1].type) or make(*arguments))
+    run = replace(run_config("qmix"), env=config_class("env", env)())
+    assert prepare.check(run, lambda device: "cuda").device == "cuda" and devices == ["cpu"]
+
+
 def test_an_error_in_the_code_of_an_environment_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> None:
         raise RuntimeError("no\nsimulator")
