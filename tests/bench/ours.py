@@ -22,6 +22,7 @@ SETTINGS: dict[str, tuple[dict, dict, int, int, int]] = {
     "epymarl-mpe2": ({"name": "pettingzoo"}, {"name": "qmix"}, 64, 32, 200),
     "epymarl-lbf": ({"name": "lbf"}, {"name": "qmix"}, 64, 32, 400),
     "jaxmarl-mpe": ({"name": "mpe"}, {"name": "qmix", "hypernet": 128}, 64, 32, 208),
+    "smax": ({"name": "smax"}, {"name": "qmix"}, 64, 32, 400),
     "grf": ({"name": "grf"}, {"name": "qmix"}, 64, 32, 1200),
 }
 
@@ -36,8 +37,19 @@ def main() -> None:
     print(json.dumps(measure(options.setting, options.seconds, options.device, options.num_envs)))
 
 
-def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
-    """Train in a setting for some seconds after a warm-up, and return the speed."""
+def measure(
+    setting: str, seconds: float, device: str, num_envs: int, steps_per_update: int = 0, warm_up: int = 10
+) -> dict:
+    """Train in a setting for some seconds after a warm-up, and return the speed.
+
+    Args:
+        setting: name of the setting.
+        seconds: length of the measurement, s.
+        device: 'cpu' or 'cuda'. A GPU is not stopped to time the parts of an update, whose times then mean nothing.
+        num_envs: copies of the environment; 0: as env.num_envs=auto chooses for the device.
+        steps_per_update: environment steps per update; 0: those of the setting.
+        warm_up: updates before the measurement.
+    """
     import torch
 
     from qllm_exp import experiment
@@ -51,7 +63,8 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
 
     torch.set_num_threads(1)
     experiment.keep_freed_memory()
-    env_options, mixer, hidden, batch, steps_per_update = SETTINGS[setting]
+    env_options, mixer, hidden, batch, default = SETTINGS[setting]
+    steps_per_update = steps_per_update or default
     env_name = env_options["name"]
     task = config_class("env", env_name)().task
     function = {"file": str(bundled_path(env_name, task))} if mixer["name"] == "tfcaf" else {}
@@ -66,10 +79,12 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
     run = with_num_envs(run, device.partition(":")[0])
     env = make_env(run.env, run.env.num_envs, 0, device)
     algorithm = make_algorithm(run, env, make_mixer(run.mixer, env))
-    trainer = Trainer(run.train, env, algorithm, 0, lambda _: 0, lambda _: None, lambda: False, exact_timer=True)
+    trainer = Trainer(
+        run.train, env, algorithm, 0, lambda _: 0, lambda _: None, lambda: False, exact_timer=device == "cpu"
+    )
     trainer.cycle()
     startup = time.monotonic() - BEGIN
-    while trainer.updates < 10:
+    while trainer.updates < warm_up:
         trainer.cycle()
     trainer.timer.seconds.clear()
     steps, updates, begin, processor = trainer.env_steps, trainer.updates, time.perf_counter(), time.process_time()
@@ -92,6 +107,7 @@ def measure(setting: str, seconds: float, device: str, num_envs: int) -> dict:
         },
         "evaluation_of_100_episodes_s": evaluation,
         "startup_s": startup,
+        "gpu_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device != "cpu" else None,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "num_envs": env.num_envs,
         "kernel": gru_kernel.status(),

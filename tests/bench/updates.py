@@ -30,6 +30,21 @@ REFERENCE = "q_learning+qmix"
 LATE = 10**12  # environment steps, after which exploration has its final value
 
 
+class FixedEpisodes:
+    """Experience that returns the same episodes for every request."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def sample(self, count: int) -> Any:
+        return self.batch
+
+    latest = sample
+
+    def last_rollout(self) -> Any:
+        return self.batch
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
@@ -60,22 +75,7 @@ def measure(
     import torch
 
     from qllm_exp import experiment
-    from qllm_exp.algorithms.base import EpisodeBatch
     from qllm_exp.envs import make_env
-
-    class FixedEpisodes:
-        """Experience that returns the same episodes for every request."""
-
-        def __init__(self, batch: EpisodeBatch) -> None:
-            self.batch = batch
-
-        def sample(self, count: int) -> EpisodeBatch:
-            return self.batch
-
-        latest = sample
-
-        def last_rollout(self) -> EpisodeBatch:
-            return self.batch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

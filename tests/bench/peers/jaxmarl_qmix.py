@@ -1,4 +1,4 @@
-"""Training speed of QMIX on JaxMARL's simple_spread, on one CPU core, as one JSON line.
+"""Training speed of QMIX on JaxMARL's simple_spread, on one CPU core, or with JAX_PLATFORMS=cuda on a GPU, as one JSON line.
 
 The published `jaxmarl` wheel holds environments and wrappers but none of the project's baseline scripts.
 From published packages come: the environment `MPE_simple_spread_v3` with `MPELogWrapper` and `CTRolloutManager`
@@ -21,8 +21,8 @@ STARTED = time.perf_counter() - time.process_time()  # the interpreter's own sta
 
 import os
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ |= {
-    "JAX_PLATFORMS": "cpu",
     "OMP_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
