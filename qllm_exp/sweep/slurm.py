@@ -98,7 +98,7 @@ class Slurm:
         if "gres" in self.sbatch:
             raise UserError(
                 f"hydra.launcher.sbatch={{gres:{self.sbatch['gres']}}}: this option of sbatch has a name of its own here. "
-                f"Use hydra.launcher.gres={self.sbatch['gres']}."
+                f"Remove it, and use hydra.launcher.gres={self.sbatch['gres']}."
             )
         of_gres = gpus_of_gres(self.gres)
         if self.gpus_per_job and of_gres:

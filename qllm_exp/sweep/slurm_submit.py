@@ -28,7 +28,10 @@ _SET_FOR_JOBS = (
 # Those that Slurm's commands need to reach the cluster, or that a user or a site sets.
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_DEBUG_FLAGS", "PMIX_MCA_")
 # Those of Slurm's GPU plugins (gres.conf); a user may set them too, outside of an allocation.
-_GPUS_OF_JOB = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
+_GPUS_OF_JOB = (
+    *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"),
+    *("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"),
+)
 # For sbatch, an environment variable outweighs the submission file. These options are part of every file.
 _SET_BY_SUBMISSION = (
     *("SBATCH_ARRAY_INX", "SBATCH_OUTPUT", "SBATCH_ERROR", "SBATCH_OPEN_MODE", "SBATCH_SIGNAL", "SBATCH_TIMELIMIT"),

@@ -375,7 +375,7 @@ def test_invalid_options_of_this_machine_are_rejected(option):
     ("options", "message"),
     [
         ({"gpus_per_job": 1, "gres": "gpu:1"}, "gres=gpu:1 and gpus_per_job=1 both request GPUs. .*gpus_per_job=0"),
-        ({"sbatch": {"gres": "shard:2"}}, "Use hydra.launcher.gres=shard:2"),
+        ({"sbatch": {"gres": "shard:2"}}, "Remove it, and use hydra.launcher.gres=shard:2"),
         ({"mps": True}, "mps=true: the jobs have no GPU. Use hydra/launcher=slurm_gpu"),
         ({"mps": True, "gres": "lscratch:9"}, "mps=true: the jobs have no GPU"),
         ({"mps": True, "gres": "mps:50"}, "the cluster runs MPS itself. Use hydra.launcher.mps=false"),
