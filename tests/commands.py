@@ -82,12 +82,13 @@ class Subprocess:
 
     Args:
         imports: as of `run`.
+        timeout: as of `run`.
     """
 
     PIPE = subprocess.PIPE
 
-    def __init__(self, imports: str = "") -> None:
-        self._imports = imports
+    def __init__(self, imports: str = "", timeout: float = 120) -> None:
+        self._imports, self._timeout = imports, timeout
 
     def run(
         self,
@@ -100,7 +101,7 @@ class Subprocess:
         **options: Any,
     ) -> "subprocess.CompletedProcess[str]":
         """Return what `subprocess.run` returns. What is not captured is printed; `options` are those that are always set here."""
-        process = run(command[1:], env=env, input=input, imports=self._imports)
+        process = run(command[1:], env=env, timeout=self._timeout, input=input, imports=self._imports)
         if not capture_output:
             print(process.stderr, end="", file=sys.stderr)
         if not capture_output and stdout is None:

@@ -32,7 +32,10 @@ def config_class(group, name):
 
 
 CHOICES = [(group, path.stem) for group in registry.GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-ALL = list(itertools.product(registry.choices("env"), registry.choices("mixer"), registry.choices("train")))
+ALL = list(itertools.product(registry.choices("env"), registry.choices("mixer"), ("fair", "paper")))
+ALL += [
+    (env, mixer, "quick") for env, mixer in zip(itertools.cycle(registry.choices("env")), registry.choices("mixer"))
+]
 
 
 @functools.cache
@@ -171,8 +174,8 @@ def test_an_algorithm_that_accepts_most_mixers_says_why_it_rejects_one():
 @pytest.mark.parametrize("algorithm", registry.choices("algorithm"))
 @pytest.mark.parametrize("mixer", registry.choices("mixer"))
 def test_an_algorithm_and_a_mixer_make_a_team_or_are_rejected_with_both_names(algorithm, mixer, tmp_path):
-    overrides = ["env=matrix", f"algorithm={algorithm}", f"mixer={mixer}", "env.num_envs=2", "train.hidden=4"]
-    run = load_run(composed(*overrides, f"dir={tmp_path}"))
+    run = load_run(composed("env=matrix", f"algorithm={algorithm}", "env.num_envs=2", "train.hidden=4"))
+    run = dataclasses.replace(run, mixer=config_class("mixer", mixer)(), dir=str(tmp_path))
     try:
         ready = prepare.prepare(prepare.check(run))
     except UserError as error:
@@ -260,7 +263,7 @@ def test_q_learning_with_no_mixer_is_iql(env, train):
     if train == "paper" and env in ("pettingzoo", "grf"):
         return
     iql = load_run(composed(f"env={env}", "algorithm=iql", f"train={train}"))
-    q_learning = load_run(composed(f"env={env}", f"train={train}", "algorithm=q_learning", "mixer=none"))
+    q_learning = load_run(composed(f"env={env}", "mixer=none", f"train={train}"))
     assert dataclasses.asdict(iql.algorithm) == dataclasses.asdict(q_learning.algorithm) | {"name": "iql"}
     assert dataclasses.replace(q_learning, algorithm=iql.algorithm) == iql
 

@@ -40,13 +40,13 @@ def unused(run):
 
 
 def training(run):
-    """Everything that five rollouts and their updates leave behind: parameters, statistics, metrics, schedule, evaluation."""
+    """Everything that three rollouts and their updates leave behind: parameters, statistics, metrics, schedule, evaluation."""
     with contextlib.closing(make_env(run.env, run.env.num_envs, 0)) as env:
         algorithm = build_algorithm(run, None, env)
         trainer = Trainer(run.train, env, algorithm, 0, lambda row: 0, lambda progress: None, lambda: False)
-        for _ in range(5):
+        for _ in range(3):  # the buffer overflows, and periodic targets are updated
             trainer.cycle()
-        evaluation = trainer.evaluate(8, "evaluation").row()
+        evaluation = trainer.evaluate(4, "evaluation").row()
     tensors = [tensor for tensor in flatten(algorithm.state_dict()).values() if isinstance(tensor, torch.Tensor)]
     return (
         [tensor.tolist() for tensor in tensors],
