@@ -29,6 +29,7 @@ from typing import IO, Any, NoReturn
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _SWEEPS = ("qllm_exp", "launch.retry")  # modules whose commands may start a sweep
+_STAGES = 12  # fork servers of a search: one for each stage of a generation
 
 
 def run(
@@ -386,8 +387,10 @@ def _command(order: dict[str, Any]) -> None:
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:0] = [order["cwd"], *own]
     option, program, *arguments = order["arguments"]
-    if program in _SWEEPS and ("-m" in arguments or "retry" in [program.rpartition(".")[2], *arguments[:1]]):
-        _prepare_fork_server()
+    if any("search" in argument for argument in arguments):
+        _prepare_fork_servers(_STAGES)
+    elif program in _SWEEPS and ("-m" in arguments or "retry" in [program.rpartition(".")[2], *arguments[:1]]):
+        _prepare_fork_servers(1)
     sys.argv[1:] = arguments
     if option == "-c":
         sys.argv[0] = "-c"
@@ -396,14 +399,14 @@ def _command(order: dict[str, Any]) -> None:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
-def _prepare_fork_server() -> None:
-    """Fork this sweep's fork server, before the sweep has changed anything in its process. It waits until the sweep starts it."""
+def _prepare_fork_servers(number: int) -> None:
+    """Fork the fork servers of a command, before it has changed anything in its process. Each waits until the command starts it."""
     from qllm_exp.sweep import fork_server
 
-    prepared = [_ForkServer()]
+    prepared = [_ForkServer() for _ in range(number)]
 
     def popen(command: list[str], **options: Any) -> Any:
-        """Return the prepared process for the first fork server of the sweep, a new one for any further."""
+        """Return a prepared process for each of the first fork servers of the command, a new one for any further."""
         return prepared.pop().begin(options["env"]) if prepared else subprocess.Popen(command, **options)
 
     fork_server.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})  # type: ignore[assignment]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import commands
+import pytest
 from loopback_llm import Answer, Call, Loopback
 
 from qllm_exp.search.search_directory import SearchDirectory
@@ -78,6 +79,7 @@ def by_prompt(before: Callable[[Call], None] = lambda call: None) -> Callable[[C
     return answer
 
 
+@pytest.mark.timeout(900)  # on a busy machine
 def test_a_search_killed_in_each_phase_ends_like_one_that_was_not_and_pays_no_call_twice(tmp_path: Path) -> None:
     fewer = ["tfcaf.search.reflection.baselines=false"]  # trainings, of which a kill can meet only one
     with Loopback(by_prompt()) as server:
