@@ -8,7 +8,6 @@ server of a sweep is forked as well. Tests of what is imported start a Python of
 
 import atexit
 import contextlib
-import gc
 import json
 import os
 import runpy
@@ -261,8 +260,11 @@ class _Server:
 
 def _serve() -> None:
     """Fork for each line read; report the process id, and the exit code when the process has ended."""
+    from qllm_exp.utils.start_time import rest_collector, wake_collector
+
+    rest_collector()
     _IMPORTS[sys.argv[1]]()
-    gc.freeze()  # a fork's collector then leaves the pages alone that it shares with this process
+    wake_collector()  # a fork's collector leaves the pages alone that it shares with this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then close the input
     orders, reports = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)

@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from qllm_exp.utils.start_time import rest_collector, wake_collector
+
 # The files that take longest, the longest first. A worker of pytest-xdist takes whole files, in this order.
 LONGEST = (
     "test_slurm",
@@ -37,11 +39,18 @@ LONGEST = (
     "test_wheel",
 )
 
+rest_collector()  # while a worker imports torch and all tests, which takes two thirds of the time then
+
 # One thread per worker, as in a run: on two cores, two workers with a thread per core each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The background jobs of a shell ignore SIGINT, and every process that a test starts and interrupts would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look at what tests make, and no more at what was imported."""
+    wake_collector()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
