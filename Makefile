@@ -54,7 +54,8 @@ check: lint types  ## lint, types and the fast tests, for while you work
 test: .venv/bin/python  ## lint, types and all tests, on the real football engine, a real one-node Slurm and a real browser
 	@$(call beside_engine,dev tools)
 	@launch/install_grf.sh
-	@$(MAKE) --no-print-directory lint types unit
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory -j 2 types unit  # mypy takes one core for a minute or two
 
 tools:
 	@launch/slurm_local.sh install

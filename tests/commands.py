@@ -8,7 +8,6 @@ server of a sweep is forked as well. Tests of what is imported start a Python of
 
 import atexit
 import contextlib
-import gc
 import json
 import os
 import runpy
@@ -29,6 +28,7 @@ from typing import IO, Any, NoReturn
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _SWEEPS = ("qllm_exp", "launch.retry")  # modules whose commands may start a sweep
+_STAGES = 12  # fork servers of a search: one for each stage of a generation
 
 
 def run(
@@ -82,12 +82,13 @@ class Subprocess:
 
     Args:
         imports: as of `run`.
+        timeout: as of `run`.
     """
 
     PIPE = subprocess.PIPE
 
-    def __init__(self, imports: str = "") -> None:
-        self._imports = imports
+    def __init__(self, imports: str = "", timeout: float = 120) -> None:
+        self._imports, self._timeout = imports, timeout
 
     def run(
         self,
@@ -100,7 +101,7 @@ class Subprocess:
         **options: Any,
     ) -> "subprocess.CompletedProcess[str]":
         """Return what `subprocess.run` returns. What is not captured is printed; `options` are those that are always set here."""
-        process = run(command[1:], env=env, input=input, imports=self._imports)
+        process = run(command[1:], env=env, timeout=self._timeout, input=input, imports=self._imports)
         if not capture_output:
             print(process.stderr, end="", file=sys.stderr)
         if not capture_output and stdout is None:
@@ -259,8 +260,11 @@ class _Server:
 
 def _serve() -> None:
     """Fork for each line read; report the process id, and the exit code when the process has ended."""
+    from qllm_exp.utils.start_time import rest_collector, wake_collector
+
+    rest_collector()
     _IMPORTS[sys.argv[1]]()
-    gc.freeze()  # a fork's collector then leaves the pages alone that it shares with this process
+    wake_collector()  # a fork's collector leaves the pages alone that it shares with this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then close the input
     orders, reports = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -385,8 +389,10 @@ def _command(order: dict[str, Any]) -> None:
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:0] = [order["cwd"], *own]
     option, program, *arguments = order["arguments"]
-    if program in _SWEEPS and ("-m" in arguments or "retry" in [program.rpartition(".")[2], *arguments[:1]]):
-        _prepare_fork_server()
+    if any("search" in argument for argument in arguments):
+        _prepare_fork_servers(_STAGES)
+    elif program in _SWEEPS and ("-m" in arguments or "retry" in [program.rpartition(".")[2], *arguments[:1]]):
+        _prepare_fork_servers(1)
     sys.argv[1:] = arguments
     if option == "-c":
         sys.argv[0] = "-c"
@@ -395,14 +401,14 @@ def _command(order: dict[str, Any]) -> None:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
-def _prepare_fork_server() -> None:
-    """Fork this sweep's fork server, before the sweep has changed anything in its process. It waits until the sweep starts it."""
+def _prepare_fork_servers(number: int) -> None:
+    """Fork the fork servers of a command, before it has changed anything in its process. Each waits until the command starts it."""
     from qllm_exp.sweep import fork_server
 
-    prepared = [_ForkServer()]
+    prepared = [_ForkServer() for _ in range(number)]
 
     def popen(command: list[str], **options: Any) -> Any:
-        """Return the prepared process for the first fork server of the sweep, a new one for any further."""
+        """Return a prepared process for each of the first fork servers of the command, a new one for any further."""
         return prepared.pop().begin(options["env"]) if prepared else subprocess.Popen(command, **options)
 
     fork_server.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})  # type: ignore[assignment]

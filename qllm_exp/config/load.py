@@ -1,9 +1,12 @@
 """Validate a composed configuration, and derive the identity and the name of its run."""
 
+import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
 import re
+import types
 import typing
 from collections.abc import Mapping
 from functools import cache
@@ -18,6 +21,8 @@ from qllm_exp.errors import UserError, nearest
 
 _TYPES: dict[tuple[str, str], type] = {("tracking", "wandb"): schema.WandbConfig, ("llm", "bundled"): schema.LlmConfig}
 _GROUP_TYPES: dict[str, type] = {"train": schema.TrainConfig, "tracking": schema.TrackingConfig}
+
+_MISSING = "???"  # stands for the value of an option that has to be given
 
 # What runs did before an option existed, by group and choice ('*': any). A run of that time has no value of the option, neither in
 # its configuration nor in its name.
@@ -74,25 +79,25 @@ def load_run(composed: DictConfig | dict[str, Any]) -> schema.RunConfig:
     Raises:
         UserError: the first problem found.
     """
-    config = _resolved(OmegaConf.create(composed) if isinstance(composed, dict) else composed)
+    config = _resolved(composed)
     run_fields = dataclasses.fields(schema.RunConfig)
     top_level = {field.name for field in run_fields}
     for key in config:
         if key not in top_level:
-            raise UserError(f"Unknown key {key!r}.{nearest(str(key), top_level)}")
+            raise UserError(f"Unknown key {key!r}.{nearest(key, top_level)}")
     _check_complete(config)
     config = _with_steps_per_update(config)
     groups: dict[str, Any] = {}
     for field in run_fields:
         if field.name in registry.GROUPS and field.name in config:
             options = config[field.name]
-            if not OmegaConf.is_dict(options):
+            if not isinstance(options, dict):
                 allowed = ", ".join(registry.choices(field.name))
                 raise UserError(f"{field.name}={options} is not a choice. Allowed: {allowed}.")
             cls = config_class(field.name, str(options.get("name", "")), str(options.get("backend", "")))
             groups[field.name] = _to_dataclass(cls, options, field.name)
     ungrouped = {key: config[key] for key in top_level if key not in groups and key in config}
-    others = _to_dataclass(_UNGROUPED_OPTIONS, OmegaConf.create(ungrouped), "")
+    others = _to_dataclass(_UNGROUPED_OPTIONS, ungrouped, "")
     run = schema.RunConfig(
         **groups, **{field.name: getattr(others, field.name) for field in dataclasses.fields(others)}
     )
@@ -125,64 +130,94 @@ def with_older_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _resolved(composed: DictConfig) -> DictConfig:
+def _resolved(composed: DictConfig | dict[str, Any]) -> dict[str, Any]:
     """Return a configuration without Hydra's own part, with values in place of references such as ${env.name}.
 
     References are resolved in the whole configuration, because a group on its own does not have the values of the others.
 
+    Args:
+        composed: as of `load_run`.
+
     Raises:
         UserError: a reference leads nowhere.
     """
-    values: dict[Any, Any] = {}
+    if isinstance(composed, dict):
+        if _is_plain(composed):
+            return {key: value for key, value in composed.items() if key != "hydra"}
+        composed = OmegaConf.create(composed)
+    values: dict[str, Any] = {}
     for name in (key for key in composed if key != "hydra"):
         try:
             if OmegaConf.is_missing(composed, name):
-                values[name] = "???"
+                values[str(name)] = _MISSING
             else:
                 value = composed[name]
-                values[name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+                values[str(name)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:
             key = str(getattr(error, "full_key", "") or name)
             reason = str(error).splitlines()[0]
             raise UserError(f"{key}: {reason}. A reference names a key of the run, such as ${{env.name}}.") from error
-    return OmegaConf.create(values)
+    return values
 
 
-def _check_complete(config: DictConfig) -> None:
+def _is_plain(value: Any) -> bool:
+    """Whether a value consists of dictionaries, lists, numbers, None and text without references."""
+    if type(value) is dict:
+        return all(type(key) is str and _is_plain(item) for key, item in value.items())
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float) or (type(value) is str and "${" not in value)
+
+
+def _missing_keys(node: Any, prefix: str) -> list[str]:
+    """Return the dotted keys without a value (`???`), below a part of a configuration whose key is `prefix`."""
+    if node == _MISSING:
+        return [prefix]
+    if isinstance(node, list):
+        return [key for index, item in enumerate(node) for key in _missing_keys(item, f"{prefix}[{index}]")]
+    items = node.items() if isinstance(node, dict) else ()
+    return [key for name, item in items for key in _missing_keys(item, f"{prefix}.{name}" if prefix else str(name))]
+
+
+def _check_complete(config: dict[str, Any]) -> None:
     """Raise UserError if an option that must be given has no value."""
-    missing = sorted(map(str, OmegaConf.missing_keys(config)))
-    if "train.source" in missing or OmegaConf.select(config, "train.source", default="") is None:
+    missing = sorted(_missing_keys(config, ""))
+    train = config.get("train")
+    if "train.source" in missing or (isinstance(train, dict) and train.get("source", "") is None):
         raise UserError(
-            f"train=paper has no published settings for env={config.env.name} with algorithm={config.algorithm.name}. "
+            f"train=paper has no published settings for env={config['env']['name']} with "
+            f"algorithm={config['algorithm']['name']}. "
             "Use train=fair, or env=mpe, lbf or matrix (or grf, with algorithm=q_learning)."
         )
     if missing:
         raise UserError(f"No value for {', '.join(missing)}. Set it on the command line: {missing[0]}=...")
 
 
-def _with_steps_per_update(config: DictConfig) -> DictConfig:
+def _with_steps_per_update(config: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration with a number of steps in place of `train.steps_per_update=8 episodes`."""
     train, env = config.get("train"), config.get("env")
-    episodes = re.fullmatch(r"(\d+) episodes?", str(train.get("steps_per_update"))) if train and env else None
+    if not isinstance(train, dict) or not isinstance(env, dict):
+        return config
+    episodes = re.fullmatch(r"(\d+) episodes?", str(train.get("steps_per_update")))
     if episodes is None or not isinstance(env.get("episode_limit"), int):
         return config
-    config = config.copy()
-    config.train.steps_per_update = int(episodes[1]) * env.episode_limit
-    return config
+    return config | {"train": train | {"steps_per_update": int(episodes[1]) * env["episode_limit"]}}
 
 
-def _to_dataclass(cls: type, options: Any, prefix: str) -> Any:
+def _to_dataclass(cls: type, options: dict[str, Any], prefix: str) -> Any:
     """Convert options to their dataclass.
 
     Args:
         cls: dataclass of the options.
-        options: part of a composed configuration.
+        options: part of a configuration, without references.
         prefix: key of that part, for messages; '' for the top level.
 
     Raises:
         UserError: a key is unknown, or a value has the wrong type.
     """
-    options = _checked_options(cls, OmegaConf.to_container(options), prefix)
+    options = _checked_options(cls, options, prefix)
+    with contextlib.suppress(_NeedsConversion):
+        return _instance(cls, options)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), options))
     except OmegaConfBaseException as error:
@@ -192,7 +227,58 @@ def _to_dataclass(cls: type, options: Any, prefix: str) -> Any:
         raise UserError(reason) from error
 
 
-def _checked_options(cls: type, options: Any, prefix: str) -> dict[str, Any]:
+class _NeedsConversion(Exception):
+    """A value is not of the type of its option, and OmegaConf has to convert or refuse it."""
+
+
+def _instance(cls: type, options: dict[str, Any]) -> Any:
+    """Return a dataclass whose options have values of their types already, as OmegaConf would in 30 times the time.
+
+    Raises:
+        _NeedsConversion: an option has another type, or keeps a part of its default.
+    """
+    values = {}
+    for field in dataclasses.fields(cls):
+        factory = None if field.default_factory is dataclasses.MISSING else field.default_factory
+        if field.name in options:
+            value = options[field.name]
+        else:
+            value = {} if dataclasses.is_dataclass(factory) else field.default if factory is None else factory()
+        if not field.init or value is dataclasses.MISSING:
+            raise _NeedsConversion
+        values[field.name] = _value(_type_hints(cls)[field.name], value, factory)
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, factory: Any) -> Any:
+    """Return a value of a type, copied.
+
+    Args:
+        hint: the type of an option.
+        value: its value.
+        factory: makes its default value; None if that is a constant.
+
+    Raises:
+        _NeedsConversion: as `_instance`.
+    """
+    args = typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and type(value) is dict and factory is hint:
+        return _instance(cast(type, hint), value)
+    if typing.get_origin(hint) is list and type(value) is list:
+        return [_value(args[0], item, None) for item in value]
+    if hint == dict[str, Any] and factory is dict and type(value) is dict and _is_plain(value):
+        return copy.deepcopy(value)
+    if isinstance(hint, types.UnionType) and len(args) == 2 and args[1] is type(None):  # X | None
+        return None if value is None else _value(args[0], value, None)
+    if hint is float and type(value) is int:
+        return float(value)
+    is_scalar = hint in (bool, int, float, str) and type(value) is hint
+    if not (is_scalar or (hint is Any and not isinstance(value, (dict, list)))) or not _is_plain(value):
+        raise _NeedsConversion
+    return value
+
+
+def _checked_options(cls: type, options: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Return options with 2000000 in place of 2e6 where a whole number is meant.
 
     Args:

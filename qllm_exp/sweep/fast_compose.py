@@ -1,8 +1,8 @@
 """Compose the configurations of many runs from a few that Hydra composes.
 
-Hydra takes about 65 ms to compose a configuration, and checking its types takes another 17 ms: 14 minutes for 10,000 runs. Here
-each distinct choice of groups is composed once. A plain value that varies (`seed=3`, `train.learning_rate=1e-3`) is then set in
-the checked configuration. Everything else is left to Hydra, so the result is always the one that Hydra gives.
+Hydra takes about 65 ms to compose a configuration: 11 minutes for 10,000 runs. Here each distinct choice of groups is composed
+once. A plain value that varies (`seed=3`, `train.learning_rate=1e-3`) is then set in the checked configuration. Everything else
+is left to Hydra, so the result is always the one that Hydra gives.
 """
 
 import dataclasses

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import numpy as np
 import pandas
 import pytest
@@ -14,6 +16,7 @@ from run_folders import make_run, make_unfinished_run, run_config
 
 import qllm_exp
 from qllm_exp import UserError
+from qllm_exp.api import runs as api_runs
 from qllm_exp.config import schema
 from qllm_exp.results.records.collect import collect
 from qllm_exp.results.tables.table import ablation, comparison
@@ -21,6 +24,14 @@ from qllm_exp.results.tables.table import ablation, comparison
 TINY = ["env=matrix", "train=quick", "train.total_steps=2000", "train.evaluation.every=1000", "device=cpu"]
 FUNCTIONS = [name for name in qllm_exp.__all__ if name[0].islower()]
 MEAN = "def credit_assignment(agents_q, global_state):\n    return agents_q.mean(dim=1, keepdim=True)\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_commands() -> Iterator[None]:
+    """Commands are forked, which spares them to import torch; test_notebooks.py starts them as a user's Python does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api_runs, "subprocess", commands.Subprocess())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +56,7 @@ def rates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import qllm_exp; seconds = time.perf_counter() - start\n"
+        "import sys, time; start = time.process_time(); import qllm_exp; seconds = time.process_time() - start\n"
         "print(seconds, *[name for name in ('torch', 'numpy', 'hydra', 'pandas', 'argparse') if name in sys.modules])"
     )
     seconds = []

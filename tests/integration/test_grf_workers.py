@@ -25,6 +25,7 @@ print(env.worker.pid, flush=True)
 # If these tests run as a background job of a shell, the processes that they start inherit that SIGINT is ignored.
 LISTEN = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 STEP = "env.step(torch.zeros(2, 4, dtype=torch.long))\n"
+LIMIT_S = 30.0  # a fraction of a second or two seconds on a quiet machine
 
 
 def football(workers: int = 2) -> FootballEnv:
@@ -37,7 +38,7 @@ def actions(action: int = 0) -> torch.Tensor:
     return torch.full((3, 4), action)
 
 
-def gone(pid: int, seconds: float = 5.0) -> bool:
+def gone(pid: int, seconds: float = LIMIT_S) -> bool:
     """Wait for the process to end, not only to be reaped; whether it has."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -59,7 +60,7 @@ def test_a_worker_that_dies_is_named_with_the_signal(signal_number: signal.Signa
     with pytest.raises(WorkerError, match=rf"football worker \(process {pid}\) was killed by {signal_number.name}"):
         for _ in range(2):
             env.step(actions())
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < LIMIT_S
     assert gone(pid)
     with pytest.raises(RuntimeError, match="closed"):
         env.reset()
@@ -73,7 +74,7 @@ def test_an_exception_in_a_match_is_reported_with_its_traceback(match: int) -> N
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"(?s)football worker .* exit status 1.*Traceback.*IndexError"):
         env.step(joint_actions)
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < LIMIT_S
     assert gone(env.worker.pid)
 
 
@@ -83,7 +84,7 @@ def test_a_hung_engine_is_stopped_with_its_environment() -> None:
     os.kill(pid, signal.SIGSTOP)
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < 4.0
+    assert time.monotonic() - start < LIMIT_S
     assert gone(pid)
 
 

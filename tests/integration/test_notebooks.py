@@ -8,15 +8,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import jupytext
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 from run_folders import make_run, run_config
 
 import qllm_exp
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
+FORKING = f"""
+import sys
+sys.path.insert(0, {str(Path(commands.__file__).parent)!r})
+import commands
+import qllm_exp.api.runs
+qllm_exp.api.runs.subprocess = commands.Subprocess(timeout=280)
+"""
 LIBRARIES = {"IPython", "matplotlib", "numpy", "pandas"}
 
 
@@ -30,11 +39,12 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert sorted(FOLDER.rglob("*")) == before
 
 
-def execute(path: Path, **parameters: str) -> NotebookNode:
+def execute(path: Path, is_forking: bool = False, **parameters: str) -> NotebookNode:
     """Return the notebook with its outputs.
 
     Args:
         path: the notebook.
+        is_forking: whether its sweeps are forked, as tests/commands.py does; else each is a Python that imports torch twice.
         **parameters: new values of assignments at the start of a line, by name.
     """
     text = path.read_text()
@@ -42,6 +52,8 @@ def execute(path: Path, **parameters: str) -> NotebookNode:
         text, times = re.subn(rf"^{name} = .*$", lambda _, line=f"{name} = {value}": line, text, flags=re.MULTILINE)
         assert times == 1
     notebook = jupytext.reads(text, fmt="py:percent")
+    if is_forking:
+        notebook.cells.insert(0, new_code_cell(FORKING))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTEST_CURRENT_TEST")  # with it, a kernel does not capture the output of subprocesses
         NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(path.parent)}}).execute()
@@ -85,7 +97,7 @@ def test_notebooks_use_the_public_api_alone(path: Path) -> None:
 
 
 def test_first_tour(copy: Path) -> None:
-    notebook = execute(copy / "first_tour.py")
+    notebook = execute(copy / "first_tour.py", is_forking=True)
     folder = copy / "runs" / "first_tour"
     runs = qllm_exp.load_runs(folder)
     assert len(runs) == 12 and set(runs.state) == {"finished"}
@@ -128,7 +140,7 @@ def test_baseline_comparison_with_runs_of_the_user(copy: Path, tmp_path: Path) -
 
 
 def test_ablation(copy: Path) -> None:
-    notebook = execute(copy / "ablation.py")
+    notebook = execute(copy / "ablation.py", is_forking=True)
     rates, rounds = copy / "runs" / "ablation_learning_rate", copy / "runs" / "ablation_rounds"
     tables = [qllm_exp.ablation(rates, axis="train.learning_rate"), qllm_exp.ablation(rounds, axis="tfcaf.rounds")]
     assert displayed(notebook, "text/markdown") == [str(table) for table in tables]

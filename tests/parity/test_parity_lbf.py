@@ -17,7 +17,7 @@ from qllm_exp.envs.base import Observation
 from qllm_exp.envs.lbf import Config as LbfConfig
 from qllm_exp.envs.lbf import LevelBasedForaging, parse_task, sample_start, tasks
 
-EPISODES = 200
+EPISODES = 80  # of each task
 CPU = torch.device("cpu")
 
 # The package registers at most 4 foods. The two tasks with 5 foods use its class, with otherwise equal settings.

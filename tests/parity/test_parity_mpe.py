@@ -14,7 +14,7 @@ from qllm_exp.envs import make_env
 from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.envs.mpe.particles import ParticleEnv
 
-EPISODES = 200
+EPISODES = 60  # of each case
 STEPS = 25
 MODULES = {
     "simple_spread": "simple_spread_v3",

@@ -5,10 +5,12 @@ import dataclasses
 import functools
 import itertools
 import re
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.algorithms import check_combination
 from qllm_exp.config import load, registry, schema
@@ -30,7 +32,10 @@ def config_class(group, name):
 
 
 CHOICES = [(group, path.stem) for group in registry.GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-ALL = list(itertools.product(registry.choices("env"), registry.choices("mixer"), registry.choices("train")))
+ALL = list(itertools.product(registry.choices("env"), registry.choices("mixer"), ("fair", "paper")))
+ALL += [
+    (env, mixer, "quick") for env, mixer in zip(itertools.cycle(registry.choices("env")), registry.choices("mixer"))
+]
 
 
 @functools.cache
@@ -169,8 +174,8 @@ def test_an_algorithm_that_accepts_most_mixers_says_why_it_rejects_one():
 @pytest.mark.parametrize("algorithm", registry.choices("algorithm"))
 @pytest.mark.parametrize("mixer", registry.choices("mixer"))
 def test_an_algorithm_and_a_mixer_make_a_team_or_are_rejected_with_both_names(algorithm, mixer, tmp_path):
-    overrides = ["env=matrix", f"algorithm={algorithm}", f"mixer={mixer}", "env.num_envs=2", "train.hidden=4"]
-    run = load_run(composed(*overrides, f"dir={tmp_path}"))
+    run = load_run(composed("env=matrix", f"algorithm={algorithm}", "env.num_envs=2", "train.hidden=4"))
+    run = dataclasses.replace(run, mixer=config_class("mixer", mixer)(), dir=str(tmp_path))
     try:
         ready = prepare.prepare(prepare.check(run))
     except UserError as error:
@@ -258,9 +263,97 @@ def test_q_learning_with_no_mixer_is_iql(env, train):
     if train == "paper" and env in ("pettingzoo", "grf"):
         return
     iql = load_run(composed(f"env={env}", "algorithm=iql", f"train={train}"))
-    q_learning = load_run(composed(f"env={env}", f"train={train}", "algorithm=q_learning", "mixer=none"))
+    q_learning = load_run(composed(f"env={env}", "mixer=none", f"train={train}"))
     assert dataclasses.asdict(iql.algorithm) == dataclasses.asdict(q_learning.algorithm) | {"name": "iql"}
     assert dataclasses.replace(q_learning, algorithm=iql.algorithm) == iql
+
+
+@dataclasses.dataclass
+class Inner:
+    number: int = 1
+    weight: float = 2
+    share: float | None = 0.5
+
+
+@dataclasses.dataclass
+class Options:
+    """An option of every kind that the package has."""
+
+    number: int = 1
+    share: float = 0.5
+    limit: float | None = None
+    switch: bool = False
+    text: str = "a"
+    anything: Any = "auto"
+    texts: list[str] = dataclasses.field(default_factory=lambda: ["x"])
+    free: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+@dataclasses.dataclass
+class UsersOptions(Options):
+    """Kinds that only a user may write: defaults that a partial value is merged into, and a sequence of fixed length."""
+
+    merged: dict[str, Any] = dataclasses.field(default_factory=lambda: {"kept": 1})
+    pair: tuple[int, int] = (1, 2)
+    other: Inner = dataclasses.field(default_factory=lambda: Inner(number=7))
+
+
+VALUES = {
+    "number": [3, -1, True, 2.5, "4", "four", None],
+    "share": [0.25, 1, True, "0.5", "half", None, [0.5], 10**20],
+    "limit": [0.25, 1, None, "0.5", {}],
+    "switch": [True, 1, 0, "on", "maybe", None],
+    "text": ["b", 3, 2.5, None, ["b"], "${number}", "${nowhere}"],
+    "anything": [1, 0.5, "b", None, [1, "b"], {"a": [1]}],
+    "texts": [[], ["a", "b"], ["a", 1], [None], "a", ["${text}"], [["a"]]],
+    "free": [{}, {"a": 1, "b": {"c": [1.5, None, "d"]}}, {"a": "${text}"}, [1], None, {1: 2}],
+    "merged": [{}, {"kept": 2}, {"more": 3}],
+    "pair": [[3, 4], [3, "b"], [3]],
+    "inner": [{}, {"number": 2}, {"share": None}, {"share": 2}, {"number": "two"}, 3],
+    "other": [{}, {"number": 2}, {"share": None}],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in VALUES.items() for value in values])
+def test_a_value_has_the_type_that_omegaconf_gives_it(name, value):
+    def outcome(make):
+        try:
+            return repr(make())  # unlike ==, it tells 1 from 1.0 and True
+        except (OmegaConfBaseException, UserError) as error:
+            return type(error).__name__ if isinstance(error, OmegaConfBaseException) else "refused"
+
+    options = {name: value}
+    cls = Options if hasattr(Options(), name) else UsersOptions
+    converted = outcome(lambda: load._to_dataclass(cls, options, ""))
+    expected = outcome(lambda: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), options)))
+    assert converted == expected or (converted == "refused" and expected.endswith("Error")), expected
+    assert options == {name: value}
+
+
+def test_values_that_have_their_types_already_are_not_converted_and_not_shared(monkeypatch):
+    """OmegaConf takes 40 ms for a run, and the figures of a paper read thousands."""
+    config = composed("env=mpe", "sweep.tags=[a]", "++env.options.a=[1]")
+    monkeypatch.setattr(load.OmegaConf, "structured", None)
+    monkeypatch.setattr(load.OmegaConf, "merge", None)
+    options = to_dict(load_run(config))
+    run = load_run(options)
+    assert to_dict(run) == options
+    options["env"]["options"]["a"].append(2)
+    options["sweep"]["tags"].append("b")
+    assert (run.env.options, run.sweep.tags) == ({"a": [1]}, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [({"learning_rate": "???"}, "train.learning_rate"), ({"evaluation": {"every": "???"}}, "train.evaluation.every")],
+)
+def test_an_option_without_a_value_is_named(value, key):
+    config = OmegaConf.to_container(composed())
+    config["train"] |= value
+    for written in (config, OmegaConf.create(config)):
+        with pytest.raises(UserError, match=rf"No value for {key}\. Set it on the command line: {key}=\.\.\."):
+            load_run(written)
 
 
 @pytest.mark.parametrize(

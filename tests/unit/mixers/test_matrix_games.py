@@ -100,10 +100,13 @@ def test_qfix_can_represent_a_game_whose_best_joint_action_the_agents_prefer(var
     layer = [*mixer.weights.parameters(), *mixer.bias.parameters()]  # the fixee stays as it is
     optimiser = torch.optim.Adam(layer, lr=1e-2)
     for _ in range(1000):
+        errors = mixer.q_tot(joint, state) - game.flatten()
+        if errors.abs().max() < 0.5:
+            break
         optimiser.zero_grad()
-        (mixer.q_tot(joint, state) - game.flatten()).square().mean().backward()
+        errors.square().mean().backward()
         optimiser.step()
-    assert torch.allclose(mixer.q_tot(joint, state).view(3, 3), game, atol=0.5)
+    assert errors.abs().max() < 0.5
     additive_only = mixer(joint.qs, state).view(3, 3)  # what it is added to cannot
     assert (additive_only - game).abs().max() > 3
 

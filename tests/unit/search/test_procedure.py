@@ -2,8 +2,9 @@
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from qllm_exp.llm import CallFailed, Reply, Request
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import run_folders
 from qllm_exp.search import procedure, trainings
+from qllm_exp.search.archive import Archive
+from qllm_exp.search.reflection import Reflection
 from qllm_exp.search.search_directory import SearchDirectory
 from qllm_exp.utils.files import strict_json
 
@@ -90,67 +93,82 @@ class Step:
             raise Killed
 
 
-def kill_at(
-    searches: Searches, monkeypatch: pytest.MonkeyPatch, at: int
-) -> tuple[SearchDirectory | None, Model, Launcher, int]:
-    """Run a search that is killed at a step and started again; `at` beyond the last step: it is never killed."""
-    step, append, end = Step(at), SearchDirectory.append, Launcher.end
-    model, launcher = Model(), Launcher()
+KILLED_OPTIONS = [
+    "tfcaf.search.generations=2",
+    "tfcaf.candidates=2",
+    "tfcaf.search.tune=gradient",
+    "tfcaf.search.seeds=[1,1]",
+    "tfcaf.search.reflection.baselines=false",
+]
 
-    def killed_append(self: SearchDirectory, rows: Any) -> None:
-        step()
+
+@dataclass
+class Undisturbed:
+    """A search that was not killed, and what a kill at each of its steps would have left behind.
+
+    Attributes:
+        folder: its cache and runs.
+        log: its log.
+        copies: copies of the folder before each step, and the names of the runs that were started until then.
+    """
+
+    folder: Path
+    log: str
+    copies: list[tuple[Path, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The steps: each line of the log, each end of a run and each batch of answers, before it is on the disk."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    model, launcher = Model(), Launcher()
+    append, end = SearchDirectory.append, Launcher.end
+    copies: list[tuple[Path, list[str]]] = []
+
+    def copy_folder() -> None:
+        left = tmp_path_factory.mktemp("killed") / "left"
+        shutil.copytree(
+            folder, left, ignore=shutil.ignore_patterns("*.claim.*")
+        )  # the claim of an ended process is void
+        copies.append((left, list(launcher.started)))
+
+    def copied_append(self: SearchDirectory, rows: Any) -> None:
+        copy_folder()
         append(self, rows)
 
-    def killed_end(self: Launcher, directory: RunDirectory) -> None:
-        step()
+    def copied_end(self: Launcher, directory: RunDirectory) -> None:
+        copy_folder()
         end(self, directory)
 
-    def killed_answer(request: Request) -> str:
+    def copied_answer(request: Request) -> str:
         if model.calls[-1] == request.name:  # after the other answers of the batch
-            step()
+            copy_folder()
         return shares(request)
 
-    monkeypatch.setattr(SearchDirectory, "append", killed_append)
-    monkeypatch.setattr(Launcher, "end", killed_end)
-    model.script = killed_answer
-    options = [
-        "tfcaf.search.generations=2",
-        "tfcaf.candidates=2",
-        "tfcaf.search.tune=gradient",
-        "tfcaf.search.seeds=[1,1]",
-        "tfcaf.search.reflection.baselines=false",
-    ]
-    directory = None
-    for _ in range(2):
-        try:
-            directory = searches.run(*options, model=model, launcher=launcher)
-            break
-        except Killed:
-            model.calls = []  # a call that was not answered when the process ended
-    return directory, model, launcher, step.number
+    model.script = copied_answer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SearchDirectory, "append", copied_append)
+        patch.setattr(Launcher, "end", copied_end)
+        directory = Searches(folder, patch).run(*KILLED_OPTIONS, model=model, launcher=launcher)
+    return Undisturbed(folder, directory.log.read_text(), copies)
 
 
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2, 3))])
 def test_a_search_killed_at_any_step_ends_with_the_same_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    """The steps: each line of the log, each end of a run and each batch of answers, before it is on the disk."""
-    with monkeypatch.context() as patch:
-        whole, _, whole_launcher, steps = kill_at(Searches(tmp_path / "whole", patch), patch, 10_000)
-    assert whole is not None and steps > 20
-    expected = whole.log.read_text()
-    assert whole_launcher.started
-    for at in range(1 + part, steps + 1, 4):
-        folder = tmp_path / f"killed-{at}"
-        with monkeypatch.context() as patch:
-            directory, _, launcher, _ = kill_at(Searches(folder, patch), patch, at)
-        assert directory is not None and directory.log.read_text() == expected, at
-        repeated = {name for name in launcher.started if launcher.started.count(name) > 1}
-        assert len(repeated) <= 1, "only the run that was in progress starts again"
+    assert len(undisturbed.copies) > 20
+    for left, started in undisturbed.copies[part::4]:
+        shutil.rmtree(undisturbed.folder)
+        shutil.copytree(left, undisturbed.folder)
+        launcher = Launcher()
+        directory = Searches(undisturbed.folder, monkeypatch).run(*KILLED_OPTIONS, launcher=launcher)
+        assert directory.log.read_text() == undisturbed.log, left
+        assert len({*started} & {*launcher.started}) <= 1, "only the run that was in progress starts again"
 
 
 def test_no_call_is_paid_twice_after_a_kill(searches: Searches, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, append = Step(4), SearchDirectory.append  # the first generation is logged, trained, and the second is asked
+    step, append = Step(2), SearchDirectory.append  # the first generation is logged, trained, and the second is asked
 
     def killed_append(self: SearchDirectory, rows: Any) -> None:
         if rows[0]["kind"] == "call":
@@ -159,12 +177,12 @@ def test_no_call_is_paid_twice_after_a_kill(searches: Searches, monkeypatch: pyt
 
     monkeypatch.setattr(SearchDirectory, "append", killed_append)
     model = Model()
-    options = ["tfcaf.search.generations=5", "tfcaf.search.seeds=[1,1]"]
+    options = ["tfcaf.search.generations=3", "tfcaf.search.seeds=[1,1]"]
     with pytest.raises(Killed):
         searches.run(*options, model=model)
     first_calls = list(model.calls)
     searches.run(*options, model=model)
-    assert len(first_calls) == 12 and len(model.calls) == len(set(model.calls)) == 15
+    assert len(first_calls) == 6 and len(model.calls) == len(set(model.calls)) == 9
 
 
 def test_a_torn_line_of_the_log_is_dropped(searches: Searches) -> None:
@@ -227,7 +245,8 @@ def test_evolve_shows_earlier_functions_of_the_island_in_a_fresh_conversation(se
 
 
 def test_equal_answers_give_equal_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logs = [Searches(tmp_path / name, monkeypatch).run().log.read_text() for name in "ab"]
+    options = ["tfcaf.search.generations=2", "tfcaf.search.migration=1"]
+    logs = [Searches(tmp_path / name, monkeypatch).run(*options).log.read_text() for name in "ab"]
     assert logs[0] == logs[1]
 
 
@@ -413,12 +432,13 @@ def test_a_return_is_in_no_message_to_the_coder_where_requests_have_none(
         return answer(source(0.64)) if repeats else shares(request)
 
     model = Model(script)
-    searches.run("tfcaf.search.generations=2", option, model=model)
+    directory = searches.run("tfcaf.search.generations=2", option, model=model)
     refusal = model.requests["generation-2-candidate-1-attempt-2"].messages[-1]["content"]
     assert "it computes the same as an earlier function" in refusal
     assert ("whose return is 0.576 after 100 steps" in refusal) == is_told
     texts = [message["content"] for request in model.requests.values() for message in request.messages[1:]]
     assert any("return of the search so far is" in text for text in texts) == is_told
+    assert bool(directory.of_kind("training", function="qmix")) == ("reflection.returns" not in option)
 
 
 def test_candidate_10_does_not_stand_for_candidate_1(searches: Searches) -> None:
@@ -511,12 +531,25 @@ def test_the_request_to_improve_has_every_part_of_the_reflection_unless_it_is_sw
         "gradients": "Norm of the gradient in training",
         "gate": "Negative weights before the IGM gate",
     }
-    for name in (None, *parts):
-        model = Model()
-        off = [] if name is None else [f"tfcaf.search.reflection.{name}=false"]
-        searches.run("tfcaf.search.generations=2", *off, model=model)
-        text = model.requests["generation-2-candidate-1"].messages[1]["content"]
-        missing = {part for part, words in parts.items() if not re.search(re.escape(words), text)}
-        assert missing == ({name} if name not in (None, "returns") else {"returns", "baselines"} if name else set()), (
-            name
-        )
+    model = Model()
+    directory = searches.run("tfcaf.search.generations=2", model=model)
+    (question,) = directory.of_kind("question", name="generation-2-candidate-1")
+    run = searches.config("tfcaf.search.generations=2")
+    archive = Archive(directory.rows, run.tfcaf.search)
+    parents = [member for member in archive.members if member.key in question["parents"]]
+
+    def request(**parts: bool) -> str:
+        """Return the request with parts of the reflection switched on or off."""
+        search = replace(run.tfcaf.search, reflection=replace(run.tfcaf.search.reflection, **parts))
+        config = replace(run, tfcaf=replace(run.tfcaf, search=search))
+        with provide.small_environment(run) as env:
+            enforce = provide.igm_enforced(run, env)
+            written = Reflection(config, provide.prompts_for(run), directory, env, enforce)
+            return written.request(parents, archive)
+
+    def missing(text: str) -> set[str]:
+        return {part for part, words in parts.items() if not re.search(re.escape(words), text)}
+
+    assert missing(model.requests["generation-2-candidate-1"].messages[1]["content"]) == set()
+    for name in parts:
+        assert missing(request(**{name: False})) == {name} | ({"baselines"} if name == "returns" else set())
