@@ -1,14 +1,15 @@
 """Generate docs/pages/methods: a page per algorithm and mixer, and the table of their results.
 
     python docs/generate_methods.py                  from the docstrings of the modules, the YAML files and measured.csv
-    python docs/generate_methods.py runs/methods     first replace measured.csv and the figures by those of a sweep
-                                                     (experiment=methods)
+    python docs/generate_methods.py runs/methods     first replace the rows and figures of the environments of a sweep
+                                                     (experiment=methods, whole or with env=lbf)
 
 tests/unit/test_generate_methods.py fails when a page differs from its sources.
 """
 
 import ast
 import csv
+import io
 import json
 import re
 import subprocess
@@ -42,7 +43,7 @@ def _learns_a_policy(algorithm: str) -> bool:
     return "\nevaluation:" in (ROOT / "conf" / "algorithm" / f"{algorithm}.yaml").read_text()
 
 
-# Name of a figure: the methods in it, as parts of the names of their run folders.
+# Name of a figure, of which each environment has its own file: the methods in it, as parts of the names of their run folders.
 FIGURES = {
     "mixers": [f"q-learning_{mixer}" for mixer in CHOICES["mixer"] if mixer != "none"] + ["iql_none"],
     "plugged": [f"{algorithm}_{mixer}" for algorithm in ("q-learning", "riit", "maser") for mixer in ("qmix", "tfcaf")],
@@ -134,7 +135,7 @@ def _measured(group: str, name: str) -> str:
         return f"Not measured yet:\n\n{command}"
     table = [OPEN, "", "| method | task | return of the last evaluation |", "|---|---|---|"]
     table += [f"| {row['method']} | {row['env']}/{row['task']} | {_cell(row)} |" for row in mine]
-    shown = [figure for figure in FIGURES if (PAGES / f"{figure}.png").exists() and _is_shown(figure, mine)]
+    pictures = [line for figure in FIGURES if _is_shown(figure, mine) for line in _pictures(figure)]
     return "\n".join(
         [
             f"{command}\n",
@@ -144,7 +145,7 @@ def _measured(group: str, name: str) -> str:
             "",
             "[The index](index.md) has all methods under the same settings, and explains the columns.",
             *(note for env, note in _NOTES.items() if any(row["env"] == env for row in mine)),
-            *(f"\n![{_CAPTIONS[figure]}]({figure}.png)" for figure in shown),
+            *(f"\n{picture}" for picture in pictures),
         ]
     )
 
@@ -152,6 +153,17 @@ def _measured(group: str, name: str) -> str:
 def _is_shown(figure: str, rows: list[dict[str, str]]) -> bool:
     parts = (_parts(row["method"]) for row in rows)
     return not {f"{algorithm.replace('_', '-')}_{mixer}" for algorithm, mixer in parts}.isdisjoint(FIGURES[figure])
+
+
+def _picture(figure: str, env: str) -> Path:
+    """Path of a figure of an environment."""
+    return PAGES / f"{figure}-{env}.png"
+
+
+def _pictures(figure: str) -> list[str]:
+    """Markdown of the pictures of a figure: those environments that have one."""
+    paths = {env: _picture(figure, env) for env in dict.fromkeys(row["env"] for row in _rows())}
+    return [f"![{_CAPTIONS[figure]}, {env}]({path.name})" for env, path in paths.items() if path.exists()]
 
 
 def _cell(row: dict[str, str]) -> str:
@@ -177,18 +189,45 @@ def _index() -> str:
         table.append(f"| {method} | " + " | ".join(_cell(cell) if cell else "-" for cell in row_cells) + " |")
     table += ["", CLOSE]
     links = [f"- {group}s: " + ", ".join(f"[{name}]({name}.md)" for name in CHOICES[group]) for group in GROUPS]
-    pictures = [f"![{_CAPTIONS[figure]}]({figure}.png)" for figure in FIGURES if (PAGES / f"{figure}.png").exists()]
+    pictures = [line for figure in FIGURES for line in _pictures(figure)]
     sections = ["## Pages", "\n".join(links), "## All methods", "\n".join(table) if rows else "", *pictures]
     return "\n\n".join([head + mark, *sections]).strip() + "\n"
 
 
 def measure(sweep: Path) -> None:
-    """Write measured.csv and the figures from the runs of a sweep."""
+    """Replace the rows of measured.csv and the figures of the environments that a sweep has runs of."""
+    before = _rows()
     runs = [sweep.parent / name for name in json.loads((sweep / "sweep.json").read_text())["runs"]]
     _results("table", sweep, "-o", MEASURED)
-    for figure, methods in FIGURES.items():
-        shown = [run for run in runs if any(f"_{name}_s" in run.name for name in methods)]
-        _results("curves", *shown, "-o", PAGES / f"{figure}.png")
+    MEASURED.write_text(merged(before, MEASURED.read_text()))
+    for env in dict.fromkeys(run.name.partition("_")[0] for run in runs):
+        for figure, methods in FIGURES.items():
+            shown = [
+                run
+                for run in runs
+                if run.name.startswith(f"{env}_") and any(f"_{name}_s" in run.name for name in methods)
+            ]
+            _results("curves", *shown, "-o", _picture(figure, env))
+
+
+def merged(before: list[dict[str, str]], measured: str) -> str:
+    """A table with the new rows of each environment that was measured, and the rows of before of the others.
+
+    Args:
+        before: rows of before.
+        measured: CSV of the new rows.
+
+    Returns:
+        CSV, sorted by environment.
+    """
+    lines = csv.DictReader(io.StringIO(measured))
+    rows = list(lines)
+    rows += [row for row in before if row["env"] not in {new["env"] for new in rows}]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines.fieldnames or [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=lambda row: row["env"]))
+    return text.getvalue()
 
 
 def _results(*arguments: str | Path) -> None:

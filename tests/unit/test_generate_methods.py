@@ -34,3 +34,10 @@ def test_methods_are_assigned_to_their_pages():
     assert generate_methods._parts("riit+tfcaf") == ("riit", "tfcaf")
     assert generate_methods._parts("wqmix weighting=cw") == ("q_learning", "wqmix")
     assert generate_methods._parts("iql") == ("iql", "none")
+
+
+def test_rows_of_environments_that_were_not_measured_stay():
+    header = "env,task,method,value"
+    before = [{"env": env, "task": "a", "method": "vdn", "value": "1"} for env in ("lbf", "matrix", "mpe")]
+    text = generate_methods.merged(before, f"{header}\nmatrix,b,qmix,2\nmatrix,b,vdn,3\n")
+    assert text == f"{header}\nlbf,a,vdn,1\nmatrix,b,qmix,2\nmatrix,b,vdn,3\nmpe,a,vdn,1\n"
