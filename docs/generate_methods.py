@@ -58,7 +58,6 @@ _CAPTIONS = {
 
 # True of the runs in measured.csv, which has no columns for it; index.md says the same. By environment.
 _NOTES = {
-    "lbf": "lbf was measured with `env.mask_ineffective=true`, which is easier than lbf as published (`false`, the default).",
     "mpe": "mpe was measured by VMAS's rules (`env.rules=vmas`, the default), not by PettingZoo's.",
 }
 
