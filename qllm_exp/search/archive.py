@@ -39,6 +39,11 @@ class Member:
     returns: Mapping[int, float]
 
     @property
+    def label(self) -> str:
+        """A short name: generation and number of the candidate, e.g. '2.1'; '2 tuned' for one with trained constants."""
+        return f"{self.generation} tuned" if self.tuned else f"{self.generation}.{self.name.rpartition('-')[2]}"
+
+    @property
     def score(self) -> tuple[int, float]:
         """The last stage and the return there: a function of a later stage has won earlier."""
         return (max(self.returns), self.returns[max(self.returns)]) if self.returns else (-1, -math.inf)

@@ -38,12 +38,11 @@ from qllm_exp.generation.probes import Probe
 from qllm_exp.generation.search_options import check_search_options
 from qllm_exp.generation.verify import Accepted, verify_all
 from qllm_exp.mixers.tfcaf import SMALLEST, TrainableTfcaf, make_from_function
-from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.search.archive import BASELINES, Archive, Member, stage_returns
 from qllm_exp.search.behaviour import Behaviours, distance
 from qllm_exp.search.models import Models, candidate_of, choose_models
 from qllm_exp.search.reflection import BASELINE_NAMES, Reflection
-from qllm_exp.search.search_directory import Row, SearchDirectory
+from qllm_exp.search.search_directory import Row, SearchDirectory, cost_of
 from qllm_exp.search.trainings import Trainings
 from qllm_exp.sweep.launcher import Launcher
 from qllm_exp.utils.text import count
@@ -368,13 +367,7 @@ class _Search:
 
     def _cost(self) -> dict[str, Any]:
         """Return environment steps, trainings and core hours of all trainings."""
-        directories = [RunDirectory(path.parent) for path in sorted(self._directory.runs.glob("*/result.json"))]
-        results = [directory.result() or {} for directory in directories]
-        return {
-            "trainings": len(results),
-            "env_steps": sum(int(result.get("env_steps", 0)) for result in results),
-            "core_hours": round(sum(float(result.get("wall_s", 0.0)) for result in results) / 3600, 4),
-        }
+        return cost_of(self._directory.results().values())
 
     def _result(self) -> StoredFunction:
         """Build the stored function of the search: its best function, with all calls and costs."""

@@ -20,7 +20,7 @@ training    'function': its key or a baseline ('vdn', 'qmix'), 'stage', 'seed', 
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import UserError
 from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.sweep_directory import SEARCH_RECORD
 from qllm_exp.utils.files import nearest_path, read_regular_file, strict_json
 
 Row = dict[str, Any]
 
-RECORD = "search.json"
 _MAX_BYTES = 2**28  # of a log
 
 
@@ -84,12 +84,12 @@ class SearchDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            known = read_object(self.path / RECORD).get("key", key)
+            known = read_object(self.path / SEARCH_RECORD).get("key", key)
             if known != key:
                 raise UserError(
                     f"{self.path} is the directory of another search ({known[:12]}). Choose another folder: dir=..."
                 )
-            write_object(self.path / RECORD, {"key": key, "config": to_dict(run)})
+            write_object(self.path / SEARCH_RECORD, {"key": key, "config": to_dict(run)})
         except OSError as error:
             raise UserError(
                 f"Cannot write the search directory {self.path}: {error.strerror}. Choose another folder: dir=..."
@@ -101,13 +101,23 @@ class SearchDirectory:
         Raises:
             UserError: this is not the directory of a search.
         """
-        config = read_object(self.path / RECORD).get("config")
+        config = read_object(self.path / SEARCH_RECORD).get("config")
         if not isinstance(config, dict):
             raise UserError(
-                f"{self.path} is not the directory of a search: it has no {RECORD}.{nearest_path(self.path)} Give the folder "
-                "that the search has printed, e.g. runs/search_1a2b3c4d."
+                f"{self.path} is not the directory of a search: it has no {SEARCH_RECORD}.{nearest_path(self.path)} Give the "
+                "folder that the search has printed, e.g. runs/search_1a2b3c4d."
             )
         return load_run(config)
+
+    @property
+    def key(self) -> str:
+        """The key of the function that the search looks for; '' if the directory has no configuration."""
+        return str(read_object(self.path / SEARCH_RECORD).get("key", ""))
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Return the results of all finished trainings, by the names of their run directories."""
+        names = [path.parent.name for path in sorted(self.runs.glob("*/result.json"))]
+        return {name: self.run(name).result() or {} for name in names}
 
     def append(self, rows: Sequence[Row]) -> None:
         """Append the rows of one step to the log, and wait until they are on the disk."""
@@ -140,6 +150,16 @@ class SearchDirectory:
     def function(self, key: str) -> StoredFunction:
         """Load a function by its key."""
         return stored_function.load(self.function_path(key))
+
+
+def cost_of(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return 'trainings', 'env_steps' and 'core_hours' of results of trainings."""
+    listed = list(results)
+    return {
+        "trainings": len(listed),
+        "env_steps": sum(int(result.get("env_steps", 0)) for result in listed),
+        "core_hours": round(sum(float(result.get("wall_s", 0.0)) for result in listed) / 3600, 4),
+    }
 
 
 def _read_log(path: Path) -> list[Row]:
