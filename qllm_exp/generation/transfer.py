@@ -76,17 +76,19 @@ def _run_of(run: schema.RunConfig, function: StoredFunction, env: TeamEnv) -> sc
     return replace(run, env=compose_run([f"env={function.env}", f"env.task='{function.task}'", *state]).env)
 
 
-def differing_columns(there: StateLayout, here: StateLayout) -> list[str]:
+def differing_columns(origin: StateLayout, target: StateLayout) -> list[str]:
     """Return the columns that two layouts do not share, e.g. 'column 4: food 0 level there, food 0 position x here'.
 
     Ends of ranges may differ: a larger board has larger positions. What the values mean may not.
 
     Args:
-        there: the layout that a function was written for.
-        here: the layout that it is to be used on.
+        origin: the layout that a function was written for.
+        target: the layout that it is to be used on.
     """
     lines = []
-    for number, (first, second) in enumerate(zip_longest(_columns(there), _columns(here), fillvalue=("nothing", ""))):
+    for number, (first, second) in enumerate(
+        zip_longest(_columns(origin), _columns(target), fillvalue=("nothing", ""))
+    ):
         if first != second:
             texts = [
                 name if first[0] != second[0] else f"{name} ({meaning or 'a pure number'})"

@@ -32,10 +32,10 @@ def describe_difference(before: Program, after: Program, read_before: Sequence[s
     first, second = _computations(old), _computations(new)
     added, dropped = list(second - first), list(first - second)
     parts = [
-        f"adds {_listed([name for name in added if name not in first])}",
-        f"drops {_listed([name for name in dropped if name not in second])}",
-        f"more {_listed([name for name in added if name in first])}",
-        f"fewer {_listed([name for name in dropped if name in second])}",
+        f"adds {_enumerate([name for name in added if name not in first])}",
+        f"drops {_enumerate([name for name in dropped if name not in second])}",
+        f"more {_enumerate([name for name in added if name in first])}",
+        f"fewer {_enumerate([name for name in dropped if name in second])}",
         *_fields(read_before, read_after),
     ]
     return (
@@ -47,7 +47,7 @@ def describe_difference(before: Program, after: Program, read_before: Sequence[s
 def _fields(before: Sequence[str], after: Sequence[str]) -> list[str]:
     """Return what is read of the state that was not read before, and the reverse; '' for nothing."""
     gained, lost = ([name for name in a if name not in b] for a, b in ((after, before), (before, after)))
-    return [f"reads {_listed(gained)}" if gained else "", f"no longer reads {_listed(lost)}" if lost else ""]
+    return [f"reads {_enumerate(gained)}" if gained else "", f"no longer reads {_enumerate(lost)}" if lost else ""]
 
 
 def _constants(before: Program, after: Program) -> str:
@@ -77,7 +77,7 @@ def _computations(program: Program) -> Counter[str]:
     return Counter(name.strip("_") for name in names if name not in _SILENT)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _enumerate(names: Sequence[str]) -> str:
     """Return the first names, and how many there are besides."""
     shown = ", ".join(names[:_MAX_LISTED])
     return f"{shown} and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else shown

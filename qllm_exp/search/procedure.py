@@ -103,7 +103,7 @@ class _Search:
     def run(self) -> StoredFunction:
         """Run all generations that the log does not have."""
         log.info("search %s: %s", self._directory.path, provide.describe_procedure(self._run.tfcaf))
-        with self._progress.shown():
+        with self._progress.on_terminal():
             for generation in range(1, self._options.generations + 1):
                 self._progress.generation = generation
                 self._progress.show(f"requests for {count(self._run.tfcaf.candidates, 'candidate')}")

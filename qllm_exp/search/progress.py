@@ -42,7 +42,7 @@ class SearchProgress:
         self._bars: list[tqdm[NoReturn]] = []  # on a terminal, while the search runs
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def on_terminal(self) -> Iterator[None]:
         """On a terminal, have the bar at its end; the messages of the program are printed above it."""
         if not sys.stderr.isatty():
             yield

@@ -327,7 +327,7 @@ def _best_section(search: _Search, credit: bool) -> Html:
     finished = [row["run"] for row in rows if search.directory.run(row["run"]).policy.exists()]
     parts = [
         tag("h3", f"Function {best.label}"),
-        _words(search, best, function),
+        _explanation(search, best, function),
         definition_list(
             [
                 ("improved from", search.parents(best)),
@@ -348,7 +348,7 @@ def _best_section(search: _Search, credit: bool) -> Html:
     return section("best", "Best function", *parts)
 
 
-def _words(search: _Search, member: Member, function: StoredFunction) -> Html:
+def _explanation(search: _Search, member: Member, function: StoredFunction) -> Html:
     """Return what the model wrote about a function beside its source."""
     text = explanation(replace(function, transcript=tuple(search.directory.of_kind("call"))))
     return (
@@ -415,11 +415,11 @@ def _refused_section(search: _Search) -> Html:
     calls = search.directory.of_kind("call")
     equal = [row for row in calls if row["outcome"].startswith("refused (novelty)")]
     repaired = {candidate_of(row["call"]) for row in equal} - {row["name"] for row in refused}
-    then = f"; for {count(len(repaired), 'candidate')} the model then wrote another function" if repaired else ""
+    rewritten = f"; for {count(len(repaired), 'candidate')} the model then wrote another function" if repaired else ""
     sentences = [
         f"{count(len(refused), 'candidate')} of {len(candidates)} not trained.",
         f"{count(len(equal), 'answer')} computed the same as the plain sum or as an earlier function, which the probe states "
-        f"showed before any training{then}.",
+        f"showed before any training{rewritten}.",
     ]
     parts = [tag("p", " ".join(sentences))]
     if refused:
@@ -514,7 +514,7 @@ def _sources_section(search: _Search) -> Html:
                 aria_label="changed lines",
             )
         title = f"Function {member.label}" + (f", from {search.name(member.parents[0])}" if member.parents else "")
-        parts.append(details(title, _words(search, member, function), content))
+        parts.append(details(title, _explanation(search, member, function), content))
     hidden, folder = len(members) - MAX_SOURCES, display_path(search.directory.path / "functions")
     if hidden > 0:
         parts.append(missing_note(f"{count(hidden, 'more function')} not shown; their files are in {folder}."))

@@ -73,7 +73,7 @@ class SearchDirectory:
         return RunDirectory(self.runs / name)
 
     def create(self, run: RunConfig, key: str) -> None:
-        """Write the configuration, unless it is there.
+        """Write the configuration, unless it is there, and remove what a killed process has left; for the searching process alone.
 
         Args:
             run: the configuration of the search.
@@ -90,6 +90,7 @@ class SearchDirectory:
                     f"{self.path} is the directory of another search ({known[:12]}). Choose another folder: dir=..."
                 )
             write_object(self.path / SEARCH_RECORD, {"key": key, "config": to_dict(run)})
+            _remove_incomplete_line(self.log)
         except OSError as error:
             raise UserError(
                 f"Cannot write the search directory {self.path}: {error.strerror}. Choose another folder: dir=..."
@@ -154,16 +155,16 @@ class SearchDirectory:
 
 def cost_of(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return 'trainings', 'env_steps' and 'core_hours' of results of trainings."""
-    listed = list(results)
+    finished = list(results)
     return {
-        "trainings": len(listed),
-        "env_steps": sum(int(result.get("env_steps", 0)) for result in listed),
-        "core_hours": round(sum(float(result.get("wall_s", 0.0)) for result in listed) / 3600, 4),
+        "trainings": len(finished),
+        "env_steps": sum(int(result.get("env_steps", 0)) for result in finished),
+        "core_hours": round(sum(float(result.get("wall_s", 0.0)) for result in finished) / 3600, 4),
     }
 
 
 def _read_log(path: Path) -> list[Row]:
-    """Return the rows of a log. A last line that a killed process has left incomplete is removed from the file."""
+    """Return the rows of a log, up to a last line that is incomplete: it may be one that a running search is writing."""
     try:
         content = read_regular_file(path, _MAX_BYTES)
     except FileNotFoundError:
@@ -171,8 +172,6 @@ def _read_log(path: Path) -> list[Row]:
     except OSError as error:
         raise UserError(f"The log of the search {path} cannot be read: {error.strerror}.") from None
     complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) < len(content):
-        os.truncate(path, len(complete))
     try:
         return [row for line in complete.splitlines() for row in json.loads(line)]
     except ValueError as error:
@@ -180,3 +179,10 @@ def _read_log(path: Path) -> list[Row]:
             f"The log of the search {path} is damaged: {error}. Restore the file, or remove the directory to start the search "
             "anew."
         ) from None
+
+
+def _remove_incomplete_line(path: Path) -> None:
+    """Remove a last line of a log that a killed process has left incomplete."""
+    if path.exists():
+        content = read_regular_file(path, _MAX_BYTES)
+        os.truncate(path, content.rfind(b"\n") + 1)

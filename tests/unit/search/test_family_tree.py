@@ -39,12 +39,12 @@ def texts(element: ElementTree.Element) -> list[str]:
 
 
 def test_each_function_has_a_box_with_its_return_and_its_distance_from_the_plain_sum() -> None:
-    found = boxes(parsed())
-    assert list(found) == [member.key for member in MEMBERS]
-    assert texts(found["a1"]) == ["1.1", "0.200 (-0.100)"] and "worse" in found["a1"].attrib["class"]
-    assert texts(found["a3"]) == ["1 tuned", "0.450 (+0.150)"] and "better" in found["a3"].attrib["class"]
-    assert texts(found["b2"]) == ["2.2", "diverged"] and texts(found["c2"]) == ["3.2", "not trained yet"]
-    assert texts(found["c1"]) == ["3.1 · best", "0.900 (+0.600)"]
+    tree_boxes = boxes(parsed())
+    assert list(tree_boxes) == [member.key for member in MEMBERS]
+    assert texts(tree_boxes["a1"]) == ["1.1", "0.200 (-0.100)"] and "worse" in tree_boxes["a1"].attrib["class"]
+    assert texts(tree_boxes["a3"]) == ["1 tuned", "0.450 (+0.150)"] and "better" in tree_boxes["a3"].attrib["class"]
+    assert texts(tree_boxes["b2"]) == ["2.2", "diverged"] and texts(tree_boxes["c2"]) == ["3.2", "not trained yet"]
+    assert texts(tree_boxes["c1"]) == ["3.1 · best", "0.900 (+0.600)"]
     without = boxes(parsed(plain_sum={}))
     assert texts(without["a1"]) == ["1.1", "0.200"] and "open" in without["a1"].attrib["class"]
 

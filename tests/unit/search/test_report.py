@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from report_pages import Page
-from searches import Launcher, Model, Searches, answer, searches, shares, source
+from searches import Launcher, Model, Searches, answer, searches, share_of, shares, source
 
 from qllm_exp.errors import UserError
 from qllm_exp.llm import Request
@@ -18,7 +18,7 @@ __all__ = ["searches"]  # a fixture
 
 
 @pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def credit_runs(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Runs whose credit was drawn."""
     paths: list[Path] = []
 
@@ -42,7 +42,7 @@ def page(directory: SearchDirectory, credit: bool = True) -> Page:
     return Page(search_report(directory.path, credit))
 
 
-def test_the_page_has_the_best_function_the_family_and_the_costs(searches: Searches, drawn: list[Path]) -> None:
+def test_the_page_has_the_best_function_the_family_and_the_costs(searches: Searches, credit_runs: list[Path]) -> None:
     directory = searches.run(model=Model(equal_once))
     report = page(directory)
     assert "lbf/5x5-2p-1f; evolve, 3 generations of 3 candidates; finished" in report.text
@@ -50,7 +50,7 @@ def test_the_page_has_the_best_function_the_family_and_the_costs(searches: Searc
         "Function 3.3 has the best return, 0.648 after 200 steps (mean of 2 seeds): 0.198 more than the plain sum (VDN) and 0.198 "
         "more than QMIX, with the same steps and seeds."
     ) in report.text
-    assert len(drawn) == 1 and drawn[0].parent == directory.runs
+    assert len(credit_runs) == 1 and credit_runs[0].parent == directory.runs
     assert "The nearer agent decides." in report.text and "give agent" not in report.text
     baseline = report.row("the plain sum (VDN)")
     assert baseline[-2:] == ["0.450", "0.450"]
@@ -90,9 +90,7 @@ def test_what_was_equal_and_not_trained_is_listed_with_the_reason(searches: Sear
 
 def test_a_function_that_diverged_is_below_all_others(searches: Searches) -> None:
     def value(directory: RunDirectory) -> float | None:
-        return None if "_tfcaf_" in directory.path.name and share(directory) > 0.7 else share(directory)
-
-    from searches import share_of as share
+        return None if "_tfcaf_" in directory.path.name and share_of(directory) > 0.7 else share_of(directory)
 
     report = page(searches.run(launcher=Launcher(value)), credit=False)
     assert report.row("3.3")[-2:] == ["diverged", "-"] and report.row("100 steps")[4] == "2"
@@ -111,6 +109,16 @@ def test_the_page_of_a_search_that_has_just_begun_or_was_moved(searches: Searche
     assert "No training has finished yet" in page(directory).text
     with pytest.raises(UserError, match="is not the directory of a search"):
         search_report(tmp_path)
+
+
+def test_a_page_of_a_running_search_leaves_the_line_that_is_being_written(searches: Searches) -> None:
+    directory = searches.run("tfcaf.search.generations=1")
+    with open(directory.log, "a", encoding="utf-8") as log:
+        log.write('[{"kind": "quest')
+    content = directory.log.read_text()
+    assert "Function 1.3 has the best return" in page(directory).text and directory.log.read_text() == content
+    directory.create(directory.read_config(), directory.key)
+    assert directory.log.read_text() == content[: content.rfind("\n") + 1], "the searching process removes it"
 
 
 def test_without_the_run_directories_the_numbers_of_the_log_remain(searches: Searches) -> None:
