@@ -32,6 +32,7 @@ examples:
   %(prog)s generate env=lbf llm=openai --dry-run       prompts and cost estimate, without a call
   %(prog)s generate env=lbf llm=openai                 generate the function, or find the stored one
   %(prog)s search env=lbf llm=openai                   generations of functions, chosen and improved by their returns
+  %(prog)s report runs/search_1a2b3c4d                 the page of a search: family tree, best function, costs
   %(prog)s list                                        keys of all stored and bundled functions
   %(prog)s show lbf/8x8-2p-2f-coop-2s --transcript     the calls that led to a bundled function
   %(prog)s explain 3f9a2c --output figures             figures and tables of its credit
@@ -45,6 +46,7 @@ _BUDGET = "tfcaf.budget_usd="  # the option that a search may be resumed with
 _COMMANDS = {
     "generate": "generate the function of a task with a language model, or find the stored one; print its file",
     "search": "search for a function by the returns of trainings, or continue a search; print the file of the best function",
+    "report": "write the page of a search: family tree, best function, costs; print its file",
     "list": "list all stored and bundled functions",
     "show": "print the source of a function and its origin",
     "explain": "write figures and tables of the credit that a function assigns",
@@ -73,6 +75,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             metavar="HASH",
             help="the first digits of the function's key, a file, or ENV/TASK of a bundled function",
         )
+    commands["report"].add_argument("folder", metavar="FOLDER", type=Path, help="directory of a search")
+    commands["report"].add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help=".html; default: report.html in the directory of the search"
+    )
+    commands["report"].add_argument(
+        "--no-credit", action="store_true", help="skip the credit figure of the best function, which takes seconds"
+    )
     for name in ("verify", "import"):
         commands[name].add_argument("file", metavar="FILE", type=Path, help="Python file with a single function")
     commands["generate"].add_argument(
@@ -104,7 +113,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="RUN_FOLDER",
         help="play with the policy of this finished run (default: random actions)",
     )
-    for command in commands.values():
+    commands["report"].set_defaults(config_dir=[])  # the search has its whole configuration in its directory
+    for name, command in commands.items():
+        if name == "report":
+            continue
         command.add_argument(
             "--config-dir",
             metavar="FOLDER",
@@ -136,6 +148,7 @@ def main(arguments: Sequence[str]) -> int:
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "generate": _generate,
         "search": _search,
+        "report": _report,
         "list": _list,
         "show": _show,
         "explain": _explain,
@@ -216,6 +229,17 @@ def _search(parsed_args: argparse.Namespace) -> int:
                 "version of the package has other prompts or options. Restore the name, or install the version that began it."
             )
     print(provide.provide(run, lambda checked: search(checked, launcher)))
+    return 0
+
+
+def _report(parsed_args: argparse.Namespace) -> int:
+    """Write the page of a search, and print its path."""
+    from qllm_exp.results.commands import page_path, write_file
+    from qllm_exp.search.report import search_report  # matplotlib is slow to import
+
+    path = page_path(parsed_args.output, parsed_args.folder)
+    write_file(path, search_report(parsed_args.folder, not parsed_args.no_credit))
+    print(path)
     return 0
 
 

@@ -77,6 +77,7 @@ class FunctionMixerConfig(MixerConfig):
     """Options of a mixer that evaluates a stored credit-assignment function."""
 
     file: str = ""
+    written_for: str = field(default="", metadata={"identity": False})
     igm: str = one_of("auto", "enforce", "relax")
     trainable_constants: bool = False
 

@@ -123,13 +123,14 @@ class StoredFunction:
     def check_written_for(self, env: TeamEnv) -> None:
         """Raise a UserError if the function was written for another task than that of `env`.
 
-        A function that the user names with mixer.file may be for another task of the same size; no other function may.
+        A function that the user names with mixer.file may be for another task (generation/transfer.py); no other function may.
         """
         task = env.task
         if (self.env, self.task) != (task.env, task.task):
             raise UserError(
                 f"TFCAF {inert(self.path)} is for {self.env}/{self.task}, not for {task.env}/{task.task}. Remove the file to "
-                f"have the function generated again; to use it all the same: mixer.file={inert(self.path)}"
+                f"have the function generated again; to use it all the same: mixer.file={inert(self.path)} "
+                f"mixer.written_for={self.env}/{self.task}"
             )
 
     def check_values(self, states: Tensor) -> None:

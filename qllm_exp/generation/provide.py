@@ -67,12 +67,17 @@ def locate(run: schema.RunConfig) -> FunctionFile:
 
     Raises:
         UserError: llm=bundled has no function for the task or its options, or the generation options are changed with
-            llm=bundled, or mixer.file is not the key of a stored function.
+            llm=bundled, or mixer.file is not the key of a stored function, or mixer.written_for has no mixer.file.
     """
     mixer = run.mixer
     assert isinstance(mixer, schema.FunctionMixerConfig)
     if mixer.file:
         return FunctionFile(_resolve_file(mixer.file, function_store(run)))
+    if mixer.written_for:
+        raise UserError(
+            f"mixer.written_for={mixer.written_for} needs mixer.file=..., the function of that task. Add it, or remove "
+            "the override."
+        )
     if not hasattr(run.llm, "backend"):
         defaults = identifying_options(schema.GenerationConfig())
         changed = [name for name, value in identifying_options(run.tfcaf).items() if value != defaults[name]]

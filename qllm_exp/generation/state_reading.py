@@ -37,7 +37,7 @@ _NONE = -1.0  # in place of the number of a column: not a column of the state
 _MAX_SIGNS = 8
 
 # Operations by what they do to columns, without their overloads.
-_MOVES = word_set("""
+MOVES = word_set("""
 alias broadcast_to cat chunk clone concat concatenate contiguous detach diagonal expand expand_as flatten flip get hstack
 index index_select mT moveaxis movedim narrow permute ravel repeat reshape reshape_as select size slice split split_with_sizes
 squeeze stack swapaxes swapdims t tile transpose unbind unflatten unsqueeze view view_as vstack
@@ -160,7 +160,7 @@ class _ColumnTrace:
         inputs = [self._columns[reference] for reference in used]
         if self._fixed.issuperset(used):
             self._fixed.add(number)
-        elif base in _MOVES and self._moves_alike(base, arguments):
+        elif base in MOVES and self._moves_alike(base, arguments):
             try:
                 result = self._move(name, arguments, keywords)
             except (

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,9 @@ from qllm_exp.results.tables.pivot import METRICS, STATISTICS, Pivot, rename_met
 from qllm_exp.results.tables.sheet import Sheet, notes_on_runs
 from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison, finished_records
 from qllm_exp.runs.run_directory import CONFIG
-from qllm_exp.runs.sweep_directory import RECORD, run_folders
+from qllm_exp.runs.sweep_directory import RECORD, SEARCH_RECORD, run_folders
 
-_REPORT_NAME = "report.html"
+REPORT_NAME = "report.html"
 _FIGURE_COMMANDS = {
     "curves": "learning curves per task, with bands",
     "profiles": "performance profiles: fraction of runs above each normalised score",
@@ -240,7 +241,7 @@ def _add_report(commands: Any) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help=f".html; default: {_REPORT_NAME} in the directory of the sweep, or here if several directories are given",
+        help=f".html; default: {REPORT_NAME} in the directory of the sweep, or here if several directories are given",
     )
     parser.add_argument(
         "--no-credit", action="store_true", help="skip the credit figures of functions, which take seconds each"
@@ -249,6 +250,12 @@ def _add_report(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    for folder in options.folders:
+        if (folder / SEARCH_RECORD).exists():
+            raise UserError(
+                f"{folder} is the directory of a search, whose page has a command of its own. Type: python -m qllm_exp.tfcaf "
+                f"report {shlex.quote(str(folder))}    (or, for its trainings as runs, give {folder / 'runs'})."
+            )
     page = _report_path(options.output, options.folders, options.sources)
     collection = collect_runs(options)
 
@@ -270,14 +277,24 @@ def _report_path(output: Path | None, folders: list[Path], sources: list[str]) -
     Raises:
         UserError: the output file does not end in .html.
     """
-    if output is not None:
-        if output.suffix.lower() not in (".html", ".htm"):
-            raise UserError(f"{output}: a report is a .html file. Give e.g. -o {output.stem or 'report'}.html.")
-        return output
     is_single_folder = sources == [str(folders[0])]
-    if is_single_folder and any((folders[0] / name).exists() for name in (RECORD, CONFIG)):
-        return folders[0] / _REPORT_NAME
-    return Path(_REPORT_NAME)
+    is_run_or_sweep = is_single_folder and any((folders[0] / name).exists() for name in (RECORD, CONFIG))
+    return page_path(output, folders[0] if is_run_or_sweep else Path())
+
+
+def page_path(output: Path | None, folder: Path) -> Path:
+    """Return where a page is written.
+
+    Args:
+        output: --output, if given.
+        folder: its folder otherwise.
+
+    Raises:
+        UserError: the output file does not end in .html.
+    """
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{output}: a report is a .html file. Give e.g. -o {output.stem or 'report'}.html.")
+    return output or folder / REPORT_NAME
 
 
 def _add_export(commands: Any) -> None:

@@ -24,6 +24,7 @@ from qllm_exp.runs.slurm_queue import JOBS, PACKS, read_packs
 from qllm_exp.utils.files import flock, nearest_path, read_regular_file
 
 RECORD = "sweep.json"
+SEARCH_RECORD = "search.json"  # in the directory of a search (search/search_directory.py)
 
 
 @dataclass

@@ -39,6 +39,11 @@ class Member:
     returns: Mapping[int, float]
 
     @property
+    def label(self) -> str:
+        """A short name: generation and number of the candidate, e.g. '2.1'; '2 tuned' for one with trained constants."""
+        return f"{self.generation} tuned" if self.tuned else f"{self.generation}.{self.name.rpartition('-')[2]}"
+
+    @property
     def score(self) -> tuple[int, float]:
         """The last stage and the return there: a function of a later stage has won earlier."""
         return (max(self.returns), self.returns[max(self.returns)]) if self.returns else (-1, -math.inf)
@@ -76,7 +81,7 @@ class Archive:
     """
 
     def __init__(self, rows: Sequence[Row], options: SearchConfig) -> None:
-        self._options = options
+        self._options, self._rows = options, rows
         self.members = [
             Member(
                 row["key"],
@@ -95,6 +100,17 @@ class Archive:
     def best(self) -> Member:
         """The best function; of equal ones the first."""
         return max(self.members, key=_rank)
+
+    def compare(self, member: Member) -> str:
+        """Return the last return of a function, with those of the baselines after the same stage."""
+        stage, value = member.score
+        baselines = [
+            f"{name} {returns[stage]:.3f}"
+            for name in BASELINES
+            if stage in (returns := stage_returns(self._rows, name))
+        ]
+        beside = f" ({', '.join(baselines)})" if baselines else ""
+        return f"best return {value:.3f} after {self._options.steps[stage]:,} steps{beside}"
 
     def population(self, island: int, generation: int) -> list[Member]:
         """Return the possible parents on an island, the best first.

@@ -32,6 +32,7 @@ class Behaviours:
         states = states[moderate_mask(env.layout, states)]
         generator = torch.Generator().manual_seed(0)
         self._states = states.repeat(2, 1)
+        self._layout = env.layout
         self._q = (torch.rand(len(self._states), env.n_agents, generator=generator) * 2 - 1) * _SCALE
         self._enforce, self._tolerance = enforce, tolerance
 
@@ -45,11 +46,34 @@ class Behaviours:
         Returns:
             [K, n + 1]: credit of each agent, and Q_tot.
         """
+        return self._on(self._states, program, affine)
+
+    def _on(self, states: Tensor, program: Program, affine: bool) -> Tensor:
+        """Return the behaviour of a function on states [K, state_dim]."""
         q = self._q.clone().requires_grad_()
         with torch.enable_grad():
-            q_tot = Tfcaf(program, affine, self._enforce)(q, self._states)
+            q_tot = Tfcaf(program, affine, self._enforce)(q, states)
             (credit,) = torch.autograd.grad(q_tot.sum(), q, materialize_grads=True)
         return torch.cat([credit, q_tot.detach().unsqueeze(1)], 1)
+
+    def fields_read(self, program: Program, affine: bool) -> list[str]:
+        """Return the fields of the state that a function depends on, with one name for all entities of a kind, e.g. 'food level'.
+
+        A field counts if the behaviour changes where its values are those of other probe states.
+
+        Args:
+            program: its tensor program.
+            affine: whether it is affine in the agents' Qs.
+        """
+        order = torch.randperm(len(self._states), generator=torch.Generator().manual_seed(0))
+        behaviour = self.of(program, affine)
+        names: dict[str, None] = {}
+        for field in self._layout:
+            states = self._states.clone()
+            states[:, field.columns] = self._states[order][:, field.columns]
+            if not self.are_equal(behaviour, self._on(states, program, affine)):
+                names[f"{field.entity} {field.name}"] = None
+        return list(names)
 
     def is_affine(self, program: Program) -> bool:
         """Whether a function is affine in the agents' Qs on the probe states."""

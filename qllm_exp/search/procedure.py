@@ -15,6 +15,7 @@ import hashlib
 import logging
 import math
 import random
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,12 +39,12 @@ from qllm_exp.generation.probes import Probe
 from qllm_exp.generation.search_options import check_search_options
 from qllm_exp.generation.verify import Accepted, verify_all
 from qllm_exp.mixers.tfcaf import SMALLEST, TrainableTfcaf, make_from_function
-from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.search.archive import BASELINES, Archive, Member, stage_returns
 from qllm_exp.search.behaviour import Behaviours, distance
 from qllm_exp.search.models import Models, candidate_of, choose_models
+from qllm_exp.search.progress import SearchProgress
 from qllm_exp.search.reflection import BASELINE_NAMES, Reflection
-from qllm_exp.search.search_directory import Row, SearchDirectory
+from qllm_exp.search.search_directory import Row, SearchDirectory, cost_of
 from qllm_exp.search.trainings import Trainings
 from qllm_exp.sweep.launcher import Launcher
 from qllm_exp.utils.text import count
@@ -88,7 +89,8 @@ class _Search:
         backends = Models({name: llm.make_backend(config) for name, config in configs.items()}, self._model_of)
         self._ledger = Ledger(backends, self._journal, run.tfcaf.budget_usd)
         self._prompts = provide.prompts_for(run)
-        self._trainings = Trainings(run, self._key, self._directory, launcher)
+        self._progress = SearchProgress(self._directory, run.tfcaf, lambda: self._ledger.spent_usd)
+        self._trainings = Trainings(run, self._key, self._directory, launcher, self._progress.show)
         with provide.small_environment(run) as env:
             self._enforce = provide.igm_enforced(run, env)
             self._behaviours = Behaviours(env, self._enforce, self._options.tolerance)
@@ -101,12 +103,17 @@ class _Search:
     def run(self) -> StoredFunction:
         """Run all generations that the log does not have."""
         log.info("search %s: %s", self._directory.path, provide.describe_procedure(self._run.tfcaf))
-        for generation in range(1, self._options.generations + 1):
-            self._write(generation)
-            self._train(generation)
-            if self._options.tune == "gradient":
-                self._tune(generation)
-            log.info("%s", self._status(generation))
+        with self._progress.on_terminal():
+            for generation in range(1, self._options.generations + 1):
+                self._progress.generation = generation
+                self._progress.show(f"requests for {count(self._run.tfcaf.candidates, 'candidate')}")
+                self._write(generation)
+                self._train(generation)
+                if self._options.tune == "gradient":
+                    self._tune(generation)
+                new = sum(member.generation == generation for member in self._archive.members)
+                self._progress.show(f"ended with {count(new, 'new function')}")
+        log.info("the page of the search: python -m qllm_exp.tfcaf report %s", shlex.quote(str(self._directory.path)))
         return self._result()
 
     # Candidates
@@ -344,37 +351,9 @@ class _Search:
 
     # Result
 
-    def _status(self, generation: int) -> str:
-        """Return a line about the search after a generation."""
-        archive = self._archive
-        new = sum(member.generation == generation for member in archive.members)
-        cost = self._cost()
-        calls = self._directory.of_kind("call")
-        return (
-            f"generation {generation} of {self._options.generations}: {count(new, 'new function')}, {self._compare(archive.best)}; "
-            f"{count(len(calls), 'call')}, {self._ledger.spent_usd:.4f} USD, {cost['env_steps']:,} environment steps"
-        )
-
-    def _compare(self, best: Member) -> str:
-        """Return the best return with those of the baselines."""
-        stage, value = best.score
-        baselines = [
-            f"{name} {returns[stage]:.3f}"
-            for name in BASELINES
-            if stage in (returns := stage_returns(self._directory.rows, name))
-        ]
-        beside = f" ({', '.join(baselines)})" if baselines else ""
-        return f"best return {value:.3f} after {self._options.steps[stage]:,} steps{beside}"
-
     def _cost(self) -> dict[str, Any]:
         """Return environment steps, trainings and core hours of all trainings."""
-        directories = [RunDirectory(path.parent) for path in sorted(self._directory.runs.glob("*/result.json"))]
-        results = [directory.result() or {} for directory in directories]
-        return {
-            "trainings": len(results),
-            "env_steps": sum(int(result.get("env_steps", 0)) for result in results),
-            "core_hours": round(sum(float(result.get("wall_s", 0.0)) for result in results) / 3600, 4),
-        }
+        return cost_of(self._directory.results().values())
 
     def _result(self) -> StoredFunction:
         """Build the stored function of the search: its best function, with all calls and costs."""
@@ -390,7 +369,7 @@ class _Search:
         refused = sum(not row["key"] for row in candidates)
         origin = f"{best.name}, improved from {best.parents[0][:12]}" if best.parents else best.name
         verdict = (
-            f"{self._options.method}: {len(candidates)} candidates, {refused} refused; chosen: {origin}, {self._compare(best)}, "
+            f"{self._options.method}: {len(candidates)} candidates, {refused} refused; chosen: {origin}, {archive.compare(best)}, "
             f"mean of {count(self._options.seeds[best.score[0]], 'seed')}"
         )
         fields = {name: getattr(function, name) for name in ("env", "task", "source", "function", "program")}

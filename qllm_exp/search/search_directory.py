@@ -20,7 +20,7 @@ training    'function': its key or a baseline ('vdn', 'qmix'), 'stage', 'seed', 
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import UserError
 from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.sweep_directory import SEARCH_RECORD
 from qllm_exp.utils.files import nearest_path, read_regular_file, strict_json
 
 Row = dict[str, Any]
 
-RECORD = "search.json"
 _MAX_BYTES = 2**28  # of a log
 
 
@@ -73,7 +73,7 @@ class SearchDirectory:
         return RunDirectory(self.runs / name)
 
     def create(self, run: RunConfig, key: str) -> None:
-        """Write the configuration, unless it is there.
+        """Write the configuration, unless it is there, and remove what a killed process has left; for the searching process alone.
 
         Args:
             run: the configuration of the search.
@@ -84,12 +84,13 @@ class SearchDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            known = read_object(self.path / RECORD).get("key", key)
+            known = read_object(self.path / SEARCH_RECORD).get("key", key)
             if known != key:
                 raise UserError(
                     f"{self.path} is the directory of another search ({known[:12]}). Choose another folder: dir=..."
                 )
-            write_object(self.path / RECORD, {"key": key, "config": to_dict(run)})
+            write_object(self.path / SEARCH_RECORD, {"key": key, "config": to_dict(run)})
+            _remove_incomplete_line(self.log)
         except OSError as error:
             raise UserError(
                 f"Cannot write the search directory {self.path}: {error.strerror}. Choose another folder: dir=..."
@@ -101,13 +102,23 @@ class SearchDirectory:
         Raises:
             UserError: this is not the directory of a search.
         """
-        config = read_object(self.path / RECORD).get("config")
+        config = read_object(self.path / SEARCH_RECORD).get("config")
         if not isinstance(config, dict):
             raise UserError(
-                f"{self.path} is not the directory of a search: it has no {RECORD}.{nearest_path(self.path)} Give the folder "
-                "that the search has printed, e.g. runs/search_1a2b3c4d."
+                f"{self.path} is not the directory of a search: it has no {SEARCH_RECORD}.{nearest_path(self.path)} Give the "
+                "folder that the search has printed, e.g. runs/search_1a2b3c4d."
             )
         return load_run(config)
+
+    @property
+    def key(self) -> str:
+        """The key of the function that the search looks for; '' if the directory has no configuration."""
+        return str(read_object(self.path / SEARCH_RECORD).get("key", ""))
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Return the results of all finished trainings, by the names of their run directories."""
+        names = [path.parent.name for path in sorted(self.runs.glob("*/result.json"))]
+        return {name: self.run(name).result() or {} for name in names}
 
     def append(self, rows: Sequence[Row]) -> None:
         """Append the rows of one step to the log, and wait until they are on the disk."""
@@ -142,8 +153,18 @@ class SearchDirectory:
         return stored_function.load(self.function_path(key))
 
 
+def cost_of(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return 'trainings', 'env_steps' and 'core_hours' of results of trainings."""
+    finished = list(results)
+    return {
+        "trainings": len(finished),
+        "env_steps": sum(int(result.get("env_steps", 0)) for result in finished),
+        "core_hours": round(sum(float(result.get("wall_s", 0.0)) for result in finished) / 3600, 4),
+    }
+
+
 def _read_log(path: Path) -> list[Row]:
-    """Return the rows of a log. A last line that a killed process has left incomplete is removed from the file."""
+    """Return the rows of a log, up to a last line that is incomplete: it may be one that a running search is writing."""
     try:
         content = read_regular_file(path, _MAX_BYTES)
     except FileNotFoundError:
@@ -151,8 +172,6 @@ def _read_log(path: Path) -> list[Row]:
     except OSError as error:
         raise UserError(f"The log of the search {path} cannot be read: {error.strerror}.") from None
     complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) < len(content):
-        os.truncate(path, len(complete))
     try:
         return [row for line in complete.splitlines() for row in json.loads(line)]
     except ValueError as error:
@@ -160,3 +179,10 @@ def _read_log(path: Path) -> list[Row]:
             f"The log of the search {path} is damaged: {error}. Restore the file, or remove the directory to start the search "
             "anew."
         ) from None
+
+
+def _remove_incomplete_line(path: Path) -> None:
+    """Remove a last line of a log that a killed process has left incomplete."""
+    if path.exists():
+        content = read_regular_file(path, _MAX_BYTES)
+        os.truncate(path, content.rfind(b"\n") + 1)

@@ -8,8 +8,7 @@ There are up to ten; fewer where a rollout is longer than a tenth of the trainin
 points of the curve.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any, cast
@@ -26,8 +25,6 @@ from qllm_exp.sweep.launcher import Launcher
 from qllm_exp.sweep.plan import plan_configs
 from qllm_exp.utils.text import count
 
-log = logging.getLogger(__name__)
-
 POINTS = 10  # evaluations of a training that the log keeps
 _SCORED = 3  # different evaluations, the last ones, whose mean is the score
 _SEEDS_PER_SAMPLE = 1_000
@@ -42,11 +39,19 @@ class Trainings:
         key: the key of the search.
         directory: its directory.
         launcher: where the runs take place; it waits for them.
+        show: called with a few words on the trainings that start.
     """
 
-    def __init__(self, run: schema.RunConfig, key: str, directory: SearchDirectory, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        run: schema.RunConfig,
+        key: str,
+        directory: SearchDirectory,
+        launcher: Launcher,
+        show: Callable[[str], None],
+    ) -> None:
         self._run, self._key, self._directory, self._launcher = run, key, directory, launcher
-        self._options = run.tfcaf.search
+        self._options, self._show = run.tfcaf.search, show
 
     def train(self, functions: Sequence[str], stage: int) -> None:
         """Train functions in a stage, with each of its seeds; trainings that the log has are not repeated.
@@ -66,7 +71,7 @@ class Trainings:
         if not missing:
             return
         steps = self._options.steps[stage]
-        log.info("  stage %d: %s of %s steps", stage + 1, count(len(missing), "training"), f"{steps:,}")
+        self._show(f"stage {stage + 1}: {count(len(missing), 'training')} of {steps:,} steps")
         configs = [self._config(function, stage, seed) for function, seed in missing]
         rows: list[Row] = []
         for (function, seed), directory in zip(missing, self._start(configs), strict=True):
@@ -98,7 +103,7 @@ class Trainings:
         """
         config = self._config(function, len(self._options.steps) - 1, self._seed(_TUNING_SEED))
         assert isinstance(config.mixer, schema.FunctionMixerConfig)
-        log.info("  constants of the best function: 1 training of %s steps", f"{config.train.total_steps:,}")
+        self._show(f"constants of the best function: 1 training of {config.train.total_steps:,} steps")
         (directory,) = self._start([replace(config, mixer=replace(config.mixer, trainable_constants=True))])
         return directory
 

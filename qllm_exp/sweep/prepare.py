@@ -187,10 +187,11 @@ def _check_fits(run: schema.RunConfig, path: Path) -> str:
         Hash of the function's program.
 
     Raises:
-        UserError: the function is for other sizes or, unless the user names its file, for another task, or its IGM gate does
-            not allow it.
+        UserError: the function is for other sizes, for another task (`check_transfer` where the user names its file), or its IGM
+            gate does not allow it.
     """
     from qllm_exp.credit import stored_function
+    from qllm_exp.generation.transfer import check_transfer
     from qllm_exp.mixers import make_mixer
 
     assert isinstance(run.mixer, schema.FunctionMixerConfig)
@@ -198,8 +199,10 @@ def _check_fits(run: schema.RunConfig, path: Path) -> str:
     key = (repr(run.env), repr(run.mixer), path, modified_ns)
     if key not in _FITTING:
         with provide.small_environment(run) as env:
-            make_mixer(replace(run.mixer, file=str(path)), env)
             function = stored_function.load(path)
+            if run.mixer.file:
+                check_transfer(run, function, env)
+            make_mixer(replace(run.mixer, file=str(path)), env)
             if not run.mixer.file:
                 function.check_written_for(env)
         _FITTING[key] = function.program.hash

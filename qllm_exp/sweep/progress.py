@@ -38,11 +38,11 @@ class Display:
         hidden = not self.is_terminal
         bar_format = "{desc}: {n_fmt}/{total_fmt} runs |{bar}| {elapsed}"
         self.sweep_bar = tqdm(
-            total=total, desc="sweep", bar_format=bar_format, dynamic_ncols=True, disable=hidden, position=0
-        )
+            total=total, desc="sweep", bar_format=bar_format, dynamic_ncols=True, disable=hidden, leave=None
+        )  # below the bar of a search, if there is one: then it does not stay
         self.run_lines = [
-            tqdm(total=0, bar_format="  {desc}", disable=hidden, position=i + 1, leave=False, dynamic_ncols=True)
-            for i in range(min(total, slots))
+            tqdm(total=0, bar_format="  {desc}", disable=hidden, leave=False, dynamic_ncols=True)
+            for _ in range(min(total, slots))
         ]
 
     def show(self, active: Sequence[ActiveRun]) -> None:

@@ -2,13 +2,17 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import commands
 import pytest
 from loopback_llm import Call, Loopback
+from omegaconf import OmegaConf
 
-from qllm_exp.config.compose import CONF
+from qllm_exp.config import schema
+from qllm_exp.config.compose import CONF, compose_run
+from qllm_exp.search.progress import steps_left
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CALLS_MODEL = {
@@ -87,3 +91,28 @@ def test_the_command_line_takes_precedence_over_the_experiment(tmp_path):
     process = commands.run(["-m", "qllm_exp", "experiment=smoke", f"dir={tmp_path}"])
     assert process.returncode == 2 and "is a sweep: add -m" in process.stderr
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_the_baselines_are_tuned_with_the_steps_of_a_search_and_seeds_that_no_table_has():
+    search, tuning = (
+        OmegaConf.load(CONF / "experiment" / f"ablation_search{suffix}.yaml") for suffix in ("", "_tuning")
+    )
+    grid = tuning.hydra.sweeper.params
+    trainings = len(grid["train.learning_rate"]) * len(grid["algorithm.td_lambda"]) * len(integers(grid.seed))
+    run = compose_run(["mixer=tfcaf", "tfcaf.search.method=evolve", "tfcaf.search.reflection.baselines=false"])
+    options = replace(
+        run.tfcaf,
+        candidates=search.tfcaf.candidates,
+        search=replace(run.tfcaf.search, generations=search.tfcaf.search.generations),
+    )
+    steps = trainings * tuning.train.total_steps
+    assert 1 <= steps / steps_left([], options, 1) < 1.2 and tuning.train.total_steps == options.search.steps[-1]
+    assert not {*integers(grid.seed)} & {*integers(search.hydra.sweeper.params.seed), *schema.SEARCH_SEEDS}
+    assert run.train.learning_rate in grid["train.learning_rate"], "the settings that the ablation has by default"
+    assert run.algorithm.td_lambda in grid["algorithm.td_lambda"]
+
+
+def integers(text: str) -> range:
+    """Return the seeds of 'FIRST-LAST'."""
+    first, last = map(int, text.split("-"))
+    return range(first, last + 1)

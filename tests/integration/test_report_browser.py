@@ -11,10 +11,12 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from report_pages import give_function, make_sweep
 from run_folders import make_run, make_unfinished_run, run_config
+from searches import Searches
 
 from qllm_exp.config import schema
 from qllm_exp.results.__main__ import main
 from qllm_exp.results.report import credit, functions
+from qllm_exp.search.report import search_report
 
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
@@ -251,4 +253,30 @@ def test_it_prints_with_all_that_is_folded(browser: Browser, report: Path) -> No
     page.emulate_media(media="print", color_scheme="dark")
     ground = page.locator("body").evaluate("(element) => getComputedStyle(element).backgroundColor")
     assert ground == "rgb(255, 255, 255)", "nobody prints on black"
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_search_fits_every_screen_and_its_tree_leads_to_the_table(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    directory = Searches(tmp_path, monkeypatch).run("tfcaf.search.tune=gradient")
+    file = tmp_path / "search.html"
+    file.write_text(search_report(directory.path, credit=False))
+    page = opened(browser, file, scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((element) => (element.open = true))")
+    for width in (360, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ratio, where = page.evaluate(CONTRAST)
+        assert ratio >= 4.5, where
+    boxes = page.locator("svg.tree a").all()
+    assert len(boxes) == 12
+    for box in boxes:
+        texts = [text.bounding_box() for text in box.locator("text").all()]
+        outer = box.locator("rect").first.bounding_box()
+        assert outer and all(text and text["x"] + text["width"] <= outer["x"] + outer["width"] for text in texts)
+    boxes[-1].click()
+    row = page.locator(str(boxes[-1].get_attribute("href"))).bounding_box()
+    assert row and 0 <= row["y"] < 800
     page.close()

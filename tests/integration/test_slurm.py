@@ -11,9 +11,11 @@ from pathlib import Path
 import commands
 import psutil
 import pytest
+from loopback_llm import Answer, Loopback
 from programs import MPS_CONTROL, write_program
 from run_folders import run_outcome
 
+from qllm_exp.search.search_directory import SearchDirectory
 from qllm_exp.sweep.mps import QUIT_S
 
 HERE = Path(__file__).parent
@@ -433,3 +435,44 @@ def test_a_device_that_the_jobs_do_not_have_is_rejected_before_anything_starts(c
     assert "device=cuda: the jobs have no GPU" in text and not cluster.folder.exists()
     text = cluster.sweep(*TINY, "hydra.launcher.time=soon", expected_code=2)
     assert "is not a time limit" in text
+
+
+SEARCH = [
+    *("env=mpe", "env.task=simple_spread", "env.num_envs=4", "env.episode_limit=8", "train=quick", "train.hidden=8"),
+    *("train.batch_episodes=4", "train.evaluation.episodes=4", "tfcaf.candidates=2", "tfcaf.search.generations=2"),
+    *("tfcaf.search.steps=[400,800]", "tfcaf.search.seeds=[1,1]", "hydra.launcher.runs_per_job=2"),
+    *("llm=openai", "llm.model=openai/loopback", "llm.concurrency=1"),
+]
+FUNCTION = """
+import torch
+
+def credit_assignment(agents_q, global_state):
+    weights = torch.softmax({weight} * global_state[:, 0:3], dim=1)
+    return (weights * agents_q).sum(dim=1, keepdim=True)
+"""
+
+
+def test_a_search_trains_its_candidates_as_jobs_and_is_resumed_after_a_kill(cluster, tmp_path):
+    with Loopback(lambda call: Answer(f"```python{FUNCTION.format(weight=1 + call.number / 4)}```")) as server:
+        key = {"OPENAI_API_KEY": "sk-planted"}
+        words = [*SEARCH, f"llm.api_base={server.url}", f"tfcaf.cache={tmp_path / 'cache'}", f"dir={cluster.folder}"]
+        command = ["-m", "qllm_exp.tfcaf", "search", *words, *SLURM]
+        process = commands.start(command, env=cluster.environment | key, imports="litellm")
+        while not cluster.queue():
+            assert process.poll() is None, process.stderr()
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+        assert len(server.calls) == 2
+        (path,) = cluster.folder.glob("search_*")
+        submitted = set(path.glob("runs/*/jobs/*"))
+        cluster.python("qllm_exp.tfcaf", "search", "--resume", path, *SLURM, expected_code=0, **key)
+        assert len(server.calls) == 4, "no call is repeated"
+    directory = SearchDirectory(path)
+    trainings = directory.of_kind("training")
+    assert {row["stage"] for row in trainings} == {0, 1} and len({row["run"] for row in trainings}) == len(trainings)
+    for row in trainings:
+        run = directory.run(row["run"])
+        assert run.result() is not None and (run.path / "log.txt").read_text().count("ready after") == 1
+    jobs = set(path.glob("runs/*/jobs/*"))
+    assert len(submitted) == 1 and submitted < jobs, "what was submitted before the kill was not submitted again"

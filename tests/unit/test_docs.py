@@ -27,7 +27,7 @@ GROUPS = ("env", "algorithm", "mixer", "llm", "train", "tracking", "experiment",
 OF_OTHERS = {"hydra/sweeper": {"optuna"}}  # choices of packages beside this one
 SUBCOMMANDS = {
     **dict.fromkeys(("check", "status", "watch", "logs", "cancel", "retry"), None),
-    "tfcaf": {"generate", "search", "list", "show", "explain", "verify", "import"},
+    "tfcaf": {"generate", "search", "report", "list", "show", "explain", "verify", "import"},
     "results": {
         *("table", "ablation", "curves", "profiles", "improvement", "bars", "report", "export"),
         *("watch", "sync", "dashboard"),

@@ -14,6 +14,7 @@ from qllm_exp.credit.stored_function import StoredFunction
 from qllm_exp.errors import UserError
 from qllm_exp.explain import explain, policy
 from qllm_exp.generation.provide import key_for
+from qllm_exp.results import __main__ as results
 from qllm_exp.search.procedure import search_path
 from qllm_exp.search.search_directory import SearchDirectory
 from qllm_exp.sweep.prepare import check
@@ -139,3 +140,24 @@ def test_a_search_is_resumed_with_a_higher_budget_and_only_where_its_key_puts_it
     assert tfcaf.main(["search", "--resume", str(renamed)]) == 2
     assert f"renamed cannot be resumed: its configuration now belongs to {begun.path}" in capsys.readouterr().err
     assert len(budgets) == 3
+
+
+def test_report_writes_the_page_of_a_search_into_its_directory_or_where_it_is_told(
+    begun: SearchDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tfcaf.main(["report", str(begun.path)]) == 0
+    assert capsys.readouterr().out.strip() == str(begun.path / "report.html")
+    assert "No training has finished yet" in (begun.path / "report.html").read_text()
+    assert tfcaf.main(["report", str(begun.path), "--no-credit", "-o", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").exists()
+    assert tfcaf.main(["report", str(begun.path), "-o", "page.txt"]) == 2
+    assert "a report is a .html file" in capsys.readouterr().err
+    assert tfcaf.main(["report", str(tmp_path)]) == 2
+    assert "is not the directory of a search: it has no search.json" in capsys.readouterr().err
+
+
+def test_the_report_of_results_names_the_command_for_a_search(
+    begun: SearchDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert results.main(["report", str(begun.path)]) == 2
+    assert f"Type: python -m qllm_exp.tfcaf report {begun.path}" in capsys.readouterr().err

@@ -148,7 +148,7 @@ class Method(NamedTuple):
 
     Attributes:
         task: 'lbf/8x8-2p-2f-coop-2s'.
-        base: 'qmix', 'riit+tfcaf'.
+        base: 'qmix', 'riit+tfcaf', 'tfcaf from 8x8-2p-2f-coop-2s' for a function that was written for another task.
         settings: as in `Record.settings`.
         identity: equal for all runs of one method.
         labels: keys that may name the method beside its settings: training preset, language model.
@@ -167,11 +167,12 @@ class _Function(NamedTuple):
     """What a record needs of a credit-assignment function."""
 
     digits: str  # the first digits of the hash of its program
+    task: str  # 'lbf/8x8-2p-2f-coop-2s': the task that it was written for
     cost: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
 
-_NO_FUNCTION = _Function("", {}, {})
+_NO_FUNCTION = _Function("", "", {}, {})
 
 
 class Reader:
@@ -232,11 +233,13 @@ class Reader:
         blocks = self._configs.blocks(config)
         run_blocks = [block for block in blocks if _RUN_BLOCK.match(block)]
         method_blocks = [block for block in blocks if not _RUN_BLOCK.match(block)]
-        cache_key = (*method_blocks, function.digits)
+        cache_key = (*method_blocks, function.digits, function.task)
         try:
             if cache_key not in self._methods:
                 parsed_blocks = [self._configs.parse(block) for block in method_blocks]
-                self._methods[cache_key] = make_method(parsed_blocks, _non_identity_keys(cache_key[0]), function.digits)
+                self._methods[cache_key] = make_method(
+                    parsed_blocks, _non_identity_keys(cache_key[0]), function.digits, function.task
+                )
             seed = next(int(self._configs.parse(block)["seed"]) for block in run_blocks if block.startswith("seed:"))
         except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration, RecursionError) as error:
             reason = " ".join(str(error).split()) or "it has no seed"
@@ -287,19 +290,22 @@ def _non_identity_keys(block: str) -> tuple[str, ...]:
     return _LEGACY_NON_IDENTITY_KEYS
 
 
-def make_method(blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...], function_digits: str) -> Method:
+def make_method(
+    blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...], function_digits: str, function_task: str = ""
+) -> Method:
     """Return the method that a configuration defines.
 
     Args:
         blocks: parts of the configuration, each with some of its top-level keys.
         non_identity_keys: dotted keys that do not define a run, as `non_identifying_keys` returns them.
         function_digits: first digits of the hash of the credit-assignment function; '' for none.
+        function_task: environment and task that it was written for; '' for none.
     """
     config: dict[str, Any] = {}
     for block in blocks:
         config |= block
     config = with_older_defaults(_inert_texts(config, itertools.count(1)))
-    algorithm, mixer, env = config["algorithm"]["name"], config["mixer"]["name"], config["env"]
+    mixer, env = config["mixer"]["name"], config["env"]
     excluded = _NON_METHOD_KEYS + non_identity_keys
     if mixer != "tfcaf":
         excluded += _GENERATION_KEYS
@@ -313,7 +319,7 @@ def make_method(blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...]
     labels = {key: value for key, value in settings.items() if key not in identity}
     return Method(
         task=f"{env['name']}/{env['task']}",
-        base=method_name(algorithm, mixer),
+        base=_base(config, function_task),
         settings=settings,
         identity=json.dumps(identity, sort_keys=True, default=str),
         labels=labels | {"train.name": config["train"].get("name", "")},
@@ -321,9 +327,29 @@ def make_method(blocks: list[dict[str, Any]], non_identity_keys: tuple[str, ...]
     )
 
 
+def _base(config: Mapping[str, Any], function_task: str) -> str:
+    """Return algorithm and mixer, and the task that the function was written for if it is another one than that of the run.
+
+    An environment of a user may describe itself by another name than that of its module; `mixer.written_for` is then what counts.
+
+    Args:
+        config: the configuration.
+        function_task: environment and task that the function was written for; '' for a mixer without a function.
+    """
+    base, env = method_name(config["algorithm"]["name"], config["mixer"]["name"]), config["env"]
+    written_for = config["mixer"].get("written_for") or function_task
+    family, _, task = written_for.partition("/")
+    if not task or written_for == f"{env['name']}/{env['task']}":
+        return base
+    if family == env["name"]:
+        return f"{base} from {task}"
+    return f"{base} from {written_for}" if config["mixer"].get("written_for") else base
+
+
 def _make_function(stored: dict[str, Any]) -> _Function:
     digits = hashlib.sha256(json.dumps(stored["program"], sort_keys=True).encode()).hexdigest()[:8]
-    return _Function(digits, stored.get("cost", {}), stored.get("provenance", {}))
+    written_for = inert(f"{stored['env']}/{stored['task']}") if "task" in stored else ""
+    return _Function(digits, written_for, stored.get("cost", {}), stored.get("provenance", {}))
 
 
 def _evaluations(

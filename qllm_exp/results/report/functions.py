@@ -179,12 +179,11 @@ def _function_parts(use: FunctionUse, number: int, data: ReportData, total: int,
             ("program hash", _hash(function.program.hash)),
         ]
     )
-    source = function.source.strip()
-    lines = len(source.split("\n"))
-    code = tag("pre", tag("code", highlight(source)), class_="source", tabindex=0, aria_label="source")
-    yield details(f"Source, {count(lines, 'line')}", code, is_open=lines <= MAX_OPEN_LINES)
+    yield source_details(function)
     if draw_credit and number <= MAX_FIGURES:
-        yield _credit_figure(use, number, min(total, MAX_FIGURES))
+        print(f"credit figure {number}/{min(total, MAX_FIGURES)}: {use.task}", file=sys.stderr, flush=True)
+        trained = bool(use.finished) and RunDirectory(use.first_run).policy.exists()
+        yield credit_of_run(use.first_run, trained, use.task, f"credit{number}")
     else:
         reason = f"only the first {MAX_FIGURES} functions are drawn" if draw_credit else "disabled by --no-credit"
         yield missing_note(
@@ -192,18 +191,31 @@ def _function_parts(use: FunctionUse, number: int, data: ReportData, total: int,
         )
 
 
-def _credit_figure(use: FunctionUse, number: int, total: int) -> Html:
-    """Return the credit figure of a function, or the reason why it cannot be drawn."""
-    trained = bool(use.finished) and RunDirectory(use.first_run).policy.exists()
-    print(f"credit figure {number}/{total}: {use.task}", file=sys.stderr, flush=True)
-    team = f"the policy of {use.first_run.name}" if trained else "a team that acts at random"
+def source_details(function: StoredFunction) -> Html:
+    """Return the source of a function, collapsed if it is long."""
+    source = function.source.strip()
+    lines = len(source.split("\n"))
+    code = tag("pre", tag("code", highlight(source)), class_="source", tabindex=0, aria_label="source")
+    return details(f"Source, {count(lines, 'line')}", code, is_open=lines <= MAX_OPEN_LINES)
+
+
+def credit_of_run(folder: Path, trained: bool, task: str, name: str) -> Html:
+    """Return the credit figure of a run's function, or the reason why it cannot be drawn.
+
+    Args:
+        folder: the run directory.
+        trained: whether the team acts with the run's policy; otherwise at random.
+        task: the task, for the label.
+        name: unique in the page, letters and digits.
+    """
+    team = f"the policy of {folder.name}" if trained else "a team that acts at random"
     caption = f"Credit of each agent along an episode of {team}, with rewards, actions and scenes."
     try:
-        svg = credit_figure(use.first_run, trained)
+        svg = credit_figure(folder, trained)
     except UserError as error:
-        command = tag("code", _explain_command(use.first_run))
+        command = tag("code", _explain_command(folder))
         return missing_note(concat([f"No credit figure: {error}. To try again: ", command]))
-    return svg_figure(svg, f"credit{number}", f"{use.task}: {caption}", caption, "credit")
+    return svg_figure(svg, name, f"{task}: {caption}", caption, "credit")
 
 
 def _explain_command(folder: Path) -> str:

@@ -47,7 +47,8 @@ def cost_section(data: ReportData) -> Html:
         ("environment steps", f"{steps:,}"),
         ("wall time", wall_time),
     ]
-    for name, measure in MEASURES["cost"].items():
+    searches = MEASURES["search"] if any("env_steps" in record.cost for record in records) else {}
+    for name, measure in (MEASURES["cost"] | searches).items():
         value = measure(records)
         pairs.append((name, {"-": "no function", "?": "price unknown"}.get(value, value)))
     note = "Wall time: sum over runs, training and evaluation. LLM calls: each function counts once, however many seeds use it."

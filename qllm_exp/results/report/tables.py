@@ -39,7 +39,9 @@ def _comparison_table(collection: Collection, metric: str) -> Html:
 
 def _cost_table(collection: Collection) -> Html:
     sheet, cells = comparison(collection)
-    return results_table(cost_sheet(cells, sheet, list(MEASURES)))
+    has_searches = any("env_steps" in record.cost for record in collection.finished)
+    names = [name for name in MEASURES if name != "search" or has_searches]
+    return results_table(cost_sheet(cells, sheet, names))
 
 
 def ablation_section(data: ReportData) -> Html:

@@ -46,11 +46,28 @@ def _usd(runs: Runs) -> str:
     return _sum(runs, "usd", "{:.4f}")
 
 
+def _search_steps(runs: Runs) -> str:
+    return _sum(runs, "env_steps", "{:,.0f}", 0)
+
+
+def _search_hours(runs: Runs) -> str:
+    return _sum(runs, "core_hours", "{:.2f}", 0)
+
+
+def _steps(runs: Runs) -> str:
+    return f"{sum(int(run.result.get('env_steps', run.steps[-1])) for run in runs):,}"
+
+
 # Column heads and their measures, by the names of --columns.
 MEASURES: dict[str, dict[str, Measure]] = {
     "parameters": {"trained parameters": _parameters, "of the mixer": _mixer_parameters},
     "time": {"wall time (s)": _wall_time, "env steps/s": _speed},
     "cost": {"LLM calls": _calls, "LLM cost (USD)": _usd},
+    "search": {
+        "env steps of searches": _search_steps,
+        "core hours of searches": _search_hours,
+        "env steps of runs": _steps,
+    },
 }
 STEPS_TO = "steps-to="  # followed by a return
 COLUMN_NAMES = (*MEASURES, f"{STEPS_TO}RETURN")  # allowed in --columns
@@ -58,6 +75,8 @@ _NOTES = {
     "parameters": "Parameters: means over the runs of a cell.",
     "time": "Wall time (training and evaluation) and environment steps per second: means over the runs of a cell.",
     "cost": "LLM calls and cost: sums over the functions of a cell, each counted once; '?' if no price is known.",
+    "search": "Environment steps and core hours of the trainings of searches: sums over the functions of a cell, each counted "
+    "once. Environment steps of runs: sums over the runs of a cell.",
     STEPS_TO: "Steps to a return: environment steps of the first evaluation at or above it, without interpolation; median over "
     "seeds [95 % bootstrap interval]. A run that never reaches it counts as later than all evaluated steps, shown as '>' and the "
     "last of these steps.",
@@ -70,7 +89,7 @@ def cost_sheet(cells: Pivot, sheet: Sheet, names: Sequence[str]) -> Sheet:
     Args:
         cells: cells of the other table.
         sheet: the other table.
-        names: 'parameters', 'time', 'cost', or e.g. 'steps-to=0.9'.
+        names: 'parameters', 'time', 'cost', 'search', or e.g. 'steps-to=0.9'.
 
     Raises:
         UserError: another name, or steps to a return in a table whose cells have several tasks.
@@ -157,11 +176,18 @@ def _mean(values: Sequence[float], template: str) -> str:
     return template.format(np.mean(finite)) if finite else "-"
 
 
-def _sum(runs: Runs, key: str, template: str) -> str:
-    """Return the sum over functions, which several seeds share; '-' without functions, '?' if a value is unknown."""
+def _sum(runs: Runs, key: str, template: str, default: float | None = None) -> str:
+    """Return the sum over functions, which several seeds share; '-' without functions, '?' if a value is unknown.
+
+    Args:
+        runs: the runs.
+        key: of the cost of a function.
+        template: format of the sum.
+        default: value of a function without this key, e.g. 0 trainings without a search; None: it is unknown.
+    """
     costs = {run.settings[FUNCTION]: run.cost for run in runs if FUNCTION in run.settings}
     if not costs:
         return "-"
-    values = [cost.get(key) for cost in costs.values()]
+    values = [cost.get(key, default) for cost in costs.values()]
     known = [value for value in values if isinstance(value, int | float)]
     return template.format(sum(known)) if len(known) == len(costs) else "?"

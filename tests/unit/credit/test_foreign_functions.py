@@ -130,7 +130,10 @@ def test_a_run_does_not_use_a_function_of_another_task_in_silence(tmp_path: Path
     stored.save(provide.locate(run).path)
     with pytest.raises(UserError, match="is for matrix/penalty-50, not for matrix/penalty-25"):
         check(run)
-    named = compose_run([*command, f"mixer.file={provide.locate(run).path}"])
-    assert check(named).mixer == named.mixer
+    named = [*command, f"mixer.file={provide.locate(run).path}"]
+    with pytest.raises(UserError, match=r"add mixer\.written_for=matrix/penalty-50"):
+        check(compose_run(named))
+    explicit = compose_run([*named, "mixer.written_for=matrix/penalty-50"])
+    assert check(explicit).mixer == explicit.mixer
     data = json.loads(provide.locate(run).path.read_text())
     assert data["task"] == "penalty-50"

@@ -282,7 +282,10 @@ def test_fit_is_checked_against_the_environment(tmp_path: Path) -> None:
     make_function().save(path)
     load(path).check_fits(make_env_with_sizes(3, 18))
     load(path).check_written_for(make_env_with_sizes(3, 18, "simple_spread"))
-    with pytest.raises(UserError, match=r"is for mpe/simple_spread, not for mpe/simple_tag\..*mixer\.file="):
+    with pytest.raises(
+        UserError,
+        match=r"is for mpe/simple_spread, not for mpe/simple_tag\..*mixer\.file=.*mixer\.written_for=mpe/simple_spread",
+    ):
         load(path).check_written_for(make_env_with_sizes(3, 18))
     with pytest.raises(
         UserError, match=r"x\.json is for 3 agents and a state of 18 columns, but env mpe/simple_tag has 2 agents"

@@ -282,6 +282,24 @@ def test_runs_with_other_functions_are_other_methods(tmp_path: Path) -> None:
     assert names(paths[:2]) == ["tfcaf", "tfcaf"]
 
 
+def test_a_function_of_another_task_is_another_method_whose_name_says_the_task(tmp_path: Path) -> None:
+    def run(task: str, number: int, origin: str, written_for: str = "") -> Path:
+        config = schema.RunConfig(env=LbfConfig(task=task), mixer=TfcafConfig(written_for=written_for))
+        path = run_folder(tmp_path / str(number), config, {"a": 1})
+        env, _, origin_task = origin.partition("/")
+        stored = json.loads((path / "tfcaf.json").read_text())
+        (path / "tfcaf.json").write_text(json.dumps(stored | {"env": env, "task": origin_task}))
+        return path
+
+    own, larger = "10x10-3p-3f-2s", "15x15-3p-3f-2s"
+    assert names([run(own, 0, f"lbf/{own}")]) == ["tfcaf"]
+    assert names([run(larger, 1, f"lbf/{own}")]) == [f"tfcaf from {own}"], "also of runs without the option"
+    assert names([run(larger, 2, f"lbf/{own}", f"lbf/{own}")]) == [f"tfcaf from {own}"]
+    assert names([run(own, 3, f"lbf/{own}", f"lbf/{own}")]) == ["tfcaf"]
+    assert names([run(larger, 4, "mpe/simple_tag", "mpe/simple_tag")]) == ["tfcaf from mpe/simple_tag"]
+    assert names([run(larger, 5, "its_description/any")]) == ["tfcaf"], "an environment of a user"
+
+
 def test_the_language_model_is_irrelevant_for_a_mixer_without_a_function(tmp_path: Path) -> None:
     runs = [
         schema.RunConfig(mixer=VdnConfig()),

@@ -479,6 +479,20 @@ def test_costs_of_runs(tmp_path: Path) -> None:
         cost_sheet(cells, sheet, ["tim"])
 
 
+def test_costs_of_searches_count_each_function_once_and_a_function_without_a_search_as_nothing(tmp_path: Path) -> None:
+    for seed in range(2):
+        searched = make_run(tmp_path, run_config("tfcaf", seed), 0.5, program=1)
+        stored = json.loads((searched / "tfcaf.json").read_text())
+        stored["cost"] |= {"trainings": 20, "env_steps": 12_000_000, "core_hours": 1.25}
+        (searched / "tfcaf.json").write_text(json.dumps(stored))
+        make_run(tmp_path, run_config("tfcaf", seed, OTHER), 0.5, program=2)
+        make_run(tmp_path, run_config("qmix", seed), 0.5)
+    sheet, cells = comparison(collect([tmp_path]))
+    rows = {tuple(row[1:]): cells for row, cells in cost_sheet(cells, sheet, ["search"]).rows}
+    assert rows[TASK, "tfcaf"][:2] == ["12,000,000", "1.25"] and rows[OTHER, "tfcaf"][:2] == ["0", "0.00"]
+    assert rows[TASK, "qmix"][:2] == ["-", "-"] and rows[TASK, "qmix"][2] == "400,000"
+
+
 def test_an_unknown_price_is_not_zero(tmp_path: Path) -> None:
     make_run(tmp_path, run_config("tfcaf"), 0.5, program=1, usd=None)
     sheet, cells = comparison(collect([tmp_path]))

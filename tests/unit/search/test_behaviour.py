@@ -56,6 +56,13 @@ def test_the_distance_is_the_mean_difference_of_the_credit(programs: dict[str, P
     )
 
 
+def test_the_fields_that_a_function_reads_are_those_that_change_what_it_computes(programs: dict[str, Program]) -> None:
+    probe = behaviours()
+    assert probe.fields_read(programs["first"], True) == []
+    assert probe.fields_read(programs["with a bias"], True) == ["agent position"], "column 0"
+    assert behaviours(enforce=False).fields_read(programs["product"], False) == []
+
+
 def test_a_function_that_is_not_affine_is_compared_by_its_values_and_slopes(programs: dict[str, Program]) -> None:
     probe = behaviours(enforce=False)
     assert not probe.is_affine(programs["product"]) and probe.is_affine(programs["first"])
