@@ -2,11 +2,12 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qllm_exp.errors import UserError, nearest
-from qllm_exp.results.records.external import MAX_FILE_BYTES, ExternalRun, SourceMapping, check_curve
+from qllm_exp.results.records.external import MAX_FILE_BYTES, ExternalRun, SourceMapping, check_curve, check_win_rates
 from qllm_exp.utils.files import nearest_path, read_regular_file
 from qllm_exp.utils.text import excerpt, inert
 
@@ -34,18 +35,21 @@ def read(path: Path, mapping: SourceMapping) -> list[ExternalRun]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         names = _column_names(path, reader.fieldnames or [], mapping)
-        rows = list(reader)
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file: {error}.") from None
     program = mapping.program or "csv"
     grouped: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
+        if None in row:
+            raise UserError(
+                f"{path}, line {number} has more cells than the first line has columns. Write numbers with a decimal point, and "
+                "quote text that contains a comma."
+            )
         cells = {column: _cell(f"{path}, line {number}", name, row.get(name)) for column, name in names.items()}
-        seed = _number(f"{path}, line {number}: {names['seed']}", cells["seed"])
-        if not seed.is_integer():
-            raise UserError(f"{path}, line {number}: {names['seed']}={cells['seed']} is not a whole number.")
+        seed = _whole_number(f"{path}, line {number}: {names['seed']}", cells["seed"])
         env = inert(cells.get("env", program))
-        grouped.setdefault((env, inert(cells["task"]), inert(cells["method"]), int(seed)), []).append(
+        grouped.setdefault((env, inert(cells["task"]), inert(cells["method"]), seed), []).append(
             {
                 column: _number(f"{path}, line {number}: {names[column]}", cells[column])
                 for column in ("env_step", "return_mean", "win_mean")
@@ -63,9 +67,7 @@ def read(path: Path, mapping: SourceMapping) -> list[ExternalRun]:
         wins: tuple[float, ...] = ()
         if "win_mean" in names:
             place = f"{path}: {method} on {env}/{task}, seed {seed}: {names['win_mean']}"
-            _, wins = check_curve(place, steps, [row["win_mean"] for row in evaluations])
-            if not all(0 <= win <= 1 for win in wins):
-                raise UserError(f"{place} is not between 0 and 1. Write shares, not percentages.")
+            wins = check_win_rates(place, steps, [row["win_mean"] for row in evaluations])
         runs.append(
             ExternalRun(
                 path=path.joinpath(*(part.replace("/", "-") for part in (env, task, method, f"seed_{seed}"))),
@@ -83,11 +85,11 @@ def read(path: Path, mapping: SourceMapping) -> list[ExternalRun]:
     return runs
 
 
-def _column_names(path: Path, available: Any, mapping: SourceMapping) -> dict[str, str]:
+def _column_names(path: Path, available: Sequence[str], mapping: SourceMapping) -> dict[str, str]:
     """Return the name in the file of each column that is read.
 
     Raises:
-        UserError: the mapping has an unknown column, or the file lacks a column.
+        UserError: the mapping has an unknown column, or the file lacks a column or has two of one name.
     """
     for column in mapping.columns:
         if column not in COLUMNS:
@@ -98,6 +100,8 @@ def _column_names(path: Path, available: Any, mapping: SourceMapping) -> dict[st
     names: dict[str, str] = {}
     for column in COLUMNS:
         name = str(mapping.columns.get(column, column))
+        if available.count(name) > 1:
+            raise UserError(f"{path} has {available.count(name)} columns {name!r}. Rename or remove all but one.")
         if name in available:
             names[column] = name
         elif column in mapping.columns or column not in _OPTIONAL:
@@ -113,6 +117,17 @@ def _cell(place: str, name: str, value: str | None) -> str:
     if not value or not value.strip():
         raise UserError(f"{place} has no {inert(name)}.")
     return value.strip()
+
+
+def _whole_number(place: str, text: str) -> int:
+    """Return a whole number, which may be written as 3.0. A seed of 64 bits keeps all of its digits."""
+    try:
+        return int(text)
+    except ValueError:
+        number = _number(place, text)
+    if not number.is_integer():
+        raise UserError(f"{place}={excerpt(text)} is not a whole number.")
+    return int(number)
 
 
 def _number(place: str, text: str) -> float:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qllm_exp.config.load import non_identifying_keys, to_dict
+from qllm_exp.config.load import load_run, non_identifying_keys, to_dict
 from qllm_exp.errors import UserError
 from qllm_exp.results.records import csv_file, marl_eval, sacred
 from qllm_exp.results.records.external import ExternalRun, SourceMapping, read_mapping
@@ -88,8 +88,11 @@ def _with_method(run: ExternalRun, mapping: SourceMapping) -> tuple[ExternalRun,
     declared = mapping.own_task(run)
     task = declared or run.own_task
     if task:
-        options = {f"env.{key}": value for key, value in mapping.env.items()} if declared else run.env_options
-        env_settings = _env_settings(task, tuple(f"{key}={_typed(value)}" for key, value in options.items()))
+        options = mapping.env if declared else run.env_options
+        try:
+            env_settings = _env_settings(task, json.dumps(dict(options), default=str))
+        except UserError as error:
+            raise UserError(f"{mapping.path if declared else run.path}: {error}") from None
         rules = (
             f"{mapping.path} declares the rules of the task equal" if declared else "the rules of the task are equal"
         )
@@ -110,26 +113,27 @@ def _with_method(run: ExternalRun, mapping: SourceMapping) -> tuple[ExternalRun,
     return replace(run, unit=f"{run.unit}; {rules}"), method
 
 
-def _typed(value: Any) -> str:
-    """Return a value as it is typed on the command line."""
-    return json.dumps(value) if isinstance(value, bool) else str(value)
-
-
 @cache
-def _env_settings(task: str, overrides: tuple[str, ...]) -> Mapping[str, Any]:
+def _env_settings(task: str, options: str) -> Mapping[str, Any]:
     """Return the settings of a task of this package that a record has, without the number of copies.
 
     Args:
         task: 'ENV/TASK'.
-        overrides: options that differ from the defaults, e.g. 'env.reward=mean'.
+        options: JSON object of the options that differ from the defaults, e.g. '{"reward": "mean"}'.
 
     Raises:
         UserError: there is no such task or option.
     """
-    from qllm_exp.config.compose import compose_run  # Hydra is slow to import
+    from qllm_exp.config.compose import compose_run  # Hydra and torch are slow to import
+    from qllm_exp.envs import env_module, imports_task
 
     env, _, name = task.partition("/")
-    run = compose_run([f"env={env}", f"env.task={name}", *overrides])
+    config = to_dict(compose_run([f"env={env}"]))
+    config["env"] |= {"task": name} | json.loads(options)
+    run = load_run(config)
+    module = env_module(run.env.name)
+    if not imports_task(run.env.name, name) and name not in module.tasks():
+        module.check(run.env)
     settings = make_method([to_dict(run)], tuple(non_identifying_keys(run)), "").settings
     return {key: value for key, value in settings.items() if key.startswith("env.") and key != _RETURN_INDEPENDENT}
 
