@@ -227,6 +227,25 @@ def test_a_zip_file_that_is_no_archive_is_refused(runs: Path, tmp_path: Path, ow
     assert list(own_cache.iterdir()) == []
 
 
+def test_a_zip_file_is_refused_wherever_it_is_damaged(runs: Path, tmp_path: Path, own_cache: Path) -> None:
+    content = qllm_exp.export(runs, output=tmp_path / "whole.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "whole.zip") as archive:
+        (info,) = (info for info in archive.infolist() if info.filename == "runs.csv")
+    compressed = info.header_offset + 30 + len(info.filename)
+    directory = content.index(b"PK\x01\x02")
+    path = tmp_path / "x.zip"
+    for position, damage in (
+        (compressed + info.compress_size // 2, b"\xff" * 8),
+        (directory + 10, b"\x0c"),  # another compression
+        (directory + 28, b"\x00"),  # an empty name
+        (directory + 46, b"\xff"),  # a name that is not UTF-8
+    ):
+        path.write_bytes(content[:position] + damage + content[position + len(damage) :])
+        with pytest.raises(UserError, match=r"x\.zip"):
+            to_folders([path])
+    assert list(own_cache.iterdir()) == []
+
+
 def test_no_file_of_an_archive_leaves_its_folder(runs: Path, tmp_path: Path, own_cache: Path) -> None:
     path = tmp_path / "x.zip"
     for name in ("../evil", "/evil", "runs/../../evil", "runs\\evil"):
