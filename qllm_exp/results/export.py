@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.records import keys, marl_eval
-from qllm_exp.results.records.archive import MANIFEST, RUNS, ZIP, write_manifest
+from qllm_exp.results.records.archive import MANIFEST, RUNS, ZIP, is_zip, write_manifest
 from qllm_exp.results.records.collect import Collection, Record, UnfinishedRun, collect
 from qllm_exp.results.records.rows import metrics_rows, run_rows
 from qllm_exp.results.report.report_data import find_sweeps
@@ -65,7 +65,7 @@ def export(collection: Collection, folders: Sequence[Path], output: Path) -> Pat
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
             archive = Path(scratch) / "archive"
             _write_archive(archive, collection, folders)
-            if output.suffix == ZIP:
+            if is_zip(output):
                 zipped = Path(scratch) / output.name
                 _write_zip(zipped, archive)
                 os.replace(zipped, output)
@@ -77,7 +77,7 @@ def export(collection: Collection, folders: Sequence[Path], output: Path) -> Pat
 
 
 def _check(collection: Collection, output: Path) -> None:
-    if output.suffix != ZIP and output.exists():
+    if not is_zip(output) and output.exists():
         raise UserError(f"{output} exists. Remove it, or choose another folder or a {ZIP} file with -o.")
     if not collection.finished and not collection.unfinished:
         raise UserError("There is no run to export.")

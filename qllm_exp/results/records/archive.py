@@ -33,7 +33,12 @@ ReadFile = Callable[[str], bytes]  # from the name of a file in the archive
 
 def is_archive(path: Path) -> bool:
     """Return whether a path is a .zip file or a folder with a manifest."""
-    return (path.suffix == ZIP and path.is_file()) or (path / MANIFEST).is_file()
+    return (is_zip(path) and path.is_file()) or (path / MANIFEST).is_file()
+
+
+def is_zip(path: Path) -> bool:
+    """Return whether a path has the ending of a .zip file."""
+    return path.suffix.lower() == ZIP
 
 
 def open_archive(path: Path) -> Path:
@@ -45,7 +50,7 @@ def open_archive(path: Path) -> Path:
         UserError: the archive is damaged, or not one of this package.
     """
     try:
-        if path.suffix == ZIP and path.is_file():
+        if is_zip(path) and path.is_file():
             return _unpack(path) / RUNS
         _verify(path, lambda name: read_regular_file(path / name, _MAX_FILE_BYTES), _files_below(path))
     except OSError as error:

@@ -36,11 +36,11 @@ def read(path: Path) -> list[tuple[ExternalRun, Method]] | None:
     """
     mapping = SourceMapping()
     source = path
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
         mapping = read_mapping(path)
         source = path.parent / mapping.source
         for key, suffix in _SUFFIX_OF_KEY.items():
-            if getattr(mapping, key) and source.suffix != suffix:
+            if getattr(mapping, key) and source.suffix.lower() != suffix:
                 raise UserError(f"{path}: {key} is for {suffix} files; source is {mapping.source}. Remove {key}.")
     runs = _read_source(source, mapping)
     if runs is None:
@@ -55,9 +55,9 @@ def read(path: Path) -> list[tuple[ExternalRun, Method]] | None:
 
 
 def _read_source(source: Path, mapping: SourceMapping) -> list[ExternalRun] | None:
-    if source.suffix == ".csv" and source.is_file():
+    if source.suffix.lower() == ".csv" and source.is_file():
         return csv_file.read(source, mapping)
-    if source.suffix == ".json" and source.is_file():
+    if source.suffix.lower() == ".json" and source.is_file():
         return marl_eval.read(source, mapping)
     if not source.is_dir() or _has_own_runs(source):
         return None
@@ -97,7 +97,8 @@ def _with_method(run: ExternalRun, mapping: SourceMapping) -> tuple[ExternalRun,
             f"{mapping.path} declares the rules of the task equal" if declared else "the rules of the task are equal"
         )
     else:
-        task = f"{run.env.partition('@')[0]}@{run.program}/{run.task}"
+        env = run.env.partition("@")[0].replace("/", "-")  # the first slash of a task ends its environment
+        task = f"{env}@{run.program}/{run.task}"
         env_settings = {key: value for key, value in run.settings.items() if key.startswith("env.")}
         rules = f"the rules of the task are those of {run.program}, so it is not a task of this package"
     others = {f"{run.program}.{key}": value for key, value in run.settings.items() if not key.startswith("env.")}

@@ -60,9 +60,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["archive", "archive.zip"])
+@pytest.mark.parametrize("name", ["archive", "archive.ZIP"])
 def test_an_archive_is_read_back_to_the_same_tables(runs: Path, tmp_path: Path, name: str) -> None:
     archive = qllm_exp.export(runs, output=tmp_path / name)
+    assert archive.is_dir() == (name == "archive")
     for options in ({}, {"stat": "iqm", "metric": "absolute"}, {"rows": (), "cols": "mixer"}):
         assert str(qllm_exp.table(archive, **options)) == str(qllm_exp.table(runs, **options))
     columns = [

@@ -302,6 +302,13 @@ def test_columns_named_as_load_curves_names_them_need_no_mapping(tmp_path: Path)
     assert "does not say what its returns and steps are" in record.unit
 
 
+def test_an_ending_in_capitals_and_a_slash_in_the_name_of_an_environment(tmp_path: Path) -> None:
+    path = tmp_path / "PLAIN.CSV"
+    path.write_text("env,task,method,seed,env_step,return_mean\nlbf/mine,8x8/a,x,3,0,1.5\n")
+    (record,) = filter_runs(collect([path]), ["env=lbf-mine@csv", "env.task=8x8/a"]).finished
+    assert record.task == "lbf-mine@csv/8x8/a"
+
+
 def test_a_mapping_declares_tasks_of_any_source_equal(tmp_path: Path) -> None:
     shutil.copy(BENCHMARL / "qmix_simple_spread_seed0.json", tmp_path / "b.json")
     path = tmp_path / "b.yaml"
