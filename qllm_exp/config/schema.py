@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 from qllm_exp.config import registry
 
-SEARCH_SEEDS = range(
-    1_000_000, 2_000_000
-)  # of the runs of searches; no other run may have them, so no table chooses by them
+# Seeds of the runs of searches. No other run may have them, so no table chooses by them.
+SEARCH_SEEDS = range(1_000_000, 2_000_000)
 
 
 def one_of(default: str, *allowed: str) -> Any:
@@ -205,7 +204,7 @@ class DecideConfig:
     level: float = number(0.05, 0, 0.5)
     first: int = number(5, 2)
     step: int = number(5, 1)
-    most: int = number(20, 2)
+    most: int = number(20, 2, 1000)
 
 
 @dataclass
