@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from qllm_exp.config import registry
 
-# Seeds of the runs of searches. No other run may have them, so no table chooses by them.
-SEARCH_SEEDS = range(1_000_000, 2_000_000)
+SEARCH_SEEDS = range(
+    1_000_000, 2_000_000
+)  # of the runs of searches; no other run may have them, so no table chooses by them
 
 
 def one_of(default: str, *allowed: str) -> Any:
