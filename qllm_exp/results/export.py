@@ -192,9 +192,13 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _uniform(column: "pandas.Series[Any]") -> "pandas.Series[Any]":
-    """Return a column with values of one type, as Parquet needs: text if types are mixed, as for an option that may be 'auto'."""
+    """Return a column with values of one type, as Parquet needs.
+
+    It is text if types are mixed, as for an option that may be 'auto', or if an integer has more than 64 bits.
+    """
     present = column.dropna()
-    if len({type(value) for value in present}) <= 1:
+    types = {type(value) for value in present}
+    if len(types) <= 1 and not (types == {int} and present.map(abs).max() >= 2**63):
         return column
     return column.map(str, na_action="ignore")
 

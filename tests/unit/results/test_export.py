@@ -155,6 +155,14 @@ def test_parquet_files_hold_the_rows_of_the_csv_files(runs: Path, tmp_path: Path
         assert list(table.columns) == list(text.columns) and len(table) == len(text)
 
 
+def test_a_seed_of_more_than_64_bits_is_exported(tmp_path: Path) -> None:
+    for seed in (0, 2**64):
+        make_run(tmp_path / "runs", run_config("vdn", seed), 0.5)
+    archive = qllm_exp.export(tmp_path / "runs", output=tmp_path / "archive")
+    assert [run.seed for run in qllm_exp.load_runs(archive).itertuples()] == [0, 2**64]
+    assert list(pandas.read_csv(archive / "runs.csv", dtype=str)["seed"]) == ["0", str(2**64)]
+
+
 def test_the_command_prints_the_archive(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["export", str(runs), "-o", str(tmp_path / "new" / "a.zip")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'new' / 'a.zip'}\n"
