@@ -402,6 +402,11 @@ def test_win_rates_in_percent_are_refused(tmp_path: Path) -> None:
             collect([source])
 
 
+def test_a_comma_at_the_end_of_each_row_is_no_cell(tmp_path: Path) -> None:
+    first, _ = collect([mapped(tmp_path, CSV.replace("\n", ",\n").replace("won,", "won", 1))]).finished
+    assert first.returns == (0.1, 0.4)
+
+
 def test_seeds_of_64_bits_keep_their_digits(tmp_path: Path) -> None:
     path = tmp_path / "plain.csv"
     seeds = (2**63 - 2, 2**63 - 1)
