@@ -206,7 +206,7 @@ class DecideConfig:
     level: float = number(0.05, 0, 0.5)
     first: int = number(5, 2)
     step: int = number(5, 1)
-    most: int = number(20, 2)
+    most: int = number(20, 2, 1000)
 
 
 @dataclass

@@ -305,8 +305,8 @@ class Pursuit(TeamEnv):
         planes[:, self._outside] = False
         return planes
 
-    def _shifted(self, shifts: Any, torus: bool, may_leave: bool = False) -> Tensor:
-        """Return for each cell, and for C, the cells that lie at some shifts from it.
+    def _shifted(self, shifts: Sequence[tuple[int, int]], torus: bool, may_leave: bool = False) -> Tensor:
+        """Return for each cell, and for C, the cells that lie at some shifts from it, [C + 1, shifts] int64.
 
         Args:
             shifts: (row, column) for each.

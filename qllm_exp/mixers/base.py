@@ -79,9 +79,8 @@ class Mixer(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unrestricted = (
-            None  # an instance attribute: a class attribute would hide the submodule that a mixer assigns
-        )
+        # An instance attribute: a class attribute would hide the submodule that a mixer assigns.
+        self.unrestricted = None
 
     @abstractmethod
     def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:

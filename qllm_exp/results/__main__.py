@@ -42,6 +42,12 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader closed the pipe, e.g. head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # e.g. a folder that this user may not read
+        print(
+            f"error: {inert_lines(f'{error.filename}: {error.strerror}' if error.filename else error)}.",
+            file=sys.stderr,
+        )
+        return 2
 
 
 if __name__ == "__main__":

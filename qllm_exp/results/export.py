@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qllm_exp.errors import UserError
 from qllm_exp.results.records import keys, marl_eval
-from qllm_exp.results.records.archive import MANIFEST, RUNS, ZIP, write_manifest
+from qllm_exp.results.records.archive import MANIFEST, RUNS, ZIP, is_zip, write_manifest
 from qllm_exp.results.records.collect import Collection, Record, UnfinishedRun, collect
 from qllm_exp.results.records.rows import metrics_rows, run_rows
 from qllm_exp.results.report.report_data import find_sweeps
@@ -65,7 +65,7 @@ def export(collection: Collection, folders: Sequence[Path], output: Path) -> Pat
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as scratch:
             archive = Path(scratch) / "archive"
             _write_archive(archive, collection, folders)
-            if output.suffix == ZIP:
+            if is_zip(output):
                 zipped = Path(scratch) / output.name
                 _write_zip(zipped, archive)
                 os.replace(zipped, output)
@@ -77,7 +77,7 @@ def export(collection: Collection, folders: Sequence[Path], output: Path) -> Pat
 
 
 def _check(collection: Collection, output: Path) -> None:
-    if output.suffix != ZIP and output.exists():
+    if not is_zip(output) and output.exists():
         raise UserError(f"{output} exists. Remove it, or choose another folder or a {ZIP} file with -o.")
     if not collection.finished and not collection.unfinished:
         raise UserError("There is no run to export.")
@@ -192,9 +192,13 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _uniform(column: "pandas.Series[Any]") -> "pandas.Series[Any]":
-    """Return a column with values of one type, as Parquet needs: text if types are mixed, as for an option that may be 'auto'."""
+    """Return a column with values of one type, as Parquet needs.
+
+    It is text if types are mixed, as for an option that may be 'auto', or if an integer has more than 64 bits.
+    """
     present = column.dropna()
-    if len({type(value) for value in present}) <= 1:
+    types = {type(value) for value in present}
+    if len(types) <= 1 and not (types == {int} and present.map(abs).max() >= 2**63):
         return column
     return column.map(str, na_action="ignore")
 

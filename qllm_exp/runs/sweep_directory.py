@@ -66,6 +66,9 @@ class Sweep:
             self.record = SweepRecord(**json.loads(read_regular_file(path / RECORD)))
             if not all(_is_name(name) for name in self.record.runs):
                 raise ValueError("runs must be names of run directories")
+            for name, default in asdict(SweepRecord()).items():
+                if not isinstance(getattr(self.record, name), type(default)):
+                    raise ValueError(f"{name} must be {type(default).__name__}")
         except FileNotFoundError:
             raise UserError(f"{path} is not a sweep directory: it has no {RECORD}.{nearest_path(path)}") from None
         except (OSError, ValueError, TypeError, RecursionError) as error:

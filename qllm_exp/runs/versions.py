@@ -19,11 +19,8 @@ from typing import Any
 from qllm_exp.utils.text import excerpt
 
 SEGMENTS = "segments"  # key of versions.json
-MACHINE_KEYS = (
-    "host",
-    "system",
-    "network_kernel",
-)  # keys that name a machine, or a path on it (the last one up to 0.2)
+# Keys that name a machine, or a path on it (the last one up to 0.2).
+MACHINE_KEYS = ("host", "system", "network_kernel")
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Modules and subpackages that determine the numbers of a run that has begun. Its configuration and its
@@ -35,13 +32,8 @@ _TRAINING_PACKAGES = (
 _SOURCE_SUFFIXES = (".py", ".cpp")
 _LIBRARIES = ("torch", "numpy", "hydra-core", "omegaconf")
 _START = "env_step"  # key of a segment
-_NOT_COMPARED = (
-    *MACHINE_KEYS,
-    "hydra-core",
-    "omegaconf",
-    SEGMENTS,
-    _START,
-)  # they change no number of a run that has begun
+# Keys of what changes no number of a run that has begun.
+_NOT_COMPARED = (*MACHINE_KEYS, "hydra-core", "omegaconf", SEGMENTS, _START)
 _NAMES_OF_SOURCE = ("qllm_exp", "commit")  # they may differ although the files that determine the numbers are the same
 _MAX_SEGMENTS = 1_000  # that are read; anybody may have written the file
 

@@ -9,10 +9,8 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
-KEYS = (
-    "seed",
-    "tfcaf.sample",
-)  # options that repeat an experiment: another random seed, another function by the same procedure
+# Options that repeat an experiment: another random seed, another function by the same procedure.
+KEYS = ("seed", "tfcaf.sample")
 
 
 class Repetitions(Callback):
@@ -41,7 +39,7 @@ class Repetitions(Callback):
         sweeper: Any = OmegaConf.to_container(hydra.sweeper, resolve=False)
         params = sweeper.get("params") or {}
         overrides = [f"{key}={_axis(value)}" for key, value in params.items() if key in KEYS]
-        overrides += [override for override in typed if _key(override) in KEYS]
+        overrides += [override for override in typed if override_key(override) in KEYS]
         with flag_override(config, ["readonly", "struct"], False), flag_override(hydra, ["readonly", "struct"], False):
             hydra.overrides.task = [override for override in typed if override not in overrides]
             for key in KEYS:
@@ -81,7 +79,7 @@ def repetitions(config: Any) -> list[tuple[str, ...]]:
     return combinations(overrides)
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
     """Return the key of an override, without the signs of ++KEY=VALUE."""
     return override.partition("=")[0].lstrip("+~")
 

@@ -22,6 +22,7 @@ from qllm_exp.runs.run_state import state_of
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.sweep.fast_compose import Overrides, varying_keys
 from qllm_exp.sweep.plan import Plan
+from qllm_exp.sweep.repetitions import override_key
 from qllm_exp.utils.text import count
 
 AUTO = "auto"  # value of sweep.seeds
@@ -52,21 +53,19 @@ def without_seeds(combinations: Sequence[Sequence[str]], typed: Sequence[str]) -
     Raises:
         UserError: the command line has seeds too, or several functions for one method.
     """
-    seeds = [override for override in typed if _key(override) == "seed"]
+    seeds = [override for override in typed if override_key(override) == "seed"]
     if seeds:
         raise UserError(f"sweep.seeds=auto chooses the seeds. Remove {' '.join(seeds)}, or remove sweep.seeds=auto.")
-    samples = {override for overrides in combinations for override in overrides if _key(override) == "tfcaf.sample"}
+    samples = {
+        override for overrides in combinations for override in overrides if override_key(override) == "tfcaf.sample"
+    }
     if len(samples) > 1:
         raise UserError(
             f"sweep.seeds=auto tests methods over seeds, and {', '.join(sorted(samples))} are samples of one method. "
             "Give a single tfcaf.sample, or list the seeds."
         )
-    kept = [tuple(override for override in overrides if _key(override) != "seed") for overrides in combinations]
+    kept = [tuple(override for override in overrides if override_key(override) != "seed") for overrides in combinations]
     return list(dict.fromkeys(kept))
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
 
 
 @dataclass
@@ -83,9 +82,7 @@ class SeedGroups:
 
     plan: Plan
     combinations: Sequence[Overrides]
-    _runs: dict[str, dict[str, list[int]]] = field(
-        init=False
-    )  # by task and method: an index of plan.runs for each seed
+    _runs: dict[str, dict[str, list[int]]] = field(init=False)  # task -> method -> an index of plan.runs for each seed
 
     def __post_init__(self) -> None:
         self._runs = self._methods_by_task()
@@ -198,7 +195,7 @@ class SeedGroups:
             task = f"{run.config.env.name}/{run.config.env.task}"
             key = run_name(replace(run.config, seed=0), run.tfcaf_hash)
             base = method_name(run.config.algorithm.name, run.config.mixer.name)
-            options = [text for text in overrides if _key(text) in varying - {"mixer", "algorithm"}]
+            options = [text for text in overrides if override_key(text) in varying - {"mixer", "algorithm"}]
             labels.setdefault(key, (base, " ".join([base, *options]), key))
             seeds = runs[task].setdefault(key, [])
             if index not in seeds:

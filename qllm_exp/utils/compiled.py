@@ -164,7 +164,7 @@ def _run(command: Sequence[str]) -> str:
         _UnavailableError: The command cannot be started, takes too long, or fails; with its first error line.
     """
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S)
+        process = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_BUILD_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _UnavailableError(f"{command[0]}: {error}") from error
     if process.returncode != 0:
@@ -178,9 +178,13 @@ def _compilers() -> list[list[str]]:
     """Compiler commands to try, best first; only $CXX if it is set.
 
     Raises:
-        _UnavailableError: No compiler is installed.
+        _UnavailableError: No compiler is installed, or $CXX is not a command.
     """
-    if command := shlex.split(os.environ.get("CXX", "")):
+    try:
+        command = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise _UnavailableError(f"CXX={os.environ['CXX']!r} is not a command: {error}") from None
+    if command:
         return [command]
     if installed := [[name] for name in _COMPILERS if shutil.which(name)]:
         return installed

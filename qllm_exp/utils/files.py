@@ -168,7 +168,7 @@ def parse_strict_json(content: bytes) -> Any:
     try:
         data = json.loads(
             text,
-            object_pairs_hook=_unique_keys,
+            object_pairs_hook=unique_keys,
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
             parse_int=_bounded_integer,
@@ -197,7 +197,8 @@ def _children(node: Any) -> list[Any]:
     return node if isinstance(node, list) else []
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object (the `object_pairs_hook` of `json.loads`); raise ValueError if a key occurs twice."""
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:

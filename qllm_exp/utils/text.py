@@ -1,6 +1,7 @@
-"""Counts and durations as text, and text from outside that is shown."""
+"""Counts, durations and signals as text, and text from outside that is shown."""
 
 import re
+import signal
 import unicodedata
 
 _NOT_PLAIN = re.compile(r"[^ -~]")  # everything but printable ASCII
@@ -23,6 +24,14 @@ def duration(seconds: float) -> str:
     if rounded < 3600:
         return f"{rounded // 60} min {rounded % 60:02d} s"
     return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal: 'SIGKILL'; 'signal 35' for a real-time signal, which has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def word_set(text: str) -> frozenset[str]:

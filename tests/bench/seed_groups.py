@@ -20,9 +20,8 @@ SETTINGS = ([0, 0], [0, 0, 0, 0], [0, 0, 2], [0, 1], [0, 1.5], [0, 2], [0, 1, 3,
 def draw(random: np.random.Generator, mean: float, is_bimodal: bool) -> list[np.ndarray]:
     """Return the groups of scores of a method: standard deviation 1 around its mean."""
     noise = random.standard_normal((GROUPS, SEEDS))
-    if (
-        is_bimodal
-    ):  # four of five runs end high, the others low, as where some runs find a joint strategy and others do not
+    # Four of five runs end high, the others low, as where some runs find a joint strategy and others do not.
+    if is_bimodal:
         noise = (random.random((GROUPS, SEEDS)) < 0.8) * 2.5 + 0.1 * noise - 2.0
     return list(mean + noise)
 

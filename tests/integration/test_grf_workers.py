@@ -51,13 +51,17 @@ def gone(pid: int, seconds: float = LIMIT_S) -> bool:
     return False
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSEGV], ids=["killed", "crashed"])
-def test_a_worker_that_dies_is_named_with_the_signal(signal_number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("signal_number", "name"),
+    [(signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV"), (signal.SIGRTMIN + 1, f"signal {signal.SIGRTMIN + 1}")],
+    ids=["killed", "crashed", "real-time"],
+)
+def test_a_worker_that_dies_is_named_with_the_signal(signal_number: int, name: str) -> None:
     env = football()
     pid = env.worker.pid
     os.kill(pid, signal_number)
     start = time.monotonic()
-    with pytest.raises(WorkerError, match=rf"football worker \(process {pid}\) was killed by {signal_number.name}"):
+    with pytest.raises(WorkerError, match=rf"football worker \(process {pid}\) was killed by {name}"):
         for _ in range(2):
             env.step(actions())
     assert time.monotonic() - start < LIMIT_S

@@ -11,7 +11,6 @@ that dies closes its socket, so the parent stops waiting at once; the death of t
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from qllm_exp.envs.grf import worker as worker_script
 from qllm_exp.envs.grf.worker import ScenarioInfo, SharedArrays
+from qllm_exp.utils.text import signal_name
 
 _EXIT_TIMEOUT_S = 2.0  # time that a worker has to exit by itself
 _LOG_TAIL = 2000  # characters of a dead worker's output to show
@@ -174,7 +174,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        cause = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit status {code}"
         self._log.seek(0)
         output = self._log.read().decode(errors="replace").strip()[-_LOG_TAIL:]
         output_note = f"Its last output:\n{output}" if output else "It wrote no output."

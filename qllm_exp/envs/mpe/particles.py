@@ -274,7 +274,11 @@ class ParticleEnv(TeamEnv):
         return self._fixed[:, self._landmarks.count : self._landmarks.count + 1]
 
     def distances(self, others: Tensor) -> Tensor:
-        """Distances of the moving bodies from other places, [N, M, K]. others: [N, K, 2]."""
+        """Distances of the moving bodies from other places, [N, M, K].
+
+        Args:
+            others: [N, K, 2], the other places.
+        """
         distance: Tensor = torch.linalg.vector_norm(self.positions.unsqueeze(2) - others.unsqueeze(1), dim=-1)
         return distance
 

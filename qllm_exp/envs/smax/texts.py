@@ -17,6 +17,7 @@ def state_layout(battle_map: Map) -> StateLayout:
 
 
 def _fields(battle_map: Map) -> Iterator[StateField]:
+    """Yield the fields of the global state in column order."""
     names = tuple(unit_type.name for unit_type in UNIT_TYPES.values())
     side = "share of the map's side"
     sides = (("agent", battle_map.allies), ("enemy", battle_map.enemies))

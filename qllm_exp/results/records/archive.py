@@ -6,9 +6,11 @@ runs/RUN/      the run directories     runs/SWEEP/sweep.json   the sweeps
 """
 
 import hashlib
+import lzma
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +24,8 @@ MANIFEST, RUNS = "dataset.json", "runs"
 ZIP = ".zip"
 _FORMAT = "qllm_exp dataset 1"
 _MAX_FILE_BYTES = 2**30  # of a file in an archive
+# What zipfile raises for damaged files: errors of its own, of the compressions, and of its reading beyond the end of a field.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, IndexError)
 _AGAIN = "The archive was changed or copied incompletely: copy it again, or export again."
 
 ReadFile = Callable[[str], bytes]  # from the name of a file in the archive
@@ -29,7 +33,12 @@ ReadFile = Callable[[str], bytes]  # from the name of a file in the archive
 
 def is_archive(path: Path) -> bool:
     """Return whether a path is a .zip file or a folder with a manifest."""
-    return (path.suffix == ZIP and path.is_file()) or (path / MANIFEST).is_file()
+    return (is_zip(path) and path.is_file()) or (path / MANIFEST).is_file()
+
+
+def is_zip(path: Path) -> bool:
+    """Return whether a path has the ending of a .zip file."""
+    return path.suffix.lower() == ZIP
 
 
 def open_archive(path: Path) -> Path:
@@ -41,7 +50,7 @@ def open_archive(path: Path) -> Path:
         UserError: the archive is damaged, or not one of this package.
     """
     try:
-        if path.suffix == ZIP and path.is_file():
+        if is_zip(path) and path.is_file():
             return _unpack(path) / RUNS
         _verify(path, lambda name: read_regular_file(path / name, _MAX_FILE_BYTES), _files_below(path))
     except OSError as error:
@@ -87,7 +96,7 @@ def _unpack(path: Path) -> Path:
             except OSError:  # another process has just unpacked the same archive
                 if not (folder / MANIFEST).exists():
                     raise
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path} is not a readable .zip file: {excerpt(error)}. {_AGAIN}") from None
     return folder
 

@@ -2,17 +2,30 @@
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qllm_exp.errors import UserError, nearest
-from qllm_exp.results.records.external import MAX_FILE_BYTES, ExternalRun, SourceMapping, check_curve
+from qllm_exp.results.records.external import MAX_FILE_BYTES, ExternalRun, SourceMapping, check_curve, check_win_rates
 from qllm_exp.utils.files import nearest_path, read_regular_file
 from qllm_exp.utils.text import excerpt, inert
 
 COLUMNS = ("env", "task", "method", "seed", "env_step", "return_mean", "win_mean")  # as `load_curves` names them
 _OPTIONAL = ("env", "win_mean")
+_NUMBERS = ("env_step", "return_mean", "win_mean")
 _UNKNOWN_UNIT = "the file does not say what its returns and steps are"
+
+_Evaluation = dict[str, float]  # by column, among _NUMBERS
+
+
+class _Run(NamedTuple):
+    """What identifies a run in a file, as the file writes it."""
+
+    env: str
+    task: str
+    method: str
+    seed: int
 
 
 def read(path: Path, mapping: SourceMapping) -> list[ExternalRun]:
@@ -25,6 +38,30 @@ def read(path: Path, mapping: SourceMapping) -> list[ExternalRun]:
     Raises:
         UserError: the file cannot be read, lacks a column, or has a value that is not a number.
     """
+    names, rows = _read_rows(path, mapping)
+    program = mapping.program or "csv"
+    grouped: dict[_Run, list[_Evaluation]] = {}
+    for number, row in rows:
+        place = f"{path}, line {number}"
+        if any(cell.strip() for cell in row.get(None, ())):
+            raise UserError(
+                f"{place} has more cells than the first line has columns. Write numbers with a decimal point, and quote text "
+                "that contains a comma."
+            )
+        cells = {column: _cell(place, name, row.get(name)) for column, name in names.items()}
+        seed = _whole_number(f"{place}: {names['seed']}", cells["seed"])
+        run = _Run(inert(cells.get("env", program)), inert(cells["task"]), inert(cells["method"]), seed)
+        evaluation = {
+            column: _number(f"{place}: {names[column]}", cells[column]) for column in _NUMBERS if column in names
+        }
+        grouped.setdefault(run, []).append(evaluation)
+    if not grouped:
+        raise UserError(f"{path} has no row. Write a row per evaluation.")
+    return [_make_run(path, names, run, evaluations, mapping) for run, evaluations in grouped.items()]
+
+
+def _read_rows(path: Path, mapping: SourceMapping) -> tuple[dict[str, str], list[tuple[int, dict[Any, Any]]]]:
+    """Return the name in the file of each column that is read; and each row, with the number of its last line."""
     try:
         text = read_regular_file(path, MAX_FILE_BYTES).decode("utf-8-sig")
     except OSError as error:
@@ -34,60 +71,46 @@ def read(path: Path, mapping: SourceMapping) -> list[ExternalRun]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         names = _column_names(path, reader.fieldnames or [], mapping)
-        rows = list(reader)
+        return names, [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file: {error}.") from None
-    program = mapping.program or "csv"
-    grouped: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
-    for number, row in enumerate(rows, 2):
-        cells = {column: _cell(f"{path}, line {number}", name, row.get(name)) for column, name in names.items()}
-        seed = _number(f"{path}, line {number}: {names['seed']}", cells["seed"])
-        if not seed.is_integer():
-            raise UserError(f"{path}, line {number}: {names['seed']}={cells['seed']} is not a whole number.")
-        env = inert(cells.get("env", program))
-        grouped.setdefault((env, inert(cells["task"]), inert(cells["method"]), int(seed)), []).append(
-            {
-                column: _number(f"{path}, line {number}: {names[column]}", cells[column])
-                for column in ("env_step", "return_mean", "win_mean")
-                if column in names
-            }
-        )
-    if not grouped:
-        raise UserError(f"{path} has no row. Write a row per evaluation.")
-    runs = []
-    for (env, task, method, seed), evaluations in grouped.items():
-        place = f"{path}: {method} on {env}/{task}, seed {seed}: {names['return_mean']}"
-        steps, returns = check_curve(
-            place, [row["env_step"] for row in evaluations], [row["return_mean"] for row in evaluations]
-        )
-        wins: tuple[float, ...] = ()
-        if "win_mean" in names:
-            place = f"{path}: {method} on {env}/{task}, seed {seed}: {names['win_mean']}"
-            _, wins = check_curve(place, steps, [row["win_mean"] for row in evaluations])
-            if not all(0 <= win <= 1 for win in wins):
-                raise UserError(f"{place} is not between 0 and 1. Write shares, not percentages.")
-        runs.append(
-            ExternalRun(
-                path=path.joinpath(*(part.replace("/", "-") for part in (env, task, method, f"seed_{seed}"))),
-                program=program,
-                env=env,
-                task=task,
-                method=method,
-                seed=seed,
-                steps=steps,
-                returns=returns,
-                unit=mapping.unit or _UNKNOWN_UNIT,
-                win_rates=wins,
-            )
-        )
-    return runs
 
 
-def _column_names(path: Path, available: Any, mapping: SourceMapping) -> dict[str, str]:
+def _make_run(
+    path: Path, names: Mapping[str, str], run: _Run, evaluations: Sequence[_Evaluation], mapping: SourceMapping
+) -> ExternalRun:
+    """Return a run, after its curves were checked.
+
+    Args:
+        path: the file.
+        names: name in the file of each column that is read.
+        run: what identifies the run.
+        evaluations: its evaluations, in the order of the file.
+        mapping: what the user states about the file.
+    """
+    place = f"{path}: {run.method} on {run.env}/{run.task}, seed {run.seed}"
+    steps, returns, wins = ([row[column] for row in evaluations if column in row] for column in _NUMBERS)
+    numbers, means = check_curve(f"{place}: {names['return_mean']}", steps, returns)
+    folders = (run.env, run.task, run.method, f"seed_{run.seed}")
+    return ExternalRun(
+        path=path.joinpath(*(part.replace("/", "-") for part in folders)),
+        program=mapping.program or "csv",
+        env=run.env,
+        task=run.task,
+        method=run.method,
+        seed=run.seed,
+        steps=numbers,
+        returns=means,
+        unit=mapping.unit or _UNKNOWN_UNIT,
+        win_rates=check_win_rates(f"{place}: {names['win_mean']}", numbers, wins) if wins else (),
+    )
+
+
+def _column_names(path: Path, available: Sequence[str], mapping: SourceMapping) -> dict[str, str]:
     """Return the name in the file of each column that is read.
 
     Raises:
-        UserError: the mapping has an unknown column, or the file lacks a column.
+        UserError: the mapping has an unknown column, or the file lacks a column or has two of one name.
     """
     for column in mapping.columns:
         if column not in COLUMNS:
@@ -98,6 +121,8 @@ def _column_names(path: Path, available: Any, mapping: SourceMapping) -> dict[st
     names: dict[str, str] = {}
     for column in COLUMNS:
         name = str(mapping.columns.get(column, column))
+        if available.count(name) > 1:
+            raise UserError(f"{path} has {available.count(name)} columns {name!r}. Rename or remove all but one.")
         if name in available:
             names[column] = name
         elif column in mapping.columns or column not in _OPTIONAL:
@@ -113,6 +138,17 @@ def _cell(place: str, name: str, value: str | None) -> str:
     if not value or not value.strip():
         raise UserError(f"{place} has no {inert(name)}.")
     return value.strip()
+
+
+def _whole_number(place: str, text: str) -> int:
+    """Return a whole number, which may be written as 3.0. A seed of 64 bits keeps all of its digits."""
+    try:
+        return int(text)
+    except ValueError:
+        number = _number(place, text)
+    if not number.is_integer():
+        raise UserError(f"{place}={excerpt(text)} is not a whole number.")
+    return int(number)
 
 
 def _number(place: str, text: str) -> float:

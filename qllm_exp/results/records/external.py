@@ -13,10 +13,11 @@ import yaml
 
 from qllm_exp.errors import UserError, nearest
 from qllm_exp.runs.run_state import FINISHED
-from qllm_exp.utils.files import nearest_path, read_regular_file
-from qllm_exp.utils.text import excerpt, inert
+from qllm_exp.utils.files import nearest_path, read_regular_file, unique_keys
+from qllm_exp.utils.text import excerpt
 
 MAX_FILE_BYTES = 2**28  # of a file of another program
+_MAX_STEP = 10**15  # far beyond any run, and exact as a float
 _PROGRAM = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -38,7 +39,7 @@ class ExternalRun:
         win_rates: share of episodes won in each evaluation; () if not reported.
         absolute: the absolute metric; None if not reported.
         own_task: the task of this package that has the same rules, 'lbf/8x8-2p-2f'; '' if none is known.
-        env_options: options of `own_task` whose values the program states: dotted key to value.
+        env_options: options of `own_task` whose values the program states: name to value.
         state: 'finished', or the state of a run without a complete result.
         reason: details about the state; may be empty.
     """
@@ -103,7 +104,7 @@ def read_mapping(path: Path) -> SourceMapping:
         content = yaml.safe_load(read_regular_file(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.{nearest_path(path)}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, such as 2026-13-01
         raise UserError(f"{path} is not valid YAML: {excerpt(error, 200)}.") from None
     allowed = {known.name: known.type for known in fields(SourceMapping) if known.name != "path"}
     if not isinstance(content, dict):
@@ -131,11 +132,11 @@ def read_json(path: Path) -> Any:
         UserError: the file cannot be read or is not JSON.
     """
     try:
-        return json.loads(read_regular_file(path, MAX_FILE_BYTES))
+        return json.loads(read_regular_file(path, MAX_FILE_BYTES), object_pairs_hook=unique_keys)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.{nearest_path(path)}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is truncated or not valid JSON: {inert(error)}. Copy the file again.") from None
+        raise UserError(f"{path} is truncated or not valid JSON: {excerpt(error, 200)}. Copy the file again.") from None
 
 
 def check_curve(place: str, steps: Sequence[Any], values: Sequence[Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -154,9 +155,9 @@ def check_curve(place: str, steps: Sequence[Any], values: Sequence[Any]) -> tupl
     if not steps:
         raise UserError(f"{place} has no evaluation. Leave the run out.")
     for step, value in zip(steps, values, strict=True):
-        if not _is_number(step) or int(step) != step:
-            raise UserError(f"{place}: the step {excerpt(step)} is not a whole number.")
-        if not _is_number(value):
+        if not is_number(step) or int(step) != step or not 0 <= step <= _MAX_STEP:
+            raise UserError(f"{place}: the step {excerpt(step)} is not a whole number from 0 to {_MAX_STEP:,}.")
+        if not is_number(value):
             raise UserError(f"{place} is {excerpt(value)} at step {step}, not a finite number. Leave the run out.")
     for step, following in itertools.pairwise(steps):
         if step >= following:
@@ -164,5 +165,26 @@ def check_curve(place: str, steps: Sequence[Any], values: Sequence[Any]) -> tupl
     return tuple(int(step) for step in steps), tuple(float(value) for value in values)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def check_win_rates(place: str, steps: Sequence[int], values: Sequence[Any]) -> tuple[float, ...]:
+    """Return the win rates of the evaluations of a run as numbers.
+
+    Args:
+        place: file and name of the metric, for messages.
+        steps: environment steps.
+        values: one for each step.
+
+    Raises:
+        UserError: as `check_curve`; or a value is not a share.
+    """
+    _, win_rates = check_curve(place, steps, values)
+    if not all(0 <= win_rate <= 1 for win_rate in win_rates):
+        raise UserError(f"{place} is not between 0 and 1. Write shares, not percentages.")
+    return win_rates
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number. JSON also has integers that are too large for a float."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False

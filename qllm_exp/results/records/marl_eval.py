@@ -8,6 +8,7 @@ those of the method. BenchMARL's `absolute_metrics` holds the highest single epi
 metric and is left out; Mava's holds the best parameters, evaluated once more.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from qllm_exp.errors import UserError
-from qllm_exp.results.records.external import ExternalRun, SourceMapping, check_curve, read_json
+from qllm_exp.results.records.external import ExternalRun, SourceMapping, check_curve, is_number, read_json
 from qllm_exp.results.records.reader import FUNCTION, Record
 from qllm_exp.utils.text import count, inert
 
@@ -23,8 +24,8 @@ ABSOLUTE = "absolute_metrics"
 OWN_RETURN = "mean_episode_return"  # name of the return in Mava's files, and in those of `document`
 _BENCHMARL_RETURN = "return"
 _RETURNS = (_BENCHMARL_RETURN, OWN_RETURN, "episode_return")
-_SEED = re.compile(r"(?:seed_|run_)?(\d+)(?:_.*)?")
-_STEP = re.compile(r"step_(\d+)")
+_SEED = re.compile(r"(?:seed_|run_)?(\d{1,20})(?:_.*)?")
+_STEP = re.compile(r"step_(\d{1,20})")
 _LAYOUT = "environment / task / algorithm / seed_N / step_N"
 _BENCHMARL_UNIT = (
     "mean over agents and groups of the sum of their rewards; steps: frames, that is, steps over all copies"
@@ -124,9 +125,12 @@ def _values(place: str, evaluation: Mapping[str, Any], metric: str) -> list[Any]
 def _mean(values: list[Any]) -> Any:
     """Return the mean of numbers; the first value that is not one, which `check_curve` refuses."""
     for value in values:
-        if not isinstance(value, int | float):
+        if not is_number(value):
             return value
-    return fmean(values)
+    try:
+        return fmean(values)
+    except OverflowError:  # their sum is too large for a float
+        return math.inf
 
 
 def _absolute(place: str, content: Any, metric: str) -> float | None:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qllm_exp.config.load import non_identifying_keys, to_dict
+from qllm_exp.config.load import load_run, non_identifying_keys, to_dict
 from qllm_exp.errors import UserError
 from qllm_exp.results.records import csv_file, marl_eval, sacred
 from qllm_exp.results.records.external import ExternalRun, SourceMapping, read_mapping
@@ -36,11 +36,11 @@ def read(path: Path) -> list[tuple[ExternalRun, Method]] | None:
     """
     mapping = SourceMapping()
     source = path
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
         mapping = read_mapping(path)
         source = path.parent / mapping.source
         for key, suffix in _SUFFIX_OF_KEY.items():
-            if getattr(mapping, key) and source.suffix != suffix:
+            if getattr(mapping, key) and source.suffix.lower() != suffix:
                 raise UserError(f"{path}: {key} is for {suffix} files; source is {mapping.source}. Remove {key}.")
     runs = _read_source(source, mapping)
     if runs is None:
@@ -55,9 +55,9 @@ def read(path: Path) -> list[tuple[ExternalRun, Method]] | None:
 
 
 def _read_source(source: Path, mapping: SourceMapping) -> list[ExternalRun] | None:
-    if source.suffix == ".csv" and source.is_file():
+    if source.suffix.lower() == ".csv" and source.is_file():
         return csv_file.read(source, mapping)
-    if source.suffix == ".json" and source.is_file():
+    if source.suffix.lower() == ".json" and source.is_file():
         return marl_eval.read(source, mapping)
     if not source.is_dir() or _has_own_runs(source):
         return None
@@ -88,13 +88,17 @@ def _with_method(run: ExternalRun, mapping: SourceMapping) -> tuple[ExternalRun,
     declared = mapping.own_task(run)
     task = declared or run.own_task
     if task:
-        options = {f"env.{key}": value for key, value in mapping.env.items()} if declared else run.env_options
-        env_settings = _env_settings(task, tuple(f"{key}={_typed(value)}" for key, value in options.items()))
+        options = mapping.env if declared else run.env_options
+        try:
+            env_settings = _env_settings(task, json.dumps(dict(options), default=str))
+        except UserError as error:
+            raise UserError(f"{mapping.path if declared else run.path}: {error}") from None
         rules = (
             f"{mapping.path} declares the rules of the task equal" if declared else "the rules of the task are equal"
         )
     else:
-        task = f"{run.env.partition('@')[0]}@{run.program}/{run.task}"
+        env = run.env.partition("@")[0].replace("/", "-")  # the first slash of a task ends its environment
+        task = f"{env}@{run.program}/{run.task}"
         env_settings = {key: value for key, value in run.settings.items() if key.startswith("env.")}
         rules = f"the rules of the task are those of {run.program}, so it is not a task of this package"
     others = {f"{run.program}.{key}": value for key, value in run.settings.items() if not key.startswith("env.")}
@@ -110,26 +114,27 @@ def _with_method(run: ExternalRun, mapping: SourceMapping) -> tuple[ExternalRun,
     return replace(run, unit=f"{run.unit}; {rules}"), method
 
 
-def _typed(value: Any) -> str:
-    """Return a value as it is typed on the command line."""
-    return json.dumps(value) if isinstance(value, bool) else str(value)
-
-
 @cache
-def _env_settings(task: str, overrides: tuple[str, ...]) -> Mapping[str, Any]:
+def _env_settings(task: str, options: str) -> Mapping[str, Any]:
     """Return the settings of a task of this package that a record has, without the number of copies.
 
     Args:
         task: 'ENV/TASK'.
-        overrides: options that differ from the defaults, e.g. 'env.reward=mean'.
+        options: JSON object of the options that differ from the defaults, e.g. '{"reward": "mean"}'.
 
     Raises:
         UserError: there is no such task or option.
     """
-    from qllm_exp.config.compose import compose_run  # Hydra is slow to import
+    from qllm_exp.config.compose import compose_run  # Hydra and torch are slow to import
+    from qllm_exp.envs import env_module, imports_task
 
     env, _, name = task.partition("/")
-    run = compose_run([f"env={env}", f"env.task={name}", *overrides])
+    config = to_dict(compose_run([f"env={env}"]))
+    config["env"] |= {"task": name} | json.loads(options)
+    run = load_run(config)
+    module = env_module(run.env.name)
+    if not imports_task(run.env.name, name) and name not in module.tasks():
+        module.check(run.env)
     settings = make_method([to_dict(run)], tuple(non_identifying_keys(run)), "").settings
     return {key: value for key, value in settings.items() if key.startswith("env.") and key != _RETURN_INDEPENDENT}
 

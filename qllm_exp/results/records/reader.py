@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from qllm_exp.runs.dotted_keys import flatten
 from qllm_exp.runs.json_files import parse_object, read_bytes
 from qllm_exp.runs.metrics import nan_for_null, read_rows
 from qllm_exp.runs.run_directory import NOT_IDENTITY, RunDirectory
-from qllm_exp.utils.text import inert
+from qllm_exp.utils.text import excerpt, inert
 
 EVALUATION_EVERY = "train.evaluation.every"
 FUNCTION = "mixer.function"  # stands for the credit-assignment function: the first digits of its program's hash
@@ -59,6 +59,8 @@ _LEGACY_NON_IDENTITY_KEYS = (
     "llm.path",
 )
 _MAX_VALUES = 10_000  # of a configuration
+_RESULT_NUMBERS = ("final_return", "absolute_return", "env_steps", "updates", "wall_s")  # of result.json
+_MAX_INTEGER = 2**63
 _GENERATION_KEYS = ("llm.", "tfcaf.")  # how a function was generated: irrelevant for a mixer that uses none
 _RUN_BLOCK = re.compile(r"(seed|dir|device|tracking|sweep):")  # top-level blocks that do not define the method
 
@@ -197,6 +199,7 @@ class Reader:
         if content is None:
             return None
         result = nan_for_null(parse_object(directory.result_path, content))
+        _check_result(directory.result_path, result)
         function = self._function(directory.tfcaf)
         method, seed = self.method(path, function)
         steps, returns, win_rates, final, absolute = _evaluations(directory.metrics)
@@ -346,6 +349,30 @@ def _base(config: Mapping[str, Any], function_task: str) -> str:
     return f"{base} from {written_for}" if config["mixer"].get("written_for") else base
 
 
+def _check_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Raise UserError if the content of result.json has no return, or something else in the place of a number."""
+    parameters = result.get("parameters", {})
+    if "final_return" not in result or not isinstance(parameters, dict):
+        raise UserError(f"{path} is not the result of a run. Copy the run directory again, or leave this run out.")
+    numbers = {key: [result[key]] for key in _RESULT_NUMBERS if key in result}
+    _check_numbers(path, numbers | {"parameters": list(parameters.values())})
+
+
+def _check_numbers(path: Path, numbers: Mapping[str, Sequence[Any]]) -> None:
+    """Raise UserError if a file has something else in the place of a number.
+
+    Args:
+        path: the file.
+        numbers: values that must be numbers, by name. They may be NaN or infinite.
+    """
+    for name, values in numbers.items():
+        for value in values:
+            if type(value) is not float and not (type(value) is int and abs(value) <= _MAX_INTEGER):
+                raise UserError(
+                    f"{path}: {name}={excerpt(value)} is not a number. Copy the run directory again, or leave this run out."
+                )
+
+
 def _make_function(stored: dict[str, Any]) -> _Function:
     digits = hashlib.sha256(json.dumps(stored["program"], sort_keys=True).encode()).hexdigest()[:8]
     written_for = inert(f"{stored['env']}/{stored['task']}") if "task" in stored else ""
@@ -364,11 +391,12 @@ def _evaluations(
         returns = tuple(row["return_mean"] for row in evaluations)
     except KeyError as error:
         raise UserError(f"{path} has an evaluation without {error}. Copy the run directory again.") from None
+    wins = [row["win_mean"] for row in evaluations if "win_mean" in row]
+    _check_numbers(path, {"env_step": steps, "return_mean": returns, "win_mean": wins})
     if not steps or any(step >= next_step for step, next_step in itertools.pairwise(steps)):
         reason = "its evaluation steps are not increasing" if steps else "it has no evaluation"
         raise UserError(
             f"{path} is not from a finished run: {reason}. Copy the run directory again, or leave this run out."
         )
-    wins = [row["win_mean"] for row in evaluations if "win_mean" in row]
     win_rates = tuple(wins) if len(wins) == len(evaluations) else ()
     return steps, returns, win_rates, evaluations[-1], absolute[-1] if absolute else {}

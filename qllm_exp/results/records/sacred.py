@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.errors import UserError
-from qllm_exp.results.records.external import ExternalRun, SourceMapping, check_curve, read_json
+from qllm_exp.results.records.external import ExternalRun, SourceMapping, check_curve, check_win_rates, read_json
 from qllm_exp.runs.dotted_keys import flatten
 from qllm_exp.runs.run_state import FAILED, FINISHED, INTERRUPTED, QUEUED, RUNNING
 from qllm_exp.utils.text import excerpt, inert
@@ -58,7 +58,7 @@ def read(folder: Path, mapping: SourceMapping) -> ExternalRun:
     """
     config, run = _object(folder / _CONFIG), _object(folder / _RUN)
     for key, expected in (("seed", int), ("name", str), ("env", str)):
-        if not isinstance(config.get(key), expected):
+        if type(config.get(key)) is not expected:
             raise UserError(
                 f"{folder / _CONFIG} has no {key}, so it is not the configuration of a PyMARL or EPyMARL run."
             )
@@ -79,9 +79,9 @@ def read(folder: Path, mapping: SourceMapping) -> ExternalRun:
         steps, returns = check_curve(f"{folder}: {metric}", *series[metric])
         win_steps, wins = series.get(_WIN, ((), ()))
         if wins:
-            same_steps, win_rates = check_curve(f"{folder}: {_WIN}", win_steps, wins)
-            if same_steps != steps:
+            if tuple(win_steps) != steps:
                 raise UserError(f"{folder}: {_WIN} and {metric} are at different steps. Leave the run out.")
+            win_rates = check_win_rates(f"{folder}: {_WIN}", steps, wins)
     program = "epymarl" if "common_reward" in config or config["env"] == "gymma" else "pymarl"
     return ExternalRun(
         path=folder,
@@ -115,9 +115,9 @@ def _series(folder: Path) -> dict[str, tuple[list[Any], list[Any]]]:
         metrics = _object(folder / _METRICS)
         if metrics:
             return {
-                name: (entry.get("steps") or [], [_number(value) for value in entry.get("values") or []])
+                name: (entry["steps"], [_number(value) for value in entry["values"]])
                 for name, entry in metrics.items()
-                if isinstance(entry, dict)
+                if isinstance(entry, dict) and all(isinstance(entry.get(key), list) for key in ("steps", "values"))
             }
     info = _object(folder / _INFO)
     return {
@@ -150,11 +150,13 @@ def _own_task(config: Mapping[str, Any], env_args: Mapping[str, Any]) -> tuple[s
     match = _FORAGING.fullmatch(str(env_args.get("key")))
     limit = env_args.get("time_limit")
     is_known = match is not None and "common_reward" in config and not env_args.get("pretrained_wrapper")
-    if match is None or not is_known or not isinstance(limit, int) or not 0 < limit <= _FORAGING_LIMIT:
+    if match is None or not is_known or type(limit) is not int or not 0 < limit <= _FORAGING_LIMIT:
         return "", {}
     reward = config.get("reward_scalarisation") if config["common_reward"] else "sum"
+    if reward not in ("sum", "mean"):
+        return "", {}
     task = f"lbf/{match['size']}{match['coop'] or ''}{match['sight'] or ''}"
-    return task, {"env.episode_limit": limit, "env.reward": reward, "env.mask_ineffective": False}
+    return task, {"episode_limit": limit, "reward": reward, "mask_ineffective": False}
 
 
 def _unit(config: Mapping[str, Any], metric: str) -> str:

@@ -79,9 +79,8 @@ def decide_pairs(
             values = np.array([groups_of[method][group] for method in methods])
             new_sums = _relabelled_sums(values, relabellings, (SEED, group, *methods))
             sums[methods] = sums[methods] + new_sums if group else new_sums
-            ranges[methods] = sums[methods].max(1) - sums[methods].min(
-                1
-            )  # the largest difference between two of the methods
+            # The largest difference between two of the methods.
+            ranges[methods] = sums[methods].max(1) - sums[methods].min(1)
         allowed = int(level * tested / max_groups * (relabellings + 1) + 1e-9)
         for partition, has_crossed in list(crossed.items()):
             statistic = np.max([ranges[methods] for methods in partition], axis=0)

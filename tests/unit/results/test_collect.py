@@ -137,6 +137,13 @@ def test_rows_are_filtered_by_kind(tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("result.json", '{"final_', "is truncated or not valid JSON"),
+        ("result.json", '{"wall_s": 3}', "is not the result of a run"),
+        ("result.json", '{"final_return": "high"}', "final_return=high is not a number"),
+        ("result.json", '{"final_return": 1, "wall_s": [3]}', r"wall_s=\[3\] is not a number"),
+        ("result.json", f'{{"final_return": 1, "env_steps": {10**400}}}', "env_steps=1000.* is not a number"),
+        ("result.json", '{"final_return": 1, "parameters": 7}', "is not the result of a run"),
+        ("result.json", '{"final_return": 1, "parameters": {"agent": null}}', "parameters=None is not a number"),
+        ("metrics.jsonl", row(5).replace("5", '"x"', 1) + row(7), "env_step=x is not a number"),
         ("metrics.jsonl", None, "cannot be read"),
         ("metrics.jsonl", row(5, kind="training"), "it has no evaluation"),
         ("metrics.jsonl", row(5) + row(5), "its evaluation steps are not increasing"),

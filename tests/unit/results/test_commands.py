@@ -121,6 +121,7 @@ def test_lines_may_stand_for_any_keys(runs: Path, capsys: pytest.CaptureFixture[
         (["curves", "RUNS", "-o", "c.gif"], "c.gif: a figure is written as .png, .pdf, .svg"),
         (["bars", "RUNS", "--metric", "best"], "--metric='best' is unknown"),
         (["bars", "RUNS", "-o", "RUNS/x/y.png"], "cannot be written"),
+        (["table", "x" * 300], "xxx/dataset.json: File name too long."),
     ],
 )
 def test_errors_are_one_clear_line(

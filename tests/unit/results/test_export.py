@@ -60,9 +60,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["archive", "archive.zip"])
+@pytest.mark.parametrize("name", ["archive", "archive.ZIP"])
 def test_an_archive_is_read_back_to_the_same_tables(runs: Path, tmp_path: Path, name: str) -> None:
     archive = qllm_exp.export(runs, output=tmp_path / name)
+    assert archive.is_dir() == (name == "archive")
     for options in ({}, {"stat": "iqm", "metric": "absolute"}, {"rows": (), "cols": "mixer"}):
         assert str(qllm_exp.table(archive, **options)) == str(qllm_exp.table(runs, **options))
     columns = [
@@ -154,6 +155,14 @@ def test_parquet_files_hold_the_rows_of_the_csv_files(runs: Path, tmp_path: Path
         assert list(table.columns) == list(text.columns) and len(table) == len(text)
 
 
+def test_a_seed_of_more_than_64_bits_is_exported(tmp_path: Path) -> None:
+    for seed in (0, 2**64):
+        make_run(tmp_path / "runs", run_config("vdn", seed), 0.5)
+    archive = qllm_exp.export(tmp_path / "runs", output=tmp_path / "archive")
+    assert [run.seed for run in qllm_exp.load_runs(archive).itertuples()] == [0, 2**64]
+    assert list(pandas.read_csv(archive / "runs.csv", dtype=str)["seed"]) == ["0", str(2**64)]
+
+
 def test_the_command_prints_the_archive(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["export", str(runs), "-o", str(tmp_path / "new" / "a.zip")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'new' / 'a.zip'}\n"
@@ -224,6 +233,25 @@ def test_a_zip_file_that_is_no_archive_is_refused(runs: Path, tmp_path: Path, ow
     path.write_bytes(whole.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"is not a readable \.zip file"):
         qllm_exp.table(path)
+    assert list(own_cache.iterdir()) == []
+
+
+def test_a_zip_file_is_refused_wherever_it_is_damaged(runs: Path, tmp_path: Path, own_cache: Path) -> None:
+    content = qllm_exp.export(runs, output=tmp_path / "whole.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "whole.zip") as archive:
+        (info,) = (info for info in archive.infolist() if info.filename == "runs.csv")
+    compressed = info.header_offset + 30 + len(info.filename)
+    directory = content.index(b"PK\x01\x02")
+    path = tmp_path / "x.zip"
+    for position, damage in (
+        (compressed + info.compress_size // 2, b"\xff" * 8),
+        (directory + 10, b"\x0c"),  # another compression
+        (directory + 28, b"\x00"),  # an empty name
+        (directory + 46, b"\xff"),  # a name that is not UTF-8
+    ):
+        path.write_bytes(content[:position] + damage + content[position + len(damage) :])
+        with pytest.raises(UserError, match=r"x\.zip"):
+            to_folders([path])
     assert list(own_cache.iterdir()) == []
 
 

@@ -149,6 +149,7 @@ def test_an_environment_of_the_same_name_and_other_rules_is_another_task(tmp_pat
         ({"key": "pz-mpe-simple-spread-v3"}, "gymma@epymarl/pz-mpe-simple-spread-v3"),
         ({"pretrained_wrapper": "PretrainedTag"}, "gymma@epymarl/lbforaging:Foraging-2s-8x8-2p-2f-coop-v3"),
         ({"time_limit": 100}, "gymma@epymarl/lbforaging:Foraging-2s-8x8-2p-2f-coop-v3"),
+        ({"time_limit": True}, "gymma@epymarl/lbforaging:Foraging-2s-8x8-2p-2f-coop-v3"),
     ],
 )
 def test_a_task_has_our_name_only_if_its_rules_are_ours(tmp_path: Path, changes: dict[str, Any], task: str) -> None:
@@ -168,6 +169,11 @@ def test_returns_of_agents_are_summed_and_the_footnote_says_so(tmp_path: Path) -
     metrics = {"test_return_mean": None, "test_total_return_mean": series}
     record = only_record(sacred(tmp_path, config={"common_reward": False}, metrics=metrics))
     assert record.settings["env.reward"] == "sum" and "sum of the returns of the agents" in record.unit
+
+
+@pytest.mark.parametrize("changes", [{"reward_scalarisation": None}, {"reward_scalarisation": "max"}])
+def test_a_reward_that_is_not_ours_makes_another_task(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert only_record(sacred(tmp_path, config={"common_reward": True} | changes)).task.startswith("gymma@epymarl/")
 
 
 def test_a_method_is_named_by_what_differs_in_its_configuration(tmp_path: Path) -> None:
@@ -296,6 +302,13 @@ def test_columns_named_as_load_curves_names_them_need_no_mapping(tmp_path: Path)
     assert "does not say what its returns and steps are" in record.unit
 
 
+def test_an_ending_in_capitals_and_a_slash_in_the_name_of_an_environment(tmp_path: Path) -> None:
+    path = tmp_path / "PLAIN.CSV"
+    path.write_text("env,task,method,seed,env_step,return_mean\nlbf/mine,8x8/a,x,3,0,1.5\n")
+    (record,) = filter_runs(collect([path]), ["env=lbf-mine@csv", "env.task=8x8/a"]).finished
+    assert record.task == "lbf-mine@csv/8x8/a"
+
+
 def test_a_mapping_declares_tasks_of_any_source_equal(tmp_path: Path) -> None:
     shutil.copy(BENCHMARL / "qmix_simple_spread_seed0.json", tmp_path / "b.json")
     path = tmp_path / "b.yaml"
@@ -304,6 +317,22 @@ def test_a_mapping_declares_tasks_of_any_source_equal(tmp_path: Path) -> None:
     )
     record = only_record(path)
     assert record.task == "mpe/simple_spread" and record.settings["env.episode_limit"] == 100
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "key", "value"),
+    [
+        ("mpe/simple_spread", "{rules: pettingzoo, options: {N: 6}}", "env.options.N", 6),
+        ("grf/academy_3_vs_1_with_keeper", "{rewards: 'scoring,checkpoints'}", "env.rewards", "scoring,checkpoints"),
+        ("lbf/9x9-2p-3f", "{mask_ineffective: false}", "env.mask_ineffective", False),
+    ],
+)
+def test_options_of_a_declared_task_may_have_any_type(
+    tmp_path: Path, task: str, option: str, key: str, value: Any
+) -> None:
+    mapping = f"{MAPPING.partition('tasks')[0]}tasks: {{Foraging-8x8: {task}}}\nenv: {option}\n"
+    first, _ = collect([mapped(tmp_path, mapping=mapping)]).finished
+    assert (first.task, first.settings[key]) == (task, value)
 
 
 @pytest.mark.parametrize(
@@ -327,8 +356,12 @@ def test_a_mapping_declares_tasks_of_any_source_equal(tmp_path: Path) -> None:
             "tasks names 'other', which no run has. Tasks: paper/Foraging-8x8",
         ),
         (MAPPING.replace("lbf/8x8-2p-2f-coop-2s", "lbf"), "not of the form ENV/TASK"),
-        (MAPPING.replace("lbf/8x8-2p-2f-coop-2s", "lbg/8x8"), "env=lbg is unknown"),
+        (MAPPING.replace("lbf/8x8-2p-2f-coop-2s", "lbg/8x8"), "theirs.yaml: env=lbg is unknown"),
+        (MAPPING.replace("8x8-2p-2f-coop-2s", "8x8-2p-2f-cop"), "theirs.yaml: .*8x8-2p-2f-cop' is not a foraging task"),
+        (MAPPING.replace("lbf/8x8-2p-2f-coop-2s", "mpe/spread"), "theirs.yaml: env.task='spread' is unknown"),
         (MAPPING.replace("reward: mean", "rewards: mean"), "env.rewards"),
+        (MAPPING.replace("reward: mean", "reward: null"), "theirs.yaml: env.reward"),
+        (MAPPING.replace("program: paper", "program: 2026-13-01"), "is not valid YAML: month must be in 1..12"),
         (MAPPING.replace("tasks", "#"), "tasks declares none"),
     ],
 )
@@ -346,6 +379,11 @@ def test_a_mapping_that_does_not_fit_is_refused(tmp_path: Path, mapping: str, me
         (CSV.replace("mappo,0,0,", "mappo,a,0,"), "line 2: run=a is not a number"),
         (CSV.replace("mappo,0,0,", "mappo,0.5,0,"), "line 2: run=0.5 is not a whole number"),
         (CSV.replace("mappo,0,100", "mappo,0,0"), "step 0.* follows step 0"),
+        (CSV.replace("mappo,0,100", "mappo,0,1e300"), r"the step 1e\+300 is not a whole number from 0 to"),
+        (CSV.replace("mappo,0,0,", "mappo,0,-1,"), "the step -1.0 is not a whole number from 0 to"),
+        (CSV.replace("0.4,0.5", "0,4,0.5"), "line 3 has more cells than the first line has columns"),
+        (CSV.replace("\n", "\n\n").replace("0.4", "high"), "line 5: ret=high is not a number"),
+        (CSV.replace("won", "ret"), "has 2 columns 'ret'. Rename or remove all but one"),
         (CSV.split("\n")[0], "has no row"),
         ("", "Columns of the file: none"),
     ],
@@ -358,8 +396,22 @@ def test_a_csv_file_that_does_not_fit_is_refused(tmp_path: Path, csv: str, messa
 def test_win_rates_in_percent_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "theirs.csv"
     path.write_text("env,task,method,seed,env_step,return_mean,win_mean\nx,a,b,0,1,1,85\n")
-    with pytest.raises(UserError, match=r"win_mean is not between 0 and 1\. Write shares, not percentages"):
-        collect([path])
+    wins = {"steps": [50, 5050, 10050, 15050, 20050, 25050, 30050], "values": [0, 10, 20, 30, 40, 50, 60]}
+    for source in (path, sacred(tmp_path, metrics={"test_battle_won_mean": wins})):
+        with pytest.raises(UserError, match=r"_mean is not between 0 and 1\. Write shares, not percentages"):
+            collect([source])
+
+
+def test_a_comma_at_the_end_of_each_row_is_no_cell(tmp_path: Path) -> None:
+    first, _ = collect([mapped(tmp_path, CSV.replace("\n", ",\n").replace("won,", "won", 1))]).finished
+    assert first.returns == (0.1, 0.4)
+
+
+def test_seeds_of_64_bits_keep_their_digits(tmp_path: Path) -> None:
+    path = tmp_path / "plain.csv"
+    seeds = (2**63 - 2, 2**63 - 1)
+    path.write_text("task,method,seed,env_step,return_mean\n" + "".join(f"a,b,{seed},0,1.5\n" for seed in seeds))
+    assert tuple(record.seed for record in collect([path]).finished) == seeds
 
 
 # Files that do not fit
@@ -371,6 +423,12 @@ def test_win_rates_in_percent_are_refused(tmp_path: Path) -> None:
         ({"step_0": step(1, 1.0)}, "first", "has no seed: 'first' is not of the form seed_N"),
         ({"step_0": step(1, math.nan)}, "seed_0", "mean_episode_return is nan at step 1"),
         ({"step_0": step(1, None)}, "seed_0", "is None at step 1"),
+        ({"step_0": step(1, True)}, "seed_0", "is True at step 1"),
+        ({"step_0": step(1, 10**400, 1)}, "seed_0", "is 10000.* at step 1, not a finite number"),
+        ({"step_0": step(1, math.inf, -math.inf)}, "seed_0", "is inf at step 1"),
+        ({"step_0": step(1, 1e308, 1e308)}, "seed_0", "is inf at step 1"),
+        ({"step_0": step(10**400, 1.0)}, "seed_0", "the step 10000.* is not a whole number from 0 to"),
+        ({"step_0": step(1, 1.0)}, f"seed_{'9' * 5000}", "has no seed"),
         (
             {"step_0": step(1, 1.0), "step_1": step(2, 1.0, 2.0)},
             "seed_0",
@@ -391,7 +449,12 @@ def test_a_marl_eval_file_that_does_not_fit_is_refused(tmp_path: Path, run: Any,
 
 def test_json_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    for content, message in (('{"a": ', "truncated or not valid JSON"), ("[]", "env"), ('{"final_return": 1}', "env")):
+    for content, message in (
+        ('{"a": ', "truncated or not valid JSON"),
+        ('{"a": {}, "a": {}}', "the key 'a' occurs twice"),
+        ("[]", "env"),
+        ('{"final_return": 1}', "env"),
+    ):
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             collect([path])
@@ -400,6 +463,9 @@ def test_json_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"config": {"seed": True}}, "has no seed"),
+        ({"metrics": {"test_return_mean": {"steps": 5, "values": 3}}}, "has no test_return_mean"),
+        ({"metrics": {"test_return_mean": {"steps": [10**400], "values": [0.0]}}}, "is not a whole number from 0 to"),
         ({"config": {"seed": None}}, "has no seed, so it is not the configuration of a PyMARL or EPyMARL run"),
         (
             {"metrics": {"test_return_mean": {"steps": [1, 2], "values": [0.0]}}},

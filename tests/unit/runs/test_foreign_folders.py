@@ -158,6 +158,13 @@ def test_a_sweep_has_no_run_outside_its_folder(tmp_path: Path, name: object) -> 
         Sweep(tmp_path)
 
 
+@pytest.mark.parametrize("entry", [{"command": 0}, {"decisions": {}}, {"max_failures": None}])
+def test_a_record_of_a_sweep_with_another_type_is_refused(tmp_path: Path, entry: dict[str, object]) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": ["run"]} | entry))
+    with pytest.raises(UserError, match=rf"sweep\.json cannot be read: {next(iter(entry))} must be (str|list|int)"):
+        Sweep(tmp_path)
+
+
 class Harmful:
     """Pickled, it runs a command when it is read."""
 

@@ -9,6 +9,7 @@ import pytest
 from run_folders import make_run, run_config
 
 from qllm_exp.config import schema
+from qllm_exp.config.compose import compose_run
 from qllm_exp.config.load import run_name
 from qllm_exp.errors import UserError
 from qllm_exp.results.records.collect import collect
@@ -217,6 +218,8 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
         make_groups(tmp_path, ["vdn"])
     with pytest.raises(UserError, match=r"sweep\.decide\.most=3 is smaller than sweep\.decide\.first=5"):
         all_seeds(schema.DecideConfig(most=3))
+    with pytest.raises(UserError, match=r"sweep\.decide\.most=100000 is out of bounds\. Allowed: 2 to 1000"):
+        compose_run(["sweep.decide.most=100000"])  # every run that may be needed is planned
     with pytest.raises(UserError, match=r"chooses the seeds\. Remove seed=0,1"):
         without_seeds([("seed=0",), ("seed=1",)], ["seed=0,1", "mixer=vdn"])
     with pytest.raises(UserError, match="samples of one method"):

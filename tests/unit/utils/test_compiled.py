@@ -72,6 +72,18 @@ def test_no_compiler_at_all_is_named(cache: Path, tmp_path: Path, monkeypatch: p
     assert source(tmp_path).status().startswith("torch (no C++ compiler")
 
 
+def test_a_command_that_is_not_closed_and_a_message_in_another_encoding_are_reported(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "g++ '-O3")
+    assert source(tmp_path).status() == 'torch (CXX="g++ \'-O3" is not a command: No closing quotation)'
+    script = tmp_path / "cxx"
+    script.write_bytes(b"#!/bin/sh\necho 'error: kein g\xfcltiges Programm' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    assert source(tmp_path).status().endswith("error: kein g\ufffdltiges Programm)")
+
+
 def test_a_source_with_an_error_is_reported_with_its_line(cache: Path, tmp_path: Path) -> None:
     status = source(tmp_path, "unknown_name").status()
     assert status.startswith("torch (") and "answer.cpp:1" in status and "unknown_name" in status

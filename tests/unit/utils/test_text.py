@@ -1,8 +1,10 @@
-"""Text from outside is shown so that it cannot act on what shows it."""
+"""Text from outside is shown so that it cannot act on what shows it; every signal has a name."""
+
+import signal
 
 import pytest
 
-from qllm_exp.utils.text import excerpt, inert, inert_lines
+from qllm_exp.utils.text import excerpt, inert, inert_lines, signal_name
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,8 @@ def test_lines_of_any_system_are_kept() -> None:
 def test_a_long_text_is_cut() -> None:
     assert excerpt("\x1b" + "x" * 10**6, 5) == r"\x1bxxxx..."
     assert excerpt(["\n"]) == r"['\n']"
+
+
+def test_every_signal_has_a_name() -> None:
+    assert signal_name(9) == "SIGKILL"
+    assert signal_name(signal.SIGRTMIN + 1) == f"signal {signal.SIGRTMIN + 1}"
