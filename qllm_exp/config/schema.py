@@ -209,6 +209,15 @@ class DecideConfig:
 
 
 @dataclass
+class PruningConfig:
+    """From when on sweep.prune stops settings, and how many it keeps."""
+
+    share: float = number(0.1, 0.01, 1)
+    least: int = number(3, 1)
+    factor: int = number(3, 2)
+
+
+@dataclass
 class SweepConfig:
     """Options of the sweep that a run belongs to. `search` is the key of the search that trains the run; '' for any other."""
 
@@ -219,6 +228,8 @@ class SweepConfig:
     dry_run: bool = False
     seeds: str = one_of("listed", "auto")
     decide: DecideConfig = field(default_factory=DecideConfig)
+    prune: str = one_of("none", "median", "halving")
+    pruning: PruningConfig = field(default_factory=PruningConfig)
 
 
 def _default(group: str, name: str) -> Any:

@@ -27,7 +27,7 @@ from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.experiment import REMOVED
 from qllm_exp.runs.json_files import write_object
 from qllm_exp.runs.run_directory import DiskFull, RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, QUEUED, RUNNING, state_of
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, PRUNED, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import JOBS, PACKS, Queue
 from qllm_exp.runs.sweep_directory import Sweep, exclusive_lock
 from qllm_exp.sweep.launcher import NEXT_GROUP, Work, check_option, is_integer_from
@@ -514,7 +514,7 @@ def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[RunOutcome]
             if run_state.state in (RUNNING, QUEUED):
                 missing_since.pop(directory.path, None)
                 continue
-            has_ended = run_state.state in (FINISHED, FAILED)
+            has_ended = run_state.state in (FINISHED, PRUNED, FAILED)
             if not has_ended and now - missing_since.setdefault(directory.path, now) < GONE_S:
                 continue
             if run_state.state == FINISHED:
@@ -523,6 +523,7 @@ def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[RunOutcome]
                 outcome = RunOutcome(directory, REMOVED, failed=True)
             else:
                 error = run_state.reason or run_state.state
+                error = f"pruned: {error}" if run_state.state == PRUNED else error
                 outcome = RunOutcome(directory, error, failed=run_state.state in (FAILED, DEAD))
             outcomes.append(outcome)
             waiting.remove(directory)

@@ -222,6 +222,35 @@ def test_one_group_of_seeds_follows_another_without_a_process_that_waits(cluster
     assert "Cost: 12 runs instead of 12 with 6 seeds each" in table, "by the job after the last group"
 
 
+def test_jobs_prune_the_settings_of_a_search_together_and_stay_with_it_when_they_are_requeued(cluster):
+    search = [*LONG, "train.evaluation.every=1600", "+env.handicap=0,100,200,900", "sweep.prune=median"]
+    cluster.sweep(*search, "hydra.launcher.runs_per_job=2", "hydra.launcher.at_once=2", FLAKY_ENV_PAUSE=PAUSE)
+
+    def decisions():
+        return {path.parent.name: text for path in cluster.folder.glob("*/stop") if (text := path.read_text())}
+
+    cluster.until(decisions)
+    for job in cluster.queue():
+        cluster.call("scontrol", "requeue", job.split()[0], expected_code=0)
+    known = decisions()
+    cluster.hurry()
+    cluster.until_empty()
+    states = cluster.states()
+    by_handicap = {
+        next(line for line in (run / "config.yaml").read_text().splitlines() if "handicap" in line).split()[1]: run
+        for run in cluster.runs()
+    }
+    assert states[by_handicap["900.0"].name] == "pruned" and states[by_handicap["0.0"].name] == "finished"
+    assert known.items() <= decisions().items() and set(states.values()) == {"pruned", "finished"}
+    assert {name for name, state in states.items() if state == "pruned"} == set(decisions())
+    text = cluster.sweep(*search)
+    assert f"{len(decisions())} pruned, 0 to run" in text, text
+    code, text = cluster.python("launch.retry", cluster.path, by_handicap["900.0"].name)
+    assert code == 0 and "1 run in 1 task" in text, text
+    cluster.until_empty()
+    assert cluster.states()[by_handicap["900.0"].name] == "finished"
+
+
 def test_a_dead_run_is_reported_with_the_last_lines_of_its_logs(cluster):
     cluster.sweep(*LONG, FLAKY_ENV_PAUSE=PAUSE)
     cluster.until(cluster.training)

@@ -26,6 +26,7 @@ LONG = [
     *("train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"),
 ]
 AUTO = ["mixer=vdn,qmix", "sweep.seeds=auto", "sweep.decide.first=3", "sweep.decide.step=3", "sweep.decide.most=6"]
+RATES = ["train.learning_rate=1e-4,3e-4,1e-3,3e-3"]
 PAUSE = {"FLAKY_ENV_PAUSE": "0.02"}  # half a second per rollout, twenty seconds per long run
 
 
@@ -59,6 +60,13 @@ def tool(name, *arguments):
 
 def runs(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/config.yaml"))
+
+
+def rows_of(folder: Path):
+    """Return the rows of `load_runs`: state and options of each run."""
+    import qllm_exp
+
+    return qllm_exp.load_runs(folder).to_dict("records")
 
 
 def sweep_of(folder: Path) -> Path:
@@ -118,6 +126,49 @@ def test_seeds_in_groups_killed_and_started_again_give_the_same_decisions(tmp_pa
     for whole, killed in zip(runs(tmp_path / "whole"), runs(tmp_path / "r"), strict=True):
         assert whole.name == killed.name and run_outcome(whole) == run_outcome(killed)
     assert "12 finished, 0 running, 0 queued, 0 to run" in call(tmp_path / "r", *args)
+
+
+def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp_path):
+    def decisions():
+        files = {path.parent.name: path.read_text() for path in (tmp_path / "r").glob("*/stop")}
+        return {name: json.loads(text)["pruned"] for name, text in files.items() if text}
+
+    args = [
+        *SMALL,
+        *LONG,
+        "train.evaluation.every=1600",
+        "+env.handicap=0,100,200,900",
+        "seed=0-1",
+        "sweep.name=search",
+    ]
+    args += ["sweep.prune=median", "hydra.launcher.n_jobs=4"]
+    process = start(tmp_path / "r", *args, **PAUSE)
+    until(decisions, 120)
+    kill_all(process)
+    known = decisions()
+    started = {name: json.loads((tmp_path / "r" / name / "status.json").read_text()).get("started") for name in known}
+    text = call(tmp_path / "r", *args)
+    assert "sweep.prune=median: vdn on flaky_env/climbing, 4 settings" in text and "environment steps" in text, text
+    assert known.items() <= decisions().items(), "decided once"
+    for name, time_of_start in started.items():
+        assert json.loads((tmp_path / "r" / name / "status.json").read_text()).get("started") == time_of_start
+    states = {(run["env.handicap"], run["seed"]): run["state"] for run in rows_of(tmp_path / "r/search")}
+    assert states[900, 0] == states[900, 1] == "pruned" and states[0, 0] == states[0, 1] == "finished"
+    code, text = tool("status", tmp_path / "r/search")
+    assert code == 0 and re.search(r"pruned +flaky-env\S+  at step [\d,]+ below the median of", text), text
+    table = (tmp_path / "r/search/table.md").read_text()
+    assert "Pruned: " in table and "no comparison of methods" in table
+    text = call(tmp_path / "r", *args)
+    assert f"{len(decisions())} pruned, 0 to run" in text, text
+    worst = next(
+        run for run in runs(tmp_path / "r") if run.name in decisions() and (run / "checkpoint/state.pt").exists()
+    )
+    code, text = tool("retry", tmp_path / "r/search", worst.name)
+    assert code == 0 and (worst / "result.json").exists(), text
+    config = OmegaConf.load(worst / "config.yaml")
+    own = [f"+env.handicap={config.env.handicap}", f"seed={config.seed}", "train.evaluation.every=1600"]
+    call(tmp_path / "whole", *SMALL, *LONG, *own, sweep=False)
+    assert run_outcome(worst) == run_outcome(tmp_path / "whole" / worst.name), "as if it had never stopped"
 
 
 @pytest.mark.timeout(900)
@@ -400,6 +451,8 @@ hydra: {sweeper: {params: {mixer: [qmix, vdn], train.evaluation.every: "${train.
             "search": "",
             "seeds": "listed",
             "decide": {"level": 0.05, "first": 5, "step": 5, "most": 20},
+            "prune": "none",
+            "pruning": {"share": 0.1, "least": 3, "factor": 3},
         }
     assert sweep_of(tmp_path / "typed").name == "climbing"
 
@@ -433,6 +486,14 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
         ([*AUTO, "mixer=vdn"], "sweep.seeds=auto compares methods, and flaky_env/climbing has only vdn"),
         ([*AUTO, "sweep.decide.first=1"], "sweep.decide.first=1 is out of bounds. Allowed: at least 2"),
         ([*AUTO, "hydra/sweeper=basic"], "sweep.seeds=auto needs hydra/sweeper=grid"),
+        ([*AUTO, "sweep.prune=median"], "and sweep.seeds=auto is a comparison, whose runs must all reach their end"),
+        (["sweep.prune=halving", "hydra/sweeper=basic"], "sweep.prune=halving needs hydra/sweeper=grid"),
+        (["sweep.prune=medain"], "sweep.prune='medain' is not allowed. Did you mean 'median'?"),
+        (
+            ["sweep.prune=median", "mixer=vdn,qmix", "seed=0-4"],
+            "vdn on flaky_env/climbing has 1 setting: nothing can be",
+        ),
+        ([*RATES, "sweep.prune=median", "sweep.pruning.share=0.9"], "evaluated every 2,000 of 4,000 steps"),
     ]:
         text = call(tmp_path / "r", *TINY, *args, expected_code=2)
         assert message in text and "Traceback" not in text, text
@@ -440,6 +501,8 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
     assert "hydra/launcher=slurm is for sweeps: add -m" in text
     text = call(tmp_path / "r", *TINY, "sweep.seeds=auto", sweep=False, expected_code=2)
     assert "sweep.seeds=auto is for sweeps: add -m" in text
+    text = call(tmp_path / "r", *TINY, "sweep.prune=median", sweep=False, expected_code=2)
+    assert "sweep.prune=median compares the settings of a sweep: add -m" in text
     assert not runs(tmp_path / "r")
 
 

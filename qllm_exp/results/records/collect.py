@@ -13,14 +13,14 @@ from qllm_exp.results.records import keys, other_programs
 from qllm_exp.results.records.method_names import name_methods
 from qllm_exp.results.records.reader import EVALUATION_EVERY, FUNCTION, Method, Reader, Record
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING, state_of
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, PRUNED, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.runs.sweep_directory import RECORD, Sweep, run_folders, sweeps_in
 from qllm_exp.utils.text import count
 
 __all__ = ["Collection", "Record", "UnfinishedRun", "collect", "filter_runs"]
 
-_STATE_PRIORITY = (RUNNING, QUEUED, INTERRUPTED, FAILED, DEAD, NEW)  # of two copies, the earlier state counts
+_STATE_PRIORITY = (RUNNING, QUEUED, PRUNED, INTERRUPTED, FAILED, DEAD, NEW)  # of two copies, the earlier state counts
 _MAX_VALUES = 12  # values listed in an error message
 
 
@@ -33,7 +33,7 @@ class UnfinishedRun:
         task: as in `Record`; from the directory's name if there is no configuration, '' if unknown.
         method: algorithm and mixer alone; from the directory's name if there is no configuration, '' if unknown.
         seed: seed of the run; None if unknown.
-        state: 'running', 'queued', 'interrupted', 'failed', 'dead' or 'new'.
+        state: 'running', 'queued', 'interrupted', 'pruned', 'failed', 'dead' or 'new'.
         reason: details about the state; may be empty.
         settings: as in `Record`, without what only a finished run has; {} if there is no configuration.
         program: as in `Record`.
