@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 from qllm_exp.config import registry
 
-SEARCH_SEEDS = range(
-    1_000_000, 2_000_000
-)  # of the runs of searches; no other run may have them, so no table chooses by them
+# Of the runs of searches, for functions and for settings (tuning). No other run may have them, so no table chooses by them.
+SEARCH_SEEDS = range(1_000_000, 2_000_000)
 
 
 def one_of(default: str, *allowed: str) -> Any:
@@ -218,6 +217,14 @@ class PruningConfig:
 
 
 @dataclass
+class TuneConfig:
+    """How much each method is tuned before a comparison, with the values of hydra.sweeper.space."""
+
+    trials: int = number(0, 0)
+    seeds: int = number(3, 1, 1000)
+
+
+@dataclass
 class SweepConfig:
     """Options of the sweep that a run belongs to. `search` is the key of the search that trains the run; '' for any other."""
 
@@ -230,6 +237,7 @@ class SweepConfig:
     decide: DecideConfig = field(default_factory=DecideConfig)
     prune: str = one_of("none", "median", "halving")
     pruning: PruningConfig = field(default_factory=PruningConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
 
 def _default(group: str, name: str) -> Any:

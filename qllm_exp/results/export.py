@@ -93,7 +93,8 @@ def _check(collection: Collection, output: Path) -> None:
 
 def _write_archive(archive: Path, collection: Collection, folders: Sequence[Path]) -> None:
     for record in collection.finished:
-        _copy_run(record.path, archive / RUNS / record.name)
+        if not (archive / RUNS / record.name).exists():  # it has the fixed settings, and the tuned ones are the same
+            _copy_run(record.path, archive / RUNS / record.name)
     for run in collection.unfinished:
         if RunDirectory(run.path).config.exists():
             _copy_run(run.path, archive / RUNS / run.name, run)
@@ -144,6 +145,7 @@ def _copy_sweeps(runs: Path, collection: Collection, folders: Sequence[Path]) ->
                 "runs": exported,
                 "decide": sweep.record.decide,
                 "decisions": sweep.record.decisions,
+                "labels": sweep.record.labels,
             }
             target = runs / sweep.path.absolute().name
             while target.exists():  # sweeps of several folders may have one name

@@ -22,6 +22,7 @@ from qllm_exp.sweep.launcher import Launcher
 from qllm_exp.sweep.pruning import NONE
 from qllm_exp.sweep.repetitions import is_grid, repetitions
 from qllm_exp.sweep.seed_groups import AUTO, all_seeds, without_seeds
+from qllm_exp.sweep.tuning import launch_tuned
 
 
 def launch_jobs(
@@ -72,14 +73,27 @@ def launch_jobs(
     def provide_by_search(run: RunConfig) -> StoredFunction:
         return search(run, make_launcher(False))
 
+    def start(combinations: Sequence[Overrides], **options: Any) -> LaunchResult:
+        return launch(
+            combinations, compose, explain, make_launcher(is_whole), arguments, is_whole, provide_by_search, **options
+        )
+
     hydra_state = Singleton.get_state()
     try:
+        if config.sweep.tune.trials:
+            if not is_whole:
+                raise UserError(
+                    "sweep.tune needs hydra/sweeper=grid: another sweeper chooses settings itself. Remove one of the two."
+                )
+            _check_launcher_references(config, [tuple(overrides) for overrides in job_overrides])
+            space: Any = OmegaConf.to_container(config.hydra.sweeper.space, resolve=False)
+            return [], launch_tuned(job_overrides, space, compose, start, arguments)
         repeated = (
             all_seeds(load_run(compose(tuple(job_overrides[0]))).sweep.decide) if is_auto else repetitions(config)
         )
         combinations = [(*overrides, *repetition) for overrides in job_overrides for repetition in repeated]
         _check_launcher_references(config, combinations)
-        result = launch(combinations, compose, explain, make_launcher(is_whole), arguments, is_whole, provide_by_search)
+        result = start(combinations)
     finally:
         Singleton.set_state(hydra_state)
     return _job_returns(job_overrides, len(repeated), result), result.exit_code

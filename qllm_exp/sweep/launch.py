@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -59,6 +59,9 @@ def launch(
     arguments: Sequence[str],
     is_whole: bool = True,
     search: Search | None = None,
+    next_command: Sequence[str] = (),
+    only_plan: bool = False,
+    entries: Callable[[Plan], dict[str, Any]] = lambda plan: {},
 ) -> LaunchResult:
     """Plan a sweep, print the plan, run what is not finished, and show the comparison.
 
@@ -70,6 +73,9 @@ def launch(
         arguments: arguments of the command, as typed.
         is_whole: False if these are some runs of a sweep that another Hydra sweeper controls.
         search: as for `make_plan`.
+        next_command: as for `Work`.
+        only_plan: only plan the runs: start nothing, and print nothing.
+        entries: returns further entries of the sweep's record, as `Sweep.create` takes them.
 
     Raises:
         UserError: the sweep cannot start.
@@ -81,6 +87,8 @@ def launch(
         log.info("  %s", pending_functions(plan))
 
     plan = make_plan(combinations, compose, explain, resolve, announce_generation, launcher.memory, search)
+    if only_plan:
+        return LaunchResult(plan, [])
     if plan.sweep.dry_run and not is_whole:
         raise UserError("--dry-run needs hydra/sweeper=grid: other sweepers choose their runs one after another.")
     if not is_whole:  # one sweep directory for all runs of the other sweeper
@@ -107,7 +115,7 @@ def launch(
         return LaunchResult(plan, [])
     command = shlex.join(["python", "-m", "qllm_exp", *arguments])
     if groups is None:
-        sweep, outcomes, failures = run_plan(plan, launcher, command)
+        sweep, outcomes, failures = run_plan(plan, launcher, command, next_command, entries(plan))
     else:
         sweep, outcomes, failures = run_groups(groups, launcher, command, arguments)
         part = groups.needed()
@@ -117,13 +125,21 @@ def launch(
     return LaunchResult(plan, outcomes, exit_code(directories, outcomes, launcher.waits))
 
 
-def run_plan(plan: Plan, launcher: Launcher, command: str) -> tuple[Sweep, list[RunOutcome], FailureLimit]:
+def run_plan(
+    plan: Plan,
+    launcher: Launcher,
+    command: str,
+    next_command: Sequence[str] = (),
+    entries: Mapping[str, Any] | None = None,
+) -> tuple[Sweep, list[RunOutcome], FailureLimit]:
     """Write the record of a planned sweep, and start the runs that are not finished.
 
     Args:
         plan: the runs.
         launcher: where the runs take place.
         command: the command, for the record.
+        next_command: as for `Work`.
+        entries: further entries of the record.
 
     Returns:
         The sweep, the outcomes of the runs that have ended, and the count of the failed ones.
@@ -138,10 +154,11 @@ def run_plan(plan: Plan, launcher: Launcher, command: str) -> tuple[Sweep, list[
         command,
         prune=asdict(rule) if rule else None,
         searches=new_searches(plan),
+        **(entries or {}),
     )
     failures = sweep.failure_limit()
     _remove_checkpoints(plan)
-    return sweep, _start(launcher, sweep, plan, failures), failures
+    return sweep, _start(launcher, sweep, plan, failures, next_command), failures
 
 
 def new_searches(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -47,6 +47,8 @@ def run_one(composed: DictConfig, search: Callable[[RunConfig, Launcher], Stored
         raise UserError(
             "sweep.seeds=auto is for sweeps: add -m, and several methods to compare, e.g. mixer=tfcaf,qmix."
         )
+    if composed.sweep.tune.trials:
+        raise UserError("sweep.tune is for sweeps: add -m, as in qllm-exp -m experiment=tuned.")
     if composed.sweep.prune != NONE:
         raise UserError(
             f"sweep.prune={composed.sweep.prune} compares the settings of a sweep: add -m, and values, e.g. "

@@ -44,7 +44,7 @@ POLL_S = 2.0  # seconds between reads of the run directories, while waiting
 QUERY_S = 10.0  # seconds between queries of Slurm's queue, while waiting
 GONE_S = 20.0  # a run that is neither running, queued nor ended for this long is dead; shared file systems have delays
 DEFAULT_ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
-NEXT_MINUTES = 60  # time limit of the job that plans the next group of seeds
+NEXT_MINUTES = 60  # time limit of the job that plans what follows from the results of others
 GRES = re.compile(
     r"[a-z]\w*(:[\w.-]+)*(,[a-z]\w*(:[\w.-]+)*)*", re.IGNORECASE
 )  # generic resources, as sbatch names them
@@ -273,12 +273,13 @@ class Slurm:
         process = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=environment)
         if process.returncode == 0:
             log.info(
-                "once these runs have ended, a job of its own runs this command again, for the next group of seeds"
+                "once these runs have ended, a job of its own runs this command again, for what follows from their results"
             )
         else:
             reason = " ".join(process.stderr.split()) or "no error message"
             log.info(
-                "the job that starts the next group of seeds was rejected (%s); type this command again then", reason
+                "the job that runs this command again was rejected (%s); type the command again once they have ended",
+                reason,
             )
 
     def _submit(self, sweep: Sweep, packs: Sequence[Sequence[RunDirectory]], work: Work) -> str:

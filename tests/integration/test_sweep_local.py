@@ -26,6 +26,11 @@ LONG = [
     *("train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"),
 ]
 AUTO = ["mixer=vdn,qmix", "sweep.seeds=auto", "sweep.decide.first=3", "sweep.decide.step=3", "sweep.decide.most=6"]
+SPACE = "train.learning_rate:[0.0001,0.001,0.01]"
+TUNE = [
+    *("mixer=vdn,qmix", "sweep.name=tuned", "sweep.tune.trials=3", "sweep.tune.seeds=1"),
+    f"++hydra.sweeper.space={{vdn:{{{SPACE}}},qmix:{{{SPACE}}}}}",
+]
 RATES = ["train.learning_rate=1e-4,3e-4,1e-3,3e-3"]
 PAUSE = {"FLAKY_ENV_PAUSE": "0.02"}  # half a second per rollout, twenty seconds per long run
 
@@ -126,6 +131,28 @@ def test_seeds_in_groups_killed_and_started_again_give_the_same_decisions(tmp_pa
     for whole, killed in zip(runs(tmp_path / "whole"), runs(tmp_path / "r"), strict=True):
         assert whole.name == killed.name and run_outcome(whole) == run_outcome(killed)
     assert "12 finished, 0 running, 0 queued, 0 to run" in call(tmp_path / "r", *args)
+
+
+def test_equal_tuning_killed_and_started_again_chooses_the_same_and_compares_it_with_the_fixed_settings(tmp_path):
+    args = [*TINY, *TUNE, "seed=0-1"]
+    text = call(tmp_path / "whole", *args)
+    assert (
+        "tuning: 3 trials of each method on each task with 1 seed each; then fixed and chosen settings with 2 seeds"
+        in text
+    )
+    for results in (2, 7):  # of the trials, and of the comparison
+        process = start(tmp_path / "r", *args, **PAUSE)
+        until(lambda: len(list((tmp_path / "r").glob("*/result.json"))) >= results or process.poll() is not None)  # noqa: B023
+        kill_all(process)
+    call(tmp_path / "r", *args)
+    records = [json.loads((tmp_path / folder / "tuned/sweep.json").read_text()) for folder in ("whole", "r")]
+    assert records[0]["decisions"][:-1] == records[1]["decisions"][:-1] and records[0]["labels"] == records[1]["labels"]
+    assert "Cost of tuning: vdn 3 runs, 19,200 steps" in records[0]["decisions"][-1]
+    table = (tmp_path / "r/tuned/table.md").read_text()
+    assert all(f"{mixer} {label}" in table for mixer in ("vdn", "qmix") for label in ("fixed", "tuned")), table
+    assert table.count("(n=2)") == 8 and "1000000" not in table.split("From the runs:")[1]
+    text = call(tmp_path / "r", *args)
+    assert text.count(" 0 to run") == 2, text
 
 
 def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp_path):
@@ -453,6 +480,7 @@ hydra: {sweeper: {params: {mixer: [qmix, vdn], train.evaluation.every: "${train.
             "decide": {"level": 0.05, "first": 5, "step": 5, "most": 20},
             "prune": "none",
             "pruning": {"share": 0.1, "least": 3, "factor": 3},
+            "tune": {"trials": 0, "seeds": 3},
         }
     assert sweep_of(tmp_path / "typed").name == "climbing"
 
@@ -488,6 +516,9 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
         ([*AUTO, "hydra/sweeper=basic"], "sweep.seeds=auto needs hydra/sweeper=grid"),
         ([*AUTO, "sweep.prune=median"], "and sweep.seeds=auto is a comparison, whose runs must all reach their end"),
         (["sweep.prune=halving", "hydra/sweeper=basic"], "sweep.prune=halving needs hydra/sweeper=grid"),
+        ([*TUNE[:-1], "hydra/sweeper=basic"], "sweep.tune needs hydra/sweeper=grid"),
+        ([*TUNE, "mixer=vdn,qmix,qplex"], "has no values for qplex"),
+        ([*TUNE, "seed=1000000"], "seed=1000000 is reserved"),
         (["sweep.prune=medain"], "sweep.prune='medain' is not allowed. Did you mean 'median'?"),
         (
             ["sweep.prune=median", "mixer=vdn,qmix", "seed=0-4"],
@@ -501,6 +532,8 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
     assert "hydra/launcher=slurm is for sweeps: add -m" in text
     text = call(tmp_path / "r", *TINY, "sweep.seeds=auto", sweep=False, expected_code=2)
     assert "sweep.seeds=auto is for sweeps: add -m" in text
+    text = call(tmp_path / "r", *TINY, "sweep.tune.trials=2", sweep=False, expected_code=2)
+    assert "sweep.tune is for sweeps: add -m" in text
     text = call(tmp_path / "r", *TINY, "sweep.prune=median", sweep=False, expected_code=2)
     assert "sweep.prune=median compares the settings of a sweep: add -m" in text
     assert not runs(tmp_path / "r")
