@@ -74,7 +74,7 @@ def launch(
         is_whole: False if these are some runs of a sweep that another Hydra sweeper controls.
         search: as for `make_plan`.
         next_command: as for `Work`.
-        only_plan: only plan the runs: start nothing, and print nothing.
+        only_plan: only plan the runs, with the functions that they need; start none of them.
         entries: returns further entries of the sweep's record, as `Sweep.create` takes them.
 
     Raises:
@@ -87,14 +87,14 @@ def launch(
         log.info("  %s", pending_functions(plan))
 
     plan = make_plan(combinations, compose, explain, resolve, announce_generation, launcher.memory, search)
-    if only_plan:
-        return LaunchResult(plan, [])
     if plan.sweep.dry_run and not is_whole:
         raise UserError("--dry-run needs hydra/sweeper=grid: other sweepers choose their runs one after another.")
     if not is_whole:  # one sweep directory for all runs of the other sweeper
         plan.sweep = replace(plan.sweep, name=plan.sweep.name or f"sweep_{short_hash(shlex.join(arguments))}")
     if plan.generated:
         log.info("%s", _generation_cost(plan.generated))
+    if only_plan:
+        return LaunchResult(plan, [])
     groups = SeedGroups(plan, combinations) if plan.sweep.seeds == AUTO and not plan.pending else None
     searches = new_searches(plan)
     part = plan

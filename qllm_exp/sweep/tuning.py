@@ -38,14 +38,8 @@ from qllm_exp.utils.text import count
 log = logging.getLogger(__name__)
 
 FIXED, TUNED = "fixed", "tuned"  # labels of methods in the comparison
-_KEPT_EQUAL = (
-    "seed",
-    "env.",
-    "sweep.",
-    "tfcaf.",
-    "train.total_steps",
-    "train.evaluation.",
-)  # no trial may differ in these
+# No trial may differ in these options.
+_KEPT_EQUAL = ("seed", "env.", "sweep.", "tfcaf.", "train.total_steps", "train.evaluation.")
 _OWN_KEYS = ("seed", "sweep.name", "sweep.search", "sweep.prune")  # set for trials and comparison
 
 Space = Mapping[str, Mapping[str, Sequence[Any]]]  # by method: values by dotted key
@@ -110,9 +104,8 @@ def launch_tuned(
         2 * len(methods) * len(seeds),
     )
     comparison = [f"sweep.name={sweep.name}", "sweep.prune=none"]
-    start(
-        [(*method.setting(0), *comparison, seed) for method in methods for seed in seeds], only_plan=True
-    )  # errors come first
+    # What is wrong with the comparison is found before the trials, not after them.
+    start([(*method.setting(0), *comparison, seed) for method in methods for seed in seeds], only_plan=True)
     # A command that nobody typed starts no trial again: one that failed would fail in job after job.
     result = start(trials, next_command=next_command, only_plan=bool(os.environ.get(NEXT_GROUP)))
     directories = [result.plan.runs[index].directory for index in result.plan.run_index]
