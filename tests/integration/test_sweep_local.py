@@ -15,6 +15,8 @@ import pytest
 from omegaconf import OmegaConf
 from run_folders import run_outcome
 
+from qllm_exp.runs.run_directory import RunDirectory
+
 HERE = Path(__file__).parent
 SMALL = [
     *("env=matrix", "env.name=flaky_env", "mixer=vdn", "train=quick", "train.hidden=8"),
@@ -160,6 +162,9 @@ def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp
         files = {path.parent.name: path.read_text() for path in (tmp_path / "r").glob("*/stop")}
         return {name: json.loads(text)["pruned"] for name, text in files.items() if text}
 
+    def pruned():
+        return [run for run in runs(tmp_path / "r") if run.name in decisions()]
+
     args = [
         *SMALL,
         *LONG,
@@ -170,15 +175,14 @@ def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp
     ]
     args += ["sweep.prune=median", "hydra.launcher.n_jobs=4"]
     process = start(tmp_path / "r", *args, **PAUSE)
-    until(decisions, 120)
+    until(lambda: any("handicap: 900" in (run / "config.yaml").read_text() for run in pruned()), 160)
     kill_all(process)
     known = decisions()
-    started = {name: json.loads((tmp_path / "r" / name / "status.json").read_text()).get("started") for name in known}
+    started = {name: RunDirectory(tmp_path / "r" / name).status().get("started") for name in known}
     text = call(tmp_path / "r", *args)
     assert "sweep.prune=median: vdn on flaky_env/climbing, 4 settings" in text and "environment steps" in text, text
     assert known.items() <= decisions().items(), "decided once"
-    for name, time_of_start in started.items():
-        assert json.loads((tmp_path / "r" / name / "status.json").read_text()).get("started") == time_of_start
+    assert started == {name: RunDirectory(tmp_path / "r" / name).status().get("started") for name in known}
     states = {(run["env.handicap"], run["seed"]): run["state"] for run in rows_of(tmp_path / "r/search")}
     assert states[900, 0] == states[900, 1] == "pruned" and states[0, 0] == states[0, 1] == "finished"
     code, text = tool("status", tmp_path / "r/search")
@@ -187,9 +191,7 @@ def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp
     assert "Pruned: " in table and "no comparison of methods" in table
     text = call(tmp_path / "r", *args)
     assert f"{len(decisions())} pruned, 0 to run" in text, text
-    worst = next(
-        run for run in runs(tmp_path / "r") if run.name in decisions() and (run / "checkpoint/state.pt").exists()
-    )
+    worst = next(run for run in pruned() if (run / "checkpoint/state.pt").exists())
     code, text = tool("retry", tmp_path / "r/search", worst.name)
     assert code == 0 and (worst / "result.json").exists(), text
     config = OmegaConf.load(worst / "config.yaml")
