@@ -116,8 +116,9 @@ def _record_error(directory: RunDirectory, error: Exception) -> None:
     """Write to the status file how the run ended, and the traceback of an unexpected error to its log."""
     from qllm_exp.training.trainer import Interrupted
 
+    reason = directory.pruned() if isinstance(error, Interrupted) else ""
     if isinstance(error, Interrupted):
-        state, message = "interrupted", ""
+        state, message = "pruned" if reason else "interrupted", ""
     elif isinstance(error, UserError):
         state, message = "failed", str(error)
     else:
@@ -128,7 +129,7 @@ def _record_error(directory: RunDirectory, error: Exception) -> None:
         with contextlib.suppress(OSError), open(directory.log, "a") as file:  # the console gets it from the caller
             file.write("".join(traceback.format_exception(error)))
     with contextlib.suppress(OSError):  # on a full disk this fails too; `error` itself is raised by the caller
-        directory.set_status(state, error=message)
+        directory.set_status(state, error=message, reason=reason)
 
 
 def _train(run: schema.RunConfig, directory: RunDirectory, show: bool, sidecar: Sidecar) -> RunResult:
@@ -457,16 +458,15 @@ def main(arguments: list[str]) -> int:
     if PARENT in os.environ:
         _end_with_parent(int(os.environ.pop(PARENT)))
     else:  # started by hand: a stop request for an earlier process no longer holds
-        directory.stop_request.unlink(missing_ok=True)
+        directory.withdraw_stop_request()
     try:
         execute(directory)
     except UserError as error:
         print(f"error: {inert_lines(error)}", file=sys.stderr)
         return BUSY if isinstance(error, Busy) else DISK_FULL if isinstance(error, DiskFull) else FAILED
     except Interrupted:
-        print(
-            f"interrupted at a checkpoint; to resume: python -m qllm_exp.experiment {directory.path}", file=sys.stderr
-        )
+        how = directory.pruned() or "interrupted at a checkpoint"
+        print(f"{how}; to resume: python -m qllm_exp.experiment {directory.path}", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -27,7 +27,7 @@ def load_runs(*sources: Source, only: str | Sequence[str] = ()) -> "pandas.DataF
 
     Returns:
         Columns `run` (name of the directory), `path`, `env`, `task`, `method`, `seed`, `state` (finished, running, queued,
-        interrupted, failed, dead, new), `reason`, `final_return` and `absolute_return` (mean episode return of the last
+        interrupted, pruned, failed, dead, new), `reason`, `final_return` and `absolute_return` (mean episode return of the last
         evaluation and of the absolute metric), `env_steps`, `updates`, `parameters`, `wall_s`, and a column for each
         configuration key with its dots, e.g. `train.learning_rate`. What a run does not have is missing (NaN).
 

@@ -87,7 +87,7 @@ def cancel(folder: Path, names: list[str]) -> str:
 
 
 def _unfinished(names: set[str], base: Path) -> set[str]:
-    """Return the names of those runs that are neither finished nor failed.
+    """Return the names of those runs that are neither finished, pruned nor failed.
 
     Args:
         names: names of runs.
@@ -97,5 +97,5 @@ def _unfinished(names: set[str], base: Path) -> set[str]:
     return {
         directory.path.name
         for directory in directories
-        if directory.result() is None and directory.status().get("state") != FAILED
+        if directory.result() is None and not directory.pruned() and directory.status().get("state") != FAILED
     }

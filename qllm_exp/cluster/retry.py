@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 from qllm_exp.config.text_options import quote
 from qllm_exp.errors import UserError
-from qllm_exp.runs.run_state import DEAD, FAILED, INTERRUPTED, NEW
+from qllm_exp.runs.run_state import DEAD, FAILED, INTERRUPTED, NEW, PRUNED
 from qllm_exp.sweep import overview
 from qllm_exp.sweep.launch import make_launcher, restart
 from qllm_exp.utils.text import inert_lines
@@ -60,7 +60,7 @@ def retry(folder: Path, names: list[str], launcher_options: list[str], missing: 
         folder: a sweep directory.
         names: names of the runs; empty: all that failed.
         launcher_options: KEY=VALUE options that change the recorded ones.
-        missing: also start interrupted and new runs. Named runs are started in any of these states.
+        missing: also start interrupted and new runs. Named runs are started in any of these states, and if they are pruned.
 
     Returns:
         The exit code.
@@ -76,6 +76,7 @@ def retry(folder: Path, names: list[str], launcher_options: list[str], missing: 
     if status.warning:
         raise UserError(status.warning)
     states = (FAILED, DEAD, INTERRUPTED, NEW) if missing or names else (FAILED, DEAD)
+    states = (*states, PRUNED) if names else states
     selected = [run.directory for run in status.runs if run.state in states]
     ready = [directory for directory in selected if directory.config.exists()]
     if len(ready) < len(selected):

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 from qllm_exp.config import registry
 
-SEARCH_SEEDS = range(
-    1_000_000, 2_000_000
-)  # of the runs of searches; no other run may have them, so no table chooses by them
+# Of the runs of searches, for functions and for settings (tuning). No other run may have them, so no table chooses by them.
+SEARCH_SEEDS = range(1_000_000, 2_000_000)
 
 
 def one_of(default: str, *allowed: str) -> Any:
@@ -210,6 +209,23 @@ class DecideConfig:
 
 
 @dataclass
+class PruningConfig:
+    """From when on sweep.prune stops settings, and how many it keeps."""
+
+    share: float = number(0.1, 0.01, 1)
+    least: int = number(3, 1)
+    factor: int = number(3, 2)
+
+
+@dataclass
+class TuneConfig:
+    """How much each method is tuned before a comparison, with the values of hydra.sweeper.space."""
+
+    trials: int = number(0, 0)
+    seeds: int = number(3, 1, 1000)
+
+
+@dataclass
 class SweepConfig:
     """Options of the sweep that a run belongs to. `search` is the key of the search that trains the run; '' for any other."""
 
@@ -220,6 +236,9 @@ class SweepConfig:
     dry_run: bool = False
     seeds: str = one_of("listed", "auto")
     decide: DecideConfig = field(default_factory=DecideConfig)
+    prune: str = one_of("none", "median", "halving")
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
 
 def _default(group: str, name: str) -> Any:

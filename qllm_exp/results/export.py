@@ -24,7 +24,7 @@ from qllm_exp.results.report.report_data import find_sweeps
 from qllm_exp.runs.config_reader import ConfigReader
 from qllm_exp.runs.json_files import read_object
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, INTERRUPTED, NEW, QUEUED, RUNNING
+from qllm_exp.runs.run_state import DEAD, FAILED, INTERRUPTED, NEW, PRUNED, QUEUED, RUNNING
 from qllm_exp.runs.sweep_directory import RECORD
 from qllm_exp.runs.versions import MACHINE_KEYS, library_version, segments
 from qllm_exp.utils.files import strict_json
@@ -40,6 +40,7 @@ _RECORDED_STATES = {
     DEAD: RUNNING,
     RUNNING: INTERRUPTED,
     INTERRUPTED: INTERRUPTED,
+    PRUNED: PRUNED,
     QUEUED: QUEUED,
     NEW: NEW,
 }
@@ -92,7 +93,8 @@ def _check(collection: Collection, output: Path) -> None:
 
 def _write_archive(archive: Path, collection: Collection, folders: Sequence[Path]) -> None:
     for record in collection.finished:
-        _copy_run(record.path, archive / RUNS / record.name)
+        if not (archive / RUNS / record.name).exists():  # it has the fixed settings, and the tuned ones are the same
+            _copy_run(record.path, archive / RUNS / record.name)
     for run in collection.unfinished:
         if RunDirectory(run.path).config.exists():
             _copy_run(run.path, archive / RUNS / run.name, run)
@@ -126,8 +128,8 @@ def _copy_run(source: Path, target: Path, unfinished: UnfinishedRun | None = Non
     if unfinished is not None:
         status = {key: value for key, value in directory.status().items() if key in _KEPT_STATUS}
         status["state"] = _RECORDED_STATES[unfinished.state]
-        if unfinished.state == FAILED:
-            status["error"] = unfinished.reason
+        if unfinished.state in (FAILED, PRUNED):
+            status["error" if unfinished.state == FAILED else "reason"] = unfinished.reason
         (target / "status.json").write_text(strict_json(status, indent=1) + "\n")
 
 
@@ -143,6 +145,7 @@ def _copy_sweeps(runs: Path, collection: Collection, folders: Sequence[Path]) ->
                 "runs": exported,
                 "decide": sweep.record.decide,
                 "decisions": sweep.record.decisions,
+                "labels": sweep.record.labels,
             }
             target = runs / sweep.path.absolute().name
             while target.exists():  # sweeps of several folders may have one name

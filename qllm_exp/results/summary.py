@@ -42,7 +42,7 @@ def summarise(folder: Path, planned: Collection[str] | None = None) -> None:
     except UserError as error:
         log.info("\nno comparison: %s", error)
         return
-    names = "\n".join(f"- {record.name}" for record in collection.finished)
+    names = "\n".join(dict.fromkeys(f"- {record.name}" for record in collection.finished))
     try:
         (folder / "table.md").write_text(f"{text}\nFrom the runs:\n\n{names}\n")
         table_text = str(folder / "table.md")

@@ -9,7 +9,8 @@ tfcaf.json      the stored function, if any       result.json     final results;
 policy.pt       parameters, last and best         checkpoint/     to resume from; removed when the run is finished
 log.txt         log of the run                    console.txt     output of the run's process, in a sweep
 wandb.json      state of the upload to W&B        wandb/          log of the upload (both with tracking=wandb only)
-stop            exists while the run is requested to stop at a checkpoint, or not to start
+stop            exists while the run is requested to stop at a checkpoint, or not to start; of a pruned run it holds the decision
+pruned.json     that decision, once the run was resumed in spite of it
 """
 
 import contextlib
@@ -109,7 +110,7 @@ class RunDirectory:
 
     @property
     def stop_request(self) -> Path:
-        """A file that exists while the run is requested to stop, or not to start."""
+        """A file that exists while the run is requested to stop, or not to start. It is empty, unless the run is pruned."""
         return self.path / "stop"
 
     @property
@@ -140,6 +141,10 @@ class RunDirectory:
     @property
     def _status_path(self) -> Path:
         return self.path / "status.json"
+
+    @property
+    def _overruled_path(self) -> Path:
+        return self.path / "pruned.json"
 
     # Before the run starts
 
@@ -321,7 +326,7 @@ class RunDirectory:
         """Set the state of the run that this process executes, and write the status file.
 
         Args:
-            state: new, queued, running, finished, interrupted or failed.
+            state: new, queued, running, finished, interrupted, pruned or failed.
             entries: further entries of the status file.
         """
         with self._status_lock:
@@ -331,6 +336,23 @@ class RunDirectory:
     def set_status_from_outside(self, state: str, **entries: Any) -> None:
         """Set the state of a run that this process does not execute. Other entries of the status file are kept."""
         write_object(self._status_path, self.status() | entries | {"state": state})
+
+    def prune(self, reason: str) -> None:
+        """Request the run to stop for good, or not to start, since other settings of its search are better.
+
+        Args:
+            reason: the comparison that decided, with its environment step.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_object(self.stop_request, {"pruned": reason})
+
+    def withdraw_stop_request(self) -> None:
+        """Let the run start or go on. A run that was pruned is not pruned again."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.pruned():
+                self.stop_request.rename(self._overruled_path)
+            else:
+                self.stop_request.unlink()
 
     def restore_status(self, status: dict[str, Any]) -> None:
         """Give status.json the content that it had before `set_status_from_outside`; {}: remove the file."""
@@ -364,6 +386,14 @@ class RunDirectory:
         """Return the content of status.json; {} if there is none. Numbers that are something else are left out."""
         status = read_object(self._status_path)
         return {key: value for key, value in status.items() if _is_status_entry(key, value)}
+
+    def pruned(self) -> str:
+        """Return why the run is pruned, e.g. 'at step 20,000 ...'; '' if it is not."""
+        return str(read_object(self.stop_request).get("pruned") or "")
+
+    def was_overruled(self) -> bool:
+        """Whether the run was resumed after it had been pruned."""
+        return self._overruled_path.exists()
 
     def result(self) -> dict[str, Any] | None:
         """Return the final results, None while the run is not finished."""

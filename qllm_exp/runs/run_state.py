@@ -17,9 +17,10 @@ QUEUED = "queued"  # Slurm has it, and will start or resume it
 RUNNING = "running"
 FINISHED = "finished"  # all steps done: result.json exists
 INTERRUPTED = "interrupted"  # stopped at a checkpoint, or cancelled before it started
+PRUNED = "pruned"  # stopped at a checkpoint, or not started, since other settings of its search are better
 FAILED = "failed"  # ended with an error
 DEAD = "dead"  # ended without an error message: no process, no job, no result
-STATES = (FINISHED, RUNNING, QUEUED, FAILED, DEAD, INTERRUPTED, NEW)
+STATES = (FINISHED, PRUNED, RUNNING, QUEUED, FAILED, DEAD, INTERRUPTED, NEW)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ def state_of(directory: RunDirectory, queue: Queue) -> RunState:
     job = queue.job_of(directory.path)
     status = directory.status()
     state, reason = _unfinished_state(directory, status, job)
+    pruned = directory.pruned()
+    if pruned and state != RUNNING:
+        return RunState(directory, PRUNED, pruned, job, status)
     if state == DEAD and not queue.known:
         reason += ", or still in a queue that cannot be read from here (no squeue)"
     if state in (DEAD, NEW, QUEUED) and directory.stop_request.exists():
@@ -69,6 +73,8 @@ def _unfinished_state(directory: RunDirectory, status: dict[str, Any], job: Job 
         return FAILED, str(status.get("error") or "no error message")
     if recorded == RUNNING:
         return _recorded_running(directory, status, job)
+    if recorded == PRUNED:
+        return PRUNED, str(status.get("reason") or "")
     if recorded == NEW:  # its job ended without starting it
         return NEW, str(status.get("reason") or "")
     if job is not None:

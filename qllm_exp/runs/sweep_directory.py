@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,11 @@ class SweepRecord:
         runs: names of the run directories.
         launcher: 'name' of the launcher, and its options.
         max_failures: number of failed runs after which no further run starts; 0: no limit.
-        decide: options of sweep.seeds=auto; {} if the seeds were listed.
-        decisions: with sweep.seeds=auto, lines on the pairs of methods that are decided, and on the cost.
+        decide: options of sweep.seeds=auto or sweep.tune; {} for neither.
+        decisions: what these have decided, and what it cost, in lines.
+        labels: with sweep.tune, the runs with 'fixed' and with 'tuned' settings; a run may have both.
+        prune: with sweep.prune, the rule that stops settings; {} for none.
+        searches: with sweep.prune, the runs of each setting by method and task, which it compares (`sweep.pruning.searches_of`).
     """
 
     command: str = ""
@@ -48,6 +51,9 @@ class SweepRecord:
     max_failures: int = 0
     decide: dict[str, Any] = field(default_factory=dict)
     decisions: list[str] = field(default_factory=list)
+    prune: dict[str, Any] = field(default_factory=dict)
+    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Sweep:
@@ -84,6 +90,9 @@ class Sweep:
         command: str,
         decide: dict[str, Any] | None = None,
         decisions: Sequence[str] = (),
+        prune: dict[str, Any] | None = None,
+        searches: dict[str, dict[str, Any]] | None = None,
+        labels: dict[str, list[str]] | None = None,
     ) -> "Sweep":
         """Write the record of a sweep. If there is one already, its runs are kept.
 
@@ -93,11 +102,15 @@ class Sweep:
             launcher: 'name' of the launcher, and its options.
             max_failures: number of failed runs after which no further run starts; 0: no limit.
             command: the command, as typed.
-            decide: options of sweep.seeds=auto; None if the seeds were listed.
+            decide: options of sweep.seeds=auto or sweep.tune; None for neither.
             decisions: lines on the decisions that are known by now.
+            prune: the rule of sweep.prune; None for none.
+            searches: the searches that the rule is for, those of the record included.
+            labels: names of the runs of each label.
 
         Raises:
-            UserError: the directory belongs to a run or to a sweep with other options of sweep.seeds=auto, or cannot be written.
+            UserError: the directory belongs to a run or to a sweep with other options of sweep.seeds=auto or sweep.prune, or cannot
+                be written.
         """
         if path.name in runs or (path / CONFIG).exists():
             raise UserError(
@@ -107,11 +120,27 @@ class Sweep:
         try:
             path.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(path / ".record.lock"):  # two sweeps of one name may start in the same second
-                known = cls(path).record if (path / RECORD).exists() else SweepRecord(decide=decide or {})
-                if known.decide != (decide or {}):
-                    raise UserError(_other_seeds(path, known.decide, decide or {}))
+                new = SweepRecord(decide=decide or {}, prune=prune or {})
+                known = cls(path).record if (path / RECORD).exists() else new
+                if known.decide != new.decide:
+                    raise UserError(_other_options(path, known.decide, new.decide))
+                if known.prune != new.prune:
+                    raise UserError(_other_pruning(path, known.prune, new.prune))
                 all_runs = list(dict.fromkeys([*known.runs, *runs]))
-                record = SweepRecord(command, started, all_runs, launcher, max_failures, known.decide, list(decisions))
+                record = replace(
+                    new,
+                    command=command,
+                    started=started,
+                    runs=all_runs,
+                    launcher=launcher,
+                    max_failures=max_failures,
+                    decisions=list(decisions),
+                    searches=known.searches | (searches or {}),
+                    labels={
+                        label: list(dict.fromkeys([*known.labels.get(label, ()), *names]))
+                        for label, names in (labels or {}).items()
+                    },
+                )
                 write_object(path / RECORD, asdict(record))
         except OSError as error:
             raise UserError(
@@ -192,15 +221,27 @@ class Sweep:
         return self.path / ".sweep.lock"
 
 
-def _other_seeds(path: Path, known: dict[str, Any], decide: dict[str, Any]) -> str:
-    """Return the message for a sweep whose seeds were chosen in another way when it began."""
+def _other_options(path: Path, known: dict[str, Any], decide: dict[str, Any]) -> str:
+    """Return the message for a sweep whose seeds or settings were chosen in another way when it began."""
 
     def text(options: dict[str, Any]) -> str:
-        return f"sweep.seeds=auto sweep.decide={options}" if options else "seeds that were listed"
+        if "trials" in options:
+            return f"sweep.tune={options}"
+        return f"sweep.seeds=auto sweep.decide={options}" if options else "seeds that were listed, without tuning"
 
     return (
         f"{path} was begun with {text(known)}, and cannot be continued with {text(decide)}: the error level of "
-        "sweep.seeds=auto holds for the options with which the first scores were seen. Choose another sweep.name."
+        "sweep.seeds=auto, or the equal cost of tuning, holds for the options with which the first scores were seen. Choose "
+        "another sweep.name."
+    )
+
+
+def _other_pruning(path: Path, known: dict[str, Any], prune: dict[str, Any]) -> str:
+    """Return the message for a sweep whose settings were stopped by another rule, or by none, when it began."""
+    began, now = (f"sweep.prune={rule['name']} {rule}" if rule else "sweep.prune=none" for rule in (known, prune))
+    return (
+        f"{path} was begun with {began}, and cannot be continued with {now}: its table would mix runs that had to survive "
+        f"with runs that did not. Choose another sweep.name; or, to run a pruned run to its end, type: qllm-exp retry {path} RUN"
     )
 
 

@@ -19,8 +19,10 @@ from qllm_exp.errors import RunFailed, UserError
 from qllm_exp.sweep.fast_compose import Overrides
 from qllm_exp.sweep.launch import LaunchResult, launch
 from qllm_exp.sweep.launcher import Launcher
+from qllm_exp.sweep.pruning import NONE
 from qllm_exp.sweep.repetitions import is_grid, repetitions
 from qllm_exp.sweep.seed_groups import AUTO, all_seeds, without_seeds
+from qllm_exp.sweep.tuning import launch_tuned
 
 
 def launch_jobs(
@@ -54,6 +56,8 @@ def launch_jobs(
         raise UserError(
             "sweep.seeds=auto needs hydra/sweeper=grid: another sweeper chooses settings, and compares no methods. List the seeds."
         )
+    if config.sweep.prune != NONE:
+        _check_may_prune(config.sweep.prune, is_auto, is_whole)
     if is_auto:
         typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         job_overrides = without_seeds(job_overrides, typed)
@@ -69,17 +73,50 @@ def launch_jobs(
     def provide_by_search(run: RunConfig) -> StoredFunction:
         return search(run, make_launcher(False))
 
+    def start(combinations: Sequence[Overrides], **options: Any) -> LaunchResult:
+        return launch(
+            combinations, compose, explain, make_launcher(is_whole), arguments, is_whole, provide_by_search, **options
+        )
+
     hydra_state = Singleton.get_state()
     try:
+        if config.sweep.tune.trials:
+            if not is_whole:
+                raise UserError(
+                    "sweep.tune needs hydra/sweeper=grid: another sweeper chooses settings itself. Remove one of the two."
+                )
+            _check_launcher_references(config, [tuple(overrides) for overrides in job_overrides])
+            space: Any = OmegaConf.to_container(config.hydra.sweeper.space, resolve=False)
+            return [], launch_tuned(job_overrides, space, compose, start, arguments)
         repeated = (
             all_seeds(load_run(compose(tuple(job_overrides[0]))).sweep.decide) if is_auto else repetitions(config)
         )
         combinations = [(*overrides, *repetition) for overrides in job_overrides for repetition in repeated]
         _check_launcher_references(config, combinations)
-        result = launch(combinations, compose, explain, make_launcher(is_whole), arguments, is_whole, provide_by_search)
+        result = start(combinations)
     finally:
         Singleton.set_state(hydra_state)
     return _job_returns(job_overrides, len(repeated), result), result.exit_code
+
+
+def _check_may_prune(rule: str, is_auto: bool, is_whole: bool) -> None:
+    """Raise UserError if the settings of a sweep cannot be pruned.
+
+    Args:
+        rule: value of sweep.prune.
+        is_auto: whether the sweep compares methods until it is decided which differ.
+        is_whole: False if another Hydra sweeper controls the sweep.
+    """
+    if is_auto:
+        raise UserError(
+            f"sweep.prune={rule} is for searches over settings, and sweep.seeds=auto is a comparison, whose runs must all reach "
+            "their end. Remove one of the two."
+        )
+    if not is_whole:
+        raise UserError(
+            f"sweep.prune={rule} needs hydra/sweeper=grid: another sweeper waits for the final return of every trial, and a pruned "
+            "run has none. Type sweep.prune=none, or list the values of the settings."
+        )
 
 
 def _check_launcher_references(config: Any, combinations: Sequence[Overrides]) -> None:

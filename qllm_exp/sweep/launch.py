@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,21 +17,22 @@ from qllm_exp.errors import UserError, choose
 from qllm_exp.generation.provide import Search
 from qllm_exp.results.summary import summarise
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING
-from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, PRUNED, QUEUED, RUNNING
+from qllm_exp.runs.sweep_directory import RECORD, FailureLimit, Sweep
 from qllm_exp.sweep.fast_compose import Overrides
 from qllm_exp.sweep.launcher import NEXT_GROUP, Launcher, Work
 from qllm_exp.sweep.plan import Plan, make_plan, short_hash
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.sweep.prepare import PreparedRun
 from qllm_exp.sweep.progress import failure_report, python_command
+from qllm_exp.sweep.pruning import Rule, searches_of
 from qllm_exp.sweep.seed_groups import AUTO, SeedGroups
 from qllm_exp.sweep.time_estimate import estimate
 from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
 
-_TO_START = (NEW, INTERRUPTED, FAILED, DEAD)
+_TO_START = (NEW, PRUNED, INTERRUPTED, FAILED, DEAD)
 MAX_LISTED = 50  # runs that --dry-run lists
 
 
@@ -58,6 +59,9 @@ def launch(
     arguments: Sequence[str],
     is_whole: bool = True,
     search: Search | None = None,
+    next_command: Sequence[str] = (),
+    only_plan: bool = False,
+    entries: Callable[[Plan], dict[str, Any]] = lambda plan: {},
 ) -> LaunchResult:
     """Plan a sweep, print the plan, run what is not finished, and show the comparison.
 
@@ -69,6 +73,9 @@ def launch(
         arguments: arguments of the command, as typed.
         is_whole: False if these are some runs of a sweep that another Hydra sweeper controls.
         search: as for `make_plan`.
+        next_command: as for `Work`.
+        only_plan: only plan the runs, with the functions that they need; start none of them.
+        entries: returns further entries of the sweep's record, as `Sweep.create` takes them.
 
     Raises:
         UserError: the sweep cannot start.
@@ -86,7 +93,10 @@ def launch(
         plan.sweep = replace(plan.sweep, name=plan.sweep.name or f"sweep_{short_hash(shlex.join(arguments))}")
     if plan.generated:
         log.info("%s", _generation_cost(plan.generated))
+    if only_plan:
+        return LaunchResult(plan, [])
     groups = SeedGroups(plan, combinations) if plan.sweep.seeds == AUTO and not plan.pending else None
+    searches = new_searches(plan)
     part = plan
     if groups is not None:
         plan.sweep = replace(plan.sweep, name=plan.name)  # the name is a hash of all runs
@@ -98,12 +108,14 @@ def launch(
             "  seeds: further groups follow while pairs of methods are undecided, %s at most",
             count(len(plan.runs), "run"),
         )
+    for name, content in searches.items():
+        log.info("  sweep.prune=%s: %s, %s", plan.sweep.prune, name, count(len(content["settings"]), "setting"))
     if plan.sweep.dry_run:
         log.info("--dry-run: nothing was started")
         return LaunchResult(plan, [])
     command = shlex.join(["python", "-m", "qllm_exp", *arguments])
     if groups is None:
-        sweep, outcomes, failures = run_plan(plan, launcher, command)
+        sweep, outcomes, failures = run_plan(plan, launcher, command, next_command, entries(plan))
     else:
         sweep, outcomes, failures = run_groups(groups, launcher, command, arguments)
         part = groups.needed()
@@ -113,22 +125,53 @@ def launch(
     return LaunchResult(plan, outcomes, exit_code(directories, outcomes, launcher.waits))
 
 
-def run_plan(plan: Plan, launcher: Launcher, command: str) -> tuple[Sweep, list[RunOutcome], FailureLimit]:
+def run_plan(
+    plan: Plan,
+    launcher: Launcher,
+    command: str,
+    next_command: Sequence[str] = (),
+    entries: Mapping[str, Any] | None = None,
+) -> tuple[Sweep, list[RunOutcome], FailureLimit]:
     """Write the record of a planned sweep, and start the runs that are not finished.
 
     Args:
         plan: the runs.
         launcher: where the runs take place.
         command: the command, for the record.
+        next_command: as for `Work`.
+        entries: further entries of the record.
 
     Returns:
         The sweep, the outcomes of the runs that have ended, and the count of the failed ones.
     """
     names = [run.directory.path.name for run in plan.runs]
-    sweep = Sweep.create(plan.folder, names, launcher.options(), plan.sweep.max_failures, command)
+    rule = Rule.of(plan.sweep)
+    sweep = Sweep.create(
+        plan.folder,
+        names,
+        launcher.options(),
+        plan.sweep.max_failures,
+        command,
+        prune=asdict(rule) if rule else None,
+        searches=new_searches(plan),
+        **(entries or {}),
+    )
     failures = sweep.failure_limit()
     _remove_checkpoints(plan)
-    return sweep, _start(launcher, sweep, plan, failures), failures
+    return sweep, _start(launcher, sweep, plan, failures, next_command), failures
+
+
+def new_searches(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the searches of a plan whose settings are pruned, with those that its sweep has already; {} with sweep.prune=none.
+
+    Raises:
+        UserError: a search has too few settings, or its runs are evaluated at no common step.
+    """
+    rule = Rule.of(plan.sweep)
+    if rule is None or plan.pending:
+        return {}
+    known = Sweep(plan.folder).record.searches if (plan.folder / RECORD).exists() else {}
+    return searches_of(plan.runs, rule, known)
 
 
 def run_groups(
@@ -162,7 +205,7 @@ def run_groups(
     outcomes: list[RunOutcome] = []
     started: set[Path] = set()
     while True:
-        states = (NEW,) if os.environ.get(NEXT_GROUP) else _TO_START
+        states = (NEW, PRUNED) if os.environ.get(NEXT_GROUP) else _TO_START
         if launcher.waits:
             states = (*states, RUNNING, QUEUED)
         kept = [
@@ -194,7 +237,7 @@ def _start(
         directory.create(replace(run.config, sweep=sweep_config), run.tfcaf)
 
     for run in plan.to_run:
-        run.directory.stop_request.unlink(missing_ok=True)
+        run.directory.withdraw_stop_request()
     directories = [run.directory for run in plan.to_run]
     running = [run.directory for run in plan.runs_in(RUNNING)]
     queued = [run.directory for run in plan.runs_in(QUEUED)]
@@ -214,13 +257,17 @@ def exit_code(directories: Sequence[RunDirectory], outcomes: Sequence[RunOutcome
         waited: whether the launcher waited for the runs to end.
 
     Returns:
-        0 if all runs are finished, or were submitted; 1 if a run failed or is dead; 3 if a run is not finished.
+        0 if all runs are finished or pruned, or were submitted; 1 if a run failed or is dead; 3 if a run is not finished.
     """
     if any(outcome.failed for outcome in outcomes):
         return 1
-    if waited and any(directory.result() is None for directory in directories):
+    if waited and any(map(_is_unfinished, directories)):
         return 3
     return 0
+
+
+def _is_unfinished(directory: RunDirectory) -> bool:
+    return directory.result() is None and not directory.pruned()
 
 
 def restart(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launcher) -> int:
@@ -237,7 +284,7 @@ def restart(sweep: Sweep, directories: Sequence[RunDirectory], launcher: Launche
     launcher.device_resolver()  # raises UserError if nothing can be started from here
     failures = sweep.failure_limit()
     for directory in directories:
-        directory.stop_request.unlink(missing_ok=True)
+        directory.withdraw_stop_request()
     device = _device(directory.read_config() for directory in directories)
     statuses = {directory.path: directory.status() for directory in directories}
     outcomes = launcher.start(sweep, Work(directories, failures, device=device, statuses=statuses))
@@ -271,8 +318,12 @@ def print_plan(plan: Plan, launcher: Launcher) -> None:
 
 def _progress(run: PreparedRun) -> float:
     """Return the fraction of environment steps that are done, from 0 to 1."""
-    status = run.directory.status()
-    return min(1.0, (status.get("env_step") or 0) / run.config.train.total_steps)
+    return min(1.0, _steps(run.directory) / run.config.train.total_steps)
+
+
+def _steps(directory: RunDirectory) -> int:
+    """Return the environment steps that are done."""
+    return int(directory.status().get("env_step") or 0)
 
 
 def conclude(
@@ -295,9 +346,15 @@ def conclude(
     """
     with suppress(OSError):  # on a full disk
         sweep.restore_record()
-    unfinished = [directory for directory in directories if directory.result() is None]
+    unfinished = list(filter(_is_unfinished, directories))
     if waited or not unfinished:
         summarise(sweep.path, {directory.path.name for directory in directories})
+    pruned = [directory for directory in directories if directory.result() is None and directory.pruned()]
+    if pruned:
+        missing = (directory.read_config().train.total_steps - _steps(directory) for directory in pruned)
+        log.info(
+            "%d of %d runs pruned, which saved %s environment steps", len(pruned), len(directories), f"{sum(missing):,}"
+        )
     # A full disk was reported once for all runs, and a removed directory has neither a log nor a command to name.
     failed = [run for run in outcomes if run.failed and not run.disk_full and run.directory.config.exists()]
     if failed:

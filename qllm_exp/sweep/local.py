@@ -16,6 +16,7 @@ from qllm_exp.sweep.launcher import Work, check_option, is_integer_from
 from qllm_exp.sweep.mps import mps_daemons
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import Display
+from qllm_exp.sweep.pruning import Pruner
 from qllm_exp.utils.memory import Memory, available_memory
 from qllm_exp.utils.text import count
 
@@ -73,7 +74,10 @@ class Local:
         if work.queued:
             log.info("  %s in Slurm's queue, left to Slurm", count(len(work.queued), "run"))
         display = Display(len(directories), len(slots))
-        pool = Pool(directories, slots, _FailureMarker(display, work.failures), work.create, work.failures.may_start)
+        pruner = Pruner.of(sweep)
+        observer = _FailureMarker(display, work.failures)
+        prune = pruner.update if pruner else None
+        pool = Pool(directories, slots, observer, work.create, work.failures.may_start, prune)
         with sweep.lock(), mps_daemons(slots, self.mps) as pool.slots, _signals_raise_interrupt():
             try:
                 return pool.run()

@@ -15,6 +15,7 @@ from qllm_exp.runs.run_state import (
     FINISHED,
     INTERRUPTED,
     NEW,
+    PRUNED,
     QUEUED,
     RUNNING,
     STATES,
@@ -26,7 +27,16 @@ from qllm_exp.runs.sweep_directory import RECORD, Sweep, run_folders, sweeps_in
 from qllm_exp.sweep.progress import failure_report, progress, python_command
 from qllm_exp.utils.text import count, inert, inert_lines
 
-DISPLAY_ORDER = (FAILED, DEAD, RUNNING, QUEUED, INTERRUPTED, NEW, FINISHED)  # runs that need attention come first
+DISPLAY_ORDER = (
+    FAILED,
+    DEAD,
+    RUNNING,
+    QUEUED,
+    INTERRUPTED,
+    NEW,
+    PRUNED,
+    FINISHED,
+)  # runs that need attention come first
 MAX_RUNS = 20  # runs shown per state, unless all are requested
 LOG_LINES = 5  # last lines shown of the log of a dead run
 _STATE_WIDTH = 1 + max(map(len, STATES))
@@ -57,10 +67,10 @@ class SweepStatus:
         return not self.count(RUNNING, QUEUED)
 
     def exit_code(self) -> int:
-        """Return 0 if all runs are finished, 1 if some failed or are dead, 3 if some are not finished yet."""
+        """Return 0 if all runs are finished or pruned, 1 if some failed or are dead, 3 if some are not finished yet."""
         if self.count(FAILED, DEAD):
             return 1
-        return 0 if self.count(FINISHED) == len(self.runs) else 3
+        return 0 if self.count(FINISHED, PRUNED) == len(self.runs) else 3
 
 
 def read_status(path: Path, names: Sequence[str] = ()) -> SweepStatus:
@@ -195,7 +205,9 @@ def _advice(status: SweepStatus) -> Iterator[str]:
         else:  # the command of the sweep also creates directories
             command = status.sweep.record.command
         yield f"start missing runs:  {command}"
-    if status.count(FINISHED) == len(status.runs) and (status.path / "table.md").exists():
+    if status.count(PRUNED):
+        yield f"resume a pruned run: {python_command()} -m qllm_exp retry {path} RUN"
+    if status.count(FINISHED, PRUNED) == len(status.runs) and (status.path / "table.md").exists():
         yield f"table: {status.path / 'table.md'}"
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -19,8 +19,9 @@ from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.config.load import run_name, unused_in
 from qllm_exp.errors import UserError
 from qllm_exp.generation.provide import Search
+from qllm_exp.runs.dotted_keys import flatten
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import FINISHED, NEW, QUEUED, RUNNING, RunState, state_of
+from qllm_exp.runs.run_state import FINISHED, NEW, PRUNED, QUEUED, RUNNING, RunState, state_of
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.sweep.fast_compose import Composer, Overrides, varying_keys
 from qllm_exp.sweep.prepare import MemoryReader, PreparedRun, check, missing_function, prepare
@@ -66,8 +67,8 @@ class Plan:
 
     @property
     def to_run(self) -> list[PreparedRun]:
-        """The runs to start: those that are not finished, running or queued."""
-        skipped = (FINISHED, RUNNING, QUEUED)
+        """The runs to start: those that are not finished, running or queued. A sweep that prunes leaves pruned runs alone."""
+        skipped = (FINISHED, RUNNING, QUEUED) if self.sweep.prune == "none" else (FINISHED, PRUNED, RUNNING, QUEUED)
         return [run for run, run_state in zip(self.runs, self.states, strict=True) if run_state.state not in skipped]
 
     @property
@@ -82,11 +83,13 @@ class Plan:
         return self.dir / self.name
 
     def counts(self) -> str:
-        """Return the number of runs by state: '30 runs: 8 finished, 2 running, 4 queued, 16 to run'."""
+        """Return the number of runs by state: '30 runs: 8 finished, 2 running, 4 queued, 1 pruned, 15 to run'."""
         pending = sum(self.pending.values())
         times = Counter(run_state.state for run_state in self.states)
-        to_run = len(self.runs) - times[FINISHED] - times[RUNNING] - times[QUEUED] + pending
+        to_run = len(self.to_run) + pending
         present = f"{times[FINISHED]} finished, {times[RUNNING]} running, {times[QUEUED]} queued"
+        if times[PRUNED] and self.sweep.prune != "none":
+            present += f", {times[PRUNED]} pruned"
         return f"{count(len(self.runs) + pending, 'run')}: {present}, {to_run} to run"
 
 
@@ -253,8 +256,8 @@ def _finished_with(run: PreparedRun, steps: float | None, path: Path) -> bool:
 
 def _check_common_values(runs: Sequence[schema.RunConfig]) -> None:
     """Raise UserError if runs of one sweep differ in an option that holds for the whole sweep."""
-    decide = (f"sweep.decide.{option.name}" for option in fields(schema.DecideConfig))
-    for key in ("dir", "sweep.name", "sweep.max_failures", "sweep.dry_run", "sweep.seeds", *decide):
+    common = [f"sweep.{name}" for name in flatten(asdict(schema.SweepConfig())) if name not in ("search", "tags")]
+    for key in ("dir", *common):
         values = list(dict.fromkeys(attrgetter(key)(run) for run in runs))
         if len(values) > 1:
             raise UserError(f"{key} must have a single value in a sweep, not {', '.join(map(str, values))}.")

@@ -23,6 +23,7 @@ from qllm_exp.sweep.fork_server import ForkServer, Worker
 
 POLL_S = 0.1  # seconds between checks of the pool's own workers
 BUSY_POLL_S = 1.0  # seconds between checks of a run that another process has
+PRUNE_S = 2.0  # seconds between comparisons of the settings of a search; a run takes up to five more to see the request to stop
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Pool:
         observer: receives the events.
         create: called with the directory of a run just before it starts; writes its configuration.
         may_start: called before each start; after it returns False, no further run starts.
+        prune: called every PRUNE_S seconds with the runs in progress; may request runs to stop, or not to start. None: no pruning.
     """
 
     def __init__(
@@ -106,12 +108,14 @@ class Pool:
         observer: Observer,
         create: Callable[[RunDirectory], None] = lambda directory: None,
         may_start: Callable[[], bool] = lambda: True,
+        prune: Callable[[Sequence[RunDirectory]], None] | None = None,
     ) -> None:
         self.waiting = deque(directories)
         self.slots = slots
         self.observer = observer
         self.create = create
         self.may_start = may_start
+        self.prune = prune
         self.active: dict[int, ActiveRun] = {}  # by the index of the slot
         self.outcomes: list[RunOutcome] = []
         self.not_started: list[RunDirectory] = []  # because `may_start` returned False, or the disk is full
@@ -119,6 +123,7 @@ class Pool:
         self.stop_requested = False  # a signal handler may set it: the pool then calls `stop`
         self._fork_server: ForkServer | None = None
         self._stopping = False
+        self._pruned_at = time.monotonic()
 
     def run(self) -> list[RunOutcome]:
         """Run all runs, and return their outcomes."""
@@ -139,9 +144,15 @@ class Pool:
                 if outcome is not None:
                     del self.active[index]
                     self._end(outcome)
+            self._prune()
             self.observer.show(list(self.active.values()))
             if self.waiting or self.active:
                 self._sleep()
+
+    def _prune(self) -> None:
+        if self.prune is not None and time.monotonic() - self._pruned_at >= PRUNE_S:
+            self.prune([run.directory for run in self.active.values()])
+            self._pruned_at = time.monotonic()
 
     def stop(self) -> None:
         """Start no further run, and ask the workers to stop at a checkpoint. Runs of other processes continue."""
@@ -186,7 +197,8 @@ class Pool:
             self.waiting.clear()
             return
         directory = self.waiting.popleft()
-        if directory.stop_request.exists():
+        pruned = directory.pruned()
+        if directory.stop_request.exists() and not pruned:
             self._end(RunOutcome(directory, "cancelled before it started"))
             return
         try:
@@ -194,7 +206,9 @@ class Pool:
         except UserError as error:
             self._end(RunOutcome(directory, str(error), failed=True, disk_full=isinstance(error, DiskFull)))
             return
-        if directory.owner():
+        if pruned:
+            self._end(RunOutcome(directory, f"pruned: {pruned}"))
+        elif directory.owner():
             self.active[index] = ActiveRun(directory, None, time.monotonic())
         else:
             self.active[index] = ActiveRun(directory, self._start_worker(directory, self.slots[index]))
@@ -300,7 +314,8 @@ def _outcome(directory: RunDirectory, code: int) -> RunOutcome:
     if code == 0 and directory.result() is not None:
         return RunOutcome(directory)
     if code == EXIT_INTERRUPTED:
-        return RunOutcome(directory, "interrupted at a checkpoint")
+        pruned = directory.pruned()
+        return RunOutcome(directory, f"pruned: {pruned}" if pruned else "interrupted at a checkpoint")
     if not directory.config.exists():
         return RunOutcome(directory, REMOVED, failed=True)
     status = directory.status()

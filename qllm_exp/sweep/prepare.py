@@ -59,8 +59,8 @@ def check(
     if run.seed in schema.SEARCH_SEEDS and not run.sweep.search:
         first, last = schema.SEARCH_SEEDS[0], schema.SEARCH_SEEDS[-1]
         raise UserError(
-            f"seed={run.seed} is reserved: a search chooses functions by runs with seeds from {first} to {last}, and no table may "
-            "repeat them. Use another seed, e.g. seed=0."
+            f"seed={run.seed} is reserved: functions and settings are chosen by runs with seeds from {first} to {last}, and no "
+            "table may repeat them. Use another seed, e.g. seed=0."
         )
     run = replace(run, device=resolve(run.device))
     run = with_num_envs(run, run.device.partition(":")[0])

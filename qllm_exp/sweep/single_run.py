@@ -19,6 +19,7 @@ from qllm_exp.sweep.launch import print_plan
 from qllm_exp.sweep.launcher import Launcher
 from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.plan import make_plan
+from qllm_exp.sweep.pruning import NONE
 from qllm_exp.sweep.seed_groups import AUTO
 from qllm_exp.utils.text import inert_lines
 
@@ -46,6 +47,13 @@ def run_one(composed: DictConfig, search: Callable[[RunConfig, Launcher], Stored
         raise UserError(
             "sweep.seeds=auto is for sweeps: add -m, and several methods to compare, e.g. mixer=tfcaf,qmix."
         )
+    if composed.sweep.tune.trials:
+        raise UserError("sweep.tune is for sweeps: add -m, as in qllm-exp -m experiment=tuned.")
+    if composed.sweep.prune != NONE:
+        raise UserError(
+            f"sweep.prune={composed.sweep.prune} compares the settings of a sweep: add -m, and values, e.g. "
+            "train.learning_rate=1e-4,3e-4,1e-3,3e-3."
+        )
     typed: Any = ()
     if HydraConfig.initialized():
         typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
@@ -60,7 +68,7 @@ def run_one(composed: DictConfig, search: Callable[[RunConfig, Launcher], Stored
         log.info("%s", line)
     (run,) = plan.runs
     run.directory.create(run.config, run.tfcaf)
-    run.directory.stop_request.unlink(missing_ok=True)
+    run.directory.withdraw_stop_request()
     log.info("run directory: %s", run.directory.path)
     if plan.other_lengths:
         log.info("  %s", plan.other_lengths)

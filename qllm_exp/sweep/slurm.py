@@ -27,7 +27,7 @@ from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.experiment import REMOVED
 from qllm_exp.runs.json_files import write_object
 from qllm_exp.runs.run_directory import DiskFull, RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, QUEUED, RUNNING, state_of
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, PRUNED, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import JOBS, PACKS, Queue
 from qllm_exp.runs.sweep_directory import Sweep, exclusive_lock
 from qllm_exp.sweep.launcher import NEXT_GROUP, Work, check_option, is_integer_from
@@ -44,7 +44,7 @@ POLL_S = 2.0  # seconds between reads of the run directories, while waiting
 QUERY_S = 10.0  # seconds between queries of Slurm's queue, while waiting
 GONE_S = 20.0  # a run that is neither running, queued nor ended for this long is dead; shared file systems have delays
 DEFAULT_ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
-NEXT_MINUTES = 60  # time limit of the job that plans the next group of seeds
+NEXT_MINUTES = 60  # time limit of the job that plans what follows from the results of others
 GRES = re.compile(
     r"[a-z]\w*(:[\w.-]+)*(,[a-z]\w*(:[\w.-]+)*)*", re.IGNORECASE
 )  # generic resources, as sbatch names them
@@ -273,12 +273,13 @@ class Slurm:
         process = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=environment)
         if process.returncode == 0:
             log.info(
-                "once these runs have ended, a job of its own runs this command again, for the next group of seeds"
+                "once these runs have ended, a job of its own runs this command again, for what follows from their results"
             )
         else:
             reason = " ".join(process.stderr.split()) or "no error message"
             log.info(
-                "the job that starts the next group of seeds was rejected (%s); type this command again then", reason
+                "the job that runs this command again was rejected (%s); type the command again once they have ended",
+                reason,
             )
 
     def _submit(self, sweep: Sweep, packs: Sequence[Sequence[RunDirectory]], work: Work) -> str:
@@ -514,7 +515,7 @@ def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[RunOutcome]
             if run_state.state in (RUNNING, QUEUED):
                 missing_since.pop(directory.path, None)
                 continue
-            has_ended = run_state.state in (FINISHED, FAILED)
+            has_ended = run_state.state in (FINISHED, PRUNED, FAILED)
             if not has_ended and now - missing_since.setdefault(directory.path, now) < GONE_S:
                 continue
             if run_state.state == FINISHED:
@@ -523,6 +524,7 @@ def _wait(sweep: Sweep, directories: Sequence[RunDirectory]) -> list[RunOutcome]
                 outcome = RunOutcome(directory, REMOVED, failed=True)
             else:
                 error = run_state.reason or run_state.state
+                error = f"pruned: {error}" if run_state.state == PRUNED else error
                 outcome = RunOutcome(directory, error, failed=run_state.state in (FAILED, DEAD))
             outcomes.append(outcome)
             waiting.remove(directory)

@@ -20,6 +20,7 @@ from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.mps import mps_daemons
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import live_line, outcome_line
+from qllm_exp.sweep.pruning import Pruner
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,9 @@ class Pack:
         ]
         failures = FailureLimit(sweep.path / self.failures, self.max_failures)
         observer = _JobLog(failures, len(self.runs))
-        self._pool = pool = Pool(remaining, slots, observer, may_start=failures.may_start)
+        pruner = Pruner.of(sweep)
+        prune = pruner.update if pruner else None
+        self._pool = pool = Pool(remaining, slots, observer, may_start=failures.may_start, prune=prune)
         terminated = False
 
         def stop(number: int, frame: FrameType | None) -> None:

@@ -39,7 +39,7 @@ RETRY_S = 20.0  # seconds between attempts to reach the server
 INIT_S = 30.0  # seconds for one attempt
 MAX_UNREACHABLE = 2  # consecutive runs for which the server cannot be reached, after which no other run is tried
 NICENESS = 10  # training has priority on a shared core
-_UNFINISHED_STATES = ("queued", "running", "interrupted")
+_UNFINISHED_STATES = ("queued", "running", "interrupted", "pruned")
 
 
 class UploadError(Exception):

@@ -1,7 +1,7 @@
 """A user's own environment: a matrix game that fails after 30 steps, in the way that `env.fault` names.
 
 With the environment variable FLAKY_ENV_IS_WELL it does not fail. FLAKY_ENV_PAUSE adds that many seconds of sleep to every step;
-if FLAKY_ENV_FAST names a file, only until that file exists.
+if FLAKY_ENV_FAST names a file, only until that file exists. `env.handicap` is subtracted from every reward.
 """
 
 import os
@@ -17,6 +17,7 @@ from qllm_exp.envs.matrix import Config as MatrixConfig
 class Config(MatrixConfig):
     name: str = "flaky_env"
     fault: str = ""  # raise | exit | kill; anything else: no failure
+    handicap: float = 0.0
 
 
 def tasks():
@@ -44,7 +45,8 @@ def make(config, num_envs, seed, device):
             os._exit(9)
         if calls > 30 and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        return original_step(actions)
+        played = original_step(actions)
+        return played._replace(reward=played.reward - config.handicap)
 
     env.step = step
     return env

@@ -67,7 +67,12 @@ def test_the_header_states_the_command_and_the_number_of_runs(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "ablation_search"])  # test_search.py runs that
 def test_it_ends_with_a_table_and_a_figure(name, tmp_path):
     arguments = [f"experiment={name}", *TINY, f"dir={tmp_path / 'runs'}"]
-    arguments += {"baselines": ["env=lbf,mpe"], "methods": ["env=matrix", "env.task=climbing"]}.get(name, [])
+    narrowed = {
+        "baselines": ["env=lbf,mpe"],
+        "methods": ["env=matrix", "env.task=climbing"],
+        "tuned": ["env=mpe", "sweep.tune.trials=2", "sweep.tune.seeds=1"],
+    }
+    arguments += narrowed.get(name, [])
     with Loopback(model) as server:
         axis = name.removeprefix("ablation_")
         if axis in CALLS_MODEL:

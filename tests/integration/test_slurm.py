@@ -224,6 +224,48 @@ def test_one_group_of_seeds_follows_another_without_a_process_that_waits(cluster
     assert "Cost: 12 runs instead of 12 with 6 seeds each" in table, "by the job after the last group"
 
 
+def test_the_comparison_follows_the_trials_of_equal_tuning_without_a_process_that_waits(cluster):
+    space = "++hydra.sweeper.space={vdn:{train.learning_rate:[0.001,0.01]}}"
+    tune = ["sweep.name=tuned", "sweep.tune.trials=2", "sweep.tune.seeds=1", space, "seed=0-1"]
+    text = cluster.sweep(*TINY, *tune, "hydra.launcher.runs_per_job=4", "hydra.launcher.at_once=4")
+    assert "2 runs: " in text and "a job of its own runs this command again" in text, text
+    cluster.until_empty()
+    log = "\n".join(path.read_text() for path in cluster.folder.glob("tuned_trials/jobs/next_*.log"))
+    record = json.loads((cluster.folder / "tuned/sweep.json").read_text())
+    assert {len(names) for names in record["labels"].values()} == {2}, log
+    assert all((cluster.folder / name / "result.json").exists() for name in record["runs"]), log
+
+
+def test_jobs_prune_the_settings_of_a_search_together_and_stay_with_it_when_they_are_requeued(cluster):
+    search = [*LONG, "train.evaluation.every=1600", "+env.handicap=0,100,200,900", "sweep.prune=median"]
+    cluster.sweep(*search, "hydra.launcher.runs_per_job=2", "hydra.launcher.at_once=2", FLAKY_ENV_PAUSE=PAUSE)
+
+    def decisions():
+        return {path.parent.name: text for path in cluster.folder.glob("*/stop") if (text := path.read_text())}
+
+    worst = next(run for run in cluster.runs() if "handicap: 900" in (run / "config.yaml").read_text())
+    cluster.until(lambda: worst.name in decisions())
+    for job in cluster.queue():
+        cluster.call("scontrol", "requeue", job.split()[0], expected_code=0)
+    known = decisions()
+    cluster.hurry()
+    cluster.until_empty()
+    states = cluster.states()
+    by_handicap = {
+        next(line for line in (run / "config.yaml").read_text().splitlines() if "handicap" in line).split()[1]: run
+        for run in cluster.runs()
+    }
+    assert states[by_handicap["900.0"].name] == "pruned" and states[by_handicap["0.0"].name] == "finished"
+    assert known.items() <= decisions().items() and set(states.values()) == {"pruned", "finished"}
+    assert {name for name, state in states.items() if state == "pruned"} == set(decisions())
+    text = cluster.sweep(*search)
+    assert f"{len(decisions())} pruned, 0 to run" in text, text
+    code, text = cluster.python("launch.retry", cluster.path, by_handicap["900.0"].name)
+    assert code == 0 and "1 run in 1 task" in text, text
+    cluster.until_empty()
+    assert cluster.states()[by_handicap["900.0"].name] == "finished"
+
+
 def test_a_dead_run_is_reported_with_the_last_lines_of_its_logs(cluster):
     cluster.sweep(*LONG, FLAKY_ENV_PAUSE=PAUSE)
     cluster.until(cluster.training)

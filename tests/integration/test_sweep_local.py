@@ -15,6 +15,8 @@ import pytest
 from omegaconf import OmegaConf
 from run_folders import run_outcome
 
+from qllm_exp.runs.run_directory import RunDirectory
+
 HERE = Path(__file__).parent
 SMALL = [
     *("env=matrix", "env.name=flaky_env", "mixer=vdn", "train=quick", "train.hidden=8"),
@@ -26,6 +28,12 @@ LONG = [
     *("train.checkpoint.every_s=0.2", "train.checkpoint.max_share=1"),
 ]
 AUTO = ["mixer=vdn,qmix", "sweep.seeds=auto", "sweep.decide.first=3", "sweep.decide.step=3", "sweep.decide.most=6"]
+SPACE = "train.learning_rate:[0.0001,0.001,0.01]"
+TUNE = [
+    *("mixer=vdn,qmix", "sweep.name=tuned", "sweep.tune.trials=3", "sweep.tune.seeds=1"),
+    f"++hydra.sweeper.space={{vdn:{{{SPACE}}},qmix:{{{SPACE}}}}}",
+]
+RATES = ["train.learning_rate=1e-4,3e-4,1e-3,3e-3"]
 PAUSE = {"FLAKY_ENV_PAUSE": "0.02"}  # half a second per rollout, twenty seconds per long run
 
 
@@ -59,6 +67,13 @@ def tool(name, *arguments):
 
 def runs(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/config.yaml"))
+
+
+def rows_of(folder: Path):
+    """Return the rows of `load_runs`: state and options of each run."""
+    import qllm_exp
+
+    return qllm_exp.load_runs(folder).to_dict("records")
 
 
 def sweep_of(folder: Path) -> Path:
@@ -118,6 +133,71 @@ def test_seeds_in_groups_killed_and_started_again_give_the_same_decisions(tmp_pa
     for whole, killed in zip(runs(tmp_path / "whole"), runs(tmp_path / "r"), strict=True):
         assert whole.name == killed.name and run_outcome(whole) == run_outcome(killed)
     assert "12 finished, 0 running, 0 queued, 0 to run" in call(tmp_path / "r", *args)
+
+
+def test_equal_tuning_killed_and_started_again_chooses_the_same_and_compares_it_with_the_fixed_settings(tmp_path):
+    args = [*TINY, *TUNE, "seed=0-1"]
+    text = call(tmp_path / "whole", *args)
+    assert (
+        "tuning: 3 trials of each method on each task with 1 seed each; then fixed and chosen settings with 2 seeds"
+        in text
+    )
+    for results in (2, 7):  # of the trials, and of the comparison
+        process = start(tmp_path / "r", *args, **PAUSE)
+        until(lambda: len(list((tmp_path / "r").glob("*/result.json"))) >= results or process.poll() is not None)  # noqa: B023
+        kill_all(process)
+    call(tmp_path / "r", *args)
+    records = [json.loads((tmp_path / folder / "tuned/sweep.json").read_text()) for folder in ("whole", "r")]
+    assert records[0]["decisions"][:-1] == records[1]["decisions"][:-1] and records[0]["labels"] == records[1]["labels"]
+    assert "Cost of tuning: vdn 3 runs, 19,200 steps" in records[0]["decisions"][-1]
+    table = (tmp_path / "r/tuned/table.md").read_text()
+    assert all(f"{mixer} {label}" in table for mixer in ("vdn", "qmix") for label in ("fixed", "tuned")), table
+    assert table.count("(n=2)") == 8 and "1000000" not in table.split("From the runs:")[1]
+    text = call(tmp_path / "r", *args)
+    assert text.count(" 0 to run") == 2, text
+
+
+def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp_path):
+    def decisions():
+        files = {path.parent.name: path.read_text() for path in (tmp_path / "r").glob("*/stop")}
+        return {name: json.loads(text)["pruned"] for name, text in files.items() if text}
+
+    def pruned():
+        return [run for run in runs(tmp_path / "r") if run.name in decisions()]
+
+    args = [
+        *SMALL,
+        *LONG,
+        "train.evaluation.every=1600",
+        "+env.handicap=0,100,200,900",
+        "seed=0-1",
+        "sweep.name=search",
+    ]
+    args += ["sweep.prune=median", "hydra.launcher.n_jobs=4"]
+    process = start(tmp_path / "r", *args, **PAUSE)
+    until(lambda: any("handicap: 900" in (run / "config.yaml").read_text() for run in pruned()), 160)
+    kill_all(process)
+    known = decisions()
+    started = {name: RunDirectory(tmp_path / "r" / name).status().get("started") for name in known}
+    text = call(tmp_path / "r", *args)
+    assert "sweep.prune=median: vdn on flaky_env/climbing, 4 settings" in text and "environment steps" in text, text
+    assert known.items() <= decisions().items(), "decided once"
+    assert started == {name: RunDirectory(tmp_path / "r" / name).status().get("started") for name in known}
+    states = {(run["env.handicap"], run["seed"]): run["state"] for run in rows_of(tmp_path / "r/search")}
+    assert states[900, 0] == states[900, 1] == "pruned" and states[0, 0] == states[0, 1] == "finished"
+    code, text = tool("status", tmp_path / "r/search")
+    assert code == 0 and re.search(r"pruned +flaky-env\S+  at step [\d,]+ below the median of", text), text
+    table = (tmp_path / "r/search/table.md").read_text()
+    assert "Pruned: " in table and "no comparison of methods" in table
+    text = call(tmp_path / "r", *args)
+    assert f"{len(decisions())} pruned, 0 to run" in text, text
+    worst = next(run for run in pruned() if (run / "checkpoint/state.pt").exists())
+    code, text = tool("retry", tmp_path / "r/search", worst.name)
+    assert code == 0 and (worst / "result.json").exists(), text
+    config = OmegaConf.load(worst / "config.yaml")
+    own = [f"+env.handicap={config.env.handicap}", f"seed={config.seed}", "train.evaluation.every=1600"]
+    call(tmp_path / "whole", *SMALL, *LONG, *own, sweep=False)
+    assert run_outcome(worst) == run_outcome(tmp_path / "whole" / worst.name), "as if it had never stopped"
 
 
 @pytest.mark.timeout(900)
@@ -400,6 +480,9 @@ hydra: {sweeper: {params: {mixer: [qmix, vdn], train.evaluation.every: "${train.
             "search": "",
             "seeds": "listed",
             "decide": {"level": 0.05, "first": 5, "step": 5, "most": 20},
+            "prune": "none",
+            "pruning": {"share": 0.1, "least": 3, "factor": 3},
+            "tune": {"trials": 0, "seeds": 3},
         }
     assert sweep_of(tmp_path / "typed").name == "climbing"
 
@@ -433,6 +516,17 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
         ([*AUTO, "mixer=vdn"], "sweep.seeds=auto compares methods, and flaky_env/climbing has only vdn"),
         ([*AUTO, "sweep.decide.first=1"], "sweep.decide.first=1 is out of bounds. Allowed: at least 2"),
         ([*AUTO, "hydra/sweeper=basic"], "sweep.seeds=auto needs hydra/sweeper=grid"),
+        ([*AUTO, "sweep.prune=median"], "and sweep.seeds=auto is a comparison, whose runs must all reach their end"),
+        (["sweep.prune=halving", "hydra/sweeper=basic"], "sweep.prune=halving needs hydra/sweeper=grid"),
+        ([*TUNE[:-1], "hydra/sweeper=basic"], "sweep.tune needs hydra/sweeper=grid"),
+        ([*TUNE, "mixer=vdn,qmix,qplex"], "has no values for qplex"),
+        ([*TUNE, "seed=1000000"], "seed=1000000 is reserved"),
+        (["sweep.prune=medain"], "sweep.prune='medain' is not allowed. Did you mean 'median'?"),
+        (
+            ["sweep.prune=median", "mixer=vdn,qmix", "seed=0-4"],
+            "vdn on flaky_env/climbing has 1 setting: nothing can be",
+        ),
+        ([*RATES, "sweep.prune=median", "sweep.pruning.share=0.9"], "evaluated every 2,000 of 4,000 steps"),
     ]:
         text = call(tmp_path / "r", *TINY, *args, expected_code=2)
         assert message in text and "Traceback" not in text, text
@@ -440,6 +534,10 @@ def test_invalid_commands_are_rejected_before_anything_starts(tmp_path):
     assert "hydra/launcher=slurm is for sweeps: add -m" in text
     text = call(tmp_path / "r", *TINY, "sweep.seeds=auto", sweep=False, expected_code=2)
     assert "sweep.seeds=auto is for sweeps: add -m" in text
+    text = call(tmp_path / "r", *TINY, "sweep.tune.trials=2", sweep=False, expected_code=2)
+    assert "sweep.tune is for sweeps: add -m" in text
+    text = call(tmp_path / "r", *TINY, "sweep.prune=median", sweep=False, expected_code=2)
+    assert "sweep.prune=median compares the settings of a sweep: add -m" in text
     assert not runs(tmp_path / "r")
 
 

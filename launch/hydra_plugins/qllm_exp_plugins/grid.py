@@ -13,9 +13,10 @@ class GridSweeper(Sweeper):
     Args:
         params: axes of an experiment preset, for keys that the command line does not set.
         cases: sets of axes that belong together; each set is multiplied out on its own.
+        space: values that the trials of each method draw from, which the launcher reads.
     """
 
-    def __init__(self, params: Any = None, cases: Any = None) -> None:
+    def __init__(self, params: Any = None, cases: Any = None, space: Any = None) -> None:
         self.params = dict(params or {})
         self.cases = [dict(case) for case in cases or ()]
 

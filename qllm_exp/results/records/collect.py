@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from qllm_exp.config.load import method_name, parse_method_name
+from qllm_exp.config.schema import SEARCH_SEEDS
 from qllm_exp.errors import UserError, nearest
 from qllm_exp.results.records import keys, other_programs
 from qllm_exp.results.records.method_names import name_methods
 from qllm_exp.results.records.reader import EVALUATION_EVERY, FUNCTION, Method, Reader, Record
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING, state_of
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, PRUNED, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import Queue
 from qllm_exp.runs.sweep_directory import RECORD, Sweep, run_folders, sweeps_in
 from qllm_exp.utils.text import count
 
 __all__ = ["Collection", "Record", "UnfinishedRun", "collect", "filter_runs"]
 
-_STATE_PRIORITY = (RUNNING, QUEUED, INTERRUPTED, FAILED, DEAD, NEW)  # of two copies, the earlier state counts
+_STATE_PRIORITY = (RUNNING, QUEUED, PRUNED, INTERRUPTED, FAILED, DEAD, NEW)  # of two copies, the earlier state counts
 _MAX_VALUES = 12  # values listed in an error message
 
 
@@ -33,7 +34,7 @@ class UnfinishedRun:
         task: as in `Record`; from the directory's name if there is no configuration, '' if unknown.
         method: algorithm and mixer alone; from the directory's name if there is no configuration, '' if unknown.
         seed: seed of the run; None if unknown.
-        state: 'running', 'queued', 'interrupted', 'failed', 'dead' or 'new'.
+        state: 'running', 'queued', 'interrupted', 'pruned', 'failed', 'dead' or 'new'.
         reason: details about the state; may be empty.
         settings: as in `Record`, without what only a finished run has; {} if there is no configuration.
         program: as in `Record`.
@@ -64,7 +65,7 @@ class Collection:
     Attributes:
         finished: records of the finished runs.
         unfinished: all other runs.
-        decisions: lines of the sweeps with sweep.seeds=auto on the pairs of methods that are decided.
+        decisions: lines on what sweep.seeds=auto or sweep.tune has decided, and on runs that are left out.
     """
 
     finished: list[Record]
@@ -128,9 +129,43 @@ def collect(paths: Iterable[Path], queue: Queue | None = None) -> Collection:
     named = [
         replace(record, method=name, differs=differs) for record, (name, differs) in zip(records, names, strict=True)
     ]
+    sweeps = _sweeps(own_paths)
+    named = _labelled(named, methods, sweeps)
     _check_seeds(named)
-    decisions = [line for sweep in _sweeps(own_paths) for line in sweep.record.decisions]
-    return Collection(named, _unify_task_names([method.task for method in methods], unfinished), decisions)
+    decisions = [line for sweep in sweeps for line in sweep.record.decisions]
+    unified = _unify_task_names([method.task for method in methods], unfinished)
+    return _without_searches(Collection(named, unified, decisions))
+
+
+def _labelled(records: Sequence[Record], methods: Sequence[Method], sweeps: Sequence[Sweep]) -> list[Record]:
+    """Return the records, those of a sweep with labels as methods 'qmix fixed' and 'qmix tuned'; once for each label.
+
+    Args:
+        records: records of all runs.
+        methods: the method of each.
+        sweeps: the sweeps that were collected.
+    """
+    labels: dict[str, list[str]] = {}
+    for sweep in sweeps:
+        for label, names in sweep.record.labels.items():
+            for name in names:
+                labels[name] = list(dict.fromkeys([*labels.get(name, ()), label]))
+    labelled = []
+    for record, method in zip(records, methods, strict=True):
+        names = [f"{method.base} {label}" for label in labels.get(record.name, ())]
+        labelled += [replace(record, method=name) for name in names] or [record]
+    return labelled
+
+
+def _without_searches(collection: Collection) -> Collection:
+    """Return the runs without those by which settings or functions were chosen, unless there are no others."""
+    finished = [record for record in collection.finished if record.program or record.seed not in SEARCH_SEEDS]
+    if not finished or len(finished) == len(collection.finished):
+        return collection
+    left_out = count(len(collection.finished) - len(finished), "run")
+    line = f"Left out: {left_out} with seeds by which settings were chosen (sweep.tune)."
+    unfinished = [run for run in collection.unfinished if run.program or run.seed not in SEARCH_SEEDS]
+    return Collection(finished, unfinished, [*collection.decisions, line])
 
 
 def _sweeps(paths: Iterable[Path]) -> list[Sweep]:

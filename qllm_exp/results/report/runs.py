@@ -29,7 +29,7 @@ from qllm_exp.results.report.report_data import ReportData, display_path
 from qllm_exp.results.tables.pivot import notes_on_records
 from qllm_exp.runs.config_reader import ConfigReader
 from qllm_exp.runs.run_directory import RunDirectory
-from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, QUEUED, RUNNING, STATES
+from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, INTERRUPTED, NEW, PRUNED, QUEUED, RUNNING, STATES
 from qllm_exp.runs.sweep_directory import Sweep
 from qllm_exp.runs.versions import segments
 from qllm_exp.tracking.wandb_restore import ORIGIN_FILE
@@ -39,7 +39,7 @@ MAX_UNFINISHED = 200  # unfinished runs that are listed one by one
 MAX_RUNS = 2_000  # rows in the table of runs; browsers get slow with more
 MAX_SWEEPS = 20
 MAX_OPEN_UNFINISHED = 10  # a longer list is collapsed
-_STATE_ORDER = (FAILED, DEAD, INTERRUPTED, RUNNING, QUEUED, NEW)  # states that need attention first
+_STATE_ORDER = (FAILED, DEAD, INTERRUPTED, RUNNING, QUEUED, NEW, PRUNED)  # states that need attention first
 _HEADS = ("run", "task", "method", "seed", "final", "absolute", "env steps", "wall time", "state")
 
 

@@ -1,6 +1,6 @@
 """A table independent of its output format: labels, cells and footnotes; and the footnotes that every table has."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from qllm_exp.results.records.collect import Collection, Record
+from qllm_exp.results.records.reader import FUNCTION
 from qllm_exp.results.statistics import sample_units
 from qllm_exp.results.statistics.aggregate import MIN_RUNS
 from qllm_exp.results.tables.pivot import Cell
+from qllm_exp.runs.run_state import PRUNED
 from qllm_exp.runs.versions import changes
-from qllm_exp.utils.text import inert_lines
+from qllm_exp.utils.text import count, inert_lines
 
 MAX_NAMES = 6  # names listed in a footnote
 
@@ -115,9 +117,31 @@ def notes_on_resumed(records: Sequence[Record]) -> list[str]:
     return notes
 
 
+def notes_on_pruned(collection: Collection) -> list[str]:
+    """Return the footnotes on runs that sweep.prune stopped, which have no final return."""
+    pruned = [run for run in collection.unfinished if run.state == PRUNED]
+    if not pruned:
+        return []
+    notes = [
+        f"Pruned: {count(len(pruned), 'run')} stopped before the end, since other settings of the same method were better at equal "
+        "environment steps (sweep.prune). Only settings that survived are shown, so this is no comparison of methods."
+    ]
+    settings = [(run.task, run.settings) for run in pruned if run.settings]
+    partial = Counter(
+        f"{record.method} on {record.task}"
+        for record in collection.finished
+        if (record.task, {key: value for key, value in record.settings.items() if key != FUNCTION}) in settings
+    )
+    if partial:
+        listed = _list_names([f"{name} ({count(number, 'run')})" for name, number in sorted(partial.items())])
+        notes.append(f"Pruned settings, of which some runs had finished before: {listed}.")
+    return notes
+
+
 def notes_on_runs(collection: Collection) -> list[str]:
-    """Return the footnotes on runs that are missing, that were resumed with other software or hardware, and on decisions."""
-    return [*notes_on_missing(collection), *notes_on_resumed(collection.finished), *collection.decisions]
+    """Return the footnotes on runs that are missing, pruned, or resumed with other software or hardware, and on decisions."""
+    missing = [*notes_on_missing(collection), *notes_on_pruned(collection)]
+    return [*missing, *notes_on_resumed(collection.finished), *collection.decisions]
 
 
 def _list_names(names: Sequence[str], separator: str = ", ") -> str:
