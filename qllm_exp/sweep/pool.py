@@ -20,6 +20,7 @@ from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.runs.run_directory import DiskFull, RunDirectory
 from qllm_exp.runs.run_state import FAILED, INTERRUPTED, RUNNING
 from qllm_exp.sweep.fork_server import ForkServer, Worker
+from qllm_exp.utils.text import signal_name
 
 POLL_S = 0.1  # seconds between checks of the pool's own workers
 BUSY_POLL_S = 1.0  # seconds between checks of a run that another process has
@@ -330,7 +331,7 @@ def _outcome(directory: RunDirectory, code: int) -> RunOutcome:
         return RunOutcome(directory, error, failed=True, disk_full=True)
     error = status.get("error") or next(iter(directory.last_lines(1)), "no error message")
     if code < 0:
-        error = f"killed by {signal.Signals(-code).name}"
+        error = f"killed by {signal_name(-code)}"
     elif recorded == RUNNING:
         error = f"ended with exit code {code} without an error message"
     if recorded != FAILED:

@@ -186,16 +186,22 @@ class SeedGroups:
         return groups
 
     def _methods_by_task(self) -> dict[str, dict[str, list[int]]]:
-        """Return the runs of each method, by seed, for each task. Methods are named as in tables, by what differs if need be."""
+        """Return the runs of each method, by seed, for each task.
+
+        Methods are named as in tables, by what differs if need be. Options of the environment that differ define another task, since
+        returns under different rules cannot be compared.
+        """
         varying = varying_keys(self.combinations) - {*_TASK_KEYS, "seed"}
         runs: dict[str, dict[str, list[int]]] = defaultdict(dict)  # by task, and by name of the run without its seed
         labels: dict[str, tuple[str, ...]] = {}  # from the shortest
         for overrides, index in zip(self.combinations, self.plan.run_index, strict=True):
             run = self.plan.runs[index]
-            task = f"{run.config.env.name}/{run.config.env.task}"
+            differing = [text for text in overrides if override_key(text) in varying - {"mixer", "algorithm"}]
+            rules = [text for text in differing if override_key(text).startswith("env.")]
+            task = " ".join([f"{run.config.env.name}/{run.config.env.task}", *rules])
             key = run_name(replace(run.config, seed=0), run.tfcaf_hash)
             base = method_name(run.config.algorithm.name, run.config.mixer.name)
-            options = [text for text in overrides if override_key(text) in varying - {"mixer", "algorithm"}]
+            options = [text for text in differing if text not in rules]
             labels.setdefault(key, (base, " ".join([base, *options]), key))
             seeds = runs[task].setdefault(key, [])
             if index not in seeds:
