@@ -42,7 +42,7 @@ class Plan:
         without_effect: one line for each option that was typed and has no effect in some runs.
         other_lengths: a line on new runs of which another length is finished; '' if there are none.
         pending: files of the functions that a language model has yet to write, and the number of combinations that need each.
-        waiting: the runs that need them, under names without the function's hash; only in the plan that is printed before generation.
+        waiting: the runs that need them; their directories have no hash of a function in their names.
         searches: number of them that a search looks for, which trains its candidates.
         generated: files of the functions that a language model has written for this sweep.
         sweep: options of the sweep.
