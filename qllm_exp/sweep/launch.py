@@ -304,8 +304,8 @@ def print_plan(plan: Plan, launcher: Launcher) -> None:
     for line in (*plan.duplicates, *plan.without_effect, plan.other_lengths):
         if line:
             log.info("  %s", line)
-    to_run = plan.to_run
-    progress = [_progress(run) for run in to_run]
+    to_run = [*plan.to_run, *plan.waiting]
+    progress = [_progress(run) for run in plan.to_run] + [0.0] * len(plan.waiting)
     time_text = estimate(to_run, progress, launcher.max_parallel(_device(run.config for run in to_run)))
     if time_text:
         log.info("  time: %s", time_text)

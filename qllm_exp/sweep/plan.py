@@ -43,6 +43,7 @@ class Plan:
         without_effect: one line for each option that was typed and has no effect in some runs.
         other_lengths: a line on new runs of which another length is finished; '' if there are none.
         pending: files of the functions that a language model has yet to write, and the number of combinations that need each.
+        waiting: the runs that need them; their directories have no hash of a function in their names.
         searches: number of them that a search looks for, which trains its candidates.
         generated: files of the functions that a language model has written for this sweep.
         sweep: options of the sweep.
@@ -56,6 +57,7 @@ class Plan:
     without_effect: list[str] = field(default_factory=list)
     other_lengths: str = ""
     pending: dict[Path, int] = field(default_factory=dict)
+    waiting: list[PreparedRun] = field(default_factory=list)
     searches: int = 0
     generated: list[Path] = field(default_factory=list)
     sweep: schema.SweepConfig = field(default_factory=schema.SweepConfig)
@@ -149,6 +151,11 @@ def make_plan(
             checked[0],
         )
         plan.pending = Counter(path for path in missing if path is not None)
+        plan.waiting = [
+            PreparedRun(run, RunDirectory(plan.dir / run_name(run, None)), None, None)
+            for run, ready in zip(checked, is_ready, strict=True)
+            if not ready
+        ]
         plan.searches = len(
             {path for path, run in zip(missing, checked, strict=True) if path and run.tfcaf.search.method != "none"}
         )

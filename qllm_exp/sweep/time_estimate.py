@@ -38,19 +38,9 @@ _SPEEDS = {
     "grf": _Speed(9.9, 2.09e-3, 77e-3),
 }
 _UPDATES = {  # time of an update, as a multiple of Q-learning's with QMIX
-    **{
-        "vdn": 0.7,
-        "none": 0.7,
-        "iql": 0.7,
-        "tfcaf": 0.9,
-        "qfix": 0.8,
-        "qmix": 1.0,
-        "qtran": 1.0,
-        "qatten": 1.2,
-        "maddpg": 1.4,
-    },
-    **{"maser": 1.5, "lica": 2.2, "coma": 2.6, "riit": 3.3, "ippo": 3.3, "mappo": 3.4, "qplex": 3.5, "wqmix": 3.6},
-    "pqn": 14.7,
+    **{"vdn": 0.6, "none": 0.7, "iql": 0.7, "tfcaf": 0.9, "qfix": 0.8, "qmix": 1.0, "qtran": 1.0, "qatten": 1.3},
+    **{"maddpg": 1.5, "maser": 1.5, "coma": 2.2, "lica": 2.3, "mappo": 3.3, "wqmix": 3.3, "riit": 3.4, "ippo": 3.4},
+    **{"qplex": 3.4, "pqn": 5.7},
 }
 
 

@@ -56,12 +56,21 @@ def header(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_header_states_the_command_and_the_number_of_runs(name, tmp_path):
-    example = re.search(r"-m qllm_exp -m (experiment=\S+.*?)\s{2,}(\d+) runs", header(name))
-    assert example and "core" in header(name), "the command, the number of runs, and the time"
+def test_the_header_states_the_command_the_number_of_runs_and_what_the_plan_says_of_their_time(name, tmp_path):
+    example = re.search(
+        r"-m qllm_exp -m (experiment=\S+.*?)\s{2,}(\d+) runs.*?about ([\d.]+) core (hour|minute)", header(name)
+    )
+    assert example, "the command, the number of runs, and the time"
     code, text = call(*example[1].split(), f"dir={tmp_path}", f"tfcaf.cache={tmp_path / 'cache'}", "--dry-run")
     assert code == 0, text
     assert f"{example[2]} runs: 0 finished" in text, text
+    if name != "ablation_search":  # the plan leaves out the trainings of a search, the header does not
+        hours, minutes, seconds = (
+            int(match[1]) if (match := re.search(rf"(\d+) {unit}\b[^;,]*of computing", text)) else 0
+            for unit in ("h", "min", "s")
+        )
+        planned = hours + minutes / 60 + seconds / 3600
+        assert float(example[3]) / {"hour": 1, "minute": 60}[example[4]] == pytest.approx(planned, rel=0.2), text
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "ablation_search"])  # test_search.py runs that

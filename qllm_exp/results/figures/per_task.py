@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from qllm_exp.errors import choose
 from qllm_exp.results.figures.style import Style, finish, legends, method_styles, panels, tidy
@@ -172,6 +172,7 @@ def format_steps_axis(axis: Axes) -> None:
     """Label the x axis as environment steps, in thousands and millions, and `tidy` the axes."""
     axis.set_xlabel("environment steps")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # few and round: 1.25M, 1.5M would touch
     tidy(axis)
 
 

@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 
-_MAX_LEGEND_INSIDE = 6  # methods in a legend within the axes, at most
+_MAX_LEGEND_INSIDE = 4  # methods in a legend within the axes, at most: a longer one covers curves
 
 _DASH_DOT_DOT = (0, (6, 1.5, 1, 1.5, 1, 1.5))
 _LINES = ("-", "--", "-.", ":", _DASH_DOT_DOT, (0, (9, 2)))

@@ -213,12 +213,24 @@ def test_bars_are_means(records: list[Record], drawn: list[Figure]) -> None:
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["qmix\n(n=3)", "vdn\n(n=3)"]
 
 
+@pytest.mark.parametrize("last_step", [10_000, 200_000, 500_000, 2_000_000, 20_050_000])
+def test_labels_of_environment_steps_are_few_and_short(last_step: int) -> None:
+    figure, (axis,) = style.panels(1)
+    axis.plot([0, last_step], [0, 1])
+    per_task.format_steps_axis(axis)
+    figure.draw_without_rendering()
+    ticks = zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+    labels = [label.get_text() for position, label in ticks if 0 <= position <= last_step]
+    assert 3 <= len(labels) <= 6 and max(map(len, labels)) <= 4, labels
+
+
+@pytest.mark.parametrize("count", [6, 8])
 @pytest.mark.parametrize("same_methods", [True, False])
 def test_many_methods_have_their_legend_beside_the_curves(
-    tmp_path: Path, drawn: list[Figure], same_methods: bool
+    tmp_path: Path, drawn: list[Figure], same_methods: bool, count: int
 ) -> None:
     """One legend for all tasks if they have the same methods."""
-    for number in range(8):
+    for number in range(count):
         tasks = (OTHER, "8x8-2p-2f-coop") if same_methods or number > 0 else (OTHER,)
         for task in tasks:
             make_run(
@@ -232,4 +244,4 @@ def test_many_methods_have_their_legend_beside_the_curves(
         assert legend is not None
         box = legend.get_window_extent()
         assert box.x0 > axis.bbox.x1 and drawn[0].bbox.x1 >= box.x1 - 1
-    assert len(re.findall("learning_rate", all_text(drawn[0]))) == (8 if same_methods else 15)
+    assert len(re.findall("learning_rate", all_text(drawn[0]))) == (count if same_methods else 2 * count - 1)

@@ -1,13 +1,15 @@
 """The plan of a sweep: what it says about runs that are there already."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from qllm_exp.config.compose import CONF
-from qllm_exp.sweep.launch import pending_functions
+from qllm_exp.sweep.launch import pending_functions, print_plan
+from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.plan import Plan, make_plan
 
 
@@ -61,3 +63,16 @@ def test_the_plan_counts_the_functions_that_a_search_looks_for(tmp_path: Path) -
     without = planned(tmp_path, 1000, *options)
     assert len(without.pending) == 1 and without.searches == 0
     assert pending_functions(without) == "first, a language model writes 1 function used by 1 run"
+
+
+def test_the_time_counts_the_runs_whose_function_a_language_model_has_yet_to_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = ["mixer=tfcaf", "llm=folder", f"llm.path={tmp_path}", f"tfcaf.cache={tmp_path}", "sweep.dry_run=true"]
+    times = []
+    for options in (waiting, ["mixer=tfcaf", "llm=bundled"]):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "qllm_exp"):
+            print_plan(planned(tmp_path, 2_000_000, *options), Local())
+        times += [record.getMessage() for record in caplog.records if "  time: " in record.getMessage()]
+    assert len(times) == 2 and times[0] == times[1]

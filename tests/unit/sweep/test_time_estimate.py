@@ -9,8 +9,11 @@ from run_folders import make_run, run_config
 from qllm_exp.config import schema
 from qllm_exp.config.load import config_class, run_name
 from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.sweep import time_estimate
 from qllm_exp.sweep.prepare import PreparedRun
 from qllm_exp.sweep.time_estimate import SPEEDS_SOURCE, estimate
+
+PERFORMANCE = Path(__file__).parents[3] / "docs" / "pages" / "performance.md"
 
 
 def prepared(folder: Path, run: schema.RunConfig) -> PreparedRun:
@@ -39,6 +42,16 @@ def test_the_speeds_are_those_of_the_page_performance(
     run = config(env, "qmix", total_steps=steps, steps_per_update=steps_per_update, evaluation=evaluation)
     minutes = int(estimate([prepared(tmp_path, run)], [0.0], 1).split()[1])
     assert minutes == pytest.approx(steps / per_s / 60, abs=1)
+
+
+def test_the_times_of_updates_are_those_of_the_page_performance() -> None:
+    """The means of lbf and mpe, to one decimal; `none` is Q-learning without a mixer, which is IQL."""
+    table = [line.strip("| ").split(" | ") for line in PERFORMANCE.read_text().splitlines() if line.startswith("| ")]
+    methods = next(cells for cells in table if cells[:2] == ["vdn", "iql"])
+    lbf, mpe = ([float(cell) for cell in cells[1:]] for cells in table if cells[0] in ("lbf", "mpe") and len(cells) > 9)
+    measured = {name: (ratios[0] + ratios[1]) / 2 for name, *ratios in zip(methods, lbf, mpe, strict=True)}
+    measured |= {"qmix": 1.0, "none": measured["iql"]}
+    assert measured == pytest.approx(time_estimate._UPDATES, abs=0.051)
 
 
 def test_what_ran_here_counts_before_what_was_measured_elsewhere(tmp_path: Path) -> None:
