@@ -188,8 +188,8 @@ class SeedGroups:
     def _methods_by_task(self) -> dict[str, dict[str, list[int]]]:
         """Return the runs of each method, by seed, for each task.
 
-        Methods are named as in tables, by what differs if need be. Options of the environment that differ define another task, since
-        returns under different rules cannot be compared.
+        Methods are named as in tables, by what differs if need be. Options of the environment that differ define another task,
+        since returns under different rules cannot be compared.
         """
         varying = varying_keys(self.combinations) - {*_TASK_KEYS, "seed"}
         runs: dict[str, dict[str, list[int]]] = defaultdict(dict)  # by task, and by name of the run without its seed
