@@ -55,16 +55,6 @@ def main() -> None:
             results.setdefault(name, []).append(
                 run(options.core, [str(python), str(HERE / "peers" / script), *seconds])
             )
-        command = [sys.executable, str(HERE / "football.py"), *seconds]
-        results.setdefault("football", []).append(run(options.core, command))
-        command = [
-            str(ROOT / ".venv-gfootball/bin/python"),
-            "-W",
-            "ignore",
-            str(HERE / "peers/gfootball_wrappers.py"),
-            *seconds,
-        ]
-        results.setdefault("gfootball", []).append(run(options.core, command))
     show(results)
 
 
@@ -96,12 +86,6 @@ def show(results: dict[str, list[dict]]) -> None:
     pairs = zip(results["epymarl-mpe-pettingzoo"], results["epymarl-mpe2"], strict=True)
     ratios = [ours["env_steps_per_s"] / theirs["env_steps_per_s"] for ours, theirs in pairs]
     print(f"| env steps/s of PettingZoo's simple_spread, env=mpe to env=pettingzoo | {spread(ratios)} |")
-    pairs = zip(results["football"], results["gfootball"], strict=True)
-    ratios = [ours["joint_steps_per_s"] / theirs["joint_steps_per_s"] for ours, theirs in pairs]
-    print(f"| joint steps/s of football, gfootball as pip builds it, random actions | {spread(ratios)} |")
-    print(
-        f"| the same, its wrappers around our build | {spread([r['ratio_same_engine'] for r in results['football']])} |"
-    )
     total = {
         name: median(results[name], "startup_s") + 2e6 / median(results[name], "env_steps_per_s")
         for name in ("jaxmarl-mpe", "jaxmarl")

@@ -1,76 +1,53 @@
-"""Joint steps per second of football with random actions, in this package's environment and in gfootball's wrappers.
+"""Football with random actions: environment steps per processor second of this package and of others, in turn, on one core.
 
-Both use the same build of the engine; peers/gfootball_wrappers.py times the build that pip makes. They play
-academy_3_vs_1_with_keeper with four agents, in turn, on the core that the caller pins this process to. Resets are included,
-except the first ones, which load the game.
+python tests/bench/football.py --rounds 3
+
+peers/football.py is the program that is run for each. A ratio is the median of the ratios within a round (lowest, highest).
 """
 
 import argparse
-import json
 import statistics
-import time
+import sys
+from pathlib import Path
 
-import gfootball.env
-import numpy as np
-import torch
+from compare import HERE, ROOT, run, spread
 
-from qllm_exp.envs import make_env
-from qllm_exp.envs.grf.env import Config as GrfConfig
-
-MATCHES = 16
-SEGMENT_S = 1.0
+PROGRAMS = {  # row of the table: virtual environment and program
+    "ours": (".venv", "ours"),
+    "gfootball's environment, engine of this package": (".venv", "gfootball"),
+    "gfootball as pip builds it": (".venv-gfootball", "gfootball"),
+    "EnvPool": (".venv-envpool", "envpool"),
+}
+TASKS = ("academy_3_vs_1_with_keeper", "academy_counterattack_hard")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--core", type=int, default=0)
     options = parser.parse_args()
-    generator = np.random.default_rng(0)
-    ours = make_env(GrfConfig(num_envs=MATCHES, workers=1), MATCHES, 0)
-    theirs = gfootball.env.create_environment(
-        env_name="academy_3_vs_1_with_keeper",
-        representation="simple115v2",
-        rewards="scoring,checkpoints",
-        number_of_left_players_agent_controls=4,
-    )
-    ours.reset()
-    theirs.reset()
-    segments: dict[str, list[float]] = {"ours": [], "wrappers": []}
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < options.seconds:
-        segments["ours"].append(play_ours(ours, generator))
-        segments["wrappers"].append(play_wrappers(theirs, generator))
-    ours.close()
-    theirs.close()
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(*segments.values(), strict=True))
-    speed = statistics.median(segments["ours"])
-    print(json.dumps({"name": "football", "joint_steps_per_s": speed, "ratio_same_engine": ratio}))
+    print("\n| football | " + " | ".join(f"{task}: steps/s | ours to it" for task in TASKS) + " |")
+    print("|---" * (1 + 2 * len(TASKS)) + "|", flush=True)
+    speeds = {task: measure(task, options.seconds, options.rounds, options.core) for task in TASKS}
+    for name in PROGRAMS:
+        cells = []
+        for task in TASKS:
+            ratios = [own / other for own, other in zip(speeds[task]["ours"], speeds[task][name], strict=True)]
+            cells += [f"{statistics.median(speeds[task][name]):,.0f}", spread(ratios) if name != "ours" else ""]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
-def play_ours(env, generator: np.random.Generator) -> float:
-    """Return the joint steps per second of whole episodes in this package's environment, resets included."""
-    steps, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < SEGMENT_S:
-        env.reset()
-        playing = torch.ones(MATCHES, dtype=torch.bool)
-        while playing.any():
-            steps += int(playing.sum())
-            step = env.step(torch.from_numpy(generator.integers(19, size=(MATCHES, 4))))
-            playing &= ~(step.terminated | step.truncated)
-    return steps / (time.perf_counter() - begin)
-
-
-def play_wrappers(env, generator: np.random.Generator) -> float:
-    """Return the same of gfootball's environment, one match at a time."""
-    steps, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < SEGMENT_S:
-        env.reset()
-        done, length = False, 0
-        while not done and length < 150:
-            _, _, done, _ = env.step(generator.integers(19, size=4))
-            length += 1
-        steps += length
-    return steps / (time.perf_counter() - begin)
+def measure(task: str, seconds: float, rounds: int, core: int) -> dict[str, list[float]]:
+    """Return the environment steps per processor second in each round, by row of the table."""
+    speeds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    for _ in range(rounds):
+        for name, (venv, program) in PROGRAMS.items():
+            python = sys.executable if venv == ".venv" else str(ROOT / venv / "bin/python")
+            script = str(Path(HERE) / "peers/football.py")
+            result = run(core, [python, "-W", "ignore", script, program, task, "--seconds", str(seconds)])
+            speeds[name].append(result["steps_per_processor_s"])
+    return speeds
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Speed of this package beside the published packages of JaxMARL, BenchMARL and gfootball, on one core.
+# Speed of this package beside the published packages of JaxMARL, BenchMARL, gfootball and EnvPool, on one core.
 # SECONDS_EACH=10, ROUNDS=1 and EPISODES=10 shorten it; CORE selects the core. Speeds are measured only; what fails is the
 # comparison of football episodes with those of gfootball as pip builds it, if one of them differs in a bit.
 set -euo pipefail
@@ -21,7 +21,14 @@ if [ ! -e .venv-gfootball/installed ]; then
     "${pip[@]}" --no-build-isolation gfootball==2.10.2 'gym<0.26'
   touch .venv-gfootball/installed
 fi
+if [ ! -e .venv-envpool/installed ]; then
+  echo "installing envpool into .venv-envpool (once)"
+  python3 -m venv .venv-envpool
+  .venv-envpool/bin/pip install -q --disable-pip-version-check envpool==1.2.5
+  touch .venv-envpool/installed
+fi
 .venv/bin/python tests/bench/compare.py --seconds "${SECONDS_EACH:-20}" --rounds "${ROUNDS:-3}" --core "${CORE:-0}"
+.venv/bin/python tests/bench/football.py --seconds "${SECONDS_EACH:-12}" --rounds "${ROUNDS:-3}" --core "${CORE:-0}"
 echo "the TFCAF mixer beside QMIX's, same batch:"
 taskset -c "${CORE:-0}" .venv/bin/python tests/bench/mixers.py
 echo "an update of every algorithm and with every mixer, same batch:"
