@@ -32,10 +32,10 @@ class _Speed(NamedTuple):
 # docs/pages/performance.md, "Training" and "Updates of all methods" (means of lbf and mpe): an environment's default task.
 SPEEDS_SOURCE = "measured on one core of an AMD EPYC (Zen 4), 2026-11"
 _SPEEDS = {
-    "lbf": _Speed(2.4, 6.1e-6, 13.8e-3),
-    "mpe": _Speed(2.3, 10.5e-6, 10.1e-3),
-    "matrix": _Speed(2.3, 2.3e-6, 8.1e-3),  # by its ratio to mpe on another machine
-    "grf": _Speed(9.9, 2.09e-3, 77e-3),
+    "lbf": _Speed(2.4, 6.8e-6, 10.1e-3),
+    "mpe": _Speed(2.4, 11.4e-6, 7.7e-3),
+    "matrix": _Speed(2.4, 2.5e-6, 6.2e-3),  # by its ratio to mpe on another machine
+    "grf": _Speed(5.5, 0.97e-3, 44e-3),
 }
 _UPDATES = {  # time of an update, as a multiple of Q-learning's with QMIX
     **{"vdn": 0.6, "none": 0.7, "iql": 0.7, "tfcaf": 0.9, "qfix": 0.8, "qmix": 1.0, "qtran": 1.0, "qatten": 1.3},
