@@ -457,6 +457,18 @@ def identifying_options(node: Any) -> dict[str, Any]:
     return kept
 
 
+def task_and_rules(env: schema.EnvConfig) -> str:
+    """Return environment and task, with the options of the environment that are not the default ones, but for its number of copies.
+
+    Returns under different rules cannot be compared, so those of one sweep are compared within this:
+    'pursuit/10x10-8h-8p env.penalty=-1.0'.
+    """
+    default = identifying_options(type(env)())
+    options = {key: value for key, value in identifying_options(env).items() if key not in ("name", "task", "num_envs")}
+    rules = [f"env.{key}={value}" for key, value in options.items() if value != default[key]]
+    return " ".join([f"{env.name}/{env.task}", *rules])
+
+
 def non_identifying_keys(node: Any, prefix: str = "") -> list[str]:
     """Return the dotted keys that `identifying_options` leaves out: options that say where or how, not what.
 

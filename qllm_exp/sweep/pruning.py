@@ -27,7 +27,7 @@ from typing import Any, cast
 import numpy as np
 
 from qllm_exp.config import schema
-from qllm_exp.config.load import identifying_options, method_name, run_name
+from qllm_exp.config.load import identifying_options, method_name, run_name, task_and_rules
 from qllm_exp.errors import UserError
 from qllm_exp.runs.metrics import EvaluationRow, read_rows
 from qllm_exp.runs.run_directory import RunDirectory
@@ -151,7 +151,7 @@ def searches_of(
     for run in runs:
         config = run.config
         method = method_name(config.algorithm.name, config.mixer.name)
-        search = f"{method} on {config.env.name}/{config.env.task}"
+        search = f"{method} on {task_and_rules(config.env)}"
         names = settings[search].setdefault(_setting(run), [])
         if run.directory.path.name not in names:
             names.append(run.directory.path.name)

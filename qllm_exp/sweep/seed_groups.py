@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from qllm_exp.config import schema
-from qllm_exp.config.load import method_name, run_name
+from qllm_exp.config.load import method_name, run_name, task_and_rules
 from qllm_exp.errors import UserError
 from qllm_exp.results.statistics.aggregate import Array
 from qllm_exp.results.statistics.sequential import MAX_METHODS, PairDecision, decide_pairs
@@ -26,7 +26,6 @@ from qllm_exp.sweep.repetitions import override_key
 from qllm_exp.utils.text import count
 
 AUTO = "auto"  # value of sweep.seeds
-_TASK_KEYS = ("env", "env.task", "env.name")
 
 
 def all_seeds(decide: schema.DecideConfig) -> list[Overrides]:
@@ -191,17 +190,19 @@ class SeedGroups:
         Methods are named as in tables, by what differs if need be. Options of the environment that differ define another task,
         since returns under different rules cannot be compared.
         """
-        varying = varying_keys(self.combinations) - {*_TASK_KEYS, "seed"}
+        varying = {
+            key
+            for key in varying_keys(self.combinations) - {"mixer", "algorithm", "seed", "env"}
+            if not key.startswith("env.") or key == "env.num_envs"
+        }
         runs: dict[str, dict[str, list[int]]] = defaultdict(dict)  # by task, and by name of the run without its seed
         labels: dict[str, tuple[str, ...]] = {}  # from the shortest
         for overrides, index in zip(self.combinations, self.plan.run_index, strict=True):
             run = self.plan.runs[index]
-            differing = [text for text in overrides if override_key(text) in varying - {"mixer", "algorithm"}]
-            rules = [text for text in differing if override_key(text).startswith("env.")]
-            task = " ".join([f"{run.config.env.name}/{run.config.env.task}", *rules])
+            task = task_and_rules(run.config.env)
             key = run_name(replace(run.config, seed=0), run.tfcaf_hash)
             base = method_name(run.config.algorithm.name, run.config.mixer.name)
-            options = [text for text in differing if text not in rules]
+            options = [text for text in overrides if override_key(text) in varying]
             labels.setdefault(key, (base, " ".join([base, *options]), key))
             seeds = runs[task].setdefault(key, [])
             if index not in seeds:

@@ -23,7 +23,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from qllm_exp.config import schema
-from qllm_exp.config.load import load_run, method_name, unused_in
+from qllm_exp.config.load import load_run, method_name, task_and_rules, unused_in
 from qllm_exp.errors import UserError
 from qllm_exp.runs.metrics import read_rows
 from qllm_exp.runs.run_directory import RunDirectory
@@ -167,7 +167,7 @@ def read_methods(
         )
     methods: dict[tuple[str, str], Method] = {}
     for base, run in runs.items():
-        name, task = method_name(run.algorithm.name, run.mixer.name), f"{run.env.name}/{run.env.task}"
+        name, task = method_name(run.algorithm.name, run.mixer.name), task_and_rules(run.env)
         if (name, task) in methods:
             raise UserError(
                 f"{name} on {task} has several fixed settings ({' '.join(base)}, and others). Give the fixed settings of a "

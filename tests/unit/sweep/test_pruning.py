@@ -184,6 +184,17 @@ def test_a_search_is_the_settings_of_a_method_on_a_task(tmp_path: Path) -> None:
     assert len(more["vdn on lbf/8x8-2p-2f-coop-2s"]["settings"]) == 5, "a further setting joins those of the record"
 
 
+def test_returns_under_other_rules_of_an_environment_are_not_compared(tmp_path: Path) -> None:
+    def run(rate: float, penalty: float) -> PreparedRun:
+        train = replace(TRAIN, learning_rate=rate)
+        return prepared(tmp_path, run_config("vdn", 0, "10x10-8h-8p", "pursuit", {"penalty": penalty}, train=train))
+
+    searches = searches_of([run(rate, penalty) for rate in RATES for penalty in (-0.5, -1.5)], rule(), {})
+    assert {name: len(search["settings"]) for name, search in searches.items()} == {
+        f"vdn on pursuit/10x10-8h-8p env.penalty={penalty}": 4 for penalty in (-0.5, -1.5)
+    }
+
+
 def test_samples_of_a_procedure_are_repetitions(tmp_path: Path) -> None:
     def run(sample: int, rounds: int, llm: str) -> PreparedRun:
         procedure = schema.GenerationConfig(sample=sample, rounds=rounds)

@@ -137,16 +137,17 @@ def start(groups: SeedGroups, launcher: Recorder) -> tuple[list[RunOutcome], Pla
 
 def test_other_rules_of_an_environment_are_another_task(tmp_path: Path) -> None:
     combinations, runs = [], []
-    for penalty in (0.0, -1.0):
+    for penalty in (-0.5, -1.5):
         for mixer in ("vdn", "qmix"):
-            config = run_config(mixer, 0, "10x10-8h-8p", "pursuit", env_options={"penalty": penalty})
+            copies = 32 if mixer == "vdn" else 128  # as an on-policy algorithm has its own number
+            config = run_config(mixer, 0, "10x10-8h-8p", "pursuit", {"penalty": penalty, "num_envs": copies})
             combinations.append((f"env.penalty={penalty:g}", f"mixer={mixer}", "seed=0"))
             runs.append(PreparedRun(config, RunDirectory(tmp_path / run_name(config, NO_FUNCTION)), None, NO_FUNCTION))
     states = [RunState(run.directory, NEW) for run in runs]
     sweep = schema.SweepConfig(name="s", seeds=AUTO, decide=replace(DECIDE, first=1, step=1, most=1))
     groups = SeedGroups(Plan(runs, states, list(range(len(runs))), sweep=sweep, dir=tmp_path), combinations)
     assert [line.partition(": ")[0] for line in groups.report()[1:-1]] == [
-        f"pursuit/10x10-8h-8p env.penalty={penalty}" for penalty in (0, -1)
+        f"pursuit/10x10-8h-8p env.penalty={penalty}" for penalty in (-0.5, -1.5)
     ]
 
 
