@@ -1,7 +1,8 @@
 """A user's own environment: a matrix game that fails after 30 steps, in the way that `env.fault` names.
 
 With the environment variable FLAKY_ENV_IS_WELL it does not fail. FLAKY_ENV_PAUSE adds that many seconds of sleep to every step;
-if FLAKY_ENV_FAST names a file, only until that file exists. `env.handicap` is subtracted from every reward.
+if FLAKY_ENV_FAST names a file, only until that file exists. FLAKY_ENV_HANDICAP is subtracted from every reward once for each copy
+of `env.num_envs` above 16, which makes that setting a bad one (any other option of an environment makes another task).
 """
 
 import os
@@ -17,7 +18,6 @@ from qllm_exp.envs.matrix import Config as MatrixConfig
 class Config(MatrixConfig):
     name: str = "flaky_env"
     fault: str = ""  # raise | exit | kill; anything else: no failure
-    handicap: float = 0.0
 
 
 def tasks():
@@ -33,6 +33,7 @@ def make(config, num_envs, seed, device):
     original_step, calls = env.step, 0
     fault = "" if "FLAKY_ENV_IS_WELL" in os.environ else config.fault
     pause, fast = float(os.environ.get("FLAKY_ENV_PAUSE", 0)), os.environ.get("FLAKY_ENV_FAST", "")
+    handicap = float(os.environ.get("FLAKY_ENV_HANDICAP", 0)) * (config.num_envs - 16)
 
     def step(actions):
         nonlocal calls
@@ -46,7 +47,7 @@ def make(config, num_envs, seed, device):
         if calls > 30 and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         played = original_step(actions)
-        return played._replace(reward=played.reward - config.handicap)
+        return played._replace(reward=played.reward - handicap)
 
     env.step = step
     return env

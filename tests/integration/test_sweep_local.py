@@ -157,7 +157,9 @@ def test_equal_tuning_killed_and_started_again_chooses_the_same_and_compares_it_
     assert text.count(" 0 to run") == 2, text
 
 
-def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp_path):
+def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAKY_ENV_HANDICAP", "100")
+
     def decisions():
         files = {path.parent.name: path.read_text() for path in (tmp_path / "r").glob("*/stop")}
         return {name: json.loads(text)["pruned"] for name, text in files.items() if text}
@@ -167,15 +169,15 @@ def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp
 
     args = [
         *SMALL,
-        *LONG,
+        *LONG[1:],
         "train.evaluation.every=1600",
-        "+env.handicap=0,100,200,900",
+        "env.num_envs=16,17,18,25",
         "seed=0-1",
         "sweep.name=search",
     ]
     args += ["sweep.prune=median", "hydra.launcher.n_jobs=4"]
     process = start(tmp_path / "r", *args, **PAUSE)
-    until(lambda: any("handicap: 900" in (run / "config.yaml").read_text() for run in pruned()), 160)
+    until(lambda: any("num_envs: 25" in (run / "config.yaml").read_text() for run in pruned()), 160)
     kill_all(process)
     known = decisions()
     started = {name: RunDirectory(tmp_path / "r" / name).status().get("started") for name in known}
@@ -183,8 +185,8 @@ def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp
     assert "sweep.prune=median: vdn on flaky_env/climbing, 4 settings" in text and "environment steps" in text, text
     assert known.items() <= decisions().items(), "decided once"
     assert started == {name: RunDirectory(tmp_path / "r" / name).status().get("started") for name in known}
-    states = {(run["env.handicap"], run["seed"]): run["state"] for run in rows_of(tmp_path / "r/search")}
-    assert states[900, 0] == states[900, 1] == "pruned" and states[0, 0] == states[0, 1] == "finished"
+    states = {(run["env.num_envs"], run["seed"]): run["state"] for run in rows_of(tmp_path / "r/search")}
+    assert states[25, 0] == states[25, 1] == "pruned" and states[16, 0] == states[16, 1] == "finished"
     code, text = tool("status", tmp_path / "r/search")
     assert code == 0 and re.search(r"pruned +flaky-env\S+  at step [\d,]+ below the median of", text), text
     table = (tmp_path / "r/search/table.md").read_text()
@@ -195,8 +197,8 @@ def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp
     code, text = tool("retry", tmp_path / "r/search", worst.name)
     assert code == 0 and (worst / "result.json").exists(), text
     config = OmegaConf.load(worst / "config.yaml")
-    own = [f"+env.handicap={config.env.handicap}", f"seed={config.seed}", "train.evaluation.every=1600"]
-    call(tmp_path / "whole", *SMALL, *LONG, *own, sweep=False)
+    own = [f"env.num_envs={config.env.num_envs}", f"seed={config.seed}", "train.evaluation.every=1600"]
+    call(tmp_path / "whole", *SMALL, *LONG[1:], *own, sweep=False)
     assert run_outcome(worst) == run_outcome(tmp_path / "whole" / worst.name), "as if it had never stopped"
 
 
