@@ -50,6 +50,11 @@ class Worker:
         return self._exit_code()
 
     @property
+    def pid(self) -> int | None:
+        """Its process id; None until the fork server has reported it."""
+        return self._fork_server.pids.get(self._number)
+
+    @property
     def lost(self) -> bool:
         """Whether the fork server ended first. The worker may still run, but its exit code will never be known."""
         return not self._fork_server.alive and self._number not in self._fork_server.exit_codes

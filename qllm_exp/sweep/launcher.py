@@ -90,6 +90,14 @@ def check_option(launcher: Launcher, name: str, is_valid: bool, allowed: str) ->
         raise UserError(f"hydra.launcher.{name}={getattr(launcher, name)!r} is not allowed. Allowed: {allowed}.")
 
 
+SHARES = "0 (the number of runs at a time is fixed), or a share up to 1, e.g. 0.9"
+
+
+def is_share(value: Any) -> bool:
+    """Return True for a number from 0 to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def is_integer_from(value: Any, low: int) -> bool:
     """Return True for a whole number that is not below `low`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low

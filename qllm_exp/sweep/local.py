@@ -12,7 +12,8 @@ from typing import Any
 from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
-from qllm_exp.sweep.launcher import Work, check_option, is_integer_from
+from qllm_exp.sweep.launcher import SHARES, Work, check_option, is_integer_from, is_share
+from qllm_exp.sweep.load import follow_load
 from qllm_exp.sweep.mps import mps_daemons
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import Display
@@ -31,18 +32,21 @@ class Local:
         n_jobs: number of runs at a time; 0: one per core, or `runs_per_gpu` per GPU for runs on GPUs.
         runs_per_gpu: largest number of runs that share a GPU; 0: one, or no limit if `n_jobs` is given.
         mps: runs share a GPU through NVIDIA's MPS.
+        max_load: share of the cores, of each GPU and of the memory up to which further runs start; 0: the number of runs is fixed.
         waits: `start` returns when the runs have ended.
     """
 
     n_jobs: int = 0
     runs_per_gpu: int = 0
     mps: bool = False
+    max_load: float = 0
     waits = True
 
     def __post_init__(self) -> None:
         check_option(self, "n_jobs", is_integer_from(self.n_jobs, 0), "whole numbers from 0; 0: one run per core")
         check_option(self, "runs_per_gpu", is_integer_from(self.runs_per_gpu, 0), "whole numbers from 0; 0: one run")
         check_option(self, "mps", isinstance(self.mps, bool), "true, false")
+        check_option(self, "max_load", is_share(self.max_load), SHARES)
 
     def options(self) -> dict[str, Any]:
         """Return the launcher's 'name' and its options, for the record of the sweep."""
@@ -70,14 +74,15 @@ class Local:
             work: the runs.
         """
         directories = [*work.directories, *work.running]
-        slots = make_slots(self.n_jobs, work.device, self.runs_per_gpu)
+        initial = make_slots(self.n_jobs, work.device, self.runs_per_gpu)
+        slots, limit = follow_load(initial, self.max_load)
         if work.queued:
             log.info("  %s in Slurm's queue, left to Slurm", count(len(work.queued), "run"))
         display = Display(len(directories), len(slots))
         pruner = Pruner.of(sweep)
         observer = _FailureMarker(display, work.failures)
         prune = pruner.update if pruner else None
-        pool = Pool(directories, slots, observer, work.create, work.failures.may_start, prune)
+        pool = Pool(directories, slots, observer, work.create, work.failures.may_start, prune, limit)
         with sweep.lock(), mps_daemons(slots, self.mps) as pool.slots, _signals_raise_interrupt():
             try:
                 return pool.run()

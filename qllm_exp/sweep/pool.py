@@ -91,7 +91,9 @@ class Observer(Protocol):
 
 
 class Pool:
-    """Runs the given runs, as many at a time as there are slots. Once a run finds the disk full, no further run starts.
+    """Runs the given runs, as many at a time as there are slots and the limit allows.
+
+    Once a run finds the disk full, no further run starts.
 
     Args:
         directories: directories of the runs.
@@ -100,6 +102,8 @@ class Pool:
         create: called with the directory of a run just before it starts; writes its configuration.
         may_start: called before each start; after it returns False, no further run starts.
         prune: called every PRUNE_S seconds with the runs in progress; may request runs to stop, or not to start. None: no pruning.
+        limit: called several times a second with the process ids of the runs in progress; returns how many may run at a time. None:
+            as many as there are slots.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class Pool:
         create: Callable[[RunDirectory], None] = lambda directory: None,
         may_start: Callable[[], bool] = lambda: True,
         prune: Callable[[Sequence[RunDirectory]], None] | None = None,
+        limit: Callable[[Sequence[int]], int] | None = None,
     ) -> None:
         self.waiting = deque(directories)
         self.slots = slots
@@ -117,6 +122,7 @@ class Pool:
         self.create = create
         self.may_start = may_start
         self.prune = prune
+        self.limit = limit
         self.active: dict[int, ActiveRun] = {}  # by the index of the slot
         self.outcomes: list[RunOutcome] = []
         self.not_started: list[RunDirectory] = []  # because `may_start` returned False, or the disk is full
@@ -137,8 +143,9 @@ class Pool:
             if self.stop_requested:
                 self.stop_requested = False
                 self.stop()
+            limit = self._limit()
             for index in range(len(self.slots)):
-                if index not in self.active and self.waiting:
+                if index not in self.active and self.waiting and len(self.active) < limit:
                     self._start_next(index)
             for index, run in list(self.active.items()):
                 outcome = self._check(run, self.slots[index])
@@ -149,6 +156,13 @@ class Pool:
             self.observer.show(list(self.active.values()))
             if self.waiting or self.active:
                 self._sleep()
+
+    def _limit(self) -> int:
+        """Return how many runs may run at a time."""
+        if self.limit is None:
+            return len(self.slots)
+        workers = [run.worker for run in self.active.values() if run.worker is not None]
+        return self.limit([worker.pid for worker in workers if worker.pid is not None])
 
     def _prune(self) -> None:
         if self.prune is not None and time.monotonic() - self._pruned_at >= PRUNE_S:

@@ -30,7 +30,7 @@ from qllm_exp.runs.run_directory import DiskFull, RunDirectory
 from qllm_exp.runs.run_state import DEAD, FAILED, FINISHED, PRUNED, QUEUED, RUNNING, state_of
 from qllm_exp.runs.slurm_queue import JOBS, PACKS, Queue
 from qllm_exp.runs.sweep_directory import Sweep, exclusive_lock
-from qllm_exp.sweep.launcher import NEXT_GROUP, Work, check_option, is_integer_from
+from qllm_exp.sweep.launcher import NEXT_GROUP, SHARES, Work, check_option, is_integer_from, is_share
 from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.sweep.progress import outcome_line, python_command
 from qllm_exp.utils.files import is_disk_full, write_atomically
@@ -65,6 +65,7 @@ class Slurm:
     gres: str | None = None
     runs_per_gpu: int = 0
     mps: bool = False
+    max_load: float = 0
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -88,6 +89,7 @@ class Slurm:
         check_option(self, "setup", is_list, "a list of commands, e.g. 'setup=[\"module load gcc\"]'")
         check_option(self, "sbatch", isinstance(self.sbatch, dict), "options by name, e.g. 'sbatch={mail-type:FAIL}'")
         check_option(self, "mps", isinstance(self.mps, bool), "true, false")
+        check_option(self, "max_load", is_share(self.max_load), SHARES)
         is_gres = self.gres is None or GRES.fullmatch(str(self.gres)) is not None
         check_option(self, "gres", is_gres, "NAME[:TYPE][:COUNT], separated by commas, e.g. gpu:1g.10gb:2 or shard:4")
         self._check_gpus()
@@ -306,6 +308,7 @@ class Slurm:
                 "cores": at_once * self.cpus_per_run,
                 "device": work.device,
                 "mps": self.mps,
+                "max_load": self.max_load,
                 "failures": str(work.failures.folder.relative_to(sweep.path)),
                 "max_failures": work.failures.limit,
             },

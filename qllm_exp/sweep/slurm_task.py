@@ -17,6 +17,7 @@ from submitit.helpers import DelayedSubmission
 from qllm_exp.runs.progress_bar import LINE_EVERY_S
 from qllm_exp.runs.run_state import FAILED, NEW
 from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
+from qllm_exp.sweep.load import follow_load
 from qllm_exp.sweep.mps import mps_daemons
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import live_line, outcome_line
@@ -40,6 +41,7 @@ class Pack:
         failures: name of the folder of the command's failed runs, in the directory of the sweep.
         max_failures: number of failed runs of the command after which no further run starts; 0: no limit.
         mps: runs share a GPU through NVIDIA's MPS.
+        max_load: share of the cores, of each GPU and of the memory up to which further runs start; 0: the number of runs is fixed.
     """
 
     sweep: str
@@ -50,6 +52,7 @@ class Pack:
     failures: str = ""
     max_failures: int = 0
     mps: bool = False
+    max_load: float = 0
     _pool: Pool | None = field(default=None, repr=False)
 
     def __call__(self) -> str:
@@ -68,6 +71,7 @@ class Pack:
             len(os.sched_getaffinity(0)) > self.cores
         ):  # Slurm does not bind the job to its cores, so neither are the runs
             slots = [replace(slot, cores=None) for slot in slots]
+        slots, limit = follow_load(slots, self.max_load, self.cores)
         directories = [sweep.directory(name) for name in self.runs]
         # A requeued job skips the runs that ended before.
         remaining = [
@@ -79,7 +83,7 @@ class Pack:
         observer = _JobLog(failures, len(self.runs))
         pruner = Pruner.of(sweep)
         prune = pruner.update if pruner else None
-        self._pool = pool = Pool(remaining, slots, observer, may_start=failures.may_start, prune=prune)
+        self._pool = pool = Pool(remaining, slots, observer, may_start=failures.may_start, prune=prune, limit=limit)
         terminated = False
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -92,8 +96,8 @@ class Pack:
             outcomes = pool.run()
         if terminated:
             self._requeue_if_preempted()
-        limit = f"sweep.max_failures={self.max_failures} was reached"
-        reason = f"not started: {'the disk is full' if pool.disk_full else limit}"
+        reached = f"sweep.max_failures={self.max_failures} was reached"
+        reason = f"not started: {'the disk is full' if pool.disk_full else reached}"
         for directory in pool.not_started:
             with contextlib.suppress(OSError):  # the disk is full, or the directory was removed
                 directory.set_status_from_outside(NEW, reason=reason)

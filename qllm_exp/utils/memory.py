@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+SLURM_JOB = "this Slurm job"  # the place whose size is all of its memory, not what is left of it
 _UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
@@ -71,10 +72,10 @@ def _statistic(path: Path, name: str) -> int:
 def _slurm_job() -> Iterator[Memory]:
     """The memory that Slurm gives this process's job on this node."""
     with contextlib.suppress(KeyError, ValueError):
-        yield Memory(int(os.environ["SLURM_MEM_PER_NODE"]) * 2**20 or 2**60, "this Slurm job")  # 0: all of the node
+        yield Memory(int(os.environ["SLURM_MEM_PER_NODE"]) * 2**20 or 2**60, SLURM_JOB)  # 0: all of the node
     with contextlib.suppress(KeyError, ValueError):
         megabytes = int(os.environ["SLURM_MEM_PER_CPU"]) * int(os.environ["SLURM_CPUS_ON_NODE"])
-        yield Memory(megabytes * 2**20, "this Slurm job")
+        yield Memory(megabytes * 2**20, SLURM_JOB)
 
 
 def _lines(path: Path) -> list[str]:

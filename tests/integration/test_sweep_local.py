@@ -202,6 +202,30 @@ def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp
     assert run_outcome(worst) == run_outcome(tmp_path / "whole" / worst.name), "as if it had never stopped"
 
 
+def test_further_runs_start_beside_those_that_wait_for_their_simulator(tmp_path):
+    hurry = "import sys; from qllm_exp.sweep import load; load.SETTLE_S = load.WINDOW_S = 1.0"
+    main = f"{hurry}; from qllm_exp.__main__ import main; sys.exit(main())"
+    args = [
+        "-m",
+        *SMALL,
+        *LONG,
+        "seed=0-3",
+        "hydra.launcher.n_jobs=1",
+        "hydra.launcher.max_load=0.9",
+        f"dir={tmp_path}",
+    ]
+    process = commands.start(["-c", main, *args], env=os.environ | {"PYTHONPATH": str(HERE)} | PAUSE)
+
+    def training():
+        return [run for run in runs(tmp_path) if RunDirectory(run).status().get("state") == "running"]
+
+    until(lambda: len(training()) == 4)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    code, text = end_of(process)
+    assert code == 3 and "stopping 4 runs at the next checkpoint" in text, text
+
+
 @pytest.mark.timeout(900)
 def test_killed_with_its_children_at_six_random_moments_a_sweep_ends_with_the_same_numbers(tmp_path):
     args = [*SMALL, *LONG, "mixer=qmix", "seed=0-1", "train.total_steps=28000", "train.evaluation.every=4000"]

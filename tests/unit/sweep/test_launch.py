@@ -110,7 +110,13 @@ def test_retry_counts_the_runs_that_it_starts(
 def test_a_launcher_is_made_from_its_record() -> None:
     launcher = make_launcher({"name": "slurm", "runs_per_job": 3, "time": "1:00:00"})
     assert isinstance(launcher, Slurm) and launcher.runs_per_job == 3
-    assert make_launcher({"n_jobs": 2}).options() == {"name": "local", "n_jobs": 2, "runs_per_gpu": 0, "mps": False}
+    assert make_launcher({"n_jobs": 2}).options() == {
+        "name": "local",
+        "n_jobs": 2,
+        "runs_per_gpu": 0,
+        "mps": False,
+        "max_load": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -120,7 +126,7 @@ def test_a_launcher_is_made_from_its_record() -> None:
         ({"name": "slurm", "run_per_job": 3}, "option='run_per_job' is unknown. Did you mean 'runs_per_job'?"),
         (
             {"name": "local", "mem_gb_per_run": 8},
-            "launcher=local: option='mem_gb_per_run' is unknown. Allowed: n_jobs, runs_per_gpu, mps.",
+            "launcher=local: option='mem_gb_per_run' is unknown. Allowed: n_jobs, runs_per_gpu, mps, max_load.",
         ),
     ],
 )
