@@ -1,18 +1,26 @@
 """Sandbox: generated source to tensor program, with all work on the source done in a child process.
 
-The child is a fresh interpreter in an empty folder, with a clean environment, one thread and limits (sandbox_child.py). Here
+The child is an interpreter of its own in an empty folder, with a clean environment, one thread and limits (sandbox_child.py). Here
 the source is only passed on: even to parse it takes time and memory that its author chooses. The answer of the child is
 trusted no more than the source itself: its size is limited, and the program is checked again from its JSON.
+
+A child stays for a while, since it takes a second or two to import torch: it answers further requests until none has come for
+sandbox_child.IDLE_S. Each candidate has a process of its own all the same.
 """
 
+import atexit
+import contextlib
 import functools
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -23,12 +31,13 @@ from torch import Tensor
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.refused import FUNCTION_NAMES, Refused
 from qllm_exp.generation.confinement import LAYERS
-from qllm_exp.generation.sandbox_child import wall_limit
+from qllm_exp.generation.sandbox_child import MAX_RECORD, wall_limit
 from qllm_exp.generation.static_check import MAX_SOURCE
 from qllm_exp.generation.traced import ROWS, Traced
 
 MEMORY = 1 << 30  # bytes that a function may use beyond the memory of an idle child process
 _START_S = 120.0  # enough to import torch from a slow file system
+_MAX_ANSWER = 8 * MAX_RECORD  # bytes; a record as JSON may be longer than itself
 _PROBES = 7  # minimum number of states that the child needs
 # Modules are left as they are at the end: to take them apart takes a tenth of a second.
 _START = "import os, sys; sys.path.insert(0, {root!r}); from qllm_exp.generation.sandbox_child import main; main(); os._exit(0)"
@@ -105,7 +114,7 @@ def _probes(states: Tensor | None, state_dim: int) -> Tensor:
 
 
 def _ask_child(sources: list[str], n_agents: int, states: Tensor, timeout_s: float) -> list[dict[str, Any]]:
-    """Run the child process; return its answers, of which the last ones are missing if it ended early.
+    """Ask the child process; return its answers, of which the last ones are missing if it ended early.
 
     Raises:
         RuntimeError: the child could not start.
@@ -117,27 +126,110 @@ def _ask_child(sources: list[str], n_agents: int, states: Tensor, timeout_s: flo
         "timeout_s": timeout_s,
         "memory": MEMORY,
     }
+    data = json.dumps(request).encode() + b"\n"
+    seconds = _START_S + len(sources) * (wall_limit(timeout_s) + 1)
     root = str(Path(__file__).resolve().parents[2])
-    with tempfile.TemporaryDirectory(prefix="qllm_exp-") as folder:
-        try:
-            process = subprocess.run(
-                [sys.executable, "-I", "-c", _START.format(root=root)],
-                input=json.dumps(request).encode(),
-                capture_output=True,
-                cwd=folder,
-                env=_environment(folder),
-                timeout=_START_S + len(sources) * (wall_limit(timeout_s) + 1),
-                start_new_session=True,
-                check=False,
-            )
-            output, message = process.stdout, process.stderr[-2000:].decode(errors="replace").strip()
-        except subprocess.TimeoutExpired as expired:
-            output, message = expired.stdout or b"", "no answer in time"
-    ready, *answers = list(_json_objects(output.decode(errors="replace"))) or [{}]
-    failure = next((answer["failure"] for answer in answers if "failure" in answer), None)
+    command = [sys.executable, "-I", "-c", _START.format(root=root)]
+    with _lock:
+        child = _children.get(os.getpid())
+        objects = child.ask(data, len(sources), seconds) if child is not None and child.command == command else []
+        if child is None or not objects:  # there is none, or it has ended for want of requests
+            end_child()
+            child = _children[os.getpid()] = _Child(command)
+            objects = child.ask(data, len(sources), seconds)
+        ready, *answers = objects or [{}]
+        failure = next((answer["failure"] for answer in answers if "failure" in answer), None)
+        message = failure or child.message()
+        if len(answers) < len(sources) or failure:
+            end_child()
     if "ready" not in ready or failure:
-        raise RuntimeError(f"the child process that runs generated functions failed: {failure or message}")
+        raise RuntimeError(f"the child process that runs generated functions failed: {message}")
     return answers
+
+
+class _Child:
+    """A child process, which answers one request after another.
+
+    Args:
+        command: the command that starts it.
+
+    Attributes:
+        command: the same.
+    """
+
+    def __init__(self, command: list[str]) -> None:
+        self.command = command
+        self._folder = tempfile.TemporaryDirectory(prefix="qllm_exp-")
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=self._folder.name,
+            env=_environment(self._folder.name),
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input, self._output = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._input, False)
+
+    def ask(self, request: bytes, count: int, seconds: float) -> list[dict[str, Any]]:
+        """Return what it answers to a request: an object that says that it is ready, and the answers.
+
+        Fewer if it ends, gives something else than objects, or is late.
+
+        Args:
+            request: a line of JSON.
+            count: number of answers.
+            seconds: limit of the whole.
+        """
+        deadline = time.monotonic() + seconds
+        output = b""
+        try:
+            while output.count(b"\n") <= count and len(output) <= (count + 1) * _MAX_ANSWER:
+                files = [self._input] if request else []
+                left = deadline - time.monotonic()
+                readable, writable, _ = select.select([self._output], files, [], max(left, 0))
+                if readable:
+                    data = os.read(self._output, 1 << 16)
+                    if not data:
+                        break
+                    output += data
+                elif writable:
+                    request = request[os.write(self._input, request) :]
+                else:
+                    break
+        except BrokenPipeError:
+            pass
+        return list(_json_objects(output.decode(errors="replace")))[: count + 1]
+
+    def message(self) -> str:
+        """Return the end of what it has written as errors, or that it did not answer in time."""
+        self._errors.seek(0)
+        return self._errors.read()[-2000:].decode(errors="replace").strip() or "no answer in time"
+
+    def end(self) -> None:
+        """End it, with all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._errors):
+            assert file is not None
+            file.close()
+        self._folder.cleanup()
+
+
+_children: dict[int, _Child] = {}  # by process, so that a fork of this one does not use the same
+_lock = threading.Lock()
+
+
+@atexit.register
+def end_child() -> None:
+    """End the child of this process, if there is one."""
+    child = _children.pop(os.getpid(), None)
+    if child is not None:
+        child.end()
 
 
 def _environment(folder: str) -> dict[str, str]:

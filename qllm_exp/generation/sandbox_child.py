@@ -1,4 +1,4 @@
-"""The child process of the sandbox: `main` reads a request from stdin and prints a line of JSON per candidate.
+"""The child process of the sandbox: `main` reads requests from stdin and prints a line of JSON per candidate.
 
 Imports and a first trace run without limits. Then each candidate gets a process of its own, forked from this one while it has
 a single thread. That process does all work on the source, parsing included. It has limits on processor time, wall time, memory,
@@ -11,23 +11,25 @@ import contextlib
 import json
 import os
 import resource
+import select
 import signal
-import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn, TextIO
 
 from qllm_exp.generation import confinement
 from qllm_exp.utils.start_time import rest_collector, wake_collector
 
+IDLE_S = 20.0  # without a request, after which the child ends: a sweep that has its functions trains for hours
 MAX_RECORD = 4 << 20  # bytes that a candidate may return
 _MAX_DESCRIPTOR = 1 << 16  # far beyond those of this process, which get the lowest free numbers
 
 
 def main() -> None:
-    """Answer one request.
+    """Answer requests until the input ends, or none has come for IDLE_S.
 
-    The request on stdin is {"sources", "states", "n_agents", "timeout_s", "memory"}. On stdout follows {"ready": true}, and then
-    for each source in turn an object with these keys:
+    A request is a line on stdin, {"sources", "states", "n_agents", "timeout_s", "memory"}. On stdout follows {"ready": true}, and
+    then for each source in turn an object with these keys:
 
     - missing: layers of confinement that the system does not have.
     - record: text that the candidate's process wrote, lines of JSON. Not to be trusted.
@@ -37,7 +39,6 @@ def main() -> None:
 
     If the process of a candidate cannot be set up, the object has the key `failure` only, a message.
     """
-    request = json.load(sys.stdin)
     output = os.fdopen(os.dup(1), "w")  # only the answers may go to stdout, but libraries print warnings there
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     missing = [] if confinement.enter_namespaces() else [confinement.NAMESPACES]
@@ -50,9 +51,23 @@ def main() -> None:
     torch.set_num_threads(1)
     warm_up()
     wake_collector()
-    print(json.dumps({"ready": True}), file=output, flush=True)
-    for source in request["sources"]:
-        print(json.dumps(_run_in_fork(source, request, missing)), file=output, flush=True)
+    for request in _requests():
+        print(json.dumps({"ready": True}), file=output, flush=True)
+        for source in request["sources"]:
+            print(json.dumps(_run_in_fork(source, request, missing)), file=output, flush=True)
+
+
+def _requests() -> Iterator[dict[str, Any]]:
+    """Yield the requests on stdin; end with it, or once none has come for IDLE_S."""
+    data = b""
+    while select.select([0], [], [], IDLE_S)[0]:
+        chunk = os.read(0, 1 << 16)
+        data += chunk
+        if data and (data.endswith(b"\n") or not chunk):
+            yield json.loads(data)
+            data = b""
+        if not chunk:
+            return
 
 
 def _run_in_fork(source: str, request: dict[str, Any], missing: list[str]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import ast
 import logging
 import re
+import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +98,7 @@ def test_endless_functions_end_in_time_and_leave_nothing_behind(
     for answer, (_, stage, reason) in zip(results, ENDLESS, strict=True):
         assert isinstance(answer, Refused) and answer.stage == stage
         assert re.search(reason, answer.reason), answer.reason
+    sandbox.end_child()
     assert not list(tmp_path.iterdir())
 
 
@@ -276,3 +279,32 @@ def test_no_source_is_parsed_outside_of_the_child(monkeypatch: pytest.MonkeyPatc
     assert time.monotonic() - start < 120
     assert all(isinstance(result, Refused) for result in refused), refused
     assert isinstance(good, Exported)
+
+
+def test_a_child_answers_further_requests_until_none_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox.end_child()
+    started = []
+    popen = subprocess.Popen
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(sandbox.subprocess, "Popen", count)
+    big = [HEAD + f"    return agents_q.mean(1, True)  # {'x' * 15_000}\n"] * 9  # more than a pipe holds
+    broken = [GOOD, HEAD + "    return missing\n"]
+    kinds = [
+        [isinstance(result, Exported) for result in export_all(sources, 3, 4, 20)] for sources in ([GOOD], big, broken)
+    ]
+    assert kinds == [[True], [True] * 9, [True, False]] and len(started) == 1
+    started[0].kill()
+    started[0].wait()
+    assert isinstance(export_all([GOOD], n_agents=3, state_dim=4)[0], Exported) and len(started) == 2, "it has ended"
+    sandbox.end_child()
+    start = sandbox._START.replace("main()", "import qllm_exp.generation.sandbox_child as c; c.IDLE_S = 0.2; main()")
+    monkeypatch.setattr(sandbox, "_START", start)
+    export_all([GOOD], n_agents=3, state_dim=4)
+    assert started[-1].wait(20) == 0, "no request came"
+    assert isinstance(export_all([GOOD], n_agents=3, state_dim=4)[0], Exported) and len(started) == 4
+    sandbox.end_child()
+    assert all(process.poll() is not None for process in started)
