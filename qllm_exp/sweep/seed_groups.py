@@ -228,4 +228,4 @@ def _shortest_unique(labels: Mapping[str, Sequence[str]], key: str, keys: Iterab
 def _score(directory: RunDirectory) -> float:
     """Return the final return of a run; nan if it is not finished."""
     result = directory.result()
-    return math.nan if result is None else float(result["final_return"])
+    return math.nan if result is None else float(result.get("final_return", math.nan))

@@ -41,6 +41,8 @@ def test_a_function_is_used_on_a_larger_board_only_if_the_user_says_so(file: Pat
     checked = check(configured(file, "15x15-3p-3f-2s", f"mixer.written_for={OWN}"))
     assert checked.env.task == "15x15-3p-3f-2s"
     check(configured(file, "10x10-3p-3f-2s", f"mixer.written_for={OWN}"))  # one value for both tasks of a sweep
+    by_name = check(configured(Path(OWN), "15x15-3p-3f-2s", f"mixer.written_for={OWN}"))
+    assert by_name.env == checked.env, "by the name of the bundled function"
     with pytest.raises(UserError, match=rf"mixer\.written_for=lbf/8x8.*was written for {OWN}"):
         check(configured(file, "15x15-3p-3f-2s", "mixer.written_for=lbf/8x8-2p-2f-coop-2s"))
 
