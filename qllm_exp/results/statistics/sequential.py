@@ -3,7 +3,8 @@
 AdaStop (Mathieu et al. 2023, arXiv 2306.10882) tests after each of K groups of runs, permutes the labels of runs within each
 group, compares differences of sums with a boundary that spends `level`/K of the error at each look, and gives no further
 runs to decided pairs. This module keeps all of that. It differs in how pairs are combined: by closed testing, whose family-wise
-error holds exactly for any number of runs, where a maximum over separately permuted pairs has it in the limit.
+error holds exactly for any number of runs, where a maximum over separately permuted pairs has it in the limit. And differences are
+measured in units of the spread of the scores, see `_standardised_range`.
 
 A hypothesis says which methods are equal: a partition of the methods into sets of equal distribution. Under it the labels within
 each set may be permuted. A pair is decided once every hypothesis in which the two are equal is rejected. The true partition is
@@ -13,6 +14,7 @@ all decided is alone in each hypothesis that is left. So no test needs the runs 
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,6 +70,7 @@ def decide_pairs(
     tested = 0
     crossed = {partition: np.zeros(relabellings + 1, bool) for partition in _partitions(len(names))}
     sums: dict[tuple[int, ...], Array] = {}  # by set of methods: relabelled sums of scores [1 + relabellings, methods]
+    squares: dict[tuple[int, ...], float] = {}  # by set of methods: squared deviations from the mean of each group
     for group in range(max_groups):
         undecided = [pair for pair in pairs if pair not in decided_after]
         active = {method for pair in undecided for method in pair}
@@ -79,8 +82,8 @@ def decide_pairs(
             values = np.array([groups_of[method][group] for method in methods])
             new_sums = _relabelled_sums(values, relabellings, (SEED, group, *methods))
             sums[methods] = sums[methods] + new_sums if group else new_sums
-            # The largest difference between two of the methods.
-            ranges[methods] = sums[methods].max(1) - sums[methods].min(1)
+            squares[methods] = squares.get(methods, 0.0) + float(np.square(values - values.mean()).sum())
+            ranges[methods] = _standardised_range(sums[methods], squares[methods])
         allowed = int(level * tested / max_groups * (relabellings + 1) + 1e-9)
         for partition, has_crossed in list(crossed.items()):
             statistic = np.max([ranges[methods] for methods in partition], axis=0)
@@ -92,6 +95,20 @@ def decide_pairs(
         }
         decided_after |= {pair: tested for pair in undecided if pair not in open_pairs}
     return [_decision(pair, names, groups_of, decided_after.get(pair), tested) for pair in pairs]
+
+
+def _standardised_range(sums: Array, squares: float) -> Array:
+    """Return the largest difference between the sums of two methods, in units of the spread of all scores of the set.
+
+    Without the unit, two methods with wide scores would hide every other difference that one hypothesis is about. No relabelling
+    changes the unit, so the test stays exact.
+
+    Args:
+        sums: relabelled sums of scores. [1 + relabellings, methods]
+        squares: sum of the squared deviations of the scores from the mean of their group.
+    """
+    ranges: Array = sums.max(1) - sums.min(1)
+    return ranges / math.sqrt(squares) if squares else np.zeros_like(ranges)
 
 
 def _cross(has_crossed: NDArray[np.bool_], statistic: Array, allowed: int) -> None:

@@ -63,6 +63,15 @@ def test_a_method_whose_pairs_are_decided_needs_no_further_groups() -> None:
     assert {pair.methods[0] for pair in pairs if pair.decided} == {"m2"}, "the better one comes first"
 
 
+def test_wide_scores_of_two_methods_do_not_hide_the_difference_of_two_others() -> None:
+    rng = np.random.default_rng(0)
+    means_and_spreads = {"a": (0.5, 0.02), "b": (0.6, 0.02), "c": (50.0, 3.0), "d": (50.0, 3.0)}
+    scores = {name: [rng.normal(mean, spread, 5)] for name, (mean, spread) in means_and_spreads.items()}
+    decisions = {pair.methods: pair.decided for pair in decide_pairs(scores, 0.05, 1)}
+    assert decisions["b", "a"], decisions
+    assert not decisions["c", "d"]
+
+
 def test_a_look_waits_until_every_undecided_method_has_its_group() -> None:
     scores = scores_of([0, 0, 8], 0)
     short = scores | {"m1": scores["m1"][:2]}
