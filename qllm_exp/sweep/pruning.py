@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -32,8 +32,10 @@ from qllm_exp.errors import UserError
 from qllm_exp.runs.metrics import EvaluationRow, read_rows
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import Sweep
-from qllm_exp.sweep.prepare import PreparedRun
 from qllm_exp.utils.text import count
+
+if TYPE_CHECKING:  # it imports torch, which a Slurm job would import twice: its fork server does
+    from qllm_exp.sweep.prepare import PreparedRun
 
 NONE, MEDIAN, HALVING = "none", "median", "halving"  # values of sweep.prune
 
@@ -128,7 +130,7 @@ class Rule:
 
 
 def searches_of(
-    runs: Sequence[PreparedRun], rule: Rule, known: Mapping[str, Mapping[str, Any]]
+    runs: "Sequence[PreparedRun]", rule: Rule, known: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Return the searches that runs make up, for the record of a sweep.
 
@@ -177,7 +179,7 @@ def searches_of(
     }
 
 
-def _setting(run: PreparedRun) -> str:
+def _setting(run: "PreparedRun") -> str:
     """Return the name of the setting of a run: that of the run without its seed, and without the sample of its function."""
     config, function = run.config, run.tfcaf_hash
     if function is not None and config.llm.name != "bundled" and not getattr(config.mixer, "file", ""):

@@ -2,6 +2,8 @@
 
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,3 +87,10 @@ def test_a_job_that_was_submitted_before_mps_was_an_option_trains_without(tmp_pa
     del pack.__dict__["mps"]
     pickle.loads(pickle.dumps(pack))()
     assert (tmp_path / "calls").read_text().splitlines() == ["run without"] * 3
+
+
+@pytest.mark.parametrize("module", ["slurm_task", "slurm_submit"])
+def test_the_process_of_a_job_leaves_heavy_imports_to_its_fork_server(module: str) -> None:
+    code = f"import sys, qllm_exp.sweep.{module}; print([n for n in ('torch', 'hydra', 'pandas', 'scipy') if n in sys.modules])"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
