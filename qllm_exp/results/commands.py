@@ -18,9 +18,8 @@ from qllm_exp.results.tables.pivot import METRICS, STATISTICS, Pivot, rename_met
 from qllm_exp.results.tables.sheet import Sheet, notes_on_runs
 from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison, finished_records
 from qllm_exp.runs.run_directory import CONFIG
-from qllm_exp.runs.sweep_directory import RECORD, SEARCH_RECORD, run_folders
+from qllm_exp.runs.sweep_directory import RECORD, REPORT, SEARCH_RECORD, run_folders
 
-REPORT_NAME = "report.html"
 _FIGURE_COMMANDS = {
     "curves": "learning curves per task, with bands",
     "profiles": "performance profiles: fraction of runs above each normalised score",
@@ -241,7 +240,7 @@ def _add_report(commands: Any) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help=f".html; default: {REPORT_NAME} in the directory of the sweep, or here if several directories are given",
+        help=f".html; default: {REPORT} in the directory of the sweep, or here if several directories are given",
     )
     parser.add_argument(
         "--no-credit", action="store_true", help="skip the credit figures of functions, which take seconds each"
@@ -294,7 +293,7 @@ def page_path(output: Path | None, folder: Path) -> Path:
     """
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{output}: a report is a .html file. Give e.g. -o {output.stem or 'report'}.html.")
-    return output or folder / REPORT_NAME
+    return output or folder / REPORT
 
 
 def _add_export(commands: Any) -> None:

@@ -25,6 +25,7 @@ from qllm_exp.utils.files import flock, nearest_path, read_regular_file
 
 RECORD = "sweep.json"
 SEARCH_RECORD = "search.json"  # in the directory of a search (search/search_directory.py)
+REPORT = "report.html"  # default name of the page of a sweep or a search, in its directory
 
 
 @dataclass
@@ -219,6 +220,11 @@ class Sweep:
     @property
     def _lock_path(self) -> Path:
         return self.path / ".sweep.lock"
+
+
+def search_name(key: str) -> str:
+    """Return the name of the directory of a search, by the key of the function that it looks for."""
+    return f"search_{key[:8]}"
 
 
 def _other_options(path: Path, known: dict[str, Any], decide: dict[str, Any]) -> str:

@@ -39,6 +39,7 @@ from qllm_exp.generation.probes import Probe
 from qllm_exp.generation.search_options import check_search_options
 from qllm_exp.generation.verify import Accepted, verify_all
 from qllm_exp.mixers.tfcaf import SMALLEST, TrainableTfcaf, make_from_function
+from qllm_exp.runs.sweep_directory import search_name
 from qllm_exp.search.archive import BASELINES, Archive, Member, stage_returns
 from qllm_exp.search.behaviour import Behaviours, distance
 from qllm_exp.search.models import Models, candidate_of, choose_models
@@ -57,7 +58,7 @@ _ANOTHER_SEARCH = "With another option it is another search, which requests its 
 
 def search_path(run: RunConfig) -> Path:
     """Return the directory of the search of a configuration."""
-    return Path(run.dir) / f"search_{provide.key_for(run)[:8]}"
+    return Path(run.dir) / search_name(provide.key_for(run))
 
 
 def search(run: RunConfig, launcher: Launcher) -> StoredFunction:

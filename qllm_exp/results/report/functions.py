@@ -21,6 +21,7 @@ from qllm_exp.results.report.python import highlight
 from qllm_exp.results.report.report_data import ReportData, display_path
 from qllm_exp.results.report.svg import svg_figure
 from qllm_exp.runs.run_directory import RunDirectory
+from qllm_exp.runs.sweep_directory import REPORT, search_name
 from qllm_exp.utils.text import count
 
 MAX_FUNCTIONS = 50  # functions in a page
@@ -172,6 +173,7 @@ def _function_parts(use: FunctionUse, number: int, data: ReportData, total: int,
             ("in tables", f"mixer.function={use.digits}" if use.digits else ""),
             ("written for", task if task != use.task else ""),
             ("origin", provenance_text(function)),
+            ("search", _search(use.first_run.parent / search_name(function.key), data)),
             ("cost", cost_text(function.cost)),
             ("verdict", function.verdict),
             ("prompt hash", _hash(function.prompt_hash)),
@@ -232,6 +234,16 @@ def _users(use: FunctionUse, data: ReportData) -> Html:
     if others:
         parts.append(concat([f" and {others} more"]))
     return concat(parts)
+
+
+def _search(directory: Path, data: ReportData) -> Html:
+    """Return a link to the page of the search that found a function, or how to make it; '' if there is no such directory here."""
+    if not directory.is_dir():
+        return Html("")
+    if (directory / REPORT).exists():
+        return tag("a", directory.name, href=data.link(directory / REPORT))
+    command = shlex.join(["python", "-m", "qllm_exp", "tfcaf", "report", display_path(directory)])
+    return concat([f"{directory.name}; its page: ", tag("code", command)])
 
 
 def _hash(digits: str) -> Html:

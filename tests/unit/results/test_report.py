@@ -331,6 +331,17 @@ def test_a_function_is_shown_with_its_origin(tmp_path: Path) -> None:
     assert source and html.unescape(re.sub("<[^>]*>", "", source[1])) == known.source.strip()
 
 
+def test_a_function_that_a_search_has_found_leads_to_the_page_of_the_search(tmp_path: Path) -> None:
+    run = make_run(tmp_path, run_config("tfcaf", 0, "climbing", "matrix"), 100.0, program=1)
+    give_function(run)
+    directory = tmp_path / f"search_{stored_function.load(run / 'tfcaf.json').key[:8]}"
+    assert directory.name not in text_of(tmp_path)
+    directory.mkdir()
+    assert f"tfcaf report {directory}" in page_of(tmp_path).text
+    (directory / "report.html").touch()
+    assert f'href="{tmp_path.name}/{directory.name}/report.html"' in text_of(tmp_path)
+
+
 def test_the_docstring_explains_a_function_without_a_model_answer(tmp_path: Path) -> None:
     source = 'def credit_assignment(agents_q, global_state):\n    """Equal credit."""\n    return agents_q.mean(1, keepdim=True)\n'
     run = make_run(tmp_path, run_config("tfcaf", 0, "climbing", "matrix"), 100.0, program=1)
