@@ -35,7 +35,7 @@ from qllm_exp.sweep.pool import RunOutcome
 from qllm_exp.sweep.progress import outcome_line, python_command
 from qllm_exp.utils.files import is_disk_full, write_atomically
 from qllm_exp.utils.memory import Memory
-from qllm_exp.utils.text import count
+from qllm_exp.utils.text import count, duration
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ POLL_S = 2.0  # seconds between reads of the run directories, while waiting
 QUERY_S = 10.0  # seconds between queries of Slurm's queue, while waiting
 GONE_S = 20.0  # a run that is neither running, queued nor ended for this long is dead; shared file systems have delays
 DEFAULT_ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
+LONG_MINUTES = 3600  # as a number, two and a half days; 1:00:00 without quotes in a YAML file is 3600, too
 NEXT_MINUTES = 60  # time limit of the job that plans what follows from the results of others
 GRES = re.compile(
     r"[a-z]\w*(:[\w.-]+)*(,[a-z]\w*(:[\w.-]+)*)*", re.IGNORECASE
@@ -93,7 +94,14 @@ class Slurm:
         is_gres = self.gres is None or GRES.fullmatch(str(self.gres)) is not None
         check_option(self, "gres", is_gres, "NAME[:TYPE][:COUNT], separated by commas, e.g. gpu:1g.10gb:2 or shard:4")
         self._check_gpus()
-        to_minutes(self.time)
+        minutes = to_minutes(self.time)
+        if isinstance(self.time, int) and minutes >= LONG_MINUTES:
+            log.warning(
+                "hydra.launcher.time=%d is in minutes, so the limit is %s. YAML reads H:M:S as a number unless it is quoted: "
+                'write time: "2:00:00".',
+                minutes,
+                duration(60 * minutes),
+            )
 
     def _check_gpus(self) -> None:
         """Raise UserError where options that concern GPUs contradict each other."""

@@ -40,7 +40,7 @@ def holm(p_values: list[float]) -> list[bool]:
 def main(repetitions: int) -> None:
     """Print a table."""
     print(
-        "| scores | means | false decision (any pair) | pairs decided that differ | the same with 20 seeds | runs saved |"
+        "| scores | means | family-wise error | power | power with 20 fixed seeds | runs saved |"
     )
     print("|---|---|---|---|---|---|")
     for is_bimodal, means in itertools.product((False, True), SETTINGS):

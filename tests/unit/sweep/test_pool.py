@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from omegaconf import OmegaConf
 from programs import write_program
 from run_folders import run_config
 
@@ -288,6 +289,15 @@ def test_a_run_of_another_machine_is_locked_while_its_heartbeat_is_recent(tmp_pa
 )
 def test_time_limits_as_sbatch_accepts_them(limit, expected):
     assert to_minutes(limit) == expected
+
+
+def test_a_time_that_yaml_has_made_a_number_is_pointed_out(caplog):
+    with caplog.at_level("WARNING", "qllm_exp"):
+        for limit in ("2:00:00", 120, "5-00:00:00"):
+            Slurm(time=limit)
+        assert not caplog.records
+        Slurm(time=OmegaConf.create("time: 2:00:00").time)
+    assert "is in minutes, so the limit is 120 h 00 min. YAML reads H:M:S as a number unless it is quoted" in caplog.text
 
 
 @pytest.mark.parametrize("limit", ["soon", "", "1:2:3:4", "-5", "1.5", "0"])
