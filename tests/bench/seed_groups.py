@@ -39,9 +39,7 @@ def holm(p_values: list[float]) -> list[bool]:
 
 def main(repetitions: int) -> None:
     """Print a table."""
-    print(
-        "| scores | means | family-wise error | power | power with 20 fixed seeds | runs saved |"
-    )
+    print("| scores | means | family-wise error | power | power with 20 fixed seeds | runs saved |")
     print("|---|---|---|---|---|---|")
     for is_bimodal, means in itertools.product((False, True), SETTINGS):
         random = np.random.default_rng(0)

@@ -297,7 +297,9 @@ def test_a_time_that_yaml_has_made_a_number_is_pointed_out(caplog):
             Slurm(time=limit)
         assert not caplog.records
         Slurm(time=OmegaConf.create("time: 2:00:00").time)
-    assert "is in minutes, so the limit is 120 h 00 min. YAML reads H:M:S as a number unless it is quoted" in caplog.text
+    assert (
+        "is in minutes, so the limit is 120 h 00 min. YAML reads H:M:S as a number unless it is quoted" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("limit", ["soon", "", "1:2:3:4", "-5", "1.5", "0"])
