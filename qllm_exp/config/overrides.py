@@ -11,6 +11,7 @@ from qllm_exp.config.text_options import is_text, quote
 from qllm_exp.errors import UserError
 
 _RANGE = r"\d+(?:-\d+)?"
+_RANGE_LIST = re.compile(rf"{_RANGE}(?:,{_RANGE})*")
 _RANGES = re.compile(rf"(?P<key>[+~]{{0,2}}[\w./@-]+)=(?P<value>{_RANGE}(?:,{_RANGE})*)")
 
 _MULTIRUN = ("-m", "--multirun")
@@ -289,7 +290,7 @@ def _is_narrowed(key: str, value: Any, requested: Sequence[str], case_values: se
     """Whether the command line selects among the values of a case for this key, instead of replacing them.
 
     That holds for a key with a single text value, for a group (env, algorithm, mixer), and for a list if every requested value
-    is listed by some case.
+    is listed by some case. Numbers and ranges of them, such as 0-2, are replaced.
 
     Args:
         key: key of the case.
@@ -299,7 +300,8 @@ def _is_narrowed(key: str, value: Any, requested: Sequence[str], case_values: se
     """
     is_group = "." not in key
     is_known = _is_list(value) and all((key, requested_value) in case_values for requested_value in requested)
-    return isinstance(value, str) or is_group or is_known
+    is_text = isinstance(value, str) and _RANGE_LIST.fullmatch(value) is None
+    return is_text or is_group or is_known
 
 
 def _narrow(argument: str, narrowed: Mapping[str, Sequence[str]]) -> str:

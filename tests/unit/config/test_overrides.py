@@ -163,6 +163,15 @@ def test_the_command_line_narrows_an_experiments_cases(typed, expected):
                 assert values == [value for value in requested.get(key, case_values) if value in case_values]
 
 
+@pytest.mark.parametrize(("typed", "samples"), [("1", "1"), ("0-1", "0-1"), ("7", "7"), ("", "0-2")])
+def test_a_range_of_numbers_in_a_case_is_replaced_and_leaves_out_no_case(typed, samples):
+    cases = [{"mixer": ["tfcaf"], "tfcaf.sample": "0-2"}, {"mixer": ["vdn", "qmix"]}]
+    result = grids([f"tfcaf.sample={typed}"] if typed else [], {"seed": "0-4"}, cases)
+    assert len(result) == 2
+    axes = dict(override.split("=") for override in result[0])
+    assert axes["tfcaf.sample"] == samples and axes["mixer"] == "tfcaf" and axes["seed"] == "0-4"
+
+
 def test_null_in_a_preset_is_null():
     assert grids([], {"llm.temperature": [None, 0.5], "tfcaf.budget_usd": None}, [{}]) == [
         ["llm.temperature=null,0.5", "tfcaf.budget_usd=null"]
