@@ -1,6 +1,7 @@
 """Every environment keeps the contract of envs/base.py, and each way to break it is noticed, with one line that says how."""
 
 import itertools
+import random
 from collections.abc import Callable
 from dataclasses import replace
 
