@@ -84,9 +84,9 @@ def test_what_processes_use_is_measured_with_their_children(monkeypatch):
         uses = {}
         for process in processes:
             meter = Meter([], cores=1, clock=time.monotonic)
-            while (found := meter([process.pid])) is None:
+            while (measured := meter([process.pid])) is None:
                 time.sleep(0.2)
-            uses[process] = found
+            uses[process] = measured
         working, sleeping = (uses[process] for process in processes)
         assert working["cores"] > 0.1 > 0.02 > sleeping["cores"] and set(working) == {"cores", "memory"}
         assert working["memory"] > 3 * sleeping["memory"] > 0
@@ -124,11 +124,11 @@ def test_the_use_of_a_gpu_is_a_mean_over_the_measurement(monkeypatch):
     clock, samples = Clock(), iter([0.0, 1.0] * 10)
     monkeypatch.setattr(load, "gpu_uses", lambda gpus: {"GPU 0": next(samples)})
     meter = Meter(["0"], cores=4, clock=clock)
-    found = None
-    while found is None:
-        found = meter([1 << 30])
+    measured = None
+    while measured is None:
+        measured = meter([1 << 30])
         clock.now += 0.1
-    assert found["GPU 0"] == pytest.approx(0.5, abs=0.11) and found["cores"] == 0
+    assert measured["GPU 0"] == pytest.approx(0.5, abs=0.11) and measured["cores"] == 0
 
 
 def test_slots_of_a_pool_that_follows_the_load():
