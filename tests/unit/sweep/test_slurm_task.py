@@ -14,7 +14,7 @@ from run_folders import make_unfinished_run, run_config
 from qllm_exp.errors import UserError
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import Sweep
-from qllm_exp.sweep import pool, slurm_task
+from qllm_exp.sweep import load, pool, slurm_task
 from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.slurm_task import Pack
@@ -94,3 +94,38 @@ def test_the_process_of_a_job_leaves_heavy_imports_to_its_fork_server(module: st
     code = f"import sys, qllm_exp.sweep.{module}; print([n for n in ('torch', 'hydra', 'pandas', 'scipy') if n in sys.modules])"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "[]"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("place", ["slurm", "local"])
+def test_further_runs_start_while_those_in_progress_leave_room(
+    monkeypatch: pytest.MonkeyPatch, runs: list[Path], place: str
+) -> None:
+    started: list[RunDirectory] = []
+
+    class Waiting:
+        """A run that ends when all three are in progress."""
+
+        lost = False
+
+        def __init__(self, directory: RunDirectory) -> None:
+            started.append(directory)
+            self.pid, self._directory = len(started), directory
+
+        def poll(self) -> int | None:
+            if len(started) < len(runs):
+                return None
+            self._directory.finish({"final_return": 1.0, "wall_s": 1.0})
+            return 0
+
+    monkeypatch.setattr(pool.Pool, "_start_worker", lambda self, directory, slot: Waiting(directory))
+    monkeypatch.setattr(load, "SETTLE_S", 0.0)
+    monkeypatch.setattr(load.Meter, "__call__", lambda self, pids: {"cores": 0.2 * len(pids)})
+    names = [run.name for run in runs]
+    sweep = Sweep.create(runs[0].parent / "sweep", names, {"name": place}, 0, "")
+    if place == "slurm":
+        pack = pickle.loads(pickle.dumps(Pack(str(sweep.path), names, at_once=1, cores=2, device="cpu", max_load=0.9)))
+        assert pack() == "3 of 3 runs ended"
+    else:
+        work = Work([RunDirectory(run) for run in runs], sweep.failure_limit())
+        assert len(Local(n_jobs=1, max_load=0.9).start(sweep, work)) == 3
