@@ -88,7 +88,8 @@ def test_what_processes_use_is_measured_with_their_children(monkeypatch):
                 time.sleep(0.2)
             uses[process] = measured
         working, sleeping = (uses[process] for process in processes)
-        assert working["cores"] > 0.1 > 0.02 > sleeping["cores"] and set(working) == {"cores", "memory"}
+        assert working["cores"] > 0.05 and working["cores"] > 4 * sleeping["cores"], "on a busy machine, too"
+        assert set(working) == {"cores", "memory"}
         assert working["memory"] > 3 * sleeping["memory"] > 0
     finally:
         subprocess.run(["pkill", "-P", str(processes[0].pid)], check=False)
