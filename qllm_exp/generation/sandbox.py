@@ -159,7 +159,7 @@ class _Child:
 
     def __init__(self, command: list[str]) -> None:
         self.command = command
-        self._folder = tempfile.TemporaryDirectory(prefix="qllm_exp-")
+        self._folder = tempfile.TemporaryDirectory(prefix="qllm_exp-", ignore_cleanup_errors=True)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
         self._process = subprocess.Popen(
             command,

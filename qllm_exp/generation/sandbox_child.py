@@ -55,6 +55,8 @@ def main() -> None:
         print(json.dumps({"ready": True}), file=output, flush=True)
         for source in request["sources"]:
             print(json.dumps(_run_in_fork(source, request, missing)), file=output, flush=True)
+    with contextlib.suppress(OSError):
+        os.rmdir(os.getcwd())  # its empty folder, which a parent that was killed cannot remove
 
 
 def _requests() -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from qllm_exp.config.device import DeviceResolver, resolve_device
 from qllm_exp.experiment import INTERRUPTED as EXIT_INTERRUPTED
 from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
 from qllm_exp.sweep.launcher import SHARES, Work, check_option, is_integer_from, is_share
-from qllm_exp.sweep.load import follow_load
+from qllm_exp.sweep.measured_load import follow_load
 from qllm_exp.sweep.mps import mps_daemons
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import Display
@@ -22,6 +22,8 @@ from qllm_exp.utils.memory import Memory, available_memory
 from qllm_exp.utils.text import count
 
 log = logging.getLogger(__name__)
+
+MAX_LINES = 16  # of runs on a terminal, where the number of runs at a time follows the load
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Local:
         slots, limit = follow_load(initial, self.max_load)
         if work.queued:
             log.info("  %s in Slurm's queue, left to Slurm", count(len(work.queued), "run"))
-        display = Display(len(directories), len(slots))
+        display = Display(len(directories), max(len(initial), min(len(slots), MAX_LINES)))
         pruner = Pruner.of(sweep)
         observer = _FailureMarker(display, work.failures)
         prune = pruner.update if pruner else None

@@ -282,7 +282,7 @@ def make_slots(count: int, device: str, runs_per_gpu: int = 0) -> list[Slot]:
         device: 'cuda': the runs share the GPUs in turn; anything else, such as 'cuda:1': CUDA_VISIBLE_DEVICES is not set.
         runs_per_gpu: largest number of runs that share a GPU; 0: one, or no limit if `count` is given.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = own_cores()
     gpus = list_gpus() if device == "cuda" else []
     if not count:
         count = min(len(gpus) * max(runs_per_gpu, 1), len(cores)) if gpus else len(cores)
@@ -295,6 +295,11 @@ def make_slots(count: int, device: str, runs_per_gpu: int = 0) -> list[Slot]:
     else:
         core_sets = [frozenset(cores[i * cores_per_run : (i + 1) * cores_per_run]) for i in range(count)]
     return [Slot(core_set, gpus[i % len(gpus)] if gpus else "") for i, core_set in enumerate(core_sets)]
+
+
+def own_cores() -> list[int]:
+    """Return the cores that this process may use, by number."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def list_gpus() -> list[str]:

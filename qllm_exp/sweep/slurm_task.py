@@ -17,7 +17,7 @@ from submitit.helpers import DelayedSubmission
 from qllm_exp.runs.progress_bar import LINE_EVERY_S
 from qllm_exp.runs.run_state import FAILED, NEW
 from qllm_exp.runs.sweep_directory import FailureLimit, Sweep
-from qllm_exp.sweep.load import follow_load
+from qllm_exp.sweep.measured_load import follow_load
 from qllm_exp.sweep.mps import mps_daemons
 from qllm_exp.sweep.pool import ActiveRun, Pool, RunOutcome, make_slots
 from qllm_exp.sweep.progress import live_line, outcome_line

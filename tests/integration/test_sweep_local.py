@@ -203,7 +203,7 @@ def test_pruned_settings_stay_pruned_after_a_kill_and_are_resumed_on_request(tmp
 
 
 def test_further_runs_start_beside_those_that_wait_for_their_simulator(tmp_path):
-    hurry = "import sys; from qllm_exp.sweep import load; load.SETTLE_S = load.WINDOW_S = 1.0"
+    hurry = "import sys; from qllm_exp.sweep import measured_load as load; load.SETTLE_S = load.WINDOW_S = 1.0"
     main = f"{hurry}; from qllm_exp.__main__ import main; sys.exit(main())"
     args = [
         "-m",

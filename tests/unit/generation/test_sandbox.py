@@ -281,8 +281,9 @@ def test_no_source_is_parsed_outside_of_the_child(monkeypatch: pytest.MonkeyPatc
     assert isinstance(good, Exported)
 
 
-def test_a_child_answers_further_requests_until_none_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_answers_further_requests_until_none_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox.end_child()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     started = []
     popen = subprocess.Popen
 
@@ -305,6 +306,7 @@ def test_a_child_answers_further_requests_until_none_comes(monkeypatch: pytest.M
     monkeypatch.setattr(sandbox, "_START", start)
     export_all([GOOD], n_agents=3, state_dim=4)
     assert started[-1].wait(20) == 0, "no request came"
+    assert not list(tmp_path.iterdir()), "it has removed its folder, in case that this process was killed"
     assert isinstance(export_all([GOOD], n_agents=3, state_dim=4)[0], Exported) and len(started) == 4
     sandbox.end_child()
     assert all(process.poll() is not None for process in started)

@@ -14,7 +14,7 @@ from run_folders import make_unfinished_run, run_config
 from qllm_exp.errors import UserError
 from qllm_exp.runs.run_directory import RunDirectory
 from qllm_exp.runs.sweep_directory import Sweep
-from qllm_exp.sweep import load, pool, slurm_task
+from qllm_exp.sweep import measured_load, pool, slurm_task
 from qllm_exp.sweep.launcher import Work
 from qllm_exp.sweep.local import Local
 from qllm_exp.sweep.slurm_task import Pack
@@ -119,8 +119,8 @@ def test_further_runs_start_while_those_in_progress_leave_room(
             return 0
 
     monkeypatch.setattr(pool.Pool, "_start_worker", lambda self, directory, slot: Waiting(directory))
-    monkeypatch.setattr(load, "SETTLE_S", 0.0)
-    monkeypatch.setattr(load.Meter, "__call__", lambda self, pids: {"cores": 0.2 * len(pids)})
+    monkeypatch.setattr(measured_load, "SETTLE_S", 0.0)
+    monkeypatch.setattr(measured_load.Meter, "__call__", lambda self, pids: {"cores": 0.2 * len(pids)})
     names = [run.name for run in runs]
     sweep = Sweep.create(runs[0].parent / "sweep", names, {"name": place}, 0, "")
     if place == "slurm":

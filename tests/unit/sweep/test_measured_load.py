@@ -9,9 +9,9 @@ import pytest
 from programs import write_program
 
 from qllm_exp.errors import UserError
-from qllm_exp.sweep import load
-from qllm_exp.sweep.load import LoadLimit, Meter, follow_load, gpu_uses
+from qllm_exp.sweep import measured_load
 from qllm_exp.sweep.local import Local
+from qllm_exp.sweep.measured_load import LoadLimit, Meter, follow_load, gpu_uses
 from qllm_exp.sweep.pool import Slot
 from qllm_exp.sweep.slurm import Slurm
 from qllm_exp.utils.memory import SLURM_JOB, Memory
@@ -56,7 +56,7 @@ def test_runs_start_until_one_more_would_use_too_much(use_per_run, initial, expe
 
 def test_nothing_starts_before_the_runs_have_settled():
     numbers = sweep(0.05, 4)
-    assert set(numbers[: int(load.SETTLE_S / 0.1) - 1]) == {4}
+    assert set(numbers[: int(measured_load.SETTLE_S / 0.1) - 1]) == {4}
 
 
 def test_a_run_that_ends_is_replaced_at_once_and_a_heavier_mixture_is_not():
@@ -65,7 +65,7 @@ def test_a_run_that_ends_is_replaced_at_once_and_a_heavier_mixture_is_not():
 
     def settled(running):
         limit.update(range(running))
-        clock.now += load.SETTLE_S + 1
+        clock.now += measured_load.SETTLE_S + 1
         return limit.update(range(running))
 
     assert settled(2) == 4 and settled(4) == 8 and settled(8) == 9
@@ -75,7 +75,7 @@ def test_a_run_that_ends_is_replaced_at_once_and_a_heavier_mixture_is_not():
 
 
 def test_what_processes_use_is_measured_with_their_children(monkeypatch):
-    monkeypatch.setattr(load, "WINDOW_S", 2.0)
+    monkeypatch.setattr(measured_load, "WINDOW_S", 2.0)
     busy = (
         "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(200 << 20)\\nwhile True: pass'])"
     )
@@ -102,12 +102,12 @@ def test_what_processes_use_is_measured_with_their_children(monkeypatch):
 
 def test_the_memory_of_a_slurm_job_is_all_that_it_has(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(load, "_memory", lambda pid: 2 * 10**9)
+    monkeypatch.setattr(measured_load, "_memory", lambda pid: 2 * 10**9)
     for place, expected in ((SLURM_JOB, 4 / 8), ("this machine", 4 / 12)):
-        monkeypatch.setattr(load, "available_memory", lambda place=place: Memory(8 * 10**9, place))
+        monkeypatch.setattr(measured_load, "available_memory", lambda place=place: Memory(8 * 10**9, place))
         meter = Meter([], cores=1, clock=clock)
         assert meter([1, 2]) is None
-        clock.now += load.WINDOW_S
+        clock.now += measured_load.WINDOW_S
         uses = meter([1, 2])
         assert uses["memory"] == pytest.approx(expected)
 
@@ -123,7 +123,7 @@ def test_gpus_are_read_from_the_driver_by_index_and_uuid(tmp_path, monkeypatch):
 
 def test_the_use_of_a_gpu_is_a_mean_over_the_measurement(monkeypatch):
     clock, samples = Clock(), iter([0.0, 1.0] * 10)
-    monkeypatch.setattr(load, "gpu_uses", lambda gpus: {"GPU 0": next(samples)})
+    monkeypatch.setattr(measured_load, "gpu_uses", lambda gpus: {"GPU 0": next(samples)})
     meter = Meter(["0"], cores=4, clock=clock)
     measured = None
     while measured is None:
@@ -136,7 +136,9 @@ def test_slots_of_a_pool_that_follows_the_load():
     slots = [Slot(frozenset({0}), "0"), Slot(frozenset({1}), "1")]
     assert follow_load(slots, 0) == (slots, None)
     shared, limit = follow_load(slots, 0.9)
-    assert [slot.gpu for slot in shared] == ["0", "1"] * load.MAX_FACTOR and {slot.cores for slot in shared} == {None}
+    assert [slot.gpu for slot in shared] == ["0", "1"] * measured_load.MAX_FACTOR and {
+        slot.cores for slot in shared
+    } == {None}
     assert limit([]) == 2
 
 

@@ -5,14 +5,13 @@ them while there is room. Only starts follow the load: a run that has started st
 """
 
 import csv
-import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
-from qllm_exp.sweep.pool import Slot
+from qllm_exp.sweep.pool import Slot, own_cores
 from qllm_exp.utils.memory import SLURM_JOB, available_memory
 
 MAX_FACTOR = 8  # runs at a time at most, as a multiple of the number at the beginning
@@ -21,6 +20,7 @@ SETTLE_S = (
 )
 WINDOW_S = 10.0  # seconds of a measurement, several rounds of episodes and updates of any environment here
 QUERY_S = 2.0  # seconds between queries of nvidia-smi during a measurement
+ANSWER_S = 10.0  # for its answer, which the pool waits for; it starts slowly where the driver is not kept loaded
 
 Uses = Mapping[str, float]  # share of each resource that the runs use, by its name
 Measure = Callable[[Sequence[int]], Uses | None]
@@ -135,7 +135,7 @@ def follow_load(
     if not share:
         return list(slots), None
     gpus = list(dict.fromkeys(slot.gpu for slot in slots if slot.gpu))
-    limit = LoadLimit(len(slots), share, Meter(gpus, cores or len(os.sched_getaffinity(0))))
+    limit = LoadLimit(len(slots), share, Meter(gpus, cores or len(own_cores())))
     shared = [Slot(None, slots[i % len(slots)].gpu) for i in range(MAX_FACTOR * len(slots))]  # any run on any core
     return shared, limit.update
 
@@ -149,7 +149,7 @@ def gpu_uses(gpus: Sequence[str]) -> Uses:
     columns = "index,uuid,utilization.gpu,memory.used,memory.total"
     command = ["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"]
     try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         output = ""
     uses = {f"GPU {gpu}": 1.0 for gpu in gpus}
