@@ -76,11 +76,12 @@ def test_a_run_that_ends_is_replaced_at_once_and_a_heavier_mixture_is_not():
 
 def test_what_processes_use_is_measured_with_their_children(monkeypatch):
     monkeypatch.setattr(measured_load, "WINDOW_S", 2.0)
-    busy = (
-        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(200 << 20)\\nwhile True: pass'])"
-    )
-    processes = [subprocess.Popen([sys.executable, "-c", code]) for code in (busy, "import time; time.sleep(600)")]
+    child = "x = bytearray(b'x') * (200 << 20); print('ready', flush=True)\nwhile True: pass"
+    busy = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    idle = "import time; print('ready', flush=True); time.sleep(600)"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for code in (busy, idle)]
     try:
+        assert [process.stdout.readline() for process in processes] == [b"ready\n"] * 2
         uses = {}
         for process in processes:
             meter = Meter([], cores=1, clock=time.monotonic)
