@@ -11,6 +11,7 @@ and 'int_floordiv'.
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -107,6 +108,7 @@ class Operation:
     dtypes: frozenset[str | int] = frozenset()
 
 
+@lru_cache(maxsize=4_096)
 def find_operation(name: str) -> Operation | None:
     """Return the operation called `name`, or None if it is not allowed."""
     if name in _SIZE_OPERATIONS:

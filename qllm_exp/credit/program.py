@@ -27,6 +27,10 @@ _PROBE_BATCH = 64
 _LARGE_BATCH = 4_096
 _UNCHANGED: Mapping[int, Tensor] = MappingProxyType({})
 
+# By the hash of a program that was checked: the batch sizes for which all of its values are known to be small enough. A process
+# may load a program several times, for its own checks, for the mixer and for the tables, and the check takes most of that time.
+_SMALL_ENOUGH: dict[str, set[int]] = {}
+
 
 class _Step(NamedTuple):
     """One call of a compiled program.
@@ -78,9 +82,12 @@ class Program:
         self.n_agents: int = self._data["n_agents"]
         self.state_dim: int = self._data["state_dim"]
         self.hash = hashlib.sha256(program_json.canonical_json(self._data).encode()).hexdigest()
+        self._compiled: dict[torch.device, tuple[list[Any], list[_Step]]] = {}
         self._plans: dict[tuple[torch.device, frozenset[int]], _Plan] = {}
-        self._batches: set[int] = set()  # batch sizes for which all values are known to be small enough
-        self._check_sizes()
+        self._batches: set[int] = _SMALL_ENOUGH.get(self.hash, set())
+        if not self._batches:
+            self._check_sizes()
+            _SMALL_ENOUGH[self.hash] = self._batches
 
     @classmethod
     def from_json(cls, data: Any) -> "Program":
@@ -248,7 +255,18 @@ class Program:
         return Program, (self._data,)
 
     def _compile(self, device: torch.device) -> tuple[list[Any], list[_Step]]:
-        """Return the initial values of all slots, and the steps. Literals and lists have slots behind the values."""
+        """Return the initial values of all slots, and the steps. Literals and lists have slots behind the values.
+
+        The caller owns the list of values. Constants are created outside inference mode, so that autograd can use them later.
+        """
+        if device not in self._compiled:
+            with torch.inference_mode(False), torch.no_grad():
+                self._compiled[device] = self._compile_for(device)
+        initial, steps = self._compiled[device]
+        return initial.copy(), steps
+
+    def _compile_for(self, device: torch.device) -> tuple[list[Any], list[_Step]]:
+        """Compile for a device; see `_compile`."""
         constants = [program_json.decode_constant(constant, device) for constant in self._data["constants"]]
         first = FIRST_CONSTANT + len(constants)
         operations = self._data["operations"]
@@ -324,12 +342,16 @@ class Program:
         sizes, doubled_sizes = self._sizes(_PROBE_BATCH), self._sizes(2 * _PROBE_BATCH)
         if any(large > 2 * small for small, large in zip(sizes, doubled_sizes, strict=True)):
             refuse("a tensor grows faster than the batch: combine values within a row only, never across the batch")
-        for batch in (_PROBE_BATCH, 1, _LARGE_BATCH):
+        self._check_elements(_PROBE_BATCH, sizes)
+        for batch in (1, _LARGE_BATCH):
             self._check_batch(batch)
 
     def _check_batch(self, batch: int) -> None:
         """Refuse values that are too large for this batch size, since a size can be any function of it."""
-        sizes = self._sizes(batch)
+        self._check_elements(batch, self._sizes(batch))
+
+    def _check_elements(self, batch: int, sizes: list[int]) -> None:
+        """Refuse values that are too large, given the numbers of their elements for a batch size."""
         rows = max(batch, 2 * _PROBE_BATCH)  # at least this many, so that tables of a fixed size fit small batches too
         if max(sizes) > rows * MAX_ROW_ELEMENTS:
             refuse(f"a tensor has more than {MAX_ROW_ELEMENTS} elements per row of the batch")

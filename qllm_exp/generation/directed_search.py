@@ -278,6 +278,16 @@ def _quantity(program: Program, risk: Risk, values: list[Any]) -> Tensor | None:
     return quantity.float().reshape(rows, -1)
 
 
+def _quantities(program: Program, targets: Sequence["_Target"], values: list[Any]) -> dict[Risk, Tensor]:
+    """Return the quantity of every risk that is searched for."""
+    quantities = {}
+    for risk in dict.fromkeys(target.risk for target in targets):
+        quantity = _quantity(program, risk, values)
+        assert quantity is not None  # it was there for the starting rows
+        quantities[risk] = quantity
+    return quantities
+
+
 _SIGNS = {
     "divisor": (0,),
     "pole": (0,),
@@ -352,11 +362,11 @@ def _objective(
     leaf_q, leaf_states = q.clone().requires_grad_(), states.clone().requires_grad_()
     with torch.enable_grad():
         values = program.all_values(leaf_q, leaf_states)
-        parts = []
-        for target, numbers in zip(targets, rows, strict=True):
-            quantity = _quantity(program, target.risk, values)
-            assert quantity is not None  # it was there for the starting rows
-            parts.append(_score(quantity[numbers, target.element], target.sign))
+        quantities = _quantities(program, targets, values)
+        parts = [
+            _score(quantities[target.risk][numbers, target.element], target.sign)
+            for target, numbers in zip(targets, rows, strict=True)
+        ]
         objective = torch.cat(parts)
         if not objective.requires_grad:
             return objective, (torch.zeros_like(q), torch.zeros_like(states))
@@ -381,12 +391,8 @@ def _bisect(
         for _ in range(_BISECTIONS):
             check_time()
             middle_q, middle_states = ends_q.mean(1), ends_states.mean(1)
-            values = program.all_values(middle_q, middle_states)
-            positive = []
-            for row, target in enumerate(targets):
-                quantity = _quantity(program, target.risk, values)
-                assert quantity is not None
-                positive.append(float(quantity[row, target.element]) > 0)
-            side = torch.tensor([0 if is_positive else 1 for is_positive in positive])
+            quantities = _quantities(program, targets, program.all_values(middle_q, middle_states))
+            column = torch.stack([quantities[target.risk][row, target.element] for row, target in enumerate(targets)])
+            side = torch.where(column > 0, 0, 1)
             ends_q[index, side], ends_states[index, side] = middle_q, middle_states
     return ends_q.transpose(0, 1).flatten(0, 1), ends_states.transpose(0, 1).flatten(0, 1)

@@ -141,8 +141,6 @@ def make(config: Config, env: TeamEnv) -> Tfcaf:
     if not config.file:
         raise UserError("mixer=tfcaf needs a credit-assignment function: use llm=bundled, or mixer.file=PATH.")
     function = stored_function.load(Path(config.file))
-    function.check_fits(env)
-    function.check_values(extreme_states(env))  # a file that was written by hand has not been verified
     return make_from_function(function, config.igm, env, config.trainable_constants)
 
 
@@ -156,12 +154,13 @@ def make_from_function(function: Any, igm: str, env: TeamEnv, trainable_constant
         trainable_constants: Whether the numbers in the function are trained.
 
     Raises:
-        UserError: The function does not fit the sizes of the environment, or the gate is on and the function is not affine; or its
-            constants cannot be trained.
+        UserError: The function does not fit the sizes of the environment or fails on its states, or the gate is on and the function
+            is not affine; or its constants cannot be trained.
     """
     function.check_fits(env)
-    enforce = igm == "enforce" or (igm == "auto" and env.task.monotonic)
     states = extreme_states(env)
+    function.check_values(states)  # a file that was written by hand has not been verified
+    enforce = igm == "enforce" or (igm == "auto" and env.task.monotonic)
     affine = function.program.is_affine(states)
     if not trainable_constants:
         return Tfcaf(function.program, affine, enforce)

@@ -84,7 +84,7 @@ def test_bundled_functions_are_affine_and_monotone_on_states_of_their_task(env_n
 
 
 def test_auto_takes_what_the_task_declares():
-    stored = SimpleNamespace(program=Signed(), check_fits=lambda env: None)
+    stored = SimpleNamespace(program=Signed(), check_fits=lambda env: None, check_values=lambda states: None)
     matrix, lbf = make_env(MatrixConfig(), 2, 0), make_env(LbfConfig(), 2, 0)
     gates = {(env.task.env, igm): make_from_function(stored, igm, env).enforce for env in (matrix, lbf) for igm in IGM}
     assert gates == {
