@@ -4,7 +4,12 @@
 
 plays on the engine of the Python that runs it and prints one digest per episode and scenario, as JSON. tests/bench/run.sh
 compares the digests of gfootball as pip builds it with those of this package's build, over 300 episodes of every academy
-scenario and 20,000 steps of 11_vs_11; tests/integration/test_grf_engine.py plays the first episodes and compares them with
+scenario and 20,000 steps of 11_vs_11. A trained team plays once, and both builds repeat its actions:
+
+    .venv/bin/python tests/bench/football_episodes.py --team RUN_FOLDER --episodes 100 >actions.json
+    .venv-gfootball/bin/python tests/bench/football_episodes.py --actions actions.json >digests.json
+
+tests/integration/test_grf_engine.py plays the first episodes and compares them with
 the stored ones of the published engine.
 
 A digest covers everything that the engine reports after every step, for all players of both teams and the ball, the
@@ -51,11 +56,25 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=300, help="episodes of each academy scenario")
     parser.add_argument("--full-steps", type=int, default=0, help="at least so many steps of 11_vs_11")
     parser.add_argument("--scenario", action="append", help="only this scenario; may be repeated")
+    parser.add_argument(
+        "--team", metavar="RUN_FOLDER", help="print the actions of a finished run's team, and no digests"
+    )
+    parser.add_argument("--actions", metavar="FILE", help="play these actions in place of all other episodes")
     options = parser.parse_args()
     worker = load_worker()
     engine = importlib.import_module("gfootball_engine")
     digests: dict[str, list[str]] = {}
-    for name in options.scenario or ACADEMY:
+    if options.team:
+        print(json.dumps(actions_of_team(worker, engine, Path(options.team), options.episodes)))
+        sys.stdout.flush()
+        os._exit(0)
+    if options.actions:
+        recorded = json.loads(Path(options.actions).read_text())
+        match = build_match(worker, engine, recorded["scenario"], recorded["limit"])
+        digests[recorded["scenario"]] = [
+            play(match, episode, actions) for episode, actions in enumerate(recorded["actions"])
+        ]
+    for name in [] if options.actions else options.scenario or ACADEMY:
         match = build_match(worker, engine, name, LIMIT)
         digests[name] = [play(match, episode) for episode in range(options.episodes)]
     if options.full_steps:
@@ -120,8 +139,39 @@ def observe(info: Any, agents: int) -> tuple[list[list[float]], list[int]]:
     return [shared + columns for columns in own], facts + controlled
 
 
-def play(match: Any, episode: int) -> str:
-    """Play an episode and return its digest."""
+def actions_of_team(worker: Any, engine: Any, run: Path, episodes: int) -> dict[str, Any]:
+    """Return the joint actions of a trained team in each of its episodes, with the scenario and the limit of an episode."""
+    import torch
+
+    from qllm_exp.envs import make_env
+    from qllm_exp.explain.policy import load_policy
+    from qllm_exp.runs.run_directory import RunDirectory
+
+    config = RunDirectory(run).read_config().env
+    limit: int = config.episode_limit  # type: ignore[attr-defined]
+    env = make_env(config, 1, 0)
+    policy, moment = load_policy(run, env), env.reset()
+    match = build_match(worker, engine, config.task, limit)
+    recorded = []
+    for episode in range(episodes):
+        match.reset(episode)
+        policy.reset()
+        recorded.append([])
+        while not (match.terminated or match.truncated):
+            actions = policy(torch.from_numpy(match.obs)[None], moment.state, moment.available_actions)[0].tolist()
+            recorded[-1].append(actions)
+            match.step(actions)
+    return {"scenario": config.task, "limit": limit, "actions": recorded}
+
+
+def play(match: Any, episode: int, actions: list[list[int]] | None = None) -> str:
+    """Play an episode and return its digest.
+
+    Args:
+        match: the match.
+        episode: its seed, and that of the actions.
+        actions: joint actions to repeat, which end with the episode; None to choose them.
+    """
     generator = np.random.default_rng(episode)
     agents = len(match.rewards)
     digest = hashlib.sha256()
@@ -131,7 +181,7 @@ def play(match: Any, episode: int) -> str:
     while not (match.terminated or match.truncated):
         if steps == saved_at:
             replay(digest, match, generator, agents)
-        match.step(choose(generator, agents, purposeful=episode // 2 % 2 == 1))
+        match.step(choose(generator, agents, purposeful=episode // 2 % 2 == 1) if actions is None else actions[steps])
         record(digest, match)
         steps += 1
     return digest.hexdigest()[:16]
