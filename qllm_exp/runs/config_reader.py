@@ -53,18 +53,27 @@ class ConfigReader:
             yaml.YAMLError: the block is not valid YAML.
         """
         if block not in self._parsed:
-            self._parsed[block] = yaml.load(block, _Loader) or {}
+            self._parsed[block] = yaml.load(block, ConfigLoader) or {}
         return self._parsed[block]
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml with OmegaConf's changes to YAML 1.1: 1e-4 is a number, and a date is text."""
+class ConfigLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """libyaml with OmegaConf's changes to YAML 1.1: 1e-4 is a number, a date is text, and a key occurs once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping as a dictionary; raises yaml.constructor.ConstructorError if it has a key twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {repeated}", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
 
 
-_Loader.yaml_implicit_resolvers = {
+ConfigLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+    for first, resolvers in ConfigLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+ConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

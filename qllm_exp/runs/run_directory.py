@@ -27,11 +27,11 @@ from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from qllm_exp.config import schema
 from qllm_exp.config.load import load_run, non_identifying_keys, to_dict, with_older_defaults
 from qllm_exp.errors import UserError
+from qllm_exp.runs.config_reader import ConfigLoader
 from qllm_exp.runs.json_files import read_object, write_object
 from qllm_exp.runs.metrics import MetricsRow, nan_for_null
 from qllm_exp.utils.files import (
@@ -49,7 +49,6 @@ CONFIG = "config.yaml"
 NOT_IDENTITY = "# not part of what defines the run: "  # start of the first line of config.yaml; keys follow
 _STATUS_NUMBERS = ("heartbeat", "env_step", "checkpoint_step", "total_steps", "steps_per_s", "return")
 _MAX_CONFIG_BYTES = 2**20
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HEARTBEAT_LIMIT_S = 60.0  # a running run whose heartbeat is older than this is dead
 WATCH_S = 12.0  # seconds of watching, longer than two heartbeats, before a run of another machine is taken over
 # By folder: when the clock of its file system was read, and that clock minus the monotonic one.
@@ -436,18 +435,18 @@ def _read_plain_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = read_regular_file(path, _MAX_CONFIG_BYTES).decode()
-        events = list(yaml.parse(text, _YAML_LOADER))
+        events = list(yaml.parse(text, ConfigLoader))
         # The first two events are the start of the stream and of the document.
         if len(events) < 3 or not isinstance(events[2], yaml.MappingStartEvent):
             raise ValueError("it is not a dictionary")
         if any(isinstance(event, yaml.AliasEvent) for event in events):
             raise ValueError("it contains a reference (*name)")
-        content = OmegaConf.to_container(OmegaConf.create(text))
+        content = yaml.load(text, ConfigLoader)
         if "${" in json.dumps(content, default=str):
             raise ValueError("it contains ${...}, though a run's configuration has values only")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a valid run configuration: {excerpt(reason, 300)}.") from None
     return cast(dict[str, Any], content)

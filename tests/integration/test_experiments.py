@@ -24,8 +24,8 @@ CALLS_MODEL = {
     "llm",
 }  # ablations that call a language model
 TINY = [
-    *("seed=0", "train.total_steps=3000", "train.evaluation.every=1500", "train.evaluation.episodes=8"),
-    *("train.evaluation.absolute_episodes=8", "train.hidden=8", "train.batch_episodes=4"),
+    *("seed=0", "train.total_steps=1200", "train.evaluation.every=600", "train.evaluation.episodes=4"),
+    *("train.evaluation.absolute_episodes=4", "train.hidden=8", "train.batch_episodes=4"),
 ]
 SOURCE = (
     "import torch\n\n\ndef credit_assignment(agents_q, global_state):\n    return agents_q.mean(dim=1, keepdim=True)\n"
