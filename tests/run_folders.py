@@ -24,7 +24,7 @@ def make_run(
     steps: Sequence[int] = STEPS,
     program: Any = None,
     usd: float | None = 0.25,
-    wins: Sequence[float] | None = None,
+    metrics: Mapping[str, Sequence[float]] | None = None,
 ) -> Path:
     """Create the directory of a finished run.
 
@@ -37,7 +37,7 @@ def make_run(
         steps: environment steps of the evaluations.
         program: program of the credit-assignment function, any JSON; None: no function.
         usd: price of the function.
-        wins: win rates of the evaluations; None: the environment reports no wins.
+        metrics: means of each evaluation of what the environment reports, by name, e.g. 'win'.
     """
     path = folder / run_name(run, json.dumps(program))
     path.mkdir(parents=True)
@@ -48,8 +48,9 @@ def make_run(
         {"kind": "evaluation", "env_step": step, "return_mean": value}
         for step, value in zip(steps, returns, strict=True)
     ]
-    for row, win_mean in zip(rows, wins or [], strict=wins is not None):
-        row["win_mean"] = win_mean
+    for name, means in (metrics or {}).items():
+        for row, mean in zip(rows, means, strict=True):
+            row[f"{name}_mean"] = mean
     (path / "metrics.jsonl").write_text("".join(strict_json(row) + "\n" for row in rows))
     result = {
         "final_return": final,

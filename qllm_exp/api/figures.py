@@ -23,7 +23,7 @@ def plot_curves(
     Args:
         *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         normalise: one panel over all tasks instead: the IQM of normalised returns.
-        metric: 'return', or 'win_rate' where the tasks report wins.
+        metric: 'return', 'win_rate' where the tasks report wins, or another metric that the environments report, e.g. 'length'.
         by: what a line stands for: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
         only: filters such as 'mixer=qmix,tfcaf'.
@@ -56,7 +56,7 @@ def plot_bars(
 
     Args:
         *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
-        metric: 'final', 'absolute' or 'win_rate', as in `table`.
+        metric: 'final', 'absolute', 'win_rate' or another metric that the environments report, as in `table`.
         by: what a bar stands for: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
         only: filters such as 'mixer=qmix,tfcaf'.
@@ -88,7 +88,7 @@ def plot_profiles(
 
     Args:
         *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
-        metric: 'final', 'absolute' or 'win_rate', as in `table`.
+        metric: 'final', 'absolute', 'win_rate' or another metric that the environments report, as in `table`.
         by: what a line stands for: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
         only: filters such as 'mixer=qmix,tfcaf'.
@@ -121,7 +121,7 @@ def plot_improvement(
 
     Args:
         *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
-        metric: 'final', 'absolute' or 'win_rate', as in `table`.
+        metric: 'final', 'absolute', 'win_rate' or another metric that the environments report, as in `table`.
         against: the method that all others are compared with; '': every pair.
         by: what is compared: 'method', or configuration keys such as 'mixer'.
         output: a .png, .pdf or .svg file to write as well.
@@ -156,7 +156,7 @@ def plot_ablation(
     Args:
         *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         axis: the configuration key that varies, e.g. 'tfcaf.rounds'; several keys: their combinations.
-        metric: 'final', 'absolute' or 'win_rate', as in `table`.
+        metric: 'final', 'absolute', 'win_rate' or another metric that the environments report, as in `table`.
         stat: 'mean', 'iqm' or 'median' over seeds.
         output: a .png, .pdf or .svg file to write as well.
         only: filters such as 'mixer=qmix,tfcaf'.

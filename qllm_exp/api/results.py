@@ -87,8 +87,8 @@ def table(
         *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         rows: configuration keys of the rows; (): one row over all tasks, of normalised scores.
         cols: configuration keys of the columns; 'method' stands for all settings at once.
-        metric: 'final' (the last evaluation), 'absolute' (the best parameters, evaluated once more) or 'win_rate' (share of
-            episodes won in the last evaluation).
+        metric: 'final' (the last evaluation), 'absolute' (the best parameters, evaluated once more), 'win_rate' (share of
+            episodes won in the last evaluation), or another metric that the environments report for each episode, e.g. 'length'.
         stat: 'mean', 'iqm' or 'median' over seeds.
         only: filters such as 'mixer=qmix,tfcaf'.
 
@@ -118,7 +118,7 @@ def ablation(
     Args:
         *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         axis: the configuration key that varies, e.g. 'tfcaf.rounds'; several keys: their combinations.
-        metric: 'final', 'absolute' or 'win_rate', as in `table`.
+        metric: 'final', 'absolute', 'win_rate' or another metric that the environments report, as in `table`.
         stat: 'mean', 'iqm' or 'median' over seeds.
         only: filters such as 'mixer=qmix,tfcaf'.
 
@@ -149,7 +149,7 @@ def compare(
         *sources: directories, W&B projects, archives or results of other programs; none: the directory `runs`.
         by: what is compared: 'method', or a configuration key such as 'tfcaf.rounds'.
         against: the method that all others are compared with; '': every pair.
-        metric: 'final', 'absolute' or 'win_rate', as in `table`.
+        metric: 'final', 'absolute', 'win_rate' or another metric that the environments report, as in `table`.
         only: filters such as 'mixer=qmix,tfcaf' or 'env=lbf'.
 
     Returns:

@@ -11,10 +11,11 @@ from typing import Any
 from qllm_exp.errors import UserError, choose
 from qllm_exp.results.records.collect import Collection, collect, filter_runs
 from qllm_exp.results.records.keys import METHOD
+from qllm_exp.results.records.metric_names import CURVE_METRICS, TABLE_METRICS
 from qllm_exp.results.records.sources import parse_source
 from qllm_exp.results.tables.costs import COLUMN_NAMES, cost_sheet
 from qllm_exp.results.tables.formats import FORMAT_BY_ENDING, WRITERS
-from qllm_exp.results.tables.pivot import METRICS, STATISTICS, Pivot, rename_methods
+from qllm_exp.results.tables.pivot import STATISTICS, Pivot, rename_methods
 from qllm_exp.results.tables.sheet import Sheet, notes_on_runs
 from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison, finished_records
 from qllm_exp.runs.run_directory import CONFIG
@@ -121,7 +122,7 @@ def _add_table_parser(commands: Any, name: str, help_text: str) -> argparse.Argu
     )
     add_folders(parser)
     add_only(parser)
-    parser.add_argument("--metric", default="final", metavar="METRIC", help=f"{', '.join(METRICS)}; default: final")
+    parser.add_argument("--metric", default="final", metavar="METRIC", help=_metric_help(TABLE_METRICS))
     parser.add_argument("--stat", default="mean", metavar="STATISTIC", help=f"{', '.join(STATISTICS)}; default: mean")
     parser.add_argument(
         "--format",
@@ -133,6 +134,12 @@ def _add_table_parser(commands: Any, name: str, help_text: str) -> argparse.Argu
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="output file; default: the terminal")
     return parser
+
+
+def _metric_help(names: Sequence[str]) -> str:
+    """Return the help on --metric, whose default is the first of these names."""
+    others = "or what the environment reports for each episode: length, score, ..."
+    return f"{', '.join(names)}, {others}; default: {names[0]}"
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -197,13 +204,9 @@ def _add_figures(commands: Any) -> None:
             parser.add_argument(
                 "--normalise", action="store_true", help="one figure over all tasks: IQM of normalised returns"
             )
-            parser.add_argument(
-                "--metric", default="return", metavar="METRIC", help="return, win_rate; default: return"
-            )
+            parser.add_argument("--metric", default="return", metavar="METRIC", help=_metric_help(CURVE_METRICS))
         else:
-            parser.add_argument(
-                "--metric", default="final", metavar="METRIC", help=f"{', '.join(METRICS)}; default: final"
-            )
+            parser.add_argument("--metric", default="final", metavar="METRIC", help=_metric_help(TABLE_METRICS))
         if name == "improvement":
             parser.add_argument(
                 "--against", default="", metavar="METHOD", help="compare with this method only; default: all pairs"

@@ -12,17 +12,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qllm_exp.errors import UserError, choose
-from qllm_exp.results.figures.per_task import CURVE_METRICS, format_steps_axis, plot_line, with_curves
+from qllm_exp.results.figures.per_task import format_steps_axis, plot_line, with_curves
 from qllm_exp.results.figures.style import finish, label_rows, legends, method_styles, panels, plot_estimate, tidy
 from qllm_exp.results.records import keys
-from qllm_exp.results.records.reader import WIN_RATE, Record
+from qllm_exp.results.records.metric_names import check_metric, metric_named
+from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics import sample_units
 from qllm_exp.results.statistics.aggregate import Array, Estimate, estimate, iqm
 from qllm_exp.results.statistics.align import align
 from qllm_exp.results.statistics.comparison import probability_of_improvement
 from qllm_exp.results.statistics.normalise import Normalisation, normalise
 from qllm_exp.results.statistics.profiles import performance_profile
-from qllm_exp.results.tables.pivot import METRIC_LABELS, METRICS, notes_on_records
+from qllm_exp.results.tables.pivot import notes_on_records
 from qllm_exp.utils.text import count
 
 THRESHOLDS = 101
@@ -58,12 +59,12 @@ class SharedTasks:
         """Return the normalised scores of each method: for each task [units].
 
         Args:
-            metric: 'final', 'absolute' or 'win_rate'.
+            metric: as of `table`.
 
         Raises:
             UserError: the metric is unknown.
         """
-        result_key = METRICS[choose("--metric", metric, METRICS)]
+        result_key = check_metric(metric, [run for runs in self.runs.values() for run in runs]).key
         return {
             name: sample_units.scores(runs, self.tasks, result_key, self.normalised) for name, runs in self.runs.items()
         }
@@ -113,14 +114,14 @@ def aggregated_curves(
         records: finished runs.
         path: file to write; None: no file.
         missing: notes on runs that are not in the figure, printed below it.
-        metric: a key of CURVE_METRICS; win rates are not normalised.
+        metric: as in `with_curves`; win rates are not normalised.
 
     Returns:
         The figure.
 
     Raises:
         UserError: the methods share no task, the tasks of a method share fewer than two evaluation steps, the metric is unknown,
-            or a task reports no wins.
+            or a task does not report it.
     """
     records = with_curves(records, metric)
     shared = shared_tasks(records, metric)
@@ -138,7 +139,7 @@ def aggregated_curves(
         low = np.array([point.low for point in estimates])
         high = np.array([point.high for point in estimates])
         plot_line(axis, steps, middle, low, high, styles[name], labels[name])
-    axis.set_ylabel(f"{'' if metric == WIN_RATE else 'normalised '}{CURVE_METRICS[metric]}, IQM")
+    axis.set_ylabel(f"{_scaled_label(metric)}, IQM")
     format_steps_axis(axis)
     legends(figure, [axis])
     return finish(figure, [*notes, *notes_on_records(records), *shared.unit_notes(), *missing], path)
@@ -152,7 +153,7 @@ def profiles(
     Args:
         records: finished runs.
         path: file to write; None: no file.
-        metric: 'final' or 'absolute' return, or 'win_rate'.
+        metric: as of `table`.
         missing: notes on runs that are not in the figure, printed below it.
 
     Returns:
@@ -170,7 +171,7 @@ def profiles(
     for name, per_task in scores.items():
         profile = performance_profile(per_task, thresholds)
         plot_line(axis, thresholds, profile.share, profile.low, profile.high, styles[name], labels[name])
-    axis.set_xlabel(f"{'' if metric == WIN_RATE else 'normalised '}{METRIC_LABELS[metric]} τ")
+    axis.set_xlabel(f"{_scaled_label(metric)} τ")
     axis.set_ylabel("share of runs with a score above τ")
     axis.set_ylim(-0.03, 1.03)
     tidy(axis)
@@ -192,7 +193,7 @@ def improvement(
     Args:
         records: finished runs.
         path: file to write; None: no file.
-        metric: 'final' or 'absolute' return, or 'win_rate'.
+        metric: as of `table`.
         missing: notes on runs that are not in the figure, printed below it.
         against: the method that is Y in all pairs; '': every pair once, with the method that is earlier in order as X.
 
@@ -242,7 +243,7 @@ def improvement(
     axis.set_xlim(-0.02, 1.02)
     axis.set_xlabel("P(X > Y)")
     note = (
-        f"Over {count(len(shared.tasks), 'task')}, {METRIC_LABELS[metric]}; 95 % stratified bootstrap intervals, "
+        f"Over {count(len(shared.tasks), 'task')}, {metric_named(metric).label}; 95 % stratified bootstrap intervals, "
         f"n = {_run_range(estimates)} {sample_units.unit_name(list(shared.runs.values()))}. At 0.5 neither is better."
     )
     excluded = [line for line in shared.notes if line.startswith("Left out")]
@@ -293,3 +294,9 @@ def _run_range(estimates: Sequence[Estimate]) -> str:
     """'5', or '3 to 5' where the estimates are over different numbers of runs."""
     low, high = min(point.runs for point in estimates), max(point.runs for point in estimates)
     return str(low) if low == high else f"{low} to {high}"
+
+
+def _scaled_label(metric: str) -> str:
+    """Return the label of an axis with normalised scores."""
+    named = metric_named(metric)
+    return named.label if named.is_share else f"normalised {named.label}"

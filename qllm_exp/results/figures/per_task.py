@@ -14,16 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from qllm_exp.errors import choose
 from qllm_exp.results.figures.style import Style, finish, legends, method_styles, panels, tidy
 from qllm_exp.results.records import keys
-from qllm_exp.results.records.reader import WIN_RATE, Record
+from qllm_exp.results.records.metric_names import CURVE_METRICS, check_metric, metric_named
+from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics import sample_units
 from qllm_exp.results.statistics.aggregate import Array, bootstrap_mean
 from qllm_exp.results.statistics.align import align
-from qllm_exp.results.tables.pivot import METRIC_LABELS, METRICS, notes_on_records
-
-CURVE_METRICS = {"return": "evaluation return", WIN_RATE: "win rate"}  # to the label of the axis
+from qllm_exp.results.tables.pivot import notes_on_records
 
 
 def with_curves(records: Sequence[Record], metric: str) -> list[Record]:
@@ -31,16 +29,15 @@ def with_curves(records: Sequence[Record], metric: str) -> list[Record]:
 
     Args:
         records: finished runs.
-        metric: a key of CURVE_METRICS.
+        metric: 'return', or a metric that the environments report for each episode.
 
     Raises:
-        UserError: the metric is unknown, or a task reports no wins.
+        UserError: the metric is unknown, or a task does not report it.
     """
-    if choose("--metric", metric, CURVE_METRICS) != WIN_RATE:
+    key = check_metric(metric, records, CURVE_METRICS).key
+    if metric == "return":
         return list(records)
-    for record in records:
-        record.score(WIN_RATE)
-    return [replace(record, returns=record.win_rates) for record in records]
+    return [replace(record, returns=record.series(key.removesuffix("_mean"))) for record in records]
 
 
 def curves(
@@ -57,13 +54,14 @@ def curves(
         path: file to write; None: no file.
         missing: notes on runs that are not in the figure, printed below it.
         only: the one task to draw, with the same styles as in the figure of all tasks; '': all tasks.
-        metric: a key of CURVE_METRICS.
+        metric: as in `with_curves`.
 
     Returns:
         The figure.
 
     Raises:
-        UserError: the runs of a method share too few evaluation steps (`align`), the metric is unknown, or a task reports no wins.
+        UserError: the runs of a method share too few evaluation steps (`align`), the metric is unknown, or a task does not
+            report it.
     """
     records = with_curves(records, metric)
     styles = method_styles(keys.methods(records))
@@ -83,7 +81,7 @@ def curves(
             if aligned.note:
                 notes.append(f"{name} on {task}: {aligned.note}.")
         axis.set_title(task, fontsize=10)
-        axis.set_ylabel(CURVE_METRICS[metric])
+        axis.set_ylabel(metric_named(metric).label)
         format_steps_axis(axis)
     legends(figure, axes)
     return finish(figure, [*notes, *notes_on_records(records), *sample_units.unit_notes(groups), *missing], path)
@@ -97,7 +95,7 @@ def bars(
     Args:
         records: finished runs.
         path: file to write; None: no file.
-        metric: 'final' or 'absolute' return, or 'win_rate'.
+        metric: as of `table`.
         missing: notes on runs that are not in the figure, printed below it.
 
     Returns:
@@ -106,7 +104,7 @@ def bars(
     Raises:
         UserError: the metric is unknown.
     """
-    result_key = METRICS[choose("--metric", metric, METRICS)]
+    result_key = check_metric(metric, records).key
     tasks = group_by_task(records)
     styles = method_styles(keys.methods(records))
     figure, axes = panels(len(tasks), width=max(2.6, 0.75 * max(map(len, tasks.values())) + 1.0))
@@ -119,7 +117,7 @@ def bars(
         axis.set_xlim(-0.6, len(methods) - 0.4)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_title(task, fontsize=10)
-        axis.set_ylabel(METRIC_LABELS[metric])
+        axis.set_ylabel(metric_named(metric).label)
         tidy(axis)
         axis.grid(visible=False, axis="x")
     groups = [runs for methods in tasks.values() for runs in methods.values()]

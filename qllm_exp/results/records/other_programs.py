@@ -153,7 +153,7 @@ def make_record(run: ExternalRun, method: Method) -> Record:
         steps=run.steps,
         returns=run.returns,
         result=result,
-        win_rates=run.win_rates,
+        episode_metrics={"win": run.win_rates} if run.win_rates else {},
         program=run.program,
         unit=run.unit,
     )

@@ -63,8 +63,8 @@ def metrics_rows(records: Iterable[Record], *kinds: str) -> list[dict[str, Any]]
 def _external_rows(record: Record) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
     for index, (step, value) in enumerate(zip(record.steps, record.returns, strict=True)):
-        wins = {"win_mean": record.win_rates[index]} if record.win_rates else {}
-        rows.append({"kind": "evaluation", "env_step": step, "return_mean": value, **wins})
+        others = {f"{name}_mean": values[index] for name, values in record.episode_metrics.items()}
+        rows.append({"kind": "evaluation", "env_step": step, "return_mean": value, **others})
     if "absolute_return" in record.result:
         absolute = record.result["absolute_return"]
         rows.append({"kind": "absolute", "env_step": record.steps[-1], "return_mean": absolute})

@@ -7,11 +7,11 @@ from functools import partial
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.collect import Collection
 from qllm_exp.results.records.method_names import minimal_keys
+from qllm_exp.results.records.metric_names import reported_metrics
 from qllm_exp.results.records.reader import FUNCTION, SAMPLE, Record
 from qllm_exp.results.report.parts import Html, or_missing_note, results_table, section, tag
 from qllm_exp.results.report.report_data import ReportData
 from qllm_exp.results.tables.costs import MEASURES, cost_sheet
-from qllm_exp.results.tables.pivot import reported_metrics
 from qllm_exp.results.tables.table import COLUMNS, ROWS, ablation, comparison
 
 MAX_METHOD_COLUMNS = 4  # with more methods than this, and more than tasks, methods become rows

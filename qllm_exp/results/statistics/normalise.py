@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from qllm_exp.results.records.reader import WIN_RATE, Record
+from qllm_exp.results.records.metric_names import metric_named
+from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics.aggregate import Array
 
 Settings = Mapping[str, Any]
@@ -66,9 +67,11 @@ def normalise(records: Sequence[Record], metric: str = "final") -> Normalisation
 
     Args:
         records: finished runs.
-        metric: what is scored. Win rates lie between 0 and 1 on every task, and stay as they are.
+        metric: what is scored. Win rates lie between 0 and 1 on every task, and stay as they are. Of another metric that the
+            environments report, no bounds are known.
     """
-    if metric == WIN_RATE:
+    key = metric_named(metric).key
+    if metric_named(metric).is_share:
         return Normalisation({str(record.path): Bounds(0.0, 1.0, "a win rate") for record in records}, (), ())
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
@@ -82,7 +85,8 @@ def normalise(records: Sequence[Record], metric: str = "final") -> Normalisation
     left_out: list[Record] = []
     notes: list[str] = []
     for (task, _), group in sorted(groups.items()):
-        bounds = known_bounds(task, group[0].settings) or _bounds_from_data(group)
+        known = None if key.endswith("_mean") else known_bounds(task, group[0].settings)
+        bounds = known or _bounds_from_data(group, key)
         if bounds is None:
             left_out += group
             notes.append(f"{task}: left out of normalised scores: no bounds are known, and all returns are equal.")
@@ -171,8 +175,8 @@ _KNOWN_BOUNDS: dict[str, Callable[[str, Settings], Bounds | None]] = {
 }
 
 
-def _bounds_from_data(records: Sequence[Record]) -> Bounds | None:
-    values = np.fromiter(_all_returns(records), dtype=np.float64)
+def _bounds_from_data(records: Sequence[Record], key: str) -> Bounds | None:
+    values = np.fromiter(_all_values(records, key), dtype=np.float64)
     values = values[np.isfinite(values)]
     if not values.size or values.min() == values.max():
         return None
@@ -180,7 +184,10 @@ def _bounds_from_data(records: Sequence[Record]) -> Bounds | None:
     return Bounds(float(values.min()), float(values.max()), source)
 
 
-def _all_returns(records: Iterable[Record]) -> Iterable[float]:
+def _all_values(records: Iterable[Record], key: str) -> Iterable[float]:
     for record in records:
+        if key.endswith("_mean"):
+            yield from record.series(key.removesuffix("_mean"))
+            continue
         yield from record.returns
         yield from (float(record.result[key]) for key in ("final_return", "absolute_return") if key in record.result)

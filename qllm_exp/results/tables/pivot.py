@@ -19,19 +19,13 @@ import numpy as np
 from qllm_exp.errors import UserError, choose
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.method_names import short_names
-from qllm_exp.results.records.reader import FUNCTION, SAMPLE, WIN_RATE, Record
+from qllm_exp.results.records.metric_names import check_metric
+from qllm_exp.results.records.reader import FUNCTION, SAMPLE, Record
 from qllm_exp.results.statistics import aggregate, sample_units
 from qllm_exp.results.statistics.aggregate import Array, Estimate
 from qllm_exp.results.statistics.comparison import welch_interval
 from qllm_exp.results.statistics.normalise import Normalisation, normalise
 
-METRICS = {"final": "final_return", "absolute": "absolute_return", WIN_RATE: WIN_RATE}  # to the key of `Record.score`
-METRIC_TITLES = {
-    "final": "Return of the last evaluation",
-    "absolute": "Absolute metric (best parameters of each run)",
-    WIN_RATE: "Share of episodes won in the last evaluation",
-}
-METRIC_LABELS = {"final": "final return", "absolute": "absolute return", WIN_RATE: "win rate"}
 STATISTICS = ("mean", "median", "iqm")
 _MASKED_NOTE = (
     "Runs with env.mask_ineffective=true (all lbf runs from before this option existed): actions without effect are "
@@ -100,14 +94,14 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
         records: finished runs.
         rows: dotted keys whose values make the rows.
         columns: dotted keys whose values make the columns.
-        metric: 'final', 'absolute' or 'win_rate'.
+        metric: a metric's name, as in `metric_names.check_metric`.
         stat: 'mean', 'median' or 'iqm'.
 
     Raises:
-        UserError: an unknown metric or statistic, a cell that would pool runs with different settings, or a win rate of a task
-            that reports no wins.
+        UserError: an unknown metric or statistic, a cell that would pool runs with different settings, or a metric that a task
+            does not report.
     """
-    choose("--metric", metric, METRICS)
+    key = check_metric(metric, records).key
     choose("--stat", stat, STATISTICS)
     groups: dict[Place, list[Record]] = defaultdict(list)
     for record in records:
@@ -118,19 +112,10 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
     normalisation = normalise(records, metric) if pools_tasks else None
     comparison_group = _comparison_group(columns)
     kept = _on_common_tasks(groups, comparison_group, normalisation)
-    cells = {place: _make_cell(runs, METRICS[metric], stat, normalisation) for place, runs in kept.items()}
+    cells = {place: _make_cell(runs, key, stat, normalisation) for place, runs in kept.items()}
     used = {id(record) for runs in kept.values() for record in runs}
     left_out = tuple(record for record in records if id(record) not in used)
     return Pivot(_mark_bold(cells, comparison_group, stat), normalisation, left_out)
-
-
-def reported_metrics(records: Sequence[Record]) -> list[str]:
-    """Return the names of the metrics that all records have."""
-    return [
-        metric
-        for metric, key in METRICS.items()
-        if all(record.win_rates if metric == WIN_RATE else key in record.result for record in records)
-    ]
 
 
 def notes_on_records(records: Sequence[Record], metric: str = "final") -> list[str]:
@@ -138,7 +123,7 @@ def notes_on_records(records: Sequence[Record], metric: str = "final") -> list[s
 
     Args:
         records: finished runs.
-        metric: 'final', 'absolute' or 'win_rate'.
+        metric: a metric's name.
     """
     marked = {("env.mask_ineffective", True): _MASKED_NOTE, ("env.rules", "pettingzoo"): _RULES_NOTE}
     notes = [

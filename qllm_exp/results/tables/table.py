@@ -10,9 +10,10 @@ import numpy as np
 from qllm_exp.errors import UserError
 from qllm_exp.results.records import keys
 from qllm_exp.results.records.collect import Collection
-from qllm_exp.results.records.reader import WIN_RATE, Record
+from qllm_exp.results.records.metric_names import metric_named
+from qllm_exp.results.records.reader import Record
 from qllm_exp.results.tables.ablation_defaults import default_notes, default_values
-from qllm_exp.results.tables.pivot import METRIC_TITLES, Cell, Labels, Pivot, difference, notes_on_records, pivot
+from qllm_exp.results.tables.pivot import Cell, Labels, Pivot, difference, notes_on_records, pivot
 from qllm_exp.results.tables.sheet import Sheet, notes_on_cells, notes_on_runs
 from qllm_exp.utils.text import count
 
@@ -132,8 +133,10 @@ def finished_records(collection: Collection) -> list[Record]:
 
 
 def _title(metric: str, stat: str, cells: Pivot) -> str:
-    scale = "" if cells.normalisation is None or metric == WIN_RATE else ", normalised"
-    return f"{METRIC_TITLES[metric]}{scale}, {_STATISTIC_TITLES[stat]} [95 % bootstrap interval over seeds] (n seeds)"
+    scale = "" if cells.normalisation is None or metric_named(metric).is_share else ", normalised"
+    return (
+        f"{metric_named(metric).title}{scale}, {_STATISTIC_TITLES[stat]} [95 % bootstrap interval over seeds] (n seeds)"
+    )
 
 
 def _with_notes(sheet: Sheet, cells: Pivot, collection: Collection) -> Sheet:
@@ -141,7 +144,7 @@ def _with_notes(sheet: Sheet, cells: Pivot, collection: Collection) -> Sheet:
     notes = [*notes_on_cells(sheet), *notes_on_records(shown, sheet.metric), *sheet.notes]
     if cells.normalisation is not None:
         notes += cells.normalisation.notes
-        scale = "" if sheet.metric == WIN_RATE else "returns are normalised per task; "
+        scale = "" if metric_named(sheet.metric).is_share else "values are normalised per task; "
         notes.append(f"Cells with several tasks: {scale}compared cells use only the tasks that all of them have.")
     left_out = Counter((record.method, record.task) for record in cells.left_out)
     for (method, task), number in sorted(left_out.items()):

@@ -123,7 +123,7 @@ def test_aggregated_curves_are_the_iqm_of_normalised_returns(records: list[Recor
 def test_win_rates_are_drawn_as_they_are(tmp_path: Path, drawn: list[Figure]) -> None:
     for task, rate in (("3m", 0.9), ("2s3z", 0.5)):
         for mixer in ("qmix", "vdn"):
-            make_run(tmp_path, run_config(mixer, 0, task, env="smax"), 1.0, wins=[0, 0, 0.1, 0.2, rate])
+            make_run(tmp_path, run_config(mixer, 0, task, env="smax"), 1.0, metrics={"win": [0, 0, 0.1, 0.2, rate]})
     records = collect([tmp_path]).finished
     per_task.curves(records, metric="win_rate")
     per_task.bars(records, metric="win_rate")
@@ -134,6 +134,29 @@ def test_win_rates_are_drawn_as_they_are(tmp_path: Path, drawn: list[Figure]) ->
     assert {axis.get_ylabel() for figure in (curves, bars) for axis in figure.axes} == {"win rate"}
     assert aggregated.axes[0].get_ylabel() == "win rate, IQM" and profiles.axes[0].get_xlabel() == "win rate τ"
     assert aggregated.axes[0].lines[0].get_ydata()[-1] == pytest.approx(0.7)
+
+
+def test_a_metric_that_the_environment_reports_is_drawn_and_pooled_like_a_return(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    for task, length in (("3m", 20.0), ("2s3z", 60.0)):
+        for mixer, shorter in (("qmix", 0.0), ("vdn", 10.0)):
+            lengths = [100.0, 100.0, 100.0, 100.0, length - shorter]
+            make_run(tmp_path, run_config(mixer, 0, task, env="smax"), 1.0, metrics={"length": lengths})
+    records = collect([tmp_path]).finished
+    per_task.curves(records, metric="length")
+    per_task.bars(records, metric="length")
+    across_tasks.aggregated_curves(records, metric="length")
+    curves, bars, aggregated = drawn
+    assert sorted(axis.lines[0].get_ydata()[-1] for axis in curves.axes) == [20.0, 60.0]
+    assert {axis.get_ylabel() for figure in (curves, bars) for axis in figure.axes} == {"length"}
+    assert aggregated.axes[0].get_ylabel() == "normalised length, IQM"
+    qmix = next(line for line in aggregated.axes[0].lines if line.get_label() == "qmix (n=1)")
+    assert qmix.get_ydata()[-1] == pytest.approx((10 / 90 + 10 / 50) / 2), (
+        "0 and 1: the lowest and the highest of a task"
+    )
+    with pytest.raises(UserError, match=r"Did you mean 'length'\? Allowed: final, absolute, win_rate, length"):
+        per_task.bars(records, metric="lengths")
 
 
 def test_win_rates_of_tasks_without_wins_are_refused(records: list[Record]) -> None:

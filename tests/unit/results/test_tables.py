@@ -50,7 +50,7 @@ def notes(sheet: Sheet) -> str:
 def battles(folder: Path, mixer: str, rates: list[float], task: str = "3m", final: float = 1.0) -> None:
     """Runs of smax, one per win rate."""
     for seed, rate in enumerate(rates):
-        make_run(folder, run_config(mixer, seed, task, env="smax"), final, wins=[0, 0, 0, 0, rate])
+        make_run(folder, run_config(mixer, seed, task, env="smax"), final, metrics={"win": [0, 0, 0, 0, rate]})
 
 
 # The comparison
@@ -71,6 +71,20 @@ def test_win_rates_of_several_tasks_are_pooled_as_they_are(tmp_path: Path) -> No
     sheet, _ = comparison(collect([tmp_path]), rows=["env"], metric="win_rate")
     assert cell(sheet, 0, "qmix").estimate.value == pytest.approx(0.5)
     assert "normalised" not in sheet.title + notes(sheet) and "tasks that all of them have" in notes(sheet)
+
+
+def test_a_table_of_what_the_environment_reports_for_each_episode(tmp_path: Path) -> None:
+    for seed, score in enumerate([-0.25, 0.75]):
+        run = run_config("qmix", seed, "academy_corner", env="grf")
+        make_run(tmp_path, run, 1.0, metrics={"score": [0, 0, 0, 0, score], "win": [0, 0, 0, 0, 0.5]})
+    sheet, _ = comparison(collect([tmp_path]), metric="score")
+    assert sheet.title.startswith("Score of the last evaluation, mean ")
+    assert cell(sheet, 0, "qmix").estimate.value == pytest.approx(0.25)
+    with pytest.raises(UserError, match=r"--metric='goals' is unknown\. Allowed: final, absolute, win_rate, score"):
+        comparison(collect([tmp_path]), metric="goals")
+    five(tmp_path, "qmix", 0.7)
+    with pytest.raises(UserError, match=r"lbf/8x8-2p-2f-coop-2s reports no score \(score_mean in .*--only env=NAME"):
+        comparison(collect([tmp_path]), metric="score")
 
 
 def test_a_task_without_wins_has_no_win_rate(tmp_path: Path) -> None:
