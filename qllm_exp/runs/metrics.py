@@ -79,7 +79,8 @@ class TrainingRow(TypedDict):
     """Averages over the training episodes and updates since the previous training row.
 
     Written about every 10,000 environment steps. Metrics of updates are missing if there was no update since the
-    previous row. An algorithm of the user's own may add metrics.
+    previous row. An algorithm of the user's own may add metrics, and one that an environment reports for each episode appears as
+    NAME_mean, as in an evaluation.
 
     Attributes:
         kind: 'training'.
@@ -88,6 +89,9 @@ class TrainingRow(TypedDict):
         updates: updates so far.
         return_mean: mean return of the episodes since the previous row, with exploration.
         length_mean: mean length of these episodes, in steps.
+        all_food_collected_mean: lbf: fraction of these episodes in which no food is left.
+        win_mean: grf, smax: fraction of these episodes that were won.
+        score_mean: grf: mean goal difference of these episodes.
         wall_s: seconds of training and evaluation so far, over all processes of the run.
         epsilon: current exploration rate, 0 to 1 (q_learning, iql, maser, coma).
         loss: mean squared TD error (q_learning, iql, maser).
@@ -113,6 +117,9 @@ class TrainingRow(TypedDict):
     return_mean: float
     length_mean: float
     wall_s: float
+    all_food_collected_mean: NotRequired[float]
+    win_mean: NotRequired[float]
+    score_mean: NotRequired[float]
     epsilon: NotRequired[float]
     loss: NotRequired[float]
     q_tot: NotRequired[float]

@@ -1,5 +1,6 @@
 """The training loop: the ratio of steps to updates, the evaluation grid, and resuming as if never stopped."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -121,6 +122,19 @@ def test_evaluations_stand_at_the_same_steps_for_any_number_of_copies(tmp_path):
         grids.append([row["env_step"] for row in rows])
         assert all(row["env_step_exact"] >= row["env_step"] and row["episodes"] == 6 for row in rows)
     assert grids == [[0, 500, 1000, 1500]] * 3
+
+
+def test_a_training_row_has_the_mean_of_what_the_environment_reports_of_its_episodes(tmp_path, monkeypatch):
+    bench = Bench(small_run(num_envs=4, total_steps=25_000, steps_per_update=5000), tmp_path)
+    rollouts = itertools.count(1)
+    monkeypatch.setattr(bench.trainer.env, "episode_metrics", lambda: {"win": torch.full((4,), float(next(rollouts)))})
+    monkeypatch.setattr(bench.trainer, "_evaluate_if_due", lambda: None)  # it would ask the environment, too
+    bench.trainer.train(bench.store)
+    rows = [row for row in bench.rows if row["kind"] == "training"]
+    ends = [0, *(row["episodes"] // 4 for row in rows)]
+    assert len(rows) == 2 and [row["win_mean"] for row in rows] == [
+        (first + 1 + last) / 2 for first, last in itertools.pairwise(ends)
+    ]
 
 
 def test_evaluation_does_not_affect_training(tmp_path):
