@@ -246,6 +246,17 @@ def test_refuses_what_is_not_a_program(data: object) -> None:
         Program(data)
 
 
+def test_an_equal_program_is_not_checked_again_and_a_refused_one_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, sizes = program_of(SPREAD).to_json(), Program._sizes
+    checked: list[int] = []
+    monkeypatch.setattr(Program, "_sizes", lambda self, batch: (checked.append(batch), sizes(self, batch))[1])
+    assert Program.from_json(data) == program_of(SPREAD) and not checked
+    for _ in range(2):
+        with pytest.raises(Refused, match="more than 4096 elements per row"):
+            small_program([["zeros.default", [[10**12]], {}], MEAN])
+    assert len(checked) == 4
+
+
 def test_a_changed_number_changes_the_hash() -> None:
     data = program_of(MATRIX).to_json()
     text = json.dumps(data)
