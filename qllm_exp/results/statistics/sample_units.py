@@ -55,7 +55,7 @@ def scores(
     Args:
         runs: at least one run for each task.
         tasks: the tasks, in the order of the result.
-        result_key: what `Record.score` takes: 'final_return', 'absolute_return' or 'win_rate'.
+        result_key: what `Record.score` takes: 'final_return', 'absolute_return', or 'win_mean' and the like.
         normalisation: bounds of all runs; None: scores are as recorded.
     """
     functions = counts_functions(runs)

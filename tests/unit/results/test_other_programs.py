@@ -15,9 +15,10 @@ from qllm_exp.errors import UserError
 from qllm_exp.results.records import marl_eval
 from qllm_exp.results.records.collect import collect, filter_runs
 from qllm_exp.results.records.external import SourceMapping
+from qllm_exp.results.records.metric_names import reported_metrics
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.report.page import report
-from qllm_exp.results.tables.pivot import Cell, reported_metrics
+from qllm_exp.results.tables.pivot import Cell
 from qllm_exp.results.tables.table import comparison
 
 PEERS = Path(__file__).parents[2] / "peers"
@@ -194,7 +195,7 @@ def test_pymarl_is_told_apart_and_its_win_rate_is_read(tmp_path: Path) -> None:
     config.pop("common_reward")
     (folder / "config.json").write_text(json.dumps(config))
     record = only_record(folder)
-    assert (record.task, record.method, record.score("win_rate")) == ("sc2@pymarl/3m", "vdn@pymarl", 0.6)
+    assert (record.task, record.method, record.score("win_mean")) == ("sc2@pymarl/3m", "vdn@pymarl", 0.6)
 
 
 def test_an_unfinished_run_of_sacred_is_missing_with_its_reason(tmp_path: Path) -> None:
@@ -289,7 +290,7 @@ def mapped(tmp_path: Path, csv: str = CSV, mapping: str = MAPPING) -> Path:
 def test_a_csv_file_is_read_with_its_mapping(tmp_path: Path) -> None:
     first, second = collect([mapped(tmp_path)]).finished
     assert (first.task, first.method, first.seed, second.seed) == (LBF, "mappo@paper", 0, 1)
-    assert (second.steps, second.returns, second.score("win_rate")) == ((0, 100), (0.2, 0.6), 0.7)
+    assert (second.steps, second.returns, second.score("win_mean")) == ((0, 100), (0.2, 0.6), 0.7)
     assert first.settings["env.reward"] == "mean" and first.settings["env.episode_limit"] == 50
     assert first.unit.startswith("mean over the agents; ") and "theirs.yaml declares the rules" in first.unit
 
