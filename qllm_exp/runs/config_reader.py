@@ -62,7 +62,10 @@ class ConfigLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: igno
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping as a dictionary; raises yaml.constructor.ConstructorError if it has a key twice."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        pairs = (
+            node.value if isinstance(node, yaml.MappingNode) else []
+        )  # `!!map [a]` is none, which libyaml then refuses
+        keys = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
             repeated = next(key for key in keys if keys.count(key) > 1)
             raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {repeated}", node.start_mark)

@@ -431,7 +431,7 @@ def _read_plain_yaml(path: Path) -> dict[str, Any]:
     reference of YAML, which stands for a copy, could make it endless.
 
     Raises:
-        UserError: the file cannot be read, is not a dictionary, or contains ${...} or a reference.
+        UserError: the file cannot be read, is not a dictionary, or contains ${...}, a reference or the name of a type.
     """
     try:
         text = read_regular_file(path, _MAX_CONFIG_BYTES).decode()
@@ -441,6 +441,8 @@ def _read_plain_yaml(path: Path) -> dict[str, Any]:
             raise ValueError("it is not a dictionary")
         if any(isinstance(event, yaml.AliasEvent) for event in events):
             raise ValueError("it contains a reference (*name)")
+        if any(getattr(event, "tag", None) for event in events):
+            raise ValueError("it contains a type (!!name), though a run's configuration has plain values only")
         content = yaml.load(text, ConfigLoader)
         if "${" in json.dumps(content, default=str):
             raise ValueError("it contains ${...}, though a run's configuration has values only")

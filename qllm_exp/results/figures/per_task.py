@@ -34,10 +34,8 @@ def with_curves(records: Sequence[Record], metric: str) -> list[Record]:
     Raises:
         UserError: the metric is unknown, or a task does not report it.
     """
-    key = check_metric(metric, records, CURVE_METRICS).key
-    if metric == "return":
-        return list(records)
-    return [replace(record, returns=record.series(key.removesuffix("_mean"))) for record in records]
+    reported = check_metric(metric, records, CURVE_METRICS).episode_metric
+    return [replace(record, returns=record.series(reported)) if reported else record for record in records]
 
 
 def curves(

@@ -17,6 +17,7 @@ class Metric:
         title: title of a table.
         label: label of an axis.
         is_share: whether it lies between 0 and 1 on every task, so that it is never normalised.
+        higher_is_better: whether the highest value is known to be the best, which tables mark.
     """
 
     name: str
@@ -24,6 +25,17 @@ class Metric:
     title: str
     label: str
     is_share: bool = False
+    higher_is_better: bool = True
+
+    @property
+    def episode_metric(self) -> str:
+        """Its name in `Record.episode_metrics`; '' for a return."""
+        return self.key.removesuffix("_mean") if self.key.endswith("_mean") else ""
+
+    @property
+    def noun(self) -> str:
+        """A value of it in a sentence: 'return', 'win rate', 'length'."""
+        return self.label if self.episode_metric else "return"
 
 
 _NAMED = {
@@ -42,7 +54,8 @@ CURVE_METRICS = ("return", WIN_RATE)
 def metric_named(name: str) -> Metric:
     """Return the metric of a name: one of TABLE_METRICS or CURVE_METRICS, or one that an environment reports, e.g. 'score'."""
     words = name.replace("_", " ")
-    return _NAMED.get(name) or Metric(name, f"{name}_mean", f"{words.capitalize()} of the last evaluation", words)
+    title = f"{words.capitalize()} of the last evaluation"
+    return _NAMED.get(name) or Metric(name, f"{name}_mean", title, words, higher_is_better=False)
 
 
 def check_metric(name: str, records: Sequence[Record], named: Sequence[str] = TABLE_METRICS) -> Metric:

@@ -150,8 +150,8 @@ class Record:
         if name not in self.episode_metrics:
             place = self.path if self.program else f"{name}_mean in {self.path / 'metrics.jsonl'}"
             raise UserError(
-                f"{self.task} reports no {'wins' if name == 'win' else name} ({place}). Select tasks that do, e.g. "
-                f"--only env={'smax' if name == 'win' else 'NAME'}, or use --metric final."
+                f"{self.task} reports no {'wins' if name == 'win' else name} ({place}). Select tasks that do "
+                "(--only env=NAME), or use --metric final."
             )
         return self.episode_metrics[name]
 

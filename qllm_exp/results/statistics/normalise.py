@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qllm_exp.results.records.metric_names import metric_named
+from qllm_exp.results.records.metric_names import Metric, metric_named
 from qllm_exp.results.records.reader import Record
 from qllm_exp.results.statistics.aggregate import Array
 
@@ -70,8 +70,8 @@ def normalise(records: Sequence[Record], metric: str = "final") -> Normalisation
         metric: what is scored. Win rates lie between 0 and 1 on every task, and stay as they are. Of another metric that the
             environments report, no bounds are known.
     """
-    key = metric_named(metric).key
-    if metric_named(metric).is_share:
+    named = metric_named(metric)
+    if named.is_share:
         return Normalisation({str(record.path): Bounds(0.0, 1.0, "a win rate") for record in records}, (), ())
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
@@ -85,14 +85,16 @@ def normalise(records: Sequence[Record], metric: str = "final") -> Normalisation
     left_out: list[Record] = []
     notes: list[str] = []
     for (task, _), group in sorted(groups.items()):
-        known = None if key.endswith("_mean") else known_bounds(task, group[0].settings)
-        bounds = known or _bounds_from_data(group, key)
+        known = None if named.episode_metric else known_bounds(task, group[0].settings)
+        bounds = known or _bounds_from_data(group, named)
         if bounds is None:
             left_out += group
-            notes.append(f"{task}: left out of normalised scores: no bounds are known, and all returns are equal.")
+            notes.append(
+                f"{task}: left out of normalised scores: no bounds are known, and all {named.noun}s are equal."
+            )
             continue
         bounds_by_path |= dict.fromkeys((str(record.path) for record in group), bounds)
-        notes.append(f"{task}: 0 is a return of {bounds.low:.6g}, 1 is {bounds.high:.6g} ({bounds.source}).")
+        notes.append(f"{task}: 0 is a {named.noun} of {bounds.low:.6g}, 1 is {bounds.high:.6g} ({bounds.source}).")
     return Normalisation(bounds_by_path, tuple(left_out), tuple(notes))
 
 
@@ -175,19 +177,21 @@ _KNOWN_BOUNDS: dict[str, Callable[[str, Settings], Bounds | None]] = {
 }
 
 
-def _bounds_from_data(records: Sequence[Record], key: str) -> Bounds | None:
-    values = np.fromiter(_all_values(records, key), dtype=np.float64)
+def _bounds_from_data(records: Sequence[Record], metric: Metric) -> Bounds | None:
+    values = np.fromiter(_all_values(records, metric.episode_metric), dtype=np.float64)
     values = values[np.isfinite(values)]
     if not values.size or values.min() == values.max():
         return None
-    source = f"the lowest and the highest return of these {len(records)} runs, over all methods; no bounds are known"
+    source = (
+        f"the lowest and the highest {metric.noun} of these {len(records)} runs, over all methods; no bounds are known"
+    )
     return Bounds(float(values.min()), float(values.max()), source)
 
 
-def _all_values(records: Iterable[Record], key: str) -> Iterable[float]:
+def _all_values(records: Iterable[Record], episode_metric: str) -> Iterable[float]:
     for record in records:
-        if key.endswith("_mean"):
-            yield from record.series(key.removesuffix("_mean"))
+        if episode_metric:
+            yield from record.series(episode_metric)
             continue
         yield from record.returns
         yield from (float(record.result[key]) for key in ("final_return", "absolute_return") if key in record.result)

@@ -101,7 +101,7 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
         UserError: an unknown metric or statistic, a cell that would pool runs with different settings, or a metric that a task
             does not report.
     """
-    key = check_metric(metric, records).key
+    named = check_metric(metric, records)
     choose("--stat", stat, STATISTICS)
     groups: dict[Place, list[Record]] = defaultdict(list)
     for record in records:
@@ -112,10 +112,12 @@ def pivot(records: Sequence[Record], rows: Sequence[str], columns: Sequence[str]
     normalisation = normalise(records, metric) if pools_tasks else None
     comparison_group = _comparison_group(columns)
     kept = _on_common_tasks(groups, comparison_group, normalisation)
-    cells = {place: _make_cell(runs, key, stat, normalisation) for place, runs in kept.items()}
+    cells = {place: _make_cell(runs, named.key, stat, normalisation) for place, runs in kept.items()}
     used = {id(record) for runs in kept.values() for record in runs}
     left_out = tuple(record for record in records if id(record) not in used)
-    return Pivot(_mark_bold(cells, comparison_group, stat), normalisation, left_out)
+    if named.higher_is_better:
+        cells = _mark_bold(cells, comparison_group, stat)
+    return Pivot(cells, normalisation, left_out)
 
 
 def notes_on_records(records: Sequence[Record], metric: str = "final") -> list[str]:

@@ -155,6 +155,7 @@ def test_a_metric_that_the_environment_reports_is_drawn_and_pooled_like_a_return
     assert qmix.get_ydata()[-1] == pytest.approx((10 / 90 + 10 / 50) / 2), (
         "0 and 1: the lowest and the highest of a task"
     )
+    assert "0 is a length of 10, 1 is 100" in " ".join(aggregated.get_supxlabel().split())
     with pytest.raises(UserError, match=r"Did you mean 'length'\? Allowed: final, absolute, win_rate, length"):
         per_task.bars(records, metric="lengths")
 

@@ -87,11 +87,22 @@ def test_a_table_of_what_the_environment_reports_for_each_episode(tmp_path: Path
         comparison(collect([tmp_path]), metric="score")
 
 
+def test_the_highest_is_not_marked_as_the_best_of_what_an_environment_reports(tmp_path: Path) -> None:
+    for mixer, length in (("qmix", 20.0), ("vdn", 60.0)):
+        for seed in range(5):
+            run = run_config(mixer, seed, "3m", env="smax")
+            make_run(tmp_path, run, length + seed, metrics={"length": [0, 0, 0, 0, length + seed]})
+    assert bold(comparison(collect([tmp_path]))[0]) == {"vdn"}
+    assert bold(comparison(collect([tmp_path]), metric="length")[0]) == set()
+    pooled, _ = comparison(collect([tmp_path]), rows=[], metric="length")
+    assert "return" not in pooled.title
+
+
 def test_a_task_without_wins_has_no_win_rate(tmp_path: Path) -> None:
     battles(tmp_path, "qmix", [0.2, 0.4])
     five(tmp_path, "qmix", 0.7)
     with pytest.raises(
-        UserError, match=r"lbf/8x8-2p-2f-coop-2s reports no wins.*--only env=smax, or use --metric final"
+        UserError, match=r"lbf/8x8-2p-2f-coop-2s reports no wins.*--only env=NAME.*, or use --metric final"
     ):
         comparison(collect([tmp_path]), metric="win_rate")
 
