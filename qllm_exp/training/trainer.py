@@ -140,7 +140,8 @@ class Trainer:
         self.env_steps += steps
         self.episodes += self.env.num_envs
         self._count(returns=float(returns.sum()), episodes=self.env.num_envs, steps=steps)
-        self._count(**{f"{name}_mean": float(values.sum()) for name, values in self.env.episode_metrics().items()})
+        metrics = {f"{name}_mean": float(values.sum()) for name, values in self.env.episode_metrics().items()}
+        self._count(reported=self.env.num_envs, **metrics)
         due = self.env_steps // self.config.steps_per_update - self.called_for
         self.called_for += due
         if self.algorithm.on_policy:
@@ -216,7 +217,8 @@ class Trainer:
             "return_mean": self.recent["returns"] / episodes,
             "length_mean": self.recent["steps"] / episodes,
         }
-        row |= {name: total / episodes for name, total in self.recent.items() if name.endswith("_mean")}
+        # Fewer episodes after a resume from a checkpoint of a version that did not count what they report.
+        row |= {name: total / self.recent["reported"] for name, total in self.recent.items() if name.endswith("_mean")}
         row |= {name: float(total) / updates for name, total in self.recent_updates.items()}
         row |= self.algorithm.exploration(self.env_steps)
         self._write(row)

@@ -137,6 +137,15 @@ def test_a_training_row_has_the_mean_of_what_the_environment_reports_of_its_epis
     ]
 
 
+def test_a_checkpoint_that_has_not_counted_them_spoils_no_mean(tmp_path, monkeypatch):
+    bench = Bench(small_run(num_envs=4, total_steps=12_000, steps_per_update=5000), tmp_path)
+    bench.trainer.recent = {"returns": 0.0, "episodes": 400, "steps": 0}  # as an older version left it
+    monkeypatch.setattr(bench.trainer.env, "episode_metrics", lambda: {"win": torch.full((4,), 0.5)})
+    monkeypatch.setattr(bench.trainer, "_evaluate_if_due", lambda: None)
+    bench.trainer.train(bench.store)
+    assert [row["win_mean"] for row in bench.rows if row["kind"] == "training"] == [0.5]
+
+
 def test_evaluation_does_not_affect_training(tmp_path):
     often = Bench(small_run("lbf", **SHORT), tmp_path / "often")
     seldom = SHORT | {"evaluation": schema.EvaluationConfig(10**6, 1, 1)}
