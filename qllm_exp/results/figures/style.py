@@ -223,6 +223,10 @@ def label_rows(axis: Axes, labels: Sequence[str], neutral: float) -> None:
     axis.grid(visible=False, axis="y")
 
 
+NOTE_HEIGHT = 0.12  # inches of a line in small print
+FEW_NOTES = 4  # lines of notes that every figure has room for
+
+
 def finish(figure: Figure, notes: Sequence[str], path: Path | None) -> Figure:
     """Write notes in small print below a figure, wrapped to its width; save the figure, and return it.
 
@@ -234,6 +238,8 @@ def finish(figure: Figure, notes: Sequence[str], path: Path | None) -> Figure:
     width = int(figure.get_figwidth() * 18)  # characters per inch
     lines = [line for note in notes for line in textwrap.wrap(note, width, subsequent_indent="   ")]
     if lines:
+        # The layout takes their room from the panels, which are made for a few lines.
+        figure.set_figheight(figure.get_figheight() + NOTE_HEIGHT * max(0, len(lines) - FEW_NOTES))
         figure.supxlabel("\n".join(lines), fontsize=7, x=0.01, ha="left", color="#333333")
     save(figure, path)
     return figure

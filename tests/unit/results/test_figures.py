@@ -160,6 +160,14 @@ def test_a_metric_that_the_environment_reports_is_drawn_and_pooled_like_a_return
         per_task.bars(records, metric="lengths")
 
 
+def test_many_notes_leave_the_panels_their_height(records: list[Record], tmp_path: Path) -> None:
+    heights = []
+    for count in (0, 30):
+        figure = per_task.curves(records, tmp_path / "x.png", [f"Missing: run {number}." for number in range(count)])
+        heights.append(figure.axes[0].get_window_extent().height / figure.dpi)
+    assert heights[1] > 0.8 * heights[0]
+
+
 def test_win_rates_of_tasks_without_wins_are_refused(records: list[Record]) -> None:
     for draw in (per_task.curves, per_task.bars, across_tasks.aggregated_curves, across_tasks.profiles):
         with pytest.raises(UserError, match="reports no wins"):
