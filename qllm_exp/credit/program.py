@@ -25,6 +25,9 @@ MAX_TOTAL_ROW_ELEMENTS = 131_072  # of all values together, for each row of the 
 MAX_DIMENSIONS = 8
 _PROBE_BATCH = 64
 _LARGE_BATCH = 4_096
+_SHAPES = frozenset(
+    {"reshape.default", "view.default", "expand.default"}
+)  # operations that take the batch size as a dimension
 _UNCHANGED: Mapping[int, Tensor] = MappingProxyType({})
 
 # By the hash of a program that was checked: the batch sizes for which all of its values are known to be small enough. A process
@@ -88,6 +91,8 @@ class Program:
         if not self._batches:
             self._check_sizes()
             _SMALL_ENOUGH[self.hash] = self._batches
+        # No tensor shrinks when the batch grows, unless the program calculates with sizes.
+        self._small_enough_up_to = 0 if self._calculates_with_sizes() else _LARGE_BATCH
 
     @classmethod
     def from_json(cls, data: Any) -> "Program":
@@ -121,7 +126,7 @@ class Program:
                 f"expected agents_q [B, {self.n_agents}] and global_state [B, {self.state_dim}], "
                 f"got {list(agents_q.shape)} and {list(global_state.shape)}"
             )
-        if batch not in self._batches:
+        if batch > self._small_enough_up_to and batch not in self._batches:
             self._check_batch(batch)
         replaced = frozenset(constants)
         plan = self._plans.get((agents_q.device, replaced)) or self._plan(agents_q.device, replaced)
@@ -345,6 +350,14 @@ class Program:
         self._check_elements(_PROBE_BATCH, sizes)
         for batch in (1, _LARGE_BATCH):
             self._check_batch(batch)
+
+    def _calculates_with_sizes(self) -> bool:
+        """Whether a number that depends on the size of a tensor is used in another way than as a dimension."""
+        return any(
+            ("." not in name and name != "get")
+            or (name not in _SHAPES and BATCH_SIZE in program_json.references(arguments))
+            for name, arguments, _ in self.operations
+        )
 
     def _check_batch(self, batch: int) -> None:
         """Refuse values that are too large for this batch size, since a size can be any function of it."""

@@ -36,7 +36,9 @@ from qllm_exp.utils.text import excerpt, inert
 
 FORMAT = 2
 STATE_KIND = "state"  # key of the provenance: value of env.state, where it is not 'features'
-BUNDLED = Path(__file__).parent / "bundled"  # <env>/<task>.json, read only
+BUNDLED = (
+    Path(__file__).parent / "bundled"
+)  # <env>/<task>.json, further samples <env>/<task>.sample-<n>.json; read only
 _STRING_KEYS = ("env", "task", "function", "source", "prompt_hash", "key", "verdict", "hash")
 _DICT_KEYS = ("request", "provenance", "prompts", "cost", "program")
 _KEYS = {"format", "n_agents", "state_dim", "transcript", *_STRING_KEYS, *_DICT_KEYS}
@@ -253,18 +255,25 @@ def load(path: Path | str) -> StoredFunction:
         raise UserError(f"TFCAF {name}: {invalid}") from None
 
 
-def bundled_path(env: str, task: str) -> Path:
+def bundled_path(env: str, task: str, sample: int = 0) -> Path:
     """Return the file of the function that ships with the package for a task.
 
     Args:
         env: environment family, e.g. 'lbf'.
         task: task in it, e.g. '8x8-2p-2f-coop-2s'.
+        sample: index of an independent repetition of the procedure that wrote it.
 
     Raises:
-        UserError: there is no bundled function for the task; the message lists the tasks that have one.
+        UserError: there is no bundled function for the task, or no such sample; the message lists what there is.
     """
     paths = _bundled_paths(BUNDLED)
-    path = paths.get(f"{env}/{task}")
+    path = paths.get(f"{env}/{task}{_sample_suffix(sample)}")
+    if path is None and f"{env}/{task}" in paths:
+        samples = [n for n in range(sample) if f"{env}/{task}{_sample_suffix(n)}" in paths]
+        raise UserError(
+            f"tfcaf.sample={sample} is not bundled with qllm_exp for {env}/{task}. Allowed: {', '.join(map(str, samples))}. "
+            "Choose a language model that can generate another sample (llm=openai, ...)."
+        )
     if path is None:
         names, hint = ", ".join(paths) or "none", nearest(f"{env}/{task}", paths)
         raise UserError(
@@ -274,14 +283,19 @@ def bundled_path(env: str, task: str) -> Path:
     return path
 
 
+def _sample_suffix(sample: int) -> str:
+    """Return what the name of a bundled sample has after the task."""
+    return f".sample-{sample}" if sample else ""
+
+
 def bundled_names() -> list[str]:
-    """Return 'env/task' of every function that ships with the package."""
+    """Return 'env/task' of every function that ships with the package, or 'env/task.sample-1' of a further sample."""
     return list(_bundled_paths(BUNDLED))
 
 
 @cache
 def _bundled_paths(folder: Path) -> dict[str, Path]:
-    """Map 'env/task' to the file, for every function below `folder`."""
+    """Map the names of `bundled_names` to the files, for every function below `folder`."""
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.glob("*/*.json"))}
 
 

@@ -80,15 +80,16 @@ def locate(run: schema.RunConfig) -> FunctionFile:
         )
     if not hasattr(run.llm, "backend"):
         defaults = identifying_options(schema.GenerationConfig())
-        changed = [name for name, value in identifying_options(run.tfcaf).items() if value != defaults[name]]
+        options = identifying_options(run.tfcaf)
+        changed = [name for name, value in options.items() if value != defaults[name] and name != "sample"]
         if changed:
-            options = ", ".join(f"tfcaf.{name}" for name in changed)
+            keys = ", ".join(f"tfcaf.{name}" for name in changed)
             models = ", ".join(name for name in registry.choices("llm") if name != "bundled")
             raise UserError(
-                f"llm={run.llm.name} has one fixed function per task and does not support {options}. Remove the override, "
+                f"llm={run.llm.name} has fixed functions for each task and does not support {keys}. Remove the override, "
                 f"or choose a language model that generates functions: {models}."
             )
-        path = _bundled_path(run.env)
+        path = _bundled_path(run.env, run.tfcaf.sample)
         if run.env.state != TeamEnv.state_kind:
             raise UserError(
                 f"llm={run.llm.name}: the bundled functions read env.state={TeamEnv.state_kind}, not env.state={run.env.state}. "
@@ -100,9 +101,9 @@ def locate(run: schema.RunConfig) -> FunctionFile:
     return FunctionFile(function_store(run).path(key), key)
 
 
-def _bundled_path(env: schema.EnvConfig) -> Path:
+def _bundled_path(env: schema.EnvConfig, sample: int) -> Path:
     """Return the file of the function that ships with the package for a task. UserError if it is for other options than `env`'s."""
-    path = stored_function.bundled_path(env.name, env.task)
+    path = stored_function.bundled_path(env.name, env.task, sample)
     for name, value in env.bundled_for.items():
         if getattr(env, name) != value:
             raise UserError(

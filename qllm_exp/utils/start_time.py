@@ -2,6 +2,7 @@
 
 import functools
 import gc
+from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
@@ -22,6 +23,25 @@ def wake_collector() -> None:
     if gc.get_threshold() == _RARE:
         gc.freeze()
         gc.set_threshold(*_USUAL)
+
+
+_MODES_FROM_ELSEWHERE = ("hydra.mode", "hydra.searchpath", "--config-", "-cn", "-cp")  # overrides and options of Hydra
+
+
+def compose_without_mode(arguments: Sequence[str]) -> None:
+    """Let Hydra take from -m alone whether a command is a sweep, unless the arguments may say otherwise.
+
+    Hydra composes the whole configuration once more, before everything else, only to read `hydra.mode`, which this package
+    leaves empty. That is a third to a half of what a short command takes.
+
+    Args:
+        arguments: the command line in the form that Hydra expects, where folders of YAML files, which may set the mode, are a
+            `hydra.searchpath`.
+    """
+    from hydra._internal.hydra import Hydra
+
+    if not any(argument.lstrip("+").startswith(_MODES_FROM_ELSEWHERE) for argument in arguments):
+        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
 
 
 @functools.cache

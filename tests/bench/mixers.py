@@ -56,7 +56,11 @@ def measure(rounds: int, device: str) -> list[dict[str, Any]]:
                 "tfcaf": Tfcaf(stored.program, affine, enforce=affine and env.task.monotonic),
                 "qmix": Qmix(env.n_agents, env.state_dim, embed=32, hypernet=64).to(device),
             }
-            row: dict[str, Any] = {"function": f"{stored.env}/{stored.task}", "episodes": episodes, "steps": steps}
+            row: dict[str, Any] = {
+                "function": str(path.relative_to(BUNDLED).with_suffix("")),
+                "episodes": episodes,
+                "steps": steps,
+            }
             for key, make_call in (("forward", forward), ("forward_backward", forward_backward)):
                 calls = {name: make_call(mixer, q, states) for name, mixer in mixers.items()}
                 row[key] = compare(calls, rounds, device)

@@ -332,7 +332,7 @@ def test_stored_functions_are_loaded_by_task_and_by_file(folder: Path) -> None:
 def test_generate_returns_the_bundled_function_without_a_language_model() -> None:
     function = qllm_exp.generate(["env=matrix", "env.task=climbing"])
     assert function.program.hash == qllm_exp.load_function("matrix/climbing").program.hash
-    with pytest.raises(UserError, match="has one fixed function per task"):
+    with pytest.raises(UserError, match="has fixed functions for each task"):
         qllm_exp.generate(["env=matrix", "tfcaf.rounds=2"])
 
 

@@ -377,7 +377,7 @@ def test_a_refused_file_is_reported_with_the_reason_and_not_stored(tmp_path: Pat
     [
         (
             ["generate", "tfcaf.rounds=1"],
-            "llm=bundled has one fixed function per task and does not support tfcaf.rounds",
+            "llm=bundled has fixed functions for each task and does not support tfcaf.rounds",
         ),
         (["generate", "env=lbf", "env.task=9x9-2p-2f"], "No TFCAF for lbf/9x9-2p-2f"),
         (["show", "123456"], "No stored function"),

@@ -15,11 +15,10 @@ import os
 import sys
 import time
 
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-}
+FLAGS = ["--xla_cpu_multi_thread_eigen=false", "intra_op_parallelism_threads=1"]
+if sys.argv[1:2] == ["play"]:  # the compiler would take longer to optimise than a hundred episodes take
+    FLAGS += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+os.environ |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "XLA_FLAGS": " ".join(FLAGS)}
 BATCH = 50  # copies at once
 DRAWS = 2**20  # a number in [0, 1) is a multiple of 1 / DRAWS, which float32 holds exactly
 ATTACK_SHARE = 0.9  # of the steps in which a purposeful agent attacks if it can

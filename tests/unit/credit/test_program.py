@@ -257,6 +257,28 @@ def test_an_equal_program_is_not_checked_again_and_a_refused_one_stays_refused(m
     assert len(checked) == 4
 
 
+@pytest.mark.parametrize(
+    ("operations", "checked_again"),
+    [
+        ([["expand.default", [{"ref": 3}, [{"ref": 2}, 3]], {}], ["mean.dim", [{"ref": 4}, [1], True], {}]], []),
+        ([["slice.Tensor", [{"ref": 0}, 0, 0, {"ref": 2}, 1], {}], ["mean.dim", [{"ref": 4}, [1], True], {}]], [9, 2000]),
+        ([["size", [{"ref": 0}, 0], {}], ["expand.default", [{"ref": 3}, [{"ref": 4}, 3]], {}],
+          ["mean.dim", [{"ref": 5}, [1], True], {}]], [9, 2000]),
+    ],
+    ids=["as a dimension", "as a bound", "read from a tensor"],
+)  # fmt: skip
+def test_only_a_program_that_calculates_with_sizes_is_checked_for_every_batch_size(
+    operations: list, checked_again: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = [{"dtype": "float32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}]
+    program, sizes = small_program(operations, constants=constants), Program._sizes
+    checked: list[int] = []
+    monkeypatch.setattr(Program, "_sizes", lambda self, batch: (checked.append(batch), sizes(self, batch))[1])
+    for batch in (9, 2000, 5000):
+        assert program(torch.zeros(batch, 3), torch.zeros(batch, 2)).shape == (batch, 1)
+    assert checked == [*checked_again, 5000], "a batch that is larger than those that were checked at first, always"
+
+
 def test_a_changed_number_changes_the_hash() -> None:
     data = program_of(MATRIX).to_json()
     text = json.dumps(data)

@@ -1,5 +1,6 @@
 """Stored functions: a saved function loads unchanged, and an invalid file is an error that names the file."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from qllm_exp.credit import stored_function
 from qllm_exp.credit.probe_states import extreme_states, task_states
 from qllm_exp.credit.program import Program
 from qllm_exp.credit.program_json import canonical_json
+from qllm_exp.credit.refused import Refused
 from qllm_exp.credit.stored_function import StoredFunction, bundled_path, load
 from qllm_exp.envs import make_env
 from qllm_exp.envs.base import TeamEnv
@@ -27,6 +29,7 @@ from qllm_exp.envs.mpe.env import Config as MpeConfig
 from qllm_exp.errors import UserError
 from qllm_exp.generation import provide
 from qllm_exp.generation.coder_evaluator import generate
+from qllm_exp.generation.prompt_rendering import extract_code
 from qllm_exp.generation.verify import Accepted, verify, verify_all
 from qllm_exp.llm import CallFailed, Reply, Request
 from qllm_exp.llm.folder import Config as FolderConfig
@@ -327,13 +330,30 @@ def test_bundled_path_finds_the_task_or_lists_the_bundled_tasks(
         bundled_path("..", "x")
 
 
+def test_a_task_may_have_several_bundled_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_function, "BUNDLED", tmp_path)
+    for name in ("a", "a.sample-1", "b"):
+        make_function().save(tmp_path / "matrix" / f"{name}.json")
+    run = schema.RunConfig(env=MatrixConfig(task="a"), mixer=TfcafConfig(), tfcaf=schema.GenerationConfig(sample=1))
+    assert provide.locate(run).path == tmp_path / "matrix" / "a.sample-1.json"
+    for task, sample, allowed in (("a", 2, "0, 1"), ("b", 1, "0")):
+        run = replace(run, env=MatrixConfig(task=task), tfcaf=schema.GenerationConfig(sample=sample))
+        with pytest.raises(
+            UserError, match=rf"tfcaf\.sample={sample} is not bundled .* matrix/{task}\. Allowed: {allowed}\."
+        ):
+            provide.locate(run)
+
+
 def test_every_bundled_file_loads_and_is_filed_under_its_task() -> None:
     for path in stored_function.BUNDLED.glob("*/*.json"):
         stored = load(path)
-        assert (stored.env, stored.task) == (path.parent.name, path.stem)
+        task, _, sample = path.stem.partition(".sample-")
+        assert (stored.env, stored.task) == (path.parent.name, task)
+        assert stored.request["procedure"]["sample"] == int(sample or 0)
 
 
 BUNDLED_FILES = sorted(stored_function.BUNDLED.glob("*/*.json"))
+OF_EACH_ENV = {path.parent.name: path for path in reversed(BUNDLED_FILES)}
 PAPER_TASKS = {
     "mpe": ("simple_spread", "simple_adversary", "simple_tag"),
     "lbf": ("8x8-2p-2f-coop-2s", "10x10-3p-3f-2s", "15x15-4p-3f-2s"),
@@ -360,10 +380,31 @@ class RecordedModel:
         return [Reply(row["answer"], row["model"]) for row in rows]
 
 
+def verdicts(stored: StoredFunction, env: TeamEnv, enforce: bool, in_full: bool) -> dict[str, Accepted | Refused]:
+    """Return today's verdict on each source that a transcript contains.
+
+    Unless `in_full`, a source that was accepted then and not chosen counts as accepted.
+    """
+    outcomes: dict[str, str] = {}
+    for row in (row for row in stored.transcript if row["role"] == "coder"):
+        with contextlib.suppress(Refused):  # an answer without a function
+            outcomes[extract_code(row["answer"])] = row["outcome"]
+    known = {
+        source: Accepted(source, stored.function, stored.program, True, ())
+        for source, outcome in outcomes.items()
+        if outcome == "accepted" and source != stored.source and not in_full
+    }
+    unknown = [source for source in outcomes if source not in known]
+    return known | dict(zip(unknown, verify_all(unknown, env, enforce), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BUNDLED_FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_bundled_functions_are_reproduced_from_the_recorded_answers_to_the_current_prompts(path: Path) -> None:
-    """Fails when a prompt, a task's description, a state layout or the procedure has changed, which makes the function stale."""
+    """Fails when a prompt, a task's description, a state layout or the procedure has changed, which makes the function stale.
+
+    Of one function of each environment, all candidates are verified; of the others the chosen and the refused ones.
+    """
     stored = load(path)
     options = schema.GenerationConfig(**{k: v for k, v in stored.request["procedure"].items() if k != "selection"})
     llm = FolderConfig(**{"path": "answers", **stored.request["llm"]})
@@ -373,8 +414,8 @@ def test_bundled_functions_are_reproduced_from_the_recorded_answers_to_the_curre
     assert stored.prompts == {"coder": prompts.coder_system, "evaluator": prompts.evaluator_system}
     assert (stored.request, stored.key) == (provide.request_for(run), provide.key_for(run))
     with provide.small_environment(run) as env:
-        enforce = provide.igm_enforced(run, env)
-        outcome = generate(prompts, options, RecordedModel(stored), lambda sources: verify_all(sources, env, enforce))
+        known = verdicts(stored, env, provide.igm_enforced(run, env), in_full=path in OF_EACH_ENV.values())
+        outcome = generate(prompts, options, RecordedModel(stored), lambda sources: [known[key] for key in sources])
         states = torch.cat([task_states(env, 64), extreme_states(env)])
     assert outcome.accepted.source == stored.source
     # The stored programs were traced before 0.2, and keep their hashes, so that runs keep their names. The values are equal.
