@@ -77,8 +77,12 @@ def test_the_header_states_the_command_the_number_of_runs_and_what_the_plan_says
 def test_it_ends_with_a_table_and_a_figure(name, tmp_path):
     arguments = [f"experiment={name}", *TINY, f"dir={tmp_path / 'runs'}"]
     narrowed = {
-        "baselines": ["env=lbf,mpe"],
+        "ablation_search_tuning": ["train.learning_rate=0.0005,0.001"],
+        "baselines": ["env=mpe"],
+        "compatibility": ["env=mpe"],
+        "matrix_games": ["env.task=climbing,penalty-50"],
         "methods": ["env=matrix", "env.task=climbing"],
+        "smoke": ["env=lbf,matrix"],
         "tuned": ["env=mpe", "sweep.tune.trials=2", "sweep.tune.seeds=1"],
     }
     arguments += narrowed.get(name, [])
