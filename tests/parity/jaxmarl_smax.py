@@ -17,7 +17,7 @@ import time
 
 FLAGS = ["--xla_cpu_multi_thread_eigen=false", "intra_op_parallelism_threads=1"]
 if sys.argv[1:2] == ["play"]:  # the compiler would take longer to optimise than a hundred episodes take
-    FLAGS += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true", *FLAGS]
 os.environ |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "XLA_FLAGS": " ".join(FLAGS)}
 BATCH = 50  # copies at once
 DRAWS = 2**20  # a number in [0, 1) is a multiple of 1 / DRAWS, which float32 holds exactly
