@@ -157,7 +157,8 @@ def function_store(run: schema.RunConfig) -> Store:
 def _resolve_file(file: str, store: Store) -> Path:
     """Resolve mixer.file, which is a path, ENV/TASK of a bundled function, or the first digits of a stored function's key."""
     if not Path(file).exists() and file in stored_function.bundled_names():
-        return stored_function.bundled_path(*file.split("/"))
+        env, _, task = file.partition("/")
+        return stored_function.bundled_path(env, task)
     if not Path(file).exists() and len(file) >= 6 and all(c in "0123456789abcdef" for c in file):
         return store.find(file)
     return Path(file)
