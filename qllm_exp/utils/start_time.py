@@ -54,14 +54,12 @@ def parse_files_once() -> None:
     Hydra parses the same two dozen files again for each configuration that it composes, which takes a quarter of the time that a
     sweep over choices needs to be planned.
     """
+    from hydra._internal.sources_registry import SourcesRegistry
     from hydra.core.plugins import Plugins
 
-    Plugins.instance()  # loads the modules of its sources once more
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
-
-    sources: tuple[Any, ...] = (FileConfigSource, ImportlibResourcesConfigSource)
-    for source in sources:
+    Plugins.instance()  # registers the sources
+    for scheme in ("file", "pkg"):
+        source: Any = SourcesRegistry.instance().resolve(scheme)
         source.load_config = _remembering(source.load_config)
 
 

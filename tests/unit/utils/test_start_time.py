@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
@@ -63,12 +64,11 @@ def test_the_package_leaves_the_mode_to_the_command_line() -> None:
 
 def test_a_file_is_parsed_once_as_long_as_it_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Plugins.instance()
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-
+    source: Any = SourcesRegistry.instance().resolve("file")
     loaded: list[str] = []
-    load_config = FileConfigSource.load_config
+    load_config = source.load_config
     counting = _remembering(lambda self, config_path: (loaded.append(config_path), load_config(self, config_path))[1])
-    monkeypatch.setattr(FileConfigSource, "load_config", counting)
+    monkeypatch.setattr(source, "load_config", counting)
     (tmp_path / "config.yaml").write_text("defaults: [_self_, {part: one}]\na: 1\n")
     (tmp_path / "part").mkdir()
     for name, value in (("one", 2), ("two", 3)):
