@@ -17,7 +17,7 @@ from qllm_exp.config import help, overrides
 from qllm_exp.config.compose import explain_error
 from qllm_exp.config.registry import CONF
 from qllm_exp.errors import RunFailed, UserError, nearest, user_traceback
-from qllm_exp.utils.start_time import compose_without_mode, parse_files_once, rest_collector, wake_collector
+from qllm_exp.utils.start_time import composing_without_mode, parse_files_once, rest_collector, wake_collector
 from qllm_exp.utils.text import inert_lines
 
 _COMMANDS = {
@@ -155,9 +155,9 @@ def _train() -> int:
         arguments = sys.argv[1:]
         expanded = [overrides.expand_ranges(argument, arguments) for argument in arguments]
         sys.argv[1:] = overrides.to_hydra_arguments(expanded)
-        compose_without_mode(sys.argv[1:])
         parse_files_once()
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        with composing_without_mode(sys.argv[1:]):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except UserError as error:
         print(f"error: {inert_lines(error)}", file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2

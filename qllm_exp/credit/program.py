@@ -25,9 +25,7 @@ MAX_TOTAL_ROW_ELEMENTS = 131_072  # of all values together, for each row of the 
 MAX_DIMENSIONS = 8
 _PROBE_BATCH = 64
 _LARGE_BATCH = 4_096
-_SHAPES = frozenset(
-    {"reshape.default", "view.default", "expand.default"}
-)  # operations that take the batch size as a dimension
+_TAKE_SHAPE = frozenset({"reshape.default", "view.default", "expand.default"})  # operations that take dimensions
 _UNCHANGED: Mapping[int, Tensor] = MappingProxyType({})
 
 # By the hash of a program that was checked: the batch sizes for which all of its values are known to be small enough. A process
@@ -91,7 +89,7 @@ class Program:
         if not self._batches:
             self._check_sizes()
             _SMALL_ENOUGH[self.hash] = self._batches
-        # No tensor shrinks when the batch grows, unless the program calculates with sizes.
+        # Unless a program calculates with sizes, what fits a large batch fits the smaller ones.
         self._small_enough_up_to = 0 if self._calculates_with_sizes() else _LARGE_BATCH
 
     @classmethod
@@ -355,7 +353,7 @@ class Program:
         """Whether a number that depends on the size of a tensor is used in another way than as a dimension."""
         return any(
             ("." not in name and name != "get")
-            or (name not in _SHAPES and BATCH_SIZE in program_json.references(arguments))
+            or (name not in _TAKE_SHAPE and BATCH_SIZE in program_json.references(arguments))
             for name, arguments, _ in self.operations
         )
 

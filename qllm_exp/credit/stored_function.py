@@ -36,9 +36,7 @@ from qllm_exp.utils.text import excerpt, inert
 
 FORMAT = 2
 STATE_KIND = "state"  # key of the provenance: value of env.state, where it is not 'features'
-BUNDLED = (
-    Path(__file__).parent / "bundled"
-)  # <env>/<task>.json, further samples <env>/<task>.sample-<n>.json; read only
+BUNDLED = Path(__file__).parent / "bundled"  # <env>/<task>.json, read only; further samples: <task>.sample-<n>.json
 _STRING_KEYS = ("env", "task", "function", "source", "prompt_hash", "key", "verdict", "hash")
 _DICT_KEYS = ("request", "provenance", "prompts", "cost", "program")
 _KEYS = {"format", "n_agents", "state_dim", "transcript", *_STRING_KEYS, *_DICT_KEYS}

@@ -62,9 +62,7 @@ class ConfigLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: igno
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping as a dictionary; raises yaml.constructor.ConstructorError if it has a key twice."""
-        pairs = (
-            node.value if isinstance(node, yaml.MappingNode) else []
-        )  # `!!map [a]` is none, which libyaml then refuses
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []  # `!!map [a]` is none; the reader refuses it
         keys = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
             repeated = next(key for key in keys if keys.count(key) > 1)

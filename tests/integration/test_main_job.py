@@ -87,6 +87,34 @@ def test_a_sweep_runs_every_combination_and_compares(tmp_path):
     assert code == 0 and "12 runs: 8 finished, 0 running, 0 queued, 4 to run" in text and text.count("(n=3)") == 8
 
 
+COUNTING = """
+import sys
+from collections import Counter
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import OmegaConf
+import qllm_exp.__main__
+
+files, compositions = Counter(), []
+load, compose = OmegaConf.load, ConfigLoaderImpl.load_configuration
+OmegaConf.load = lambda file: (files.update([str(getattr(file, "name", file))]), load(file))[1]
+ConfigLoaderImpl.load_configuration = lambda *args, **options: (compositions.append(args), compose(*args, **options))[1]
+code = qllm_exp.__main__.main()
+print("code", code, "compositions", len(compositions), "files", len(files), "again", sum(n > 1 for n in files.values()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "compositions"),
+    [(["mixer=vdn"], 1), (["-m", "mixer=vdn", "seed=0-4"], 2), (["-m", "mixer=vdn,qmix", "seed=0-4"], 3)],
+    ids=["run", "seeds", "choices"],
+)
+def test_hydra_composes_each_choice_once_and_parses_no_file_again(overrides, compositions, tmp_path):
+    arguments = ["env=matrix", "train=quick", *overrides, "--dry-run", f"dir={tmp_path}"]
+    text = commands.run(["-c", COUNTING, *arguments], check=True).stdout
+    counts = re.search(r"code 0 compositions (\d+) files (\d+) again (\d+)", text)
+    assert counts and int(counts[1]) == compositions and int(counts[2]) > 10 and int(counts[3]) == 0, text
+
+
 def test_one_failed_run_leaves_the_others_alone_and_is_named(tmp_path):
     args = ["-m", "env=matrix", "env.name=flaky_env", "+env.fault='',raise,exit,kill", "mixer=vdn", "seed=0"]
     code, text = call(tmp_path / "r", *args)

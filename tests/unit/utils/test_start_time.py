@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from qllm_exp.config.compose import CONF
-from qllm_exp.utils.start_time import _remembering, compose_without_mode, rest_collector, wake_collector
+from qllm_exp.utils.start_time import _remembering, composing_without_mode, rest_collector, wake_collector
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +51,10 @@ def test_hydra_composes_for_the_mode_only_if_something_may_set_it(
     argument: str, mode: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: mode)
-    compose_without_mode(["-m", argument])
-    assert cast(Any, Hydra.get_mode)(None, "config", []) == mode
+    asked = Hydra.get_mode
+    with composing_without_mode(["-m", argument]):
+        assert cast(Any, Hydra.get_mode)(None, "config", []) == mode
+    assert Hydra.get_mode is asked
 
 
 def test_the_package_leaves_the_mode_to_the_command_line() -> None:
